@@ -1,0 +1,39 @@
+//! What is said of a job wherever one of its runs ends.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Class, Id, Job, Kind, time::Millis};
+
+/// The facts of a job that an ended run is counted under. Events of ends carry them, so that
+/// whoever counts needs no memory of the job.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct About {
+    /// The project it belongs to.
+    pub project: Id,
+    /// The batch it works on.
+    pub batch: Id,
+    /// What kind of work it is.
+    #[serde(rename = "type")]
+    pub kind: Kind,
+    /// The class it was queued in.
+    pub class: Class,
+    /// The attempt that ended, from 1; 0 where none began.
+    pub attempt: u32,
+    /// When it last became queued.
+    pub queued_at: Millis,
+}
+
+impl About {
+    /// What is to be said of `job` now.
+    pub fn job(job: &Job) -> Self {
+        Self {
+            project: job.project.clone(),
+            batch: job.batch.clone(),
+            kind: job.kind,
+            class: job.class,
+            attempt: job.attempts,
+            queued_at: job.queued_at,
+        }
+    }
+}

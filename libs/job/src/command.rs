@@ -1,0 +1,151 @@
+//! What can be asked of the fold. A message on COMMANDS carries many of one verb.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{About, Id, Idempotency, JobId, Json, Kind, Run, Spent, time::Millis};
+
+/// One thing asked.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Command {
+    /// New jobs.
+    Enqueue(Enqueue),
+    /// Stop jobs.
+    Cancel(Cancel),
+    /// Queue ended jobs again.
+    Retry(Retry),
+    /// A processor began a run.
+    Started(Started),
+    /// A run ended.
+    Outcome(Outcome),
+}
+
+/// New jobs of one project: accepted as a whole, or not.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Enqueue {
+    /// The project they belong to.
+    pub project: Id,
+    /// What kind of work they are.
+    #[serde(rename = "type")]
+    pub kind: Kind,
+    /// 0 to 1000, lower first.
+    pub priority: u16,
+    /// Not to be run before this time.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub run_at: Option<Millis>,
+    /// The attempts each may use; the configuration's number where absent.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub max_attempts: Option<u32>,
+    /// Whether the live jobs of the same batches are cancelled first.
+    pub supersede: bool,
+    /// The jobs, each of another batch.
+    pub jobs: Vec<NewJob>,
+    /// What makes a repeat of the request harmless.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub idempotency: Option<Idempotency>,
+}
+
+/// One new job of an [`Enqueue`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct NewJob {
+    /// Its id, made by the edge.
+    pub id: JobId,
+    /// The batch it works on.
+    pub batch: Id,
+    /// What its handler is given.
+    #[serde(default)]
+    pub data: Json,
+}
+
+/// Stop the live jobs of a project, or of some of its batches.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Cancel {
+    /// The project.
+    pub project: Id,
+    /// The batches; all where absent.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub batches: Option<Vec<Id>>,
+    /// What makes a repeat of the request harmless.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub idempotency: Option<Idempotency>,
+}
+
+/// Queue a failed or cancelled job again, or all failed jobs of a project.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Retry {
+    /// The project.
+    pub project: Id,
+    /// The job; all failed ones where absent.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub job: Option<JobId>,
+    /// What makes a repeat of the request harmless.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub idempotency: Option<Idempotency>,
+}
+
+/// A processor began a run. It may come late, twice or never: an outcome implies it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Started {
+    /// The job.
+    pub job: JobId,
+    /// The run that was begun.
+    pub run: Run,
+    /// Who began it.
+    pub worker: Id,
+    /// When, by the worker's clock.
+    pub at: Millis,
+}
+
+/// A run ended, or never began.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Outcome {
+    /// The job.
+    pub job: JobId,
+    /// The run that ended.
+    pub run: Run,
+    /// Who ran it.
+    pub worker: Id,
+    /// What is counted if the run is refused and its job forgotten.
+    pub about: About,
+    /// When the run began, by the worker's clock; absent where it did not.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub started_at: Option<Millis>,
+    /// When it ended, by the worker's clock.
+    pub finished_at: Millis,
+    /// What it cost.
+    #[serde(default)]
+    pub spent: Spent,
+    /// How it ended.
+    pub end: End,
+}
+
+/// How a run ended.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum End {
+    /// The work is done.
+    Done {
+        /// What the handler returned.
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        result: Option<Json>,
+    },
+    /// It failed and may be tried again.
+    Retry {
+        /// What went wrong.
+        error: Id,
+        /// How long to wait at the least, in ms, where the handler knows.
+        #[serde(rename = "afterMs", skip_serializing_if = "Option::is_none", default)]
+        after_ms: Option<i64>,
+    },
+    /// It failed and would fail again.
+    Reject {
+        /// What went wrong.
+        error: Id,
+    },
+    /// The processor hands it back unfinished, because it stops.
+    Released,
+    /// The processor was given a run that another processor had been given before.
+    Reported,
+}

@@ -1,0 +1,31 @@
+//! What an operator may set of the rules.
+
+use crate::{Backoff, Bands};
+
+/// The settings that decisions are made with. What a decision took from them is written into
+/// its events, so that a replay needs none of it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// Which priorities belong to which class.
+    pub bands: Bands,
+    /// Runs that a job may use before it has failed, where its request names no number.
+    pub max_attempts: u32,
+    /// How long a failed attempt waits for the next.
+    pub backoff: Backoff,
+    /// How long a job is kept after it ended, in ms.
+    pub retention_ms: i64,
+    /// The share of dispatches kept for each class below the first one that waits, from 0 to 1.
+    pub lower_share: f64,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            bands: Bands::default(),
+            max_attempts: 3,
+            backoff: Backoff::default(),
+            retention_ms: 7 * 24 * 3_600 * 1_000,
+            lower_share: 0.10,
+        }
+    }
+}

@@ -1,0 +1,50 @@
+//! How many jobs a project has in which status: exact, and never counted by walking them.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Class, Status};
+
+/// Jobs by status. `queued` and `processing` are of now; the others are of ever, less those
+/// that were retried since.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counts {
+    /// Waiting, by class: high, normal, low.
+    pub queued: [u64; 3],
+    /// Running, by class.
+    pub processing: [u64; 3],
+    /// Done.
+    pub completed: u64,
+    /// Failed.
+    pub failed: u64,
+    /// Cancelled.
+    pub canceled: u64,
+}
+
+impl Counts {
+    /// Counts a job in.
+    pub fn enter(&mut self, status: Status, class: Class) {
+        *self.cell(status, class) += 1;
+    }
+
+    /// Counts a job out.
+    pub fn leave(&mut self, status: Status, class: Class) {
+        let cell = self.cell(status, class);
+        *cell = cell.saturating_sub(1);
+    }
+
+    /// All jobs.
+    pub fn total(&self) -> u64 {
+        let live: u64 = self.queued.iter().chain(&self.processing).sum();
+        live + self.completed + self.failed + self.canceled
+    }
+
+    fn cell(&mut self, status: Status, class: Class) -> &mut u64 {
+        match status {
+            Status::Queued => &mut self.queued[class as usize],
+            Status::Processing => &mut self.processing[class as usize],
+            Status::Completed => &mut self.completed,
+            Status::Failed => &mut self.failed,
+            Status::Canceled => &mut self.canceled,
+        }
+    }
+}

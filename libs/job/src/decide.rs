@@ -1,0 +1,148 @@
+//! Decisions: what a command makes happen. Nothing here changes anything; the events do.
+
+mod cancel;
+mod enqueue;
+mod retry;
+mod run;
+
+use std::collections::{HashMap, HashSet};
+
+use crate::{
+    About, Answer, Config, Digest, Id, Idempotency, Job, JobId, Run, State,
+    command::Command,
+    event::{Became, Ended, Event, Refused},
+    reply::{Code, Reply},
+    time::Millis,
+};
+
+/// What a command makes happen.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Decision {
+    /// The events, in order.
+    pub events: Vec<Event>,
+    /// What the one who asked is told.
+    pub reply: Reply,
+    /// Runs that somebody works on in vain and should be told to stop.
+    pub stale: Vec<(JobId, Run)>,
+}
+
+impl Decision {
+    fn noted() -> Self {
+        Self::reply(Reply::Noted)
+    }
+
+    fn reply(reply: Reply) -> Self {
+        Self { events: Vec::new(), reply, stale: Vec::new() }
+    }
+
+    fn refused(code: Code, error: String) -> Self {
+        Self::reply(Reply::Refused { code, error })
+    }
+}
+
+/// What memory does not hold and was read for a decision.
+#[derive(Clone, Debug, Default)]
+pub struct Facts {
+    /// Ended jobs, from the bucket; `None` where it has none.
+    pub jobs: HashMap<JobId, Option<Job>>,
+    /// Answers under idempotency keys, from the bucket; `None` where it has none.
+    pub answers: HashMap<Digest, Option<Answer>>,
+    /// Runs that a live processor says it works on.
+    pub held: HashSet<(JobId, Run)>,
+}
+
+/// What must be read before a command can be decided.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Need {
+    /// These jobs.
+    Jobs(Vec<JobId>),
+    /// The answer under this key.
+    Answer(Digest),
+}
+
+impl State {
+    /// Decides a command at `now`, which is not before the last event.
+    ///
+    /// # Errors
+    /// What has to be read first: memory does not hold it, and that says nothing of its absence.
+    pub fn decide(
+        &self,
+        config: &Config,
+        facts: &Facts,
+        now: Millis,
+        command: &Command,
+    ) -> Result<Decision, Need> {
+        match command {
+            Command::Enqueue(ask) => self.decide_enqueue(config, facts, now, ask),
+            Command::Cancel(ask) => self.decide_cancel(facts, now, ask),
+            Command::Retry(ask) => self.decide_retry(facts, now, ask),
+            Command::Started(said) => Ok(self.decide_started(said)),
+            Command::Outcome(said) => self.decide_outcome(config, facts, now, said),
+        }
+    }
+
+    /// The event that records a message which could not be folded.
+    pub fn refuse(reason: impl Into<Id>) -> Event {
+        Event::Refused(Box::new(Refused { reason: reason.into(), ended: None }))
+    }
+
+    /// The reply that was given under an idempotency key, if one was; a refusal where the key
+    /// came with another request.
+    fn answered(
+        &self,
+        facts: &Facts,
+        idempotency: Option<Idempotency>,
+    ) -> Result<Option<Decision>, Need> {
+        let Some(Idempotency { key, request }) = idempotency else { return Ok(None) };
+        let answer = match self.answer(key) {
+            Some(answer) => answer,
+            None => match facts.answers.get(&key) {
+                Some(Some(answer)) => answer,
+                Some(None) => return Ok(None),
+                None => return Err(Need::Answer(key)),
+            },
+        };
+        if answer.request == request {
+            return Ok(Some(Decision::reply(answer.reply.clone())));
+        }
+        Ok(Some(Decision::refused(
+            Code::IdempotencyKeyReused,
+            "this Idempotency-Key was used for another request; use a new key".into(),
+        )))
+    }
+
+    /// A job from memory or from what was read.
+    fn look_up<'a>(&'a self, facts: &'a Facts, id: JobId) -> Result<Option<&'a Job>, Need> {
+        match self.job(id) {
+            Some(job) => Ok(Some(job)),
+            None => match facts.jobs.get(&id) {
+                Some(read) => Ok(read.as_ref()),
+                None => Err(Need::Jobs(vec![id])),
+            },
+        }
+    }
+}
+
+/// Appends the record of an answer, where the request had an idempotency key.
+fn record(decision: &mut Decision, idempotency: Option<Idempotency>, now: Millis) {
+    if let Some(Idempotency { key, request }) = idempotency {
+        let reply = decision.reply.clone();
+        let answer = Box::new(Answer { request, reply, first_job: None, at: now });
+        decision.events.push(Event::Answered { key, answer });
+    }
+}
+
+/// The event that cancels a live job.
+fn canceled(job: &Job, error: Id, superseded_by: Option<JobId>) -> Event {
+    Event::Ended(Box::new(Ended {
+        job: job.id,
+        about: About::job(job),
+        run: job.run,
+        worker: job.worker.clone(),
+        started_at: job.started_at,
+        finished_at: None,
+        spent: crate::Spent::default(),
+        error: Some(error),
+        to: Became::Canceled { superseded_by },
+    }))
+}

@@ -1,0 +1,47 @@
+//! Cancel: stop the live jobs of a project, or of some of its batches.
+
+use std::collections::HashSet;
+
+use super::{Decision, Facts, Need, canceled, record};
+use crate::{Job, State, command::Cancel, reply::Reply, time::Millis};
+
+impl State {
+    pub(super) fn decide_cancel(
+        &self,
+        facts: &Facts,
+        now: Millis,
+        ask: &Cancel,
+    ) -> Result<Decision, Need> {
+        if let Some(decision) = self.answered(facts, ask.idempotency)? {
+            return Ok(decision);
+        }
+        let (jobs_before, batches_before) = self.known.partial.unwrap_or_default();
+        let live = self.live(ask);
+        let batches: HashSet<_> = live.iter().map(|job| &job.batch).collect();
+        let reply = Reply::Canceled {
+            jobs: jobs_before + live.len() as u64,
+            batches: batches_before + batches.len() as u64,
+        };
+        let events =
+            live.iter().map(|job| canceled(job, "canceled by a request".into(), None)).collect();
+        let mut decision = Decision { events, reply, stale: Vec::new() };
+        record(&mut decision, ask.idempotency, now);
+        Ok(decision)
+    }
+
+    /// The live jobs that a request names, oldest first.
+    fn live(&self, ask: &Cancel) -> Vec<&Job> {
+        let Some(project) = self.known.projects.get(&ask.project) else { return Vec::new() };
+        let mut live: Vec<&Job> = match &ask.batches {
+            None => project.live.values().flatten().filter_map(|id| self.job(*id)).collect(),
+            Some(batches) => {
+                let distinct: HashSet<_> = batches.iter().collect();
+                let ids =
+                    distinct.into_iter().filter_map(|batch| project.live.get(batch)).flatten();
+                ids.filter_map(|id| self.job(*id)).collect()
+            }
+        };
+        live.sort_unstable_by_key(|job| job.order);
+        live
+    }
+}

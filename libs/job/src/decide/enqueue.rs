@@ -1,0 +1,65 @@
+//! Enqueue and redo: new jobs, in the place of the live ones of their batches.
+
+use std::collections::HashSet;
+
+use super::{Decision, Facts, Need, canceled, record};
+use crate::{
+    Config, JobId, State,
+    command::Enqueue,
+    event::{Enqueued, Event},
+    reply::Reply,
+    time::Millis,
+};
+
+impl State {
+    pub(super) fn decide_enqueue(
+        &self,
+        config: &Config,
+        facts: &Facts,
+        now: Millis,
+        ask: &Enqueue,
+    ) -> Result<Decision, Need> {
+        if let Some(decision) = self.answered(facts, ask.idempotency)? {
+            return Ok(decision);
+        }
+        // The first events of a command that was cut short by a crash are known already.
+        let (before, _) = self.known.partial.unwrap_or_default();
+        let mut events = if ask.supersede { self.supersede(ask) } else { Vec::new() };
+        let canceled = before + events.len() as u64;
+        let class = config.bands.class(ask.priority);
+        for new in ask.jobs.iter().filter(|new| self.job(new.id).is_none()) {
+            events.push(Event::Enqueued(Box::new(Enqueued {
+                job: new.id,
+                project: ask.project.clone(),
+                batch: new.batch.clone(),
+                kind: ask.kind,
+                priority: ask.priority,
+                class,
+                max_attempts: ask.max_attempts.unwrap_or(config.max_attempts),
+                run_at: ask.run_at.filter(|at| *at > now),
+                data: new.data.clone(),
+            })));
+        }
+        let reply = Reply::Enqueued { canceled };
+        let mut decision = Decision { events, reply, stale: Vec::new() };
+        record(&mut decision, ask.idempotency, now);
+        Ok(decision)
+    }
+
+    /// The events that cancel the live jobs of the batches that new jobs are for.
+    fn supersede(&self, ask: &Enqueue) -> Vec<Event> {
+        let Some(project) = self.known.projects.get(&ask.project) else { return Vec::new() };
+        let own: HashSet<JobId> = ask.jobs.iter().map(|new| new.id).collect();
+        let mut events = Vec::new();
+        for new in &ask.jobs {
+            for id in project.live.get(&new.batch).into_iter().flatten() {
+                let Some(old) = self.job(*id).filter(|old| !own.contains(&old.id)) else {
+                    continue;
+                };
+                let error = format!("superseded by job {}", new.id).into();
+                events.push(canceled(old, error, Some(new.id)));
+            }
+        }
+        events
+    }
+}

@@ -1,0 +1,173 @@
+//! Runs: what processors say of them, and what is said of those that went silent.
+
+use super::{Decision, Facts, Need};
+use crate::{
+    About, Config, Job, JobId, Run, State, Status, Take,
+    command::{End, Outcome, Started},
+    event::{Became, Ended, Event, LateRun, Of, Refused, Requeued, Why},
+    time::Millis,
+};
+
+impl State {
+    /// A run began. Said of a run that is not current, it makes the worker be told to stop.
+    pub(super) fn decide_started(&self, said: &Started) -> Decision {
+        let mut decision = Decision::noted();
+        match self.job(said.job) {
+            Some(job) if job.run == said.run && job.status == Status::Queued => {
+                decision.events.push(started(job, &said.worker, said.at));
+            }
+            Some(job) if job.run == said.run && job.status == Status::Processing => {}
+            _ => decision.stale.push((said.job, said.run)),
+        }
+        decision
+    }
+
+    pub(super) fn decide_outcome(
+        &self,
+        config: &Config,
+        facts: &Facts,
+        now: Millis,
+        said: &Outcome,
+    ) -> Result<Decision, Need> {
+        let job = self.look_up(facts, said.job)?;
+        let current = job.filter(|job| job.run == said.run && !job.status.is_terminal());
+        let Some(job) = current else { return Ok(late(job, said)) };
+        let mut decision = Decision::noted();
+        if said.end == End::Reported {
+            if !facts.held.contains(&(said.job, said.run)) {
+                decision.events.push(take_back(job));
+            }
+            return Ok(decision);
+        }
+        // An outcome implies that the run began, whatever became of the message that said so.
+        let begun_now = job.status == Status::Queued && said.started_at.is_some();
+        if begun_now {
+            decision.events.push(started(job, &said.worker, said.started_at.unwrap_or(now)));
+        }
+        let attempts = job.attempts + u32::from(begun_now);
+        let to = became(config, job, attempts, now, said);
+        decision.events.push(ended(job, attempts, said, to));
+        Ok(decision)
+    }
+
+    /// Gives up a run that no live worker has: its job is queued again, or has failed.
+    /// Nothing happens where the run is not current any more.
+    pub fn decide_lost(&self, job: JobId, run: Run) -> Option<Event> {
+        let job = self.job(job).filter(|job| job.run == run && !job.status.is_terminal())?;
+        Some(take_back(job))
+    }
+}
+
+fn started(job: &Job, worker: &crate::Id, at: Millis) -> Event {
+    Event::Started {
+        job: job.id,
+        of: Of { project: job.project.clone(), batch: job.batch.clone() },
+        run: job.run,
+        worker: worker.clone(),
+        at,
+    }
+}
+
+/// What the job becomes when its current run ends as its worker says.
+fn became(config: &Config, job: &Job, attempts: u32, now: Millis, said: &Outcome) -> Became {
+    let again = |why, attempts, run_at| {
+        Became::Queued(Requeued { why, run: job.run + 1, attempts, take_backs: 0, run_at })
+    };
+    match &said.end {
+        End::Done { result } => Became::Completed { result: result.clone() },
+        End::Retry { after_ms, .. } if attempts < job.max_attempts => {
+            let wait = config.backoff.wait_ms(job.id, attempts).max(after_ms.unwrap_or(0));
+            again(Why::Retry, attempts, Some(now.saturating_add(wait)))
+        }
+        End::Retry { .. } | End::Reject { .. } => Became::Failed,
+        // A drain gives the attempt back.
+        End::Released | End::Reported => again(
+            Why::Released,
+            attempts.saturating_sub(u32::from(said.started_at.is_some())),
+            None,
+        ),
+    }
+}
+
+fn ended(job: &Job, attempts: u32, said: &Outcome, to: Became) -> Event {
+    let error = match &said.end {
+        End::Retry { error, .. } | End::Reject { error } => Some(error.clone()),
+        End::Released => job.error.clone(),
+        End::Done { .. } | End::Reported => None,
+    };
+    Event::Ended(Box::new(Ended {
+        job: job.id,
+        about: About { attempt: attempts, ..About::job(job) },
+        run: job.run,
+        worker: Some(said.worker.clone()),
+        started_at: said.started_at,
+        finished_at: Some(said.finished_at),
+        spent: said.spent.clone(),
+        error,
+        to,
+    }))
+}
+
+/// The event that takes a job back from a worker that is gone.
+fn take_back(job: &Job) -> Event {
+    let begun = job.status == Status::Processing;
+    let Take { attempts, take_backs } = Take::back(job, begun);
+    let worker = job.worker.as_deref().unwrap_or("its processor");
+    let error = if begun {
+        format!("worker lost: {worker} went away during run {}", job.run)
+    } else {
+        format!("worker lost: run {} was handed out and never begun", job.run)
+    };
+    let to = if attempts >= job.max_attempts {
+        Became::Failed
+    } else {
+        let (why, run) = (Why::Lost, job.run + 1);
+        Became::Queued(Requeued { why, run, attempts, take_backs, run_at: None })
+    };
+    Event::Ended(Box::new(Ended {
+        job: job.id,
+        about: About::job(job),
+        run: job.run,
+        worker: job.worker.clone(),
+        started_at: job.started_at,
+        finished_at: None,
+        spent: crate::Spent::default(),
+        error: Some(error.into()),
+        to,
+    }))
+}
+
+/// An outcome that comes too late, or twice. What the run cost is counted once.
+fn late(job: Option<&Job>, said: &Outcome) -> Decision {
+    let mut decision = Decision::noted();
+    let counted = job.is_some_and(|job| job.run == said.run && job.closed);
+    let ran = said.started_at.is_some();
+    if counted || !ran || matches!(said.end, End::Released | End::Reported) {
+        return decision;
+    }
+    let reason = match job {
+        None => format!("run {} of job {} ended, which nobody knows", said.run, said.job),
+        Some(job) if job.status == Status::Canceled && job.run == said.run => {
+            format!("run {} of job {} ended after the job was canceled", said.run, said.job)
+        }
+        Some(job) => format!(
+            "run {} of job {} ended after it was given up; the job is {} at run {}",
+            said.run,
+            said.job,
+            job.status.name(),
+            job.run
+        ),
+    };
+    let ended = LateRun {
+        job: said.job,
+        about: said.about.clone(),
+        run: said.run,
+        worker: said.worker.clone(),
+        started_at: said.started_at,
+        finished_at: said.finished_at,
+        spent: said.spent.clone(),
+    };
+    let refused = Refused { reason: reason.into(), ended: Some(ended) };
+    decision.events.push(Event::Refused(Box::new(refused)));
+    decision
+}

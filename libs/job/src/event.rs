@@ -1,0 +1,319 @@
+//! What happened. EVENTS holds these in batches; whoever reads them all knows everything.
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::{
+    About, Answer, Digest, Id, Job, JobId, Json, Kind, Position, Run, Spent, Status, time::Millis,
+};
+
+/// One message of EVENTS: events that were decided together.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Batch {
+    /// When they were decided: the later of the leader's clock and the event before.
+    pub at: Millis,
+    /// The messages of COMMANDS that were folded, by their ids.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub commands: Vec<Uuid>,
+    /// What happened, in order.
+    pub events: Vec<Event>,
+}
+
+/// One thing that happened.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Event {
+    /// A state service began to lead.
+    Led {
+        /// How many led before it, and one.
+        term: u64,
+        /// Who it is.
+        leader: Id,
+    },
+    /// A job became known, and queued as run 1.
+    Enqueued(Box<Enqueued>),
+    /// A run began.
+    Started {
+        /// The job.
+        job: JobId,
+        /// The project and batch it belongs to.
+        #[serde(flatten)]
+        of: Of,
+        /// The run.
+        run: Run,
+        /// Who runs it.
+        worker: Id,
+        /// When, by the worker's clock.
+        at: Millis,
+    },
+    /// A run ended, and with it perhaps its job.
+    Ended(Box<Ended>),
+    /// A failed or cancelled job was queued again by hand.
+    Revived(Box<Revived>),
+    /// Something was not accepted.
+    Refused(Box<Refused>),
+    /// A request with an idempotency key was answered.
+    Answered {
+        /// The key's hash.
+        key: Digest,
+        /// The answer.
+        answer: Box<Answer>,
+    },
+    /// A command with too many events for one message goes on in the next.
+    Partial {
+        /// Jobs cancelled or queued again so far.
+        jobs: u64,
+        /// Batches they belonged to.
+        batches: u64,
+    },
+}
+
+/// The project and batch of a job.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Of {
+    /// The project.
+    pub project: Id,
+    /// The batch.
+    pub batch: Id,
+}
+
+/// A new job.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Enqueued {
+    /// Its id.
+    pub job: JobId,
+    /// The project it belongs to.
+    pub project: Id,
+    /// The batch it works on.
+    pub batch: Id,
+    /// What kind of work it is.
+    #[serde(rename = "type")]
+    pub kind: Kind,
+    /// 0 to 1000, lower first.
+    pub priority: u16,
+    /// The class that its priority put it in.
+    pub class: crate::Class,
+    /// The attempts it may use.
+    pub max_attempts: u32,
+    /// Not to be run before this time.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub run_at: Option<Millis>,
+    /// What its handler is given.
+    pub data: Json,
+}
+
+/// The end of a run, or of a job that had none.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Ended {
+    /// The job.
+    pub job: JobId,
+    /// What it is counted under.
+    pub about: About,
+    /// The run that ended.
+    pub run: Run,
+    /// Who ran it.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub worker: Option<Id>,
+    /// When the run began, by the worker's clock; absent where none did.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub started_at: Option<Millis>,
+    /// When it ended, by the worker's clock; the time of the event where absent.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub finished_at: Option<Millis>,
+    /// What it cost.
+    #[serde(default, skip_serializing_if = "Spent::is_nothing")]
+    pub spent: Spent,
+    /// What went wrong.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub error: Option<Id>,
+    /// What the job became.
+    pub to: Became,
+}
+
+/// What a job became when its run ended.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Became {
+    /// Done.
+    Completed {
+        /// What its handler returned.
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        result: Option<Json>,
+    },
+    /// Out of attempts, or refused by its handler.
+    Failed,
+    /// Stopped.
+    Canceled {
+        /// The job that took its place; absent where a request stopped it.
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        superseded_by: Option<JobId>,
+    },
+    /// Queued again.
+    Queued(Requeued),
+}
+
+/// How a job is queued again.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Requeued {
+    /// Why.
+    pub why: Why,
+    /// Its next run.
+    pub run: Run,
+    /// The attempts that count as begun.
+    pub attempts: u32,
+    /// How often in a row it was taken back without having begun.
+    #[serde(default)]
+    pub take_backs: u32,
+    /// Not to be run before this time.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub run_at: Option<Millis>,
+}
+
+/// Why a job is queued again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Why {
+    /// Its handler failed and attempts are left.
+    Retry,
+    /// Its worker is gone.
+    Lost,
+    /// Its worker handed it back.
+    Released,
+}
+
+/// A job queued again by hand. It carries the whole job, which memory may have let go.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Revived {
+    /// What it was: failed or canceled.
+    pub was: Status,
+    /// The job as it became.
+    pub job: Job,
+}
+
+/// Something that was not accepted.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Refused {
+    /// Why, for a person.
+    pub reason: Id,
+    /// The run whose outcome came too late: its cost is counted all the same.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub ended: Option<LateRun>,
+}
+
+/// A run that ended after it had been given up.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LateRun {
+    /// The job.
+    pub job: JobId,
+    /// What it is counted under.
+    pub about: About,
+    /// The run.
+    pub run: Run,
+    /// Who ran it.
+    pub worker: Id,
+    /// When it began, by the worker's clock.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub started_at: Option<Millis>,
+    /// When it ended, by the worker's clock.
+    pub finished_at: Millis,
+    /// What it cost.
+    #[serde(default)]
+    pub spent: Spent,
+}
+
+/// What a follower of jobs is told of an event: one line a change of status.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Change<'a> {
+    /// The job.
+    pub job: JobId,
+    /// Its project.
+    pub project: &'a Id,
+    /// Its batch.
+    pub batch: &'a Id,
+    /// What it became.
+    pub status: Status,
+    /// The run it is about.
+    pub run: Run,
+    /// What went wrong.
+    pub error: Option<&'a Id>,
+    /// Who runs it, or ran it.
+    pub worker: Option<&'a Id>,
+}
+
+impl Event {
+    /// The change of a job's status that this event is, where it is one.
+    pub fn change(&self) -> Option<Change<'_>> {
+        match self {
+            Self::Enqueued(new) => Some(Change {
+                job: new.job,
+                project: &new.project,
+                batch: &new.batch,
+                status: Status::Queued,
+                run: 1,
+                error: None,
+                worker: None,
+            }),
+            Self::Started { job, of, run, worker, .. } => Some(Change {
+                job: *job,
+                project: &of.project,
+                batch: &of.batch,
+                status: Status::Processing,
+                run: *run,
+                error: None,
+                worker: Some(worker),
+            }),
+            Self::Ended(ended) => Some(Change {
+                job: ended.job,
+                project: &ended.about.project,
+                batch: &ended.about.batch,
+                status: ended.to.status(),
+                run: ended.to.next_run().unwrap_or(ended.run),
+                error: ended.error.as_ref(),
+                worker: ended.worker.as_ref(),
+            }),
+            Self::Revived(revived) => Some(Change {
+                job: revived.job.id,
+                project: &revived.job.project,
+                batch: &revived.job.batch,
+                status: revived.job.status,
+                run: revived.job.run,
+                error: None,
+                worker: None,
+            }),
+            Self::Led { .. } | Self::Refused(_) | Self::Answered { .. } | Self::Partial { .. } => {
+                None
+            }
+        }
+    }
+}
+
+impl Became {
+    /// The status that the job has after it.
+    pub fn status(&self) -> Status {
+        match self {
+            Self::Completed { .. } => Status::Completed,
+            Self::Failed => Status::Failed,
+            Self::Canceled { .. } => Status::Canceled,
+            Self::Queued(_) => Status::Queued,
+        }
+    }
+
+    fn next_run(&self) -> Option<Run> {
+        match self {
+            Self::Queued(requeued) => Some(requeued.run),
+            _ => None,
+        }
+    }
+}
+
+impl Batch {
+    /// The events with their positions, as message `sequence` of EVENTS.
+    pub fn at_sequence(&self, sequence: u64) -> impl Iterator<Item = (Position, &Event)> {
+        (0..).zip(&self.events).map(move |(index, event)| (Position::new(sequence, index), event))
+    }
+}

@@ -1,0 +1,470 @@
+//! The fold: events in, state out. The same for the leader, a follower and a restart.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::{
+    Answer, Counts, Digest, Id, Job, JobId, Position, Ready, Status,
+    event::{Batch, Became, Ended, Enqueued, Event, LateRun, Requeued, Revived},
+    recent::Recent,
+    time::Millis,
+};
+
+/// What one project has.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Project {
+    pub counts: Counts,
+    /// Failed jobs, and until when they are kept: what `retryAll` reaches.
+    pub failed: HashMap<JobId, Millis>,
+    /// Live jobs by batch.
+    #[serde(skip)]
+    pub live: HashMap<Id, Vec<JobId>>,
+}
+
+/// Everything that the events say, and no more: what a snapshot holds.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Known {
+    /// The last message of COMMANDS that is folded.
+    pub through: u64,
+    /// The last event.
+    pub position: Position,
+    /// How many leaders there were.
+    pub term: u64,
+    /// The time of the last event.
+    pub at: Millis,
+    /// Live jobs, and ended ones that the bucket does not have yet.
+    pub jobs: HashMap<JobId, Job>,
+    pub projects: HashMap<Id, Project>,
+    pub total: Counts,
+    pub recent: Recent,
+    /// Answers that the bucket does not have yet.
+    pub answers: HashMap<Digest, (Position, Answer)>,
+    /// The jobs and batches that the command which is folded in part has reached already.
+    pub partial: Option<(u64, u64)>,
+    /// The first message of each hour: where to cut EVENTS by age.
+    pub hours: VecDeque<(Millis, u64)>,
+}
+
+/// The state of all jobs, and what follows from it.
+#[derive(Debug, Default)]
+pub struct State {
+    pub(crate) known: Known,
+    ready: Ready,
+    touched: Touched,
+    retention_ms: i64,
+}
+
+/// Keys of the bucket that are behind, each once, in the order of their first change.
+#[derive(Debug, Default)]
+struct Touched {
+    order: VecDeque<(Position, Queued)>,
+    members: HashSet<Queued>,
+}
+
+/// Something that the bucket is to be told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Queued {
+    /// A job.
+    Job(JobId),
+    /// An answer under an idempotency key.
+    Answer(Digest),
+}
+
+impl Touched {
+    fn push(&mut self, position: Position, what: Queued) {
+        if self.members.insert(what) {
+            self.order.push_back((position, what));
+        }
+    }
+}
+
+/// A snapshot that cannot be taken back in.
+#[derive(Debug, thiserror::Error)]
+#[error("a snapshot of the state could not be read")]
+pub struct Restored(#[from] serde_json::Error);
+
+impl State {
+    /// An empty state that keeps failed jobs in reach of a retry for `retention_ms`.
+    pub fn new(retention_ms: i64) -> Self {
+        Self { retention_ms, ..Self::default() }
+    }
+
+    /// The state as JSON, to be restored later.
+    ///
+    /// # Errors
+    /// Where it cannot be written, which no valid state causes.
+    pub fn snapshot(&self) -> Result<Vec<u8>, serde_json::Error> {
+        serde_json::to_vec(&self.known)
+    }
+
+    /// The state of a snapshot, to be followed by the events after it and by
+    /// [`settle`](Self::settle).
+    ///
+    /// # Errors
+    /// Where the bytes are no snapshot.
+    pub fn restore(bytes: &[u8], retention_ms: i64) -> Result<Self, Restored> {
+        let mut state =
+            Self { known: serde_json::from_slice(bytes)?, retention_ms, ..Self::default() };
+        let Self { known, ready, .. } = &mut state;
+        for job in known.jobs.values() {
+            if !job.status.is_terminal() {
+                let project = known.projects.entry(job.project.clone()).or_default();
+                project.live.entry(job.batch.clone()).or_default().push(job.id);
+            }
+            if job.status == Status::Queued {
+                ready.insert(job, known.at);
+            }
+        }
+        Ok(state)
+    }
+
+    /// Ends a start: `covered` is the last event that the bucket has. What changed after it is to
+    /// be written again, and ended jobs that it has are let go.
+    pub fn settle(&mut self, covered: Position) {
+        let known = &mut self.known;
+        known.jobs.retain(|_, job| !job.status.is_terminal() || job.version > covered);
+        known.answers.retain(|_, (position, _)| *position > covered);
+        let jobs = known.jobs.values().map(|job| (job.version, Queued::Job(job.id)));
+        let answers = known.answers.iter().map(|(key, (at, _))| (*at, Queued::Answer(*key)));
+        let mut behind: Vec<_> = jobs.chain(answers).filter(|(at, _)| *at > covered).collect();
+        behind.sort_unstable_by_key(|(at, _)| *at);
+        self.touched = Touched::default();
+        for (at, what) in behind {
+            self.touched.push(at, what);
+        }
+    }
+
+    /// Takes in message `sequence` of EVENTS, which reaches up to command `through`.
+    pub fn apply_batch(&mut self, sequence: u64, through: u64, batch: &Batch) {
+        for (position, event) in batch.at_sequence(sequence) {
+            self.apply(batch.at, position, event);
+        }
+        for id in &batch.commands {
+            self.note(batch.at, *id);
+        }
+        self.folded(through);
+    }
+
+    /// Notes that a message of COMMANDS was folded.
+    pub fn note(&mut self, at: Millis, message: Uuid) {
+        self.known.recent.note(at, message);
+    }
+
+    /// Notes that COMMANDS is folded up to and with `through`.
+    pub fn folded(&mut self, through: u64) {
+        if through > self.known.through {
+            self.known.through = through;
+            self.known.partial = None;
+        }
+    }
+
+    /// Takes in one event. An event at or before the last one is known already and changes nothing.
+    pub fn apply(&mut self, at: Millis, position: Position, event: &Event) {
+        if position <= self.known.position {
+            return;
+        }
+        self.known.position = position;
+        self.known.at = self.known.at.max(at);
+        self.mark_hour(at, position.sequence);
+        match event {
+            Event::Led { term, .. } => self.known.term = *term,
+            Event::Enqueued(new) => self.enqueued(at, position, new),
+            Event::Started { job, worker, at: began, .. } => {
+                self.change(*job, position, |job| {
+                    job.status = Status::Processing;
+                    job.attempts += 1;
+                    job.take_backs = 0;
+                    job.run_at = None;
+                    job.started_at = Some(*began);
+                    job.worker = Some(worker.clone());
+                    job.step(at);
+                });
+            }
+            Event::Ended(ended) => self.ended(at, position, ended),
+            Event::Revived(revived) => self.revived(position, revived),
+            Event::Refused(refused) => {
+                if let Some(late) = &refused.ended {
+                    self.late(position, late);
+                }
+            }
+            Event::Answered { key, answer } => {
+                self.known.answers.insert(*key, (position, (**answer).clone()));
+                self.touched.push(position, Queued::Answer(*key));
+            }
+            Event::Partial { jobs, batches } => self.known.partial = Some((*jobs, *batches)),
+        }
+    }
+
+    /// Moves jobs whose time has come among those that may run.
+    pub fn wake(&mut self, now: Millis) {
+        for id in self.ready.due(now) {
+            if let Some(job) = self.known.jobs.get(&id) {
+                self.ready.insert(job, now);
+            }
+        }
+    }
+
+    /// Who is next to be dispatched.
+    pub fn ready(&mut self) -> &mut Ready {
+        &mut self.ready
+    }
+
+    /// Puts a job that was taken for dispatch back among those that may run.
+    pub fn put_back(&mut self, id: JobId) {
+        if let Some(job) = self.known.jobs.get(&id).filter(|job| job.status == Status::Queued) {
+            self.ready.insert(job, self.known.at);
+        }
+    }
+
+    /// A job in memory: any live one, and ended ones that the bucket does not have yet.
+    pub fn job(&self, id: JobId) -> Option<&Job> {
+        self.known.jobs.get(&id)
+    }
+
+    /// The jobs in memory.
+    pub fn jobs(&self) -> impl Iterator<Item = &Job> {
+        self.known.jobs.values()
+    }
+
+    /// The counts of a project, or of all.
+    pub fn counts(&self, project: Option<&str>) -> Counts {
+        match project {
+            None => self.known.total,
+            Some(id) => self.known.projects.get(id).map(|p| p.counts).unwrap_or_default(),
+        }
+    }
+
+    /// How many queued jobs of a project, or of all, wait for their time.
+    pub fn scheduled(&self, project: Option<&str>) -> usize {
+        match project {
+            None => self.ready.scheduled().count(),
+            Some(project) => self
+                .ready
+                .scheduled()
+                .filter(|id| self.job(*id).is_some_and(|job| *job.project == *project))
+                .count(),
+        }
+    }
+
+    /// The last message of COMMANDS that is folded.
+    pub fn through(&self) -> u64 {
+        self.known.through
+    }
+
+    /// The last event.
+    pub fn position(&self) -> Position {
+        self.known.position
+    }
+
+    /// How many leaders there were.
+    pub fn term(&self) -> u64 {
+        self.known.term
+    }
+
+    /// The time of the last event: no decision may be older.
+    pub fn at(&self) -> Millis {
+        self.known.at
+    }
+
+    /// Whether this message of COMMANDS was folded lately.
+    pub fn is_recent(&self, message: Uuid) -> bool {
+        self.known.recent.contains(message)
+    }
+
+    /// The first message of EVENTS that is younger than `oldest`; what is below may be cut.
+    pub fn first_after(&self, oldest: Millis) -> u64 {
+        let hour = self.known.hours.iter().rev().find(|(at, _)| *at <= oldest);
+        hour.map_or(0, |(_, sequence)| *sequence)
+    }
+
+    /// Up to `max` things that the bucket is behind with, oldest change first.
+    pub fn behind(&mut self, max: usize) -> Vec<Queued> {
+        let taken = self.touched.order.len().min(max);
+        let mut behind = Vec::with_capacity(taken);
+        for (_, what) in self.touched.order.drain(..taken) {
+            self.touched.members.remove(&what);
+            behind.push(what);
+        }
+        behind
+    }
+
+    /// Whether the bucket is behind with anything.
+    pub fn is_behind(&self) -> bool {
+        !self.touched.order.is_empty()
+    }
+
+    /// Up to which event the bucket is whole once all that [`behind`](Self::behind) gave out
+    /// so far is written.
+    pub fn covered(&self) -> Position {
+        match self.touched.order.front() {
+            None => self.known.position,
+            Some((first, _)) if first.index > 0 => Position::new(first.sequence, first.index - 1),
+            Some((first, _)) => Position::new(first.sequence - 1, u32::MAX),
+        }
+    }
+
+    /// The answer kept under an idempotency key, while the bucket does not have it.
+    pub fn answer(&self, key: Digest) -> Option<&Answer> {
+        self.known.answers.get(&key).map(|(_, answer)| answer)
+    }
+
+    /// Lets go of what the bucket has: an ended job at this version, an answer.
+    pub fn stored(&mut self, what: Queued, version: Position) {
+        match what {
+            Queued::Answer(key) => {
+                self.known.answers.remove(&key);
+            }
+            Queued::Job(id) => {
+                let done = self.known.jobs.get(&id);
+                if done.is_some_and(|job| job.status.is_terminal() && job.version == version) {
+                    self.known.jobs.remove(&id);
+                }
+            }
+        }
+    }
+
+    fn enqueued(&mut self, at: Millis, position: Position, new: &Enqueued) {
+        let mut job = Job {
+            id: new.job,
+            project: new.project.clone(),
+            batch: new.batch.clone(),
+            kind: new.kind,
+            priority: new.priority,
+            class: new.class,
+            data: new.data.clone(),
+            status: Status::Queued,
+            run: 1,
+            attempts: 0,
+            max_attempts: new.max_attempts,
+            take_backs: 0,
+            closed: false,
+            created_at: at,
+            queued_at: at,
+            run_at: new.run_at,
+            started_at: None,
+            completed_at: None,
+            error: None,
+            superseded_by: None,
+            result: None,
+            spent: crate::Spent::default(),
+            worker: None,
+            timeline: Vec::new(),
+            order: position,
+            version: position,
+        };
+        job.step(at);
+        self.enter(position, job);
+    }
+
+    fn ended(&mut self, at: Millis, position: Position, ended: &Ended) {
+        let retention_ms = self.retention_ms;
+        self.change(ended.job, position, |job| {
+            job.spent.add(&ended.spent);
+            job.closed = ended.finished_at.is_some();
+            job.error.clone_from(&ended.error);
+            job.status = ended.to.status();
+            match &ended.to {
+                Became::Queued(again) => requeue(job, at, again),
+                Became::Completed { result } => job.result.clone_from(result),
+                Became::Failed => {}
+                Became::Canceled { superseded_by } => job.superseded_by = *superseded_by,
+            }
+            if job.status.is_terminal() {
+                job.run_at = None;
+                job.completed_at = Some(at);
+            }
+            job.step(at);
+        });
+        if ended.to == Became::Failed {
+            let project = self.known.projects.entry(ended.about.project.clone()).or_default();
+            project.failed.insert(ended.job, at + retention_ms);
+        }
+    }
+
+    fn revived(&mut self, position: Position, revived: &Revived) {
+        let mut job = revived.job.clone();
+        job.version = position;
+        self.known.jobs.remove(&job.id);
+        let project = self.known.projects.entry(job.project.clone()).or_default();
+        project.failed.remove(&job.id);
+        project.counts.leave(revived.was, job.class);
+        self.known.total.leave(revived.was, job.class);
+        self.enter(position, job);
+    }
+
+    /// Notes that the costs of a run which ended late are counted, so that they are not again.
+    fn late(&mut self, position: Position, late: &LateRun) {
+        if let Some(job) = self.known.jobs.get_mut(&late.job) {
+            job.spent.add(&late.spent);
+            job.closed |= job.run == late.run;
+            job.version = position;
+            self.touched.push(position, Queued::Job(late.job));
+        }
+    }
+
+    /// Takes in a job that is queued.
+    fn enter(&mut self, position: Position, job: Job) {
+        let project = self.known.projects.entry(job.project.clone()).or_default();
+        project.counts.enter(job.status, job.class);
+        self.known.total.enter(job.status, job.class);
+        project.live.entry(job.batch.clone()).or_default().push(job.id);
+        self.ready.insert(&job, self.known.at);
+        self.touched.push(position, Queued::Job(job.id));
+        self.known.jobs.insert(job.id, job);
+    }
+
+    /// Changes a live job and keeps counts, queue and live batches in step with it.
+    fn change(&mut self, id: JobId, position: Position, change: impl FnOnce(&mut Job)) {
+        let Some(job) = self.known.jobs.get_mut(&id) else { return };
+        let project = self.known.projects.entry(job.project.clone()).or_default();
+        project.counts.leave(job.status, job.class);
+        self.known.total.leave(job.status, job.class);
+        if job.status == Status::Queued {
+            self.ready.remove(job);
+        }
+        change(job);
+        job.version = position;
+        project.counts.enter(job.status, job.class);
+        self.known.total.enter(job.status, job.class);
+        if job.status == Status::Queued {
+            self.ready.insert(job, self.known.at);
+        }
+        if job.status.is_terminal() {
+            remove_live(&mut project.live, job);
+        }
+        self.touched.push(position, Queued::Job(id));
+    }
+
+    fn mark_hour(&mut self, at: Millis, sequence: u64) {
+        let hour = at.div_euclid(3_600_000);
+        if self.known.hours.back().is_none_or(|(last, _)| last.div_euclid(3_600_000) < hour) {
+            self.known.hours.push_back((at, sequence));
+        }
+        // A year of hours: more than any retention of events that is worth its disk.
+        if self.known.hours.len() > 24 * 366 {
+            self.known.hours.pop_front();
+        }
+    }
+}
+
+fn requeue(job: &mut Job, at: Millis, again: &Requeued) {
+    job.run = again.run;
+    job.attempts = again.attempts;
+    job.take_backs = again.take_backs;
+    job.run_at = again.run_at;
+    job.queued_at = at;
+    job.started_at = None;
+    job.worker = None;
+    job.closed = false;
+}
+
+fn remove_live(live: &mut HashMap<Id, Vec<JobId>>, job: &Job) {
+    if let Some(jobs) = live.get_mut(&job.batch) {
+        jobs.retain(|id| *id != job.id);
+        if jobs.is_empty() {
+            live.remove(&job.batch);
+        }
+    }
+}

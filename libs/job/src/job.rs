@@ -1,0 +1,229 @@
+//! A job, as the fold knows it and as the bucket holds it.
+//!
+//! ```text
+//!             enqueue, redo
+//!                 |          retry delay / worker lost / release (drain) / manual retry
+//!                 v                    +-------------------------------+
+//!             [queued] --started--> [processing] --failed, attempts left-+
+//!                 |                 |    |  |
+//!               cancel        outcome  fail cancel
+//!                 v                 v    v  v
+//!            [canceled]     [completed] [failed] [canceled]
+//! ```
+//! Clients move the edges into `queued` and `canceled`, processors the ones out of `processing`;
+//! every move is an event, and only [`State::apply`](crate::State::apply) makes it.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Class, Id, JobId, Json, Position, Run, time::Millis};
+
+/// How many steps of its life a job keeps; the oldest but the first go first.
+const TIMELINE_STEPS_MAX: usize = 40;
+
+/// What kind of work a job is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    /// A whole batch.
+    ProcessBatch,
+    /// Some columns of one row of a batch again.
+    ProcessRedo,
+}
+
+impl Kind {
+    /// All kinds of work.
+    pub const ALL: [Self; 2] = [Self::ProcessBatch, Self::ProcessRedo];
+
+    /// The kind's name, in subjects and answers.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::ProcessBatch => "process_batch",
+            Self::ProcessRedo => "process_redo",
+        }
+    }
+}
+
+/// Where a job stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Status {
+    /// Waits for a processor, or for its time.
+    Queued,
+    /// A handler runs it.
+    Processing,
+    /// Its handler was done with it.
+    Completed,
+    /// Its attempts are used up, or its handler refused it.
+    Failed,
+    /// Somebody asked for it to stop, or a newer job took its place.
+    Canceled,
+}
+
+impl Status {
+    /// The status's name, in subjects and answers.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Queued => "queued",
+            Self::Processing => "processing",
+            Self::Completed => "completed",
+            Self::Failed => "failed",
+            Self::Canceled => "canceled",
+        }
+    }
+
+    /// Whether nothing but a manual retry can move the job any more.
+    pub fn is_terminal(self) -> bool {
+        matches!(self, Self::Completed | Self::Failed | Self::Canceled)
+    }
+}
+
+/// What a run cost.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Spent {
+    /// Tokens read by the model.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub input_tokens: u64,
+    /// Tokens written by the model.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub output_tokens: u64,
+    /// Images read by the model.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub images: u64,
+    /// The model that was asked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub model: Option<Id>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands over a reference")]
+fn is_zero(n: &u64) -> bool {
+    *n == 0
+}
+
+impl Spent {
+    /// Takes in what a further run cost; its model replaces the one before.
+    pub fn add(&mut self, other: &Self) {
+        self.input_tokens = self.input_tokens.saturating_add(other.input_tokens);
+        self.output_tokens = self.output_tokens.saturating_add(other.output_tokens);
+        self.images = self.images.saturating_add(other.images);
+        if other.model.is_some() {
+            self.model.clone_from(&other.model);
+        }
+    }
+
+    /// Whether nothing was spent.
+    pub fn is_nothing(&self) -> bool {
+        self.input_tokens == 0 && self.output_tokens == 0 && self.images == 0
+    }
+}
+
+/// One step of a job's life.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Step {
+    /// When it was taken.
+    pub at: Millis,
+    /// What the job became.
+    pub status: Status,
+    /// The run it belongs to.
+    pub run: Run,
+    /// Who ran it.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub worker: Option<Id>,
+    /// What went wrong.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub error: Option<Id>,
+}
+
+/// A job: what was asked, where it stands, and what became of it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Job {
+    /// Its id.
+    pub id: JobId,
+    /// The project it belongs to.
+    pub project: Id,
+    /// The batch it works on.
+    pub batch: Id,
+    /// What kind of work it is.
+    #[serde(rename = "type")]
+    pub kind: Kind,
+    /// 0 to 1000, lower first.
+    pub priority: u16,
+    /// The class that its priority put it in.
+    pub class: Class,
+    /// What its handler is given.
+    pub data: Json,
+    /// Where it stands.
+    pub status: Status,
+    /// The current run.
+    pub run: Run,
+    /// The attempts begun since it was enqueued or retried by hand.
+    pub attempts: u32,
+    /// The attempts it may use.
+    pub max_attempts: u32,
+    /// How often in a row it was taken back from a processor that had not begun it.
+    #[serde(skip_serializing_if = "is_zero_u32", default)]
+    pub take_backs: u32,
+    /// Whether the end of the current run came from its own worker. Until then a late outcome
+    /// still brings costs that nobody counted.
+    #[serde(skip_serializing_if = "std::ops::Not::not", default)]
+    pub closed: bool,
+    /// When it was enqueued.
+    pub created_at: Millis,
+    /// When it last became queued.
+    pub queued_at: Millis,
+    /// Not to be run before this time.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub run_at: Option<Millis>,
+    /// When its last run began.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub started_at: Option<Millis>,
+    /// When it ended.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub completed_at: Option<Millis>,
+    /// The last failure, or what cancelled it.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub error: Option<Id>,
+    /// The job that took its place.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub superseded_by: Option<JobId>,
+    /// What its handler returned.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub result: Option<Json>,
+    /// What all its runs cost.
+    #[serde(default)]
+    pub spent: Spent,
+    /// Who runs it, or ran it last.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub worker: Option<Id>,
+    /// Its steps, oldest first.
+    #[serde(default)]
+    pub timeline: Vec<Step>,
+    /// Where it was enqueued: its age among equals.
+    pub order: Position,
+    /// Where its last event is: its version.
+    pub version: Position,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands over a reference")]
+fn is_zero_u32(n: &u32) -> bool {
+    *n == 0
+}
+
+impl Job {
+    /// Notes a step of its life, within the bound on how many are kept.
+    pub(crate) fn step(&mut self, at: Millis) {
+        if self.timeline.len() >= TIMELINE_STEPS_MAX {
+            self.timeline.remove(1);
+        }
+        let live = self.status == Status::Processing;
+        self.timeline.push(Step {
+            at,
+            status: self.status,
+            run: self.run,
+            worker: self.worker.clone().filter(|_| live),
+            error: self.error.clone().filter(|_| !live),
+        });
+    }
+}

@@ -1,0 +1,34 @@
+#![doc = include_str!("../README.md")]
+
+mod about;
+mod answers;
+mod attempt;
+mod class;
+pub mod command;
+mod config;
+mod counts;
+mod decide;
+pub mod event;
+mod fold;
+mod identity;
+mod job;
+mod json;
+mod position;
+mod queue;
+mod recent;
+pub mod reply;
+pub mod time;
+
+pub use about::About;
+pub use answers::{Answer, Digest, Idempotency};
+pub use attempt::{Backoff, Take};
+pub use class::{Bands, Class};
+pub use config::Config;
+pub use counts::Counts;
+pub use decide::{Decision, Facts, Need};
+pub use fold::{Queued, Restored, State};
+pub use identity::{Id, JobId, Run};
+pub use job::{Job, Kind, Spent, Status, Step};
+pub use json::Json;
+pub use position::Position;
+pub use queue::Ready;

@@ -1,0 +1,59 @@
+//! What the one who asked is told, once what was decided is on disk.
+
+use serde::{Deserialize, Serialize};
+
+use crate::JobId;
+
+/// The reply to a command.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Reply {
+    /// The jobs are queued.
+    Enqueued {
+        /// Live jobs of the same batches that were cancelled.
+        canceled: u64,
+    },
+    /// The jobs are stopped.
+    Canceled {
+        /// How many jobs.
+        jobs: u64,
+        /// How many batches they belonged to.
+        batches: u64,
+    },
+    /// The jobs are queued again.
+    Retried {
+        /// Which: the first 10,000.
+        jobs: Vec<JobId>,
+        /// How many.
+        count: u64,
+        /// Failed jobs that could not be: superseded by a newer job, or past their retention.
+        left: u64,
+    },
+    /// It was not done.
+    Refused {
+        /// The kind of refusal.
+        code: Code,
+        /// Why, for a person.
+        error: String,
+    },
+    /// A processor's message was folded.
+    Noted,
+}
+
+/// Why a command was not done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Code {
+    /// No such job in that project.
+    JobNotFound,
+    /// The job is neither failed nor cancelled.
+    JobNotRetryable,
+    /// A newer job of the same batch is live.
+    Superseded,
+    /// The same idempotency key came with another request.
+    IdempotencyKeyReused,
+    /// The one who asked had stopped waiting.
+    Expired,
+    /// The command could not be read.
+    Malformed,
+}

@@ -1,0 +1,184 @@
+//! Questions between services: request and reply, discoverable as NATS micro services.
+
+use std::time::Duration;
+
+use async_nats::client::RequestErrorKind;
+use job::{Counts, Job, JobId, Position, Run, time::Millis};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+use crate::Broker;
+
+/// A question without an answer.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Nobody is there to answer.
+    #[error("no service answers {0}")]
+    Away(&'static str),
+    /// No answer came in time.
+    #[error("{0} was not answered in time")]
+    Late(&'static str),
+    /// The answer is an error.
+    #[error("{subject} was answered with an error: {why}")]
+    Failed {
+        /// The subject of the question.
+        subject: &'static str,
+        /// The service's words.
+        why: String,
+    },
+}
+
+/// For a live job.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct AskJob {
+    /// Its id.
+    pub job: JobId,
+}
+
+/// The job, where state's memory has it: the live ones, and those that the bucket lacks yet.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct JobAnswer {
+    /// The job.
+    pub job: Option<Job>,
+}
+
+/// For the counts of a project, or of all.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct AskStats {
+    /// The project.
+    pub project: Option<String>,
+}
+
+/// The counts, and what the processors have.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct StatsAnswer {
+    /// Jobs by status.
+    pub counts: Counts,
+    /// Queued jobs that wait for their time.
+    pub scheduled: u64,
+    /// Live processors.
+    pub processors: u64,
+    /// Jobs that they run at once.
+    pub capacity: u64,
+    /// Up to which event this is true.
+    pub position: Position,
+}
+
+/// Which of these runs a processor may run, or go on with.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct AskRuns {
+    /// Who asks.
+    pub processor: String,
+    /// The runs.
+    pub runs: Vec<(JobId, Run)>,
+}
+
+/// Some of the runs that were asked for: those that may be run, or those that may not go on.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct RunsAnswer {
+    /// The runs.
+    pub runs: Vec<(JobId, Run)>,
+}
+
+/// For sums over a range of time.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct AskMetrics {
+    /// The project; all where absent.
+    pub project: Option<String>,
+    /// The range.
+    pub range: Range,
+}
+
+/// How far back sums reach.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Range {
+    /// 24 hours.
+    #[serde(rename = "24h")]
+    Day,
+    /// 7 days.
+    #[serde(rename = "7d")]
+    Week,
+    /// 30 days.
+    #[serde(rename = "30d")]
+    Month,
+    /// From the first job on.
+    #[serde(rename = "all")]
+    All,
+}
+
+impl Range {
+    /// All ranges.
+    pub const ALL: [Self; 4] = [Self::Day, Self::Week, Self::Month, Self::All];
+
+    /// Its name in requests and answers.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Day => "24h",
+            Self::Week => "7d",
+            Self::Month => "30d",
+            Self::All => "all",
+        }
+    }
+}
+
+/// A job that the bucket has let go, as ClickHouse has its last row.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Archived {
+    /// The project.
+    pub project: String,
+    /// The batch.
+    pub batch: String,
+    /// What kind of work it was.
+    pub kind: String,
+    /// How it ended.
+    pub outcome: String,
+    /// The attempts that it used.
+    pub attempts: u32,
+    /// When it last became queued.
+    pub queued_at: Millis,
+    /// When its last run began.
+    pub started_at: Option<Millis>,
+    /// When it ended.
+    pub finished_at: Millis,
+    /// What went wrong.
+    pub error: String,
+}
+
+/// The answer to a question for an archived job.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct ArchivedAnswer {
+    /// The job's last row.
+    pub job: Option<Archived>,
+}
+
+impl Broker {
+    /// Asks a service and waits up to `patience`.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn ask<Q: Serialize, A: DeserializeOwned>(
+        &self,
+        subject: &'static str,
+        question: &Q,
+        patience: Duration,
+    ) -> Result<A, Error> {
+        let failed = |why: String| Error::Failed { subject, why };
+        let payload = serde_json::to_vec(question).map_err(|error| failed(error.to_string()))?;
+        let request = async_nats::Request::new().payload(payload.into()).timeout(Some(patience));
+        let answer = match self.client.send_request(subject, request).await {
+            Ok(answer) => answer,
+            Err(error) => {
+                return Err(match error.kind() {
+                    RequestErrorKind::NoResponders => Error::Away(subject),
+                    RequestErrorKind::TimedOut => Error::Late(subject),
+                    _ => failed(error.to_string()),
+                });
+            }
+        };
+        if let Some(headers) = &answer.headers
+            && let Some(why) = headers.get(async_nats::service::NATS_SERVICE_ERROR)
+        {
+            return Err(failed(why.to_string()));
+        }
+        serde_json::from_slice(&answer.payload).map_err(|error| failed(error.to_string()))
+    }
+}

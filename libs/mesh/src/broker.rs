@@ -1,0 +1,94 @@
+//! The connection to NATS, as every service has it.
+
+use std::time::Duration;
+
+use async_nats::{Client, ConnectOptions, Event, connection::State, jetstream};
+use tokio::sync::watch;
+
+/// How often the client looks whether the broker still answers; two misses close the connection.
+const PING_INTERVAL: Duration = Duration::from_secs(5);
+/// How long the client waits for an answer of the broker, where nothing else is said.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A connection to NATS and its JetStream. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Broker {
+    /// Core NATS.
+    pub client: Client,
+    /// JetStream.
+    pub js: jetstream::Context,
+    connects: watch::Receiver<u64>,
+}
+
+/// The broker could not be reached.
+#[derive(Debug, thiserror::Error)]
+#[error("could not connect to NATS at {url}")]
+pub struct Error {
+    url: String,
+    #[source]
+    source: async_nats::ConnectError,
+}
+
+impl Broker {
+    /// Connects to the broker at `url` as `name`, and again whenever the connection is lost.
+    ///
+    /// # Errors
+    /// Where the first connection cannot be made.
+    pub async fn connect(url: &str, name: &str) -> Result<Self, Error> {
+        let (connected, connects) = watch::channel(0u64);
+        let options = ConnectOptions::new()
+            .name(name)
+            .ping_interval(PING_INTERVAL)
+            .request_timeout(Some(REQUEST_TIMEOUT))
+            .max_reconnects(None)
+            .reconnect_delay_callback(|attempt| {
+                Duration::from_millis(50 * u64::try_from(attempt.min(20)).unwrap_or(20))
+            })
+            .event_callback(move |event| {
+                let connected = connected.clone();
+                async move {
+                    match event {
+                        Event::Connected => connected.send_modify(|count| *count += 1),
+                        Event::Disconnected => tracing::warn!("connection to NATS lost"),
+                        Event::SlowConsumer(sid) => tracing::warn!(sid, "messages were dropped"),
+                        _ => {}
+                    }
+                }
+            });
+        let client =
+            options.connect(url).await.map_err(|source| Error { url: url.to_owned(), source })?;
+        let mut js = jetstream::new(client.clone());
+        js.set_timeout(REQUEST_TIMEOUT);
+        Ok(Self { client, js, connects })
+    }
+
+    /// Connects, and tries again every quarter of a second until it works or `stop` is done.
+    pub async fn connect_until(
+        url: &str,
+        name: &str,
+        stop: &tokio_util::sync::CancellationToken,
+    ) -> Option<Self> {
+        loop {
+            match Self::connect(url, name).await {
+                Ok(broker) => return Some(broker),
+                Err(error) => {
+                    tracing::warn!(error = %error.source, url, "NATS is away, trying again");
+                }
+            }
+            tokio::select! {
+                () = stop.cancelled() => return None,
+                () = tokio::time::sleep(Duration::from_millis(250)) => {}
+            }
+        }
+    }
+
+    /// Whether the connection stands.
+    pub fn is_connected(&self) -> bool {
+        self.client.connection_state() == State::Connected
+    }
+
+    /// Counts the connections made so far; it changes with each reconnect.
+    pub fn connects(&self) -> watch::Receiver<u64> {
+        self.connects.clone()
+    }
+}

@@ -1,0 +1,145 @@
+//! The bucket of jobs: read by anyone, written by the leading state service alone.
+//!
+//! A plain put of a stale leader would overwrite a newer value. So every write is an atomic
+//! batch whose first message replaces `_through`, expecting its last revision: a stale batch is
+//! refused as a whole. One batch at a time, because two in flight would refuse each other.
+
+use std::time::Duration;
+
+use async_nats::{
+    HeaderMap,
+    header::{NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, NATS_MESSAGE_TTL},
+    jetstream::stream::LastRawMessageErrorKind,
+};
+use bytes::Bytes;
+use job::{Answer, Digest, Job, JobId};
+use serde::de::DeserializeOwned;
+
+use crate::{
+    Broker, names,
+    publish::{self, BATCH_MESSAGES_MAX, Message},
+    wire::Through,
+};
+
+/// The most keys of one write: one message of the batch is the fence.
+pub const WRITE_KEYS_MAX: usize = BATCH_MESSAGES_MAX - 1;
+
+/// A key that could not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The broker did not answer, or with an error.
+    #[error("key {key} of bucket jobs could not be read: {why}")]
+    Read {
+        /// The key.
+        key: String,
+        /// What the broker said.
+        why: String,
+    },
+    /// Its value is not what belongs there.
+    #[error("key {key} of bucket jobs holds no such value")]
+    Decode {
+        /// The key.
+        key: String,
+        /// What was wrong.
+        #[source]
+        source: serde_json::Error,
+    },
+}
+
+/// A value to be written.
+#[derive(Clone, Debug)]
+pub struct Write {
+    /// Its key.
+    pub key: String,
+    /// The value.
+    pub value: Bytes,
+    /// How long it is kept; for ever where absent.
+    pub ttl: Option<Duration>,
+}
+
+/// The right to write the bucket: the revision of `_through` that the next write replaces.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fence {
+    /// The revision of `_through`; 0 where it was never written.
+    pub revision: u64,
+    /// What it says.
+    pub through: Through,
+}
+
+impl Broker {
+    /// A job, as the bucket has it; `None` where it has none. Read from the stream's leader.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn read_job(&self, id: JobId) -> Result<Option<Job>, Error> {
+        Ok(self.read_key(&id.to_string()).await?.map(|(_, job)| job))
+    }
+
+    /// The answer under an idempotency key; `None` where there is none.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn read_answer(&self, key: Digest) -> Result<Option<Answer>, Error> {
+        Ok(self.read_key(&names::answer_key(key)).await?.map(|(_, answer)| answer))
+    }
+
+    /// The fence as it stands.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn read_fence(&self) -> Result<Fence, Error> {
+        let read = self.read_key(names::THROUGH_KEY).await?;
+        let (revision, through) = read.unwrap_or_default();
+        Ok(Fence { revision, through })
+    }
+
+    /// Writes up to [`WRITE_KEYS_MAX`] keys and moves the fence on, all or nothing.
+    ///
+    /// # Errors
+    /// With code 10071 somebody else moved the fence: whoever writes leads no more.
+    pub async fn write_bucket(
+        &self,
+        fence: Fence,
+        through: Through,
+        writes: Vec<Write>,
+    ) -> Result<Fence, publish::Error> {
+        let below = writes.len() as u64;
+        let mut messages = Vec::with_capacity(writes.len() + 1);
+        let mut headers = HeaderMap::new();
+        headers.insert(NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, fence.revision.to_string());
+        let payload = serde_json::to_vec(&through).expect("a position and a number are JSON");
+        let subject = names::key(names::JOBS, names::THROUGH_KEY);
+        messages.push(Message { subject, headers, payload: payload.into() });
+        for write in writes {
+            let mut headers = HeaderMap::new();
+            if let Some(ttl) = write.ttl {
+                headers.insert(NATS_MESSAGE_TTL, format!("{}s", ttl.as_secs().max(1)));
+            }
+            let subject = names::key(names::JOBS, &write.key);
+            messages.push(Message { subject, headers, payload: write.value });
+        }
+        let ack = self.publish_batch(messages).await?;
+        Ok(Fence { revision: ack.sequence - below, through })
+    }
+
+    async fn read_key<T: DeserializeOwned>(&self, key: &str) -> Result<Option<(u64, T)>, Error> {
+        let read = |why: String| Error::Read { key: key.to_owned(), why };
+        let stream = self.js.get_stream_no_info(names::JOBS_STREAM).await;
+        let stream = stream.map_err(|error| read(error.to_string()))?;
+        let subject = names::key(names::JOBS, key);
+        let message = match stream.get_last_raw_message_by_subject(&subject).await {
+            Ok(message) => message,
+            Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => {
+                return Ok(None);
+            }
+            Err(error) => return Err(read(error.to_string())),
+        };
+        // The broker's marker of an expired or deleted key has no body.
+        if message.payload.is_empty() {
+            return Ok(None);
+        }
+        let value = serde_json::from_slice(&message.payload)
+            .map_err(|source| Error::Decode { key: key.to_owned(), source })?;
+        Ok(Some((message.sequence, value)))
+    }
+}

@@ -1,0 +1,119 @@
+//! A lease: who may try to lead. It only spares the losers their work; what makes two leaders
+//! harmless are the fences.
+//!
+//! The holder renews it by replacing the key. The others judge by their own clock how long the
+//! key has not changed, so that no two clocks are ever compared.
+
+use std::time::{Duration, Instant};
+
+use async_nats::jetstream::kv::{Operation, Store};
+use serde::{Deserialize, Serialize};
+
+use crate::{Broker, names};
+
+/// How often the holder renews.
+pub const RENEW_EVERY: Duration = Duration::from_millis(500);
+/// How long a key may stay unchanged before another takes it.
+pub const EXPIRES_AFTER: Duration = Duration::from_secs(2);
+
+/// The lease could not be read or written.
+#[derive(Debug, thiserror::Error)]
+#[error("lease {key} could not be {step}: {why}")]
+pub struct Error {
+    key: &'static str,
+    step: &'static str,
+    why: String,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Held {
+    holder: String,
+    epoch: u64,
+    released: bool,
+}
+
+/// One that tries for a lease, holds it, or watches another hold it.
+#[derive(Debug)]
+pub struct Lease {
+    store: Store,
+    key: &'static str,
+    holder: String,
+    seen: Option<(u64, Instant)>,
+    held: Option<(u64, u64)>,
+}
+
+impl Lease {
+    /// A contender named `holder` for the lease `key`.
+    ///
+    /// # Errors
+    /// Where the bucket of leases cannot be opened.
+    pub async fn open(broker: &Broker, key: &'static str, holder: &str) -> Result<Self, Error> {
+        let store = broker.js.get_key_value(names::LEASES).await;
+        let store = store.map_err(|error| Error { key, step: "opened", why: error.to_string() })?;
+        Ok(Self { store, key, holder: holder.to_owned(), seen: None, held: None })
+    }
+
+    /// Tries for the lease, or renews it; returns whether it is held now.
+    ///
+    /// # Errors
+    /// Where the broker did not answer: whether it is held is unknown until it expires.
+    pub async fn hold(&mut self) -> Result<bool, Error> {
+        if let Some((revision, epoch)) = self.held {
+            self.held = self.replace(revision, epoch, false).await?.map(|now| (now, epoch));
+            return Ok(self.held.is_some());
+        }
+        let failed = |why: String| Error { key: self.key, step: "read", why };
+        let entry = self.store.entry(self.key).await.map_err(|error| failed(error.to_string()))?;
+        let (revision, epoch, free) = match entry {
+            None => (0, 0, true),
+            Some(entry) => {
+                let held: Option<Held> = serde_json::from_slice(&entry.value).ok();
+                let free = entry.operation != Operation::Put
+                    || held.as_ref().is_none_or(|held| held.released);
+                (entry.revision, held.map_or(0, |held| held.epoch), free)
+            }
+        };
+        let now = Instant::now();
+        let since = match self.seen {
+            Some((seen, since)) if seen == revision => since,
+            _ => {
+                self.seen = Some((revision, now));
+                now
+            }
+        };
+        if !free && now.duration_since(since) < EXPIRES_AFTER {
+            return Ok(false);
+        }
+        self.held = self.replace(revision, epoch + 1, false).await?.map(|now| (now, epoch + 1));
+        Ok(self.held.is_some())
+    }
+
+    /// Gives the lease up, so that another may take it at once.
+    pub async fn release(&mut self) {
+        if let Some((revision, epoch)) = self.held.take() {
+            // What is not released expires.
+            let _ = self.replace(revision, epoch, true).await;
+        }
+    }
+
+    /// Replaces the key where it is still at `revision`; returns its new one.
+    async fn replace(
+        &self,
+        revision: u64,
+        epoch: u64,
+        released: bool,
+    ) -> Result<Option<u64>, Error> {
+        let held = Held { holder: self.holder.clone(), epoch, released };
+        let value = serde_json::to_vec(&held).expect("a name and two flags are JSON");
+        match self.store.update(self.key, value.into(), revision).await {
+            Ok(revision) => Ok(Some(revision)),
+            Err(error) => {
+                use async_nats::jetstream::kv::UpdateErrorKind;
+                match error.kind() {
+                    UpdateErrorKind::WrongLastRevision => Ok(None),
+                    _ => Err(Error { key: self.key, step: "written", why: error.to_string() }),
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,21 @@
+#![doc = include_str!("../README.md")]
+
+pub mod append;
+pub mod ask;
+pub mod broker;
+pub mod bucket;
+pub mod commit;
+pub mod follow;
+pub mod lease;
+pub mod names;
+pub mod presence;
+pub mod publish;
+pub mod pull;
+pub mod snapshot;
+mod token;
+pub mod topology;
+pub mod wire;
+pub mod work;
+
+pub use broker::Broker;
+pub use token::SubjectToken;

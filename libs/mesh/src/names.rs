@@ -1,0 +1,195 @@
+//! Every name on the wire, once.
+//!
+//! One mesh is one shard so far. A second would put its number behind `jobmesh` in every
+//! subject and behind every stream's name; nothing but this module would change.
+
+use async_nats::Subject;
+use job::{Class, Id, JobId, Kind, Run, Status};
+
+use crate::SubjectToken;
+
+/// What was asked: kept until folded.
+pub const COMMANDS: &str = "COMMANDS";
+/// What happened: the history that everything else follows from.
+pub const EVENTS: &str = "EVENTS";
+/// The subject of all events.
+pub const EVENT_SUBJECT: &str = "jobmesh.evt";
+/// What COMMANDS takes.
+pub const COMMAND_SUBJECTS: &str = "jobmesh.cmd.*";
+
+/// The bucket of jobs: what is.
+pub const JOBS: &str = "jobs";
+/// The stream behind the bucket of jobs.
+pub const JOBS_STREAM: &str = "KV_jobs";
+/// The key that says how far the bucket is, and fences its writers.
+pub const THROUGH_KEY: &str = "_through";
+/// The bucket of project settings.
+pub const PROJECTS: &str = "projects";
+/// The bucket of API keys.
+pub const API_KEYS: &str = "api_keys";
+/// The bucket of leases and of the places that readers have reached.
+pub const LEASES: &str = "leases";
+/// The object store of snapshots.
+pub const SNAPSHOTS: &str = "snapshots";
+/// The lease of the leading state service.
+pub const STATE_LEASE: &str = "state";
+/// How far metrics has taken EVENTS into ClickHouse.
+pub const METRICS_PLACE: &str = "metrics";
+
+/// Where the reply to a command is to be sent.
+pub const REPLY: &str = "Jobmesh-Reply";
+/// When the one who asked stops waiting (ms since 1970): judged by the stream's timestamp.
+pub const DEADLINE: &str = "Jobmesh-Deadline";
+/// Up to which message of COMMANDS a message of EVENTS reaches.
+pub const THROUGH: &str = "Jobmesh-Through";
+/// Whose append a message of EVENTS is.
+pub const APPEND: &str = "Jobmesh-Append";
+
+/// Tells processors which runs to stop.
+pub const CONTROL_CANCEL: &str = "jobmesh.control.cancel";
+/// Asks processors to say at once that they are there.
+pub const CONTROL_ROLL_CALL: &str = "jobmesh.control.roll-call";
+/// What all processors say of themselves.
+pub const PRESENCE_ALL: &str = "jobmesh.presence.*";
+
+/// The question for a live job.
+pub const ASK_JOB: &str = "jobmesh.state.job";
+/// The question for counts.
+pub const ASK_STATS: &str = "jobmesh.state.stats";
+/// The question which of some runs may be run by a processor that just started.
+pub const ASK_CLAIM: &str = "jobmesh.state.claim";
+/// The question which of some runs are still current.
+pub const ASK_CURRENT: &str = "jobmesh.state.current";
+/// The question for sums over time.
+pub const ASK_METRICS: &str = "jobmesh.metrics.query";
+/// The question for a job that the bucket has let go.
+pub const ASK_ARCHIVED: &str = "jobmesh.metrics.job";
+
+/// What a message on COMMANDS asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Verb {
+    /// New jobs.
+    Enqueue,
+    /// New jobs for some columns of a row.
+    Redo,
+    /// Stop jobs.
+    Cancel,
+    /// Queue ended jobs again.
+    Retry,
+    /// Runs began.
+    Started,
+    /// Runs ended.
+    Outcome,
+}
+
+impl Verb {
+    const ALL: [Self; 6] =
+        [Self::Enqueue, Self::Redo, Self::Cancel, Self::Retry, Self::Started, Self::Outcome];
+
+    /// The verb's name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Enqueue => "enqueue",
+            Self::Redo => "redo",
+            Self::Cancel => "cancel",
+            Self::Retry => "retry",
+            Self::Started => "started",
+            Self::Outcome => "outcome",
+        }
+    }
+
+    /// The subject of commands with this verb.
+    pub fn subject(self) -> Subject {
+        format!("jobmesh.cmd.{}", self.name()).into()
+    }
+
+    /// The verb of a command's subject.
+    pub fn of(subject: &str) -> Option<Self> {
+        let name = subject.strip_prefix("jobmesh.cmd.")?;
+        Self::ALL.into_iter().find(|verb| verb.name() == name)
+    }
+}
+
+/// The stream of ready work of a class.
+pub fn work_stream(class: Class) -> &'static str {
+    match class {
+        Class::High => "WORK_HIGH",
+        Class::Normal => "WORK_NORMAL",
+        Class::Low => "WORK_LOW",
+    }
+}
+
+/// What the stream of a class takes.
+pub fn work_subjects(class: Class) -> String {
+    format!("jobmesh.work.{}.>", class.name())
+}
+
+/// What the consumer of one kind of work reads. It never matches the fence.
+pub fn work_filter(class: Class, kind: Kind) -> String {
+    format!("jobmesh.work.{}.{}.*.*", class.name(), kind.name())
+}
+
+/// The durable consumer of one kind of work in a class.
+pub fn work_consumer(kind: Kind) -> &'static str {
+    kind.name()
+}
+
+/// The subject of one run of a job.
+pub fn work(class: Class, kind: Kind, job: JobId, run: Run) -> Subject {
+    format!("jobmesh.work.{}.{}.{job}.{run}", class.name(), kind.name()).into()
+}
+
+/// The job and run that a subject of ready work names.
+pub fn work_run(subject: &str) -> Option<(JobId, Run)> {
+    let mut tokens = subject.rsplit('.');
+    let run = tokens.next()?.parse().ok()?;
+    let job = tokens.next()?.parse().ok()?;
+    Some((job, run))
+}
+
+/// The fence of a class's stream: who replaced it last may dispatch.
+pub fn fence(class: Class) -> Subject {
+    format!("jobmesh.work.{}._fence", class.name()).into()
+}
+
+/// The live event of a job: at most once, for subscribers of core NATS.
+pub fn live_event(project: &Id, job: JobId, status: Status) -> Subject {
+    format!("jobmesh.event.{}.{job}.{}", SubjectToken::new(project), status.name()).into()
+}
+
+/// What a processor says of itself.
+pub fn presence(processor: &str) -> Subject {
+    format!("jobmesh.presence.{}", SubjectToken::new(processor)).into()
+}
+
+/// The subject behind a key of a bucket.
+pub fn key(bucket: &str, key: &str) -> Subject {
+    format!("$KV.{bucket}.{key}").into()
+}
+
+/// The key of an idempotent request's answer.
+pub fn answer_key(key: job::Digest) -> String {
+    format!("idem.{key}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_work_subject_names_its_run_and_the_fence_names_none() {
+        let job = JobId::from_u128(5);
+        let subject = work(Class::High, Kind::ProcessBatch, job, 3);
+        assert_eq!(subject.as_str(), format!("jobmesh.work.high.process_batch.{job}.3"));
+        assert_eq!(work_run(&subject), Some((job, 3)));
+        assert_eq!(work_run(&fence(Class::High)), None);
+    }
+
+    #[test]
+    fn verbs_are_found_by_their_subjects() {
+        for verb in Verb::ALL {
+            assert_eq!(Verb::of(&verb.subject()), Some(verb));
+        }
+        assert_eq!(Verb::of("jobmesh.cmd.destroy"), None);
+    }
+}

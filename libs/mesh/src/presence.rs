@@ -1,0 +1,92 @@
+//! Presence: what processors say of themselves, so that state knows their capacity and which
+//! runs are in live hands. It is said, never stored: who is silent is gone.
+
+use std::{
+    collections::HashMap,
+    time::{Duration, Instant},
+};
+
+use job::{Id, JobId, Kind, Run};
+use serde::{Deserialize, Serialize};
+
+/// How often a processor says that it is there.
+pub const PERIOD: Duration = Duration::from_secs(2);
+/// After how much silence it is gone.
+pub const GONE_AFTER: Duration = Duration::from_secs(6);
+
+/// What a processor says of itself.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Presence {
+    /// Its name, of this process alone.
+    pub processor: Id,
+    /// How many jobs it runs at once.
+    pub capacity: usize,
+    /// The kinds of work it takes.
+    pub kinds: Vec<Kind>,
+    /// The runs in its hands, until their ends are recorded.
+    pub running: Vec<(JobId, Run)>,
+    /// Whether it takes no more work, because it stops.
+    pub draining: bool,
+}
+
+/// The processors that were heard of lately.
+#[derive(Debug, Default)]
+pub struct Roll {
+    heard: HashMap<Id, (Instant, Presence)>,
+}
+
+impl Roll {
+    /// Takes in what a processor said; returns whether the live capacity changed.
+    pub fn note(&mut self, said: Presence, now: Instant) -> bool {
+        let before = self.capacity(now);
+        self.heard.insert(said.processor.clone(), (now, said));
+        self.heard.retain(|_, (at, _)| now.duration_since(*at) < GONE_AFTER);
+        before != self.capacity(now)
+    }
+
+    /// The processors that live.
+    pub fn live(&self, now: Instant) -> impl Iterator<Item = &Presence> {
+        let live = move |(at, _): &&(Instant, Presence)| now.duration_since(*at) < GONE_AFTER;
+        self.heard.values().filter(live).map(|(_, said)| said)
+    }
+
+    /// How many jobs the live processors that still take work run at once.
+    pub fn capacity(&self, now: Instant) -> usize {
+        self.live(now).filter(|said| !said.draining).map(|said| said.capacity).sum()
+    }
+
+    /// Which processor said last that it has this run.
+    pub fn holder(&self, job: JobId, run: Run, now: Instant) -> Option<&Id> {
+        let holds = |said: &&Presence| said.running.contains(&(job, run));
+        self.live(now).find(holds).map(|said| &said.processor)
+    }
+
+    /// All runs in live hands.
+    pub fn held(&self, now: Instant) -> impl Iterator<Item = (JobId, Run)> {
+        self.live(now).flat_map(|said| said.running.iter().copied())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_silent_processor_is_gone_with_its_capacity_and_its_runs() {
+        let start = Instant::now();
+        let run = (JobId::from_u128(1), 1);
+        let said = Presence {
+            processor: "p".into(),
+            capacity: 4,
+            kinds: Kind::ALL.to_vec(),
+            running: vec![run],
+            draining: false,
+        };
+        let mut roll = Roll::default();
+        assert!(roll.note(said, start));
+        assert_eq!(roll.capacity(start + PERIOD), 4);
+        assert!(roll.holder(run.0, run.1, start + PERIOD).is_some());
+        assert_eq!(roll.capacity(start + GONE_AFTER), 0);
+        assert!(roll.holder(run.0, run.1, start + GONE_AFTER).is_none());
+    }
+}

@@ -1,0 +1,165 @@
+//! Publishing to a stream, and what the broker's answer means.
+//!
+//! The client library's own publisher hides some error codes and knows no atomic batches, so
+//! the answer is read here. An answer that does not come means "unknown", never "no": the
+//! message may be stored, or may yet be when the connection is back.
+
+use std::time::Duration;
+
+use async_nats::{HeaderMap, Subject, client::RequestErrorKind};
+use bytes::Bytes;
+use serde::Deserialize;
+use uuid::Uuid;
+
+use crate::Broker;
+
+/// How long an answer to a publish is waited for.
+pub const ACK_TIMEOUT: Duration = Duration::from_secs(5);
+/// The most messages that the broker takes in one atomic batch.
+pub const BATCH_MESSAGES_MAX: usize = 1_000;
+
+/// The last sequence was not the expected one.
+pub const WRONG_LAST_SEQUENCE: u64 = 10_071;
+/// A message, or one of its subject, is there already, or the stream is full.
+pub const LIMITS: u64 = 10_077;
+/// A message id came before.
+pub const DUPLICATE_ID: u64 = 10_201;
+
+/// A message to be published.
+#[derive(Clone, Debug)]
+pub struct Message {
+    /// Where to.
+    pub subject: Subject,
+    /// Its headers.
+    pub headers: HeaderMap,
+    /// What it says.
+    pub payload: Bytes,
+}
+
+/// The broker has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ack {
+    /// The stream sequence of the message; of the last one of a batch.
+    pub sequence: u64,
+    /// Whether a message with the same id was stored before, and this one was not.
+    pub duplicate: bool,
+}
+
+/// The broker does not have it, or nobody knows.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The broker refused the message.
+    #[error("the broker refused a message to {subject}: {description} ({code})")]
+    Refused {
+        /// Where it was published to.
+        subject: String,
+        /// JetStream's error code.
+        code: u64,
+        /// JetStream's own words.
+        description: String,
+    },
+    /// No stream takes messages of this subject.
+    #[error("no stream takes messages to {subject}")]
+    NoStream {
+        /// Where it was published to.
+        subject: String,
+    },
+    /// No answer came: the message may be stored or not.
+    #[error("no answer to a message to {subject}: it may be stored or not")]
+    Unknown {
+        /// Where it was published to.
+        subject: String,
+    },
+}
+
+impl Error {
+    /// Whether the broker refused the message with this code.
+    pub fn is(&self, wanted: u64) -> bool {
+        matches!(self, Self::Refused { code, .. } if *code == wanted)
+    }
+}
+
+#[derive(Deserialize)]
+struct Answer {
+    #[serde(default)]
+    seq: u64,
+    #[serde(default)]
+    duplicate: bool,
+    error: Option<Refusal>,
+}
+
+#[derive(Deserialize)]
+struct Refusal {
+    #[serde(default)]
+    err_code: u64,
+    #[serde(default)]
+    description: String,
+}
+
+impl Broker {
+    /// Publishes one message and waits until the broker has it on disk (as its sync interval says).
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn publish(&self, message: Message) -> Result<Ack, Error> {
+        let subject = message.subject.clone();
+        let request = async_nats::Request::new()
+            .headers(message.headers)
+            .payload(message.payload)
+            .timeout(Some(ACK_TIMEOUT));
+        let unknown = || Error::Unknown { subject: subject.to_string() };
+        // The wait for a free place in the client's own queue is inside this limit too.
+        let sent = self.client.send_request(subject.clone(), request);
+        let answer = match tokio::time::timeout(ACK_TIMEOUT * 2, sent).await {
+            Err(_) => return Err(unknown()),
+            Ok(Err(error)) if error.kind() == RequestErrorKind::NoResponders => {
+                return Err(Error::NoStream { subject: subject.to_string() });
+            }
+            Ok(Err(_)) => return Err(unknown()),
+            Ok(Ok(answer)) => answer,
+        };
+        let answer: Answer = serde_json::from_slice(&answer.payload).map_err(|_| unknown())?;
+        match answer.error {
+            None => Ok(Ack { sequence: answer.seq, duplicate: answer.duplicate }),
+            Some(refusal) => Err(Error::Refused {
+                subject: subject.to_string(),
+                code: refusal.err_code,
+                description: refusal.description,
+            }),
+        }
+    }
+
+    /// Publishes messages to one stream, all or none (ADR-50). Their sequences follow each other
+    /// and end with that of the answer. One message needs no batch and goes alone.
+    ///
+    /// # Errors
+    /// See [`Error`]; none of the messages is stored then, unless the outcome is unknown.
+    ///
+    /// # Panics
+    /// With no message, or with more than [`BATCH_MESSAGES_MAX`].
+    pub async fn publish_batch(&self, mut messages: Vec<Message>) -> Result<Ack, Error> {
+        assert!((1..=BATCH_MESSAGES_MAX).contains(&messages.len()), "{} messages", messages.len());
+        let mut last = messages.pop().expect("there is at least one message");
+        if messages.is_empty() {
+            return self.publish(last).await;
+        }
+        let batch = Uuid::now_v7().simple().to_string();
+        let count = messages.len() + 1;
+        for (sequence, mut message) in (1..).zip(messages) {
+            number(&mut message.headers, &batch, sequence);
+            let subject = message.subject.to_string();
+            self.client
+                .publish_with_headers(message.subject, message.headers, message.payload)
+                .await
+                .map_err(|_| Error::Unknown { subject })?;
+        }
+        number(&mut last.headers, &batch, count);
+        last.headers.insert(async_nats::header::NATS_BATCH_COMMIT, "1");
+        self.publish(last).await
+    }
+}
+
+fn number(headers: &mut HeaderMap, batch: &str, sequence: usize) {
+    headers.insert(async_nats::header::NATS_BATCH_ID, batch);
+    headers.insert(async_nats::header::NATS_BATCH_SEQUENCE, sequence.to_string());
+}

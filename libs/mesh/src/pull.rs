@@ -1,0 +1,195 @@
+//! Ready work, as a processor takes it: pulled for free slots only, run, recorded, acked.
+//!
+//! The order is "record, then ack". A crash before the record makes the message come again, as
+//! a redelivery, which is reported and not run; a crash between record and ack does the same,
+//! and the fold knows that the run has ended.
+
+use std::{collections::HashMap, time::Duration};
+
+use async_nats::jetstream::{
+    self, AckKind,
+    consumer::{AckPolicy, PullConsumer, pull},
+};
+use futures_util::StreamExt;
+use job::{Class, Kind};
+
+use crate::{Broker, names, wire::Work};
+
+/// How long the broker waits for a sign of life of a delivered run.
+pub const ACK_WAIT: Duration = Duration::from_secs(10);
+/// How often a processor gives that sign.
+pub const EXTEND_EVERY: Duration = Duration::from_secs(3);
+/// How long a pull waits at the broker for work.
+const PULL_EXPIRES: Duration = Duration::from_secs(2);
+/// Delivered and unacked runs over all processors: no limit of ours.
+const ACK_PENDING_MAX: i64 = 100_000;
+
+/// A failure to reach the consumers.
+#[derive(Debug, thiserror::Error)]
+#[error("work of class {class} could not be pulled: {why}")]
+pub struct Error {
+    class: &'static str,
+    why: String,
+}
+
+/// A run in a processor's hands, with the right to ack it.
+#[derive(Debug)]
+pub struct Delivery {
+    /// What is to be run.
+    pub work: Work,
+    /// The class of the stream it came from.
+    pub class: Class,
+    /// Its sequence in that stream.
+    pub sequence: u64,
+    /// Whether it was handed out before.
+    pub redelivered: bool,
+    message: jetstream::Message,
+}
+
+impl Delivery {
+    /// Says that the run is still in good hands.
+    pub async fn extend(&self) {
+        // A sign of life that is lost is followed by the next.
+        let _ = self.message.ack_with(AckKind::Progress).await;
+    }
+
+    /// A handle that can extend the lease while the delivery is elsewhere.
+    pub fn lease(&self) -> Lease {
+        Lease(self.message.clone())
+    }
+
+    /// Lets the broker forget the run. To be called after its end is recorded, never before.
+    pub async fn ack(self) {
+        // An ack that is lost makes the message come again: it is reported, and the fold knows it.
+        let _ = self.message.ack().await;
+    }
+}
+
+/// Extends the lease of a delivery.
+#[derive(Clone, Debug)]
+pub struct Lease(jetstream::Message);
+
+impl Lease {
+    /// Says that the run is still in good hands.
+    pub async fn extend(&self) {
+        let _ = self.0.ack_with(AckKind::Progress).await;
+    }
+}
+
+/// The consumers of some kinds of work, over all classes.
+#[derive(Clone, Debug)]
+pub struct Pullers {
+    consumers: HashMap<(Class, Kind), PullConsumer>,
+    kinds: Vec<Kind>,
+}
+
+impl Pullers {
+    /// Ensures the durable consumers of these kinds of work.
+    ///
+    /// # Errors
+    /// Where one cannot be made.
+    pub async fn ensure(broker: &Broker, kinds: Vec<Kind>) -> Result<Self, Error> {
+        let mut consumers = HashMap::new();
+        for class in Class::ALL {
+            for kind in &kinds {
+                let config = pull::Config {
+                    durable_name: Some(names::work_consumer(*kind).to_owned()),
+                    ack_policy: AckPolicy::Explicit,
+                    ack_wait: ACK_WAIT,
+                    filter_subject: names::work_filter(class, *kind),
+                    max_ack_pending: ACK_PENDING_MAX,
+                    // Attempts are counted by the fold: a message given up here would stay for ever.
+                    max_deliver: -1,
+                    ..Default::default()
+                };
+                let stream = names::work_stream(class);
+                let consumer = broker.js.create_consumer_on_stream(config, stream).await;
+                let consumer = consumer
+                    .map_err(|error| Error { class: class.name(), why: error.to_string() })?;
+                consumers.insert((class, *kind), consumer);
+            }
+        }
+        Ok(Self { consumers, kinds })
+    }
+
+    /// The kinds of work that are pulled.
+    pub fn kinds(&self) -> &[Kind] {
+        &self.kinds
+    }
+
+    /// Takes up to `max` runs of a class that are there now, without waiting.
+    ///
+    /// # Errors
+    /// Where the broker did not answer.
+    pub async fn take(&self, class: Class, max: usize) -> Result<Vec<Delivery>, Error> {
+        let failed = |why: String| Error { class: class.name(), why };
+        let mut taken = Vec::new();
+        for kind in &self.kinds {
+            let Some(consumer) = self.consumers.get(&(class, *kind)) else { continue };
+            let left = max - taken.len();
+            if left == 0 {
+                break;
+            }
+            // With an expiry the broker would wait for a first message, one consumer after the other.
+            let fetch = consumer.fetch().max_messages(left).messages();
+            let mut messages = fetch.await.map_err(|error| failed(error.to_string()))?;
+            while let Some(message) = messages.next().await {
+                let message = message.map_err(|error| failed(error.to_string()))?;
+                taken.extend(delivery(class, message).await);
+            }
+        }
+        Ok(taken)
+    }
+
+    /// Waits a few seconds for one run of this class and kind.
+    ///
+    /// # Errors
+    /// Where the broker did not answer.
+    pub async fn wait(&self, class: Class, kind: Kind) -> Result<Option<Delivery>, Error> {
+        let failed = |why: String| Error { class: class.name(), why };
+        let Some(consumer) = self.consumers.get(&(class, kind)) else { return Ok(None) };
+        let pull = consumer.batch().max_messages(1).expires(PULL_EXPIRES).messages();
+        let mut messages = pull.await.map_err(|error| failed(error.to_string()))?;
+        match messages.next().await {
+            None => Ok(None),
+            Some(Err(error)) => Err(failed(error.to_string())),
+            Some(Ok(message)) => Ok(delivery(class, message).await),
+        }
+    }
+}
+
+/// Reads a delivered message. One that cannot be read is acked and reported in the log: the
+/// state service finds its run missing and hands it out again.
+async fn delivery(class: Class, message: jetstream::Message) -> Option<Delivery> {
+    let info = match message.info() {
+        Ok(info) => (info.stream_sequence, info.delivered > 1),
+        Err(error) => {
+            tracing::error!(error = %error, "a message of ready work came without its place");
+            return None;
+        }
+    };
+    match serde_json::from_slice(&message.payload) {
+        Ok(work) => {
+            let (sequence, redelivered) = info;
+            Some(Delivery { work, class, sequence, redelivered, message })
+        }
+        Err(error) => {
+            tracing::error!(error = %error, subject = %message.subject, "ready work could not be read");
+            let _ = message.ack().await;
+            None
+        }
+    }
+}
+
+/// Runs a delivery, records how it ended, and only then acks it. Where the record cannot be
+/// made the message is left to come again.
+pub async fn run_record_ack<O, E>(
+    delivery: Delivery,
+    run: impl AsyncFnOnce(&Work) -> O,
+    record: impl AsyncFnOnce(&Work, O) -> Result<(), E>,
+) -> Result<(), E> {
+    let outcome = run(&delivery.work).await;
+    record(&delivery.work, outcome).await?;
+    delivery.ack().await;
+    Ok(())
+}

@@ -1,0 +1,97 @@
+//! Snapshots of the state, two of them, each with its checksum.
+//!
+//! They hold what the streams hold no more, so no stream is ever cut below the older one.
+
+use futures_util::TryStreamExt;
+use sha2::{Digest as _, Sha256};
+use tokio::io::AsyncReadExt;
+
+use crate::{Broker, names};
+
+/// How many bytes the checksum takes at the front.
+const CHECKSUM_BYTES: usize = 32;
+
+/// A snapshot could not be written or read.
+#[derive(Debug, thiserror::Error)]
+#[error("snapshot could not be {step}: {why}")]
+pub struct Error {
+    step: &'static str,
+    why: String,
+}
+
+/// A snapshot's name says how far it reaches, so that names sort by age.
+fn name(sequence: u64) -> String {
+    format!("state-{sequence:020}")
+}
+
+impl Broker {
+    /// Writes the snapshot that reaches up to message `sequence` of EVENTS, and lets go of all
+    /// but the two newest.
+    ///
+    /// # Errors
+    /// Where the object store did not take it.
+    pub async fn put_snapshot(&self, sequence: u64, bytes: Vec<u8>) -> Result<(), Error> {
+        let failed = |why: String| Error { step: "written", why };
+        let store = self.js.get_object_store(names::SNAPSHOTS).await;
+        let store = store.map_err(|error| failed(error.to_string()))?;
+        let mut content = Sha256::digest(&bytes).to_vec();
+        content.extend_from_slice(&bytes);
+        let put = store.put(name(sequence).as_str(), &mut content.as_slice()).await;
+        put.map_err(|error| failed(error.to_string()))?;
+        let mut names = self.snapshot_names().await?;
+        names.truncate(names.len().saturating_sub(2));
+        for old in names {
+            let deleted = store.delete(&old).await;
+            deleted.map_err(|error| failed(error.to_string()))?;
+        }
+        Ok(())
+    }
+
+    /// The newest snapshot that is whole: its bytes. `None` where there is none.
+    ///
+    /// # Errors
+    /// Where the object store cannot be read, or holds snapshots of which none is whole.
+    pub async fn get_snapshot(&self) -> Result<Option<Vec<u8>>, Error> {
+        let names = self.snapshot_names().await?;
+        for name in names.iter().rev() {
+            match self.read_snapshot(name).await {
+                Ok(bytes) => return Ok(Some(bytes)),
+                Err(error) => tracing::error!(error = %error, name, "snapshot passed over"),
+            }
+        }
+        if names.is_empty() {
+            return Ok(None);
+        }
+        Err(Error { step: "read", why: format!("none of {} is whole", names.join(", ")) })
+    }
+
+    /// The names of the snapshots, oldest first.
+    async fn snapshot_names(&self) -> Result<Vec<String>, Error> {
+        let failed = |why: String| Error { step: "listed", why };
+        let store = self.js.get_object_store(names::SNAPSHOTS).await;
+        let store = store.map_err(|error| failed(error.to_string()))?;
+        let list = store.list().await.map_err(|error| failed(error.to_string()))?;
+        let listed: Result<Vec<_>, _> = list.try_collect().await;
+        let listed = listed.map_err(|error| failed(error.to_string()))?;
+        let live = listed.into_iter().filter(|object| !object.deleted);
+        let mut names: Vec<String> = live.map(|object| object.name).collect();
+        names.sort();
+        Ok(names)
+    }
+
+    async fn read_snapshot(&self, name: &str) -> Result<Vec<u8>, Error> {
+        let failed = |why: String| Error { step: "read", why };
+        let store = self.js.get_object_store(names::SNAPSHOTS).await;
+        let store = store.map_err(|error| failed(error.to_string()))?;
+        let mut object = store.get(name).await.map_err(|error| failed(error.to_string()))?;
+        let mut content = Vec::new();
+        object.read_to_end(&mut content).await.map_err(|error| failed(error.to_string()))?;
+        let Some((checksum, bytes)) = content.split_at_checked(CHECKSUM_BYTES) else {
+            return Err(failed(format!("{name} is cut short")));
+        };
+        if Sha256::digest(bytes).as_slice() != checksum {
+            return Err(failed(format!("{name} does not match its checksum")));
+        }
+        Ok(bytes.to_vec())
+    }
+}

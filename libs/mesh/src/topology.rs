@@ -1,0 +1,202 @@
+//! The streams and buckets: made where they are missing, and reported where they are found with
+//! settings that break the rules.
+
+use std::time::Duration;
+
+use async_nats::jetstream::{
+    context::GetStreamErrorKind,
+    kv, object_store,
+    stream::{Config, DiscardPolicy, RetentionPolicy, StorageType},
+};
+use job::Class;
+
+use crate::{Broker, names};
+
+/// How long the broker knows the ids of messages.
+const DUPLICATE_WINDOW: Duration = Duration::from_secs(120);
+const MIB: i64 = 1 << 20;
+
+/// How much disk each stream may take, and on how many servers it is kept.
+#[derive(Clone, Copy, Debug)]
+pub struct Sizes {
+    /// COMMANDS, in bytes.
+    pub commands_bytes: i64,
+    /// EVENTS, in bytes.
+    pub events_bytes: i64,
+    /// Each stream of ready work, in bytes.
+    pub work_bytes: i64,
+    /// The bucket of jobs, in bytes.
+    pub jobs_bytes: i64,
+    /// Copies of each, on as many servers.
+    pub replicas: usize,
+}
+
+impl Default for Sizes {
+    fn default() -> Self {
+        Self {
+            commands_bytes: 1_024 * MIB,
+            events_bytes: 4_096 * MIB,
+            work_bytes: 512 * MIB,
+            jobs_bytes: 8_192 * MIB,
+            replicas: 1,
+        }
+    }
+}
+
+/// The topology could not be ensured.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A stream or bucket could not be read or made.
+    #[error("{name} could not be ensured: {why}")]
+    Broker {
+        /// Its name.
+        name: String,
+        /// What the broker said.
+        why: String,
+    },
+    /// A stream is there with settings that lose or repeat work.
+    #[error(
+        "stream {stream} has {found}; Jobmesh needs {wanted}: \
+         change it with `nats stream edit {stream}` or give Jobmesh a NATS account of its own"
+    )]
+    Mismatch {
+        /// The stream.
+        stream: String,
+        /// What it has.
+        found: String,
+        /// What it needs.
+        wanted: String,
+    },
+}
+
+/// Ensures all streams and buckets. Safe to call by every service, at every start.
+///
+/// # Errors
+/// See [`Error`].
+pub async fn ensure(broker: &Broker, sizes: Sizes) -> Result<(), Error> {
+    for config in streams(sizes) {
+        ensure_stream(broker, config).await?;
+    }
+    for bucket in [names::PROJECTS, names::API_KEYS, names::LEASES] {
+        let config = kv::Config {
+            bucket: bucket.to_owned(),
+            history: 1,
+            num_replicas: sizes.replicas,
+            ..Default::default()
+        };
+        if broker.js.get_key_value(bucket).await.is_err() {
+            let made = broker.js.create_key_value(config).await;
+            made.map_err(|error| failed(bucket, &error))?;
+        }
+    }
+    if broker.js.get_object_store(names::SNAPSHOTS).await.is_err() {
+        let config = object_store::Config {
+            bucket: names::SNAPSHOTS.to_owned(),
+            num_replicas: sizes.replicas,
+            ..Default::default()
+        };
+        let made = broker.js.create_object_store(config).await;
+        made.map_err(|error| failed(names::SNAPSHOTS, &error))?;
+    }
+    Ok(())
+}
+
+fn failed(name: &str, error: &dyn std::error::Error) -> Error {
+    Error::Broker { name: name.to_owned(), why: error.to_string() }
+}
+
+/// The settings of every stream of ours.
+fn streams(sizes: Sizes) -> Vec<Config> {
+    let base = Config {
+        storage: StorageType::File,
+        // Nothing is ever thrown away to make room: who comes when it is full is refused.
+        discard: DiscardPolicy::New,
+        num_replicas: sizes.replicas,
+        duplicate_window: DUPLICATE_WINDOW,
+        allow_direct: true,
+        ..Default::default()
+    };
+    let mut streams = vec![
+        Config {
+            name: names::COMMANDS.into(),
+            subjects: vec![names::COMMAND_SUBJECTS.into()],
+            max_bytes: sizes.commands_bytes,
+            ..base.clone()
+        },
+        Config {
+            name: names::EVENTS.into(),
+            subjects: vec![names::EVENT_SUBJECT.into()],
+            max_bytes: sizes.events_bytes,
+            ..base.clone()
+        },
+        Config {
+            name: names::JOBS_STREAM.into(),
+            subjects: vec![format!("$KV.{}.>", names::JOBS)],
+            max_bytes: sizes.jobs_bytes,
+            max_messages_per_subject: 1,
+            allow_rollup: true,
+            deny_delete: true,
+            allow_message_ttl: true,
+            allow_atomic_publish: true,
+            ..base.clone()
+        },
+    ];
+    for class in Class::ALL {
+        streams.push(Config {
+            name: names::work_stream(class).into(),
+            subjects: vec![names::work_subjects(class)],
+            max_bytes: sizes.work_bytes,
+            retention: RetentionPolicy::WorkQueue,
+            max_messages_per_subject: 1,
+            discard_new_per_subject: true,
+            allow_rollup: true,
+            allow_atomic_publish: true,
+            ..base.clone()
+        });
+    }
+    streams
+}
+
+async fn ensure_stream(broker: &Broker, wanted: Config) -> Result<(), Error> {
+    let name = wanted.name.clone();
+    match broker.js.get_stream(&name).await {
+        Ok(stream) => check(&stream.cached_info().config, &wanted),
+        Err(error) => match error.kind() {
+            GetStreamErrorKind::JetStream(inner)
+                if inner.error_code() == async_nats::jetstream::ErrorCode::STREAM_NOT_FOUND =>
+            {
+                let made = broker.js.create_stream(wanted).await;
+                made.map(|_| ()).map_err(|error| failed(&name, &error))
+            }
+            _ => Err(failed(&name, &error)),
+        },
+    }
+}
+
+/// Compares the settings that the rules depend on; sizes and replicas are the operator's.
+fn check(found: &Config, wanted: &Config) -> Result<(), Error> {
+    let rules = |config: &Config| {
+        [
+            ("subjects", format!("{:?}", config.subjects)),
+            ("retention", format!("{:?}", config.retention)),
+            ("discard", format!("{:?}", config.discard)),
+            ("discard_new_per_subject", config.discard_new_per_subject.to_string()),
+            ("max_msgs_per_subject", config.max_messages_per_subject.max(0).to_string()),
+            ("max_age", format!("{:?}", config.max_age)),
+            ("storage", format!("{:?}", config.storage)),
+            ("allow_msg_ttl", config.allow_message_ttl.to_string()),
+            ("allow_atomic", config.allow_atomic_publish.to_string()),
+            ("allow_rollup_hdrs", config.allow_rollup.to_string()),
+        ]
+    };
+    for ((name, has), (_, needs)) in rules(found).into_iter().zip(rules(wanted)) {
+        if has != needs {
+            return Err(Error::Mismatch {
+                stream: wanted.name.clone(),
+                found: format!("{name} = {has}"),
+                wanted: format!("{name} = {needs}"),
+            });
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,139 @@
+//! What messages hold. All of it is JSON, so that a processor in any language can take part.
+
+use async_nats::HeaderMap;
+use job::{
+    Id, JobId, Json, Kind, Run,
+    command::{Cancel, Command, Enqueue, Outcome, Retry, Started},
+    event::Batch,
+    reply::Reply,
+    time::Millis,
+};
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::names::{self, Verb};
+
+/// One thing asked, among those that a message carries; the message is an array of these.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Item<T> {
+    /// Its own id, by which it is answered.
+    pub id: Uuid,
+    /// What is asked.
+    pub ask: T,
+}
+
+/// The reply to one [`Item`]; a message to the inbox is an array of these.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Answered {
+    /// The item's id.
+    pub id: Uuid,
+    /// The reply.
+    pub reply: Reply,
+}
+
+/// A message that cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum Malformed {
+    /// Its subject names no verb.
+    #[error("no command has the subject {0}")]
+    Verb(String),
+    /// Its body is not what the verb carries.
+    #[error("a command on {subject} could not be read: {source}")]
+    Body {
+        /// Its subject.
+        subject: String,
+        /// What was wrong.
+        source: serde_json::Error,
+    },
+    /// A message of EVENTS cannot be read.
+    #[error("message {sequence} of EVENTS could not be read: {source}")]
+    Events {
+        /// Its sequence.
+        sequence: u64,
+        /// What was wrong.
+        source: serde_json::Error,
+    },
+}
+
+/// The commands that a message on COMMANDS carries.
+///
+/// # Errors
+/// Where the subject names no verb or the body does not fit it.
+pub fn commands(subject: &str, payload: &[u8]) -> Result<Vec<Item<Command>>, Malformed> {
+    let verb = Verb::of(subject).ok_or_else(|| Malformed::Verb(subject.to_owned()))?;
+    let read = match verb {
+        Verb::Enqueue | Verb::Redo => items::<Enqueue>(payload, Command::Enqueue),
+        Verb::Cancel => items::<Cancel>(payload, Command::Cancel),
+        Verb::Retry => items::<Retry>(payload, Command::Retry),
+        Verb::Started => items::<Started>(payload, Command::Started),
+        Verb::Outcome => items::<Outcome>(payload, Command::Outcome),
+    };
+    read.map_err(|source| Malformed::Body { subject: subject.to_owned(), source })
+}
+
+fn items<T: for<'de> Deserialize<'de>>(
+    payload: &[u8],
+    command: fn(T) -> Command,
+) -> Result<Vec<Item<Command>>, serde_json::Error> {
+    let items: Vec<Item<T>> = serde_json::from_slice(payload)?;
+    Ok(items.into_iter().map(|item| Item { id: item.id, ask: command(item.ask) }).collect())
+}
+
+/// The events of message `sequence` of EVENTS, and up to which command they reach.
+///
+/// # Errors
+/// Where the body is no batch of events.
+pub fn events(
+    sequence: u64,
+    headers: Option<&HeaderMap>,
+    payload: &[u8],
+) -> Result<(u64, Batch), Malformed> {
+    let through = headers.and_then(|headers| headers.get(names::THROUGH));
+    let through = through.and_then(|through| through.as_str().parse().ok()).unwrap_or(0);
+    let batch =
+        serde_json::from_slice(payload).map_err(|source| Malformed::Events { sequence, source })?;
+    Ok((through, batch))
+}
+
+/// What a processor is handed: one run of a job.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Work {
+    /// The job.
+    pub job: JobId,
+    /// The run.
+    pub run: Run,
+    /// The attempt that it begins, from 1.
+    pub attempt: u32,
+    /// The attempts the job may use.
+    pub max_attempts: u32,
+    /// The project.
+    pub project: Id,
+    /// The batch.
+    pub batch: Id,
+    /// What kind of work it is.
+    #[serde(rename = "type")]
+    pub kind: Kind,
+    /// 0 to 1000, lower first.
+    pub priority: u16,
+    /// When it became queued.
+    pub queued_at: Millis,
+    /// What the handler is given.
+    pub data: Json,
+}
+
+/// What the bucket holds beside jobs: how far it is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Through {
+    /// The last event that it shows.
+    pub position: job::Position,
+    /// The term of its writer.
+    pub term: u64,
+}
+
+/// A hint to processors: these runs are not wanted any more.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Stop {
+    /// Jobs with the last run that is to stop.
+    pub runs: Vec<(JobId, Run)>,
+}

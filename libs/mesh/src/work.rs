@@ -1,0 +1,142 @@
+//! Dispatch: ready runs into the streams of their classes, behind a fence.
+//!
+//! Every dispatch expects the fence message of its stream to be the one that this leader put
+//! there; a leader that was replaced cannot dispatch. What is in the streams is read from the
+//! streams, so that a dispatch may be repeated whenever its fate is unknown.
+
+use std::collections::HashSet;
+
+use async_nats::{
+    HeaderMap,
+    header::{NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, NATS_MESSAGE_ID, NATS_ROLLUP},
+};
+use futures_util::TryStreamExt;
+use job::{Class, Job, JobId, Run};
+
+use crate::{
+    Broker, names,
+    publish::{self, Message},
+    wire::Work,
+};
+
+/// Names the subject whose last sequence is expected; the client library has no constant for it.
+const EXPECTED_LAST_SUBJECT: &str = "Nats-Expected-Last-Subject-Sequence-Subject";
+
+/// Why the streams of ready work could not be read or taken over.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A stream could not be read.
+    #[error("stream {stream} could not be read: {why}")]
+    Read {
+        /// The stream.
+        stream: &'static str,
+        /// What the broker said.
+        why: String,
+    },
+    /// The fence could not be replaced.
+    #[error("the fence of stream {stream} could not be replaced")]
+    Fence {
+        /// The stream.
+        stream: &'static str,
+        /// Why.
+        #[source]
+        source: publish::Error,
+    },
+}
+
+impl Broker {
+    /// Replaces the fence of a class's stream, so that no leader before can dispatch any more.
+    /// Returns the sequence that dispatches are to expect.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn take_fence(&self, class: Class, term: u64) -> Result<u64, Error> {
+        let stream = names::work_stream(class);
+        let subject = names::fence(class);
+        let read = |why: String| Error::Read { stream, why };
+        let handle = self.js.get_stream_no_info(stream).await;
+        let handle = handle.map_err(|error| read(error.to_string()))?;
+        let old = match handle.get_last_raw_message_by_subject(&subject).await {
+            Ok(message) => message.sequence,
+            Err(error) => match error.kind() {
+                async_nats::jetstream::stream::LastRawMessageErrorKind::NoMessageFound => 0,
+                _ => return Err(read(error.to_string())),
+            },
+        };
+        let mut headers = HeaderMap::new();
+        headers.insert(NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, old.to_string());
+        headers.insert(NATS_ROLLUP, "sub");
+        let message = Message { subject, headers, payload: term.to_string().into() };
+        let ack = self.publish(message).await.map_err(|source| Error::Fence { stream, source })?;
+        Ok(ack.sequence)
+    }
+
+    /// Puts the current runs of `jobs`, all of one class, into the class's stream, all or none.
+    ///
+    /// # Errors
+    /// See [`publish::Error`]: 10071 where another leader has the fence, 10077 where one of the
+    /// runs is in the stream already, 10201 where one was there lately.
+    pub async fn dispatch(
+        &self,
+        class: Class,
+        fence: u64,
+        work: Vec<Message>,
+    ) -> Result<(), publish::Error> {
+        let mut work = work;
+        if let Some(first) = work.first_mut() {
+            first.headers.insert(NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, fence.to_string());
+            first.headers.insert(EXPECTED_LAST_SUBJECT, names::fence(class).as_str());
+        }
+        self.publish_batch(work).await.map(|_| ())
+    }
+
+    /// The runs that wait in the stream of a class or are with a processor.
+    ///
+    /// # Errors
+    /// Where the stream could not be read.
+    pub async fn list_work(&self, class: Class) -> Result<HashSet<(JobId, Run)>, Error> {
+        let stream = names::work_stream(class);
+        let read = |why: String| Error::Read { stream, why };
+        let handle = self.js.get_stream_no_info(stream).await;
+        let handle = handle.map_err(|error| read(error.to_string()))?;
+        let subjects = handle.info_with_subjects(names::work_subjects(class)).await;
+        let subjects = subjects.map_err(|error| read(error.to_string()))?;
+        let listed: Result<Vec<_>, _> = subjects.try_collect().await;
+        let listed = listed.map_err(|error| read(error.to_string()))?;
+        Ok(listed.iter().filter_map(|(subject, _)| names::work_run(subject)).collect())
+    }
+
+    /// The last sequence of a stream.
+    ///
+    /// # Errors
+    /// Where the stream could not be read.
+    pub async fn last_sequence(&self, stream: &'static str) -> Result<u64, Error> {
+        let read = |why: String| Error::Read { stream, why };
+        let handle = self.js.get_stream_no_info(stream).await;
+        let handle = handle.map_err(|error| read(error.to_string()))?;
+        let info = handle.get_info().await.map_err(|error| read(error.to_string()))?;
+        Ok(info.state.last_sequence)
+    }
+}
+
+/// The message that hands out the current run of a job. Its id makes a repeat within the
+/// broker's window for duplicates harmless.
+pub fn message(job: &Job) -> Message {
+    let work = Work {
+        job: job.id,
+        run: job.run,
+        attempt: job.attempts + 1,
+        max_attempts: job.max_attempts,
+        project: job.project.clone(),
+        batch: job.batch.clone(),
+        kind: job.kind,
+        priority: job.priority,
+        queued_at: job.queued_at,
+        data: job.data.clone(),
+    };
+    let mut headers = HeaderMap::new();
+    headers.insert(NATS_MESSAGE_ID, format!("{}.{}", job.id, job.run));
+    let subject = names::work(job.class, job.kind, job.id, job.run);
+    let payload = serde_json::to_vec(&work).expect("ids, numbers and JSON are JSON");
+    Message { subject, headers, payload: payload.into() }
+}

@@ -1,0 +1,16 @@
+//! What every process of Jobmesh does in the same way: find the broker, tell what happens, and
+//! stop when asked to.
+
+mod broker;
+mod clock;
+pub mod shutdown;
+pub mod telemetry;
+
+pub use broker::Nats;
+pub use clock::now_ms;
+
+/// A name for this process alone: what it is, and eight digits that no other has.
+pub fn instance(role: &str) -> String {
+    let id = uuid::Uuid::now_v7().simple().to_string();
+    format!("{role}-{}", &id[id.len() - 8..])
+}

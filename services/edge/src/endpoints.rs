@@ -1,0 +1,54 @@
+//! The endpoints, one module a resource: extract, check, ask, answer.
+
+mod cancel;
+mod enqueue;
+mod health;
+mod metrics;
+mod redo;
+mod retry;
+mod stats;
+mod status;
+
+use std::time::Duration;
+
+use axum::http::StatusCode;
+use serde::Serialize;
+
+pub(crate) use cancel::cancel;
+pub(crate) use enqueue::enqueue;
+pub(crate) use health::{healthz, readyz};
+pub(crate) use metrics::metrics;
+pub(crate) use redo::redo;
+pub(crate) use retry::retry;
+pub(crate) use stats::stats;
+pub(crate) use status::status;
+
+use crate::error::Error;
+
+/// How long a service behind the edge may take to answer a question.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// What the answer to a durable but not yet folded command says.
+const DURABLE: &str = "accepted and durable; not confirmed as queued yet, ask for its status";
+
+/// An answer: 200, or 202 where the command is durable but not folded yet.
+type Answer<T> = Result<(StatusCode, axum::Json<T>), Error>;
+
+fn ok<T: Serialize>(body: T) -> Answer<T> {
+    Ok((StatusCode::OK, axum::Json(body)))
+}
+
+fn accepted<T: Serialize>(body: T) -> Answer<T> {
+    Ok((StatusCode::ACCEPTED, axum::Json(body)))
+}
+
+/// The priority of a request: an integer from 0 to 1000.
+fn priority(value: Option<&serde_json::Number>, default: u16) -> Result<u16, Error> {
+    let Some(value) = value else { return Ok(default) };
+    let number = value.as_u64().and_then(|n| u16::try_from(n).ok()).filter(|n| *n <= 1_000);
+    number.ok_or_else(|| Error::invalid("priority must be an integer from 0 to 1000"))
+}
+
+/// `1 job`, `2 jobs`.
+fn count(n: u64, one: &str, many: &str) -> String {
+    format!("{n} {}", if n == 1 { one } else { many })
+}

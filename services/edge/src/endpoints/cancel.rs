@@ -1,0 +1,87 @@
+//! POST /api/queue/cancel: stop the live jobs of a project, or of some of its batches.
+
+use axum::{extract::State, http::HeaderMap};
+use job::{command::Cancel, reply::Reply};
+use mesh::names::Verb;
+use serde::{Deserialize, Serialize};
+
+use super::{Answer, DURABLE, accepted, count, ok};
+use crate::{
+    app::App,
+    body::{self, Body},
+    error::Error,
+    ids::{self, Key},
+    submit::Submitted,
+};
+
+/// The most batches of a request.
+const BATCHES_MAX: usize = 10_000;
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, expecting = "a JSON object")]
+struct Request {
+    project_id: Option<String>,
+    batch_ids: Option<Vec<String>>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Response {
+    success: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    canceled_count: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    batches_reset: Option<u64>,
+    message: String,
+}
+
+/// Cancels queued and running jobs.
+pub(crate) async fn cancel(
+    State(app): State<App>,
+    headers: HeaderMap,
+    body: Body,
+) -> Answer<Response> {
+    let body = body::bytes(body)?;
+    let request: Request = body::read(&body)?;
+    let project = request.project_id.as_deref().ok_or_else(|| Error::missing("projectId"))?;
+    let project = ids::id("projectId", project)?;
+    let key = Key::read(&headers, "cancel", &project, &body)?;
+    let mut batches = None;
+    if let Some(listed) = &request.batch_ids {
+        // An empty list must not be read as "all": that would stop a whole project by mistake.
+        if listed.is_empty() {
+            return Err(Error::invalid(
+                "batchIds must not be empty; leave it out to cancel all batches",
+            ));
+        }
+        if listed.len() > BATCHES_MAX {
+            let n = listed.len();
+            return Err(Error::too_large(format!(
+                "batchIds names {n} batches, at most {BATCHES_MAX} are allowed"
+            )));
+        }
+        let checked = listed.iter().enumerate();
+        let checked = checked.map(|(index, batch)| ids::id(&format!("batchIds[{index}]"), batch));
+        batches = Some(checked.collect::<Result<Vec<_>, _>>()?);
+    }
+    let ask = Cancel { project, batches, idempotency: key.map(|key| key.idempotency) };
+    match app.submitter.submit(Verb::Cancel, ask).await? {
+        Submitted::Durable => accepted(Response {
+            success: true,
+            canceled_count: None,
+            batches_reset: None,
+            message: DURABLE.to_owned(),
+        }),
+        Submitted::Folded(Reply::Canceled { jobs, batches }) => ok(Response {
+            success: true,
+            canceled_count: Some(jobs),
+            batches_reset: Some(batches),
+            message: format!(
+                "canceled {} of {}",
+                count(jobs, "job", "jobs"),
+                count(batches, "batch", "batches")
+            ),
+        }),
+        Submitted::Folded(_) => Err(Error::internal("cancel was answered with another reply")),
+    }
+}

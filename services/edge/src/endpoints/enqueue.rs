@@ -1,0 +1,210 @@
+//! POST /api/queue/enqueue: new jobs, in the place of the live ones of their batches.
+
+use std::collections::{HashMap, HashSet};
+
+use axum::{extract::State, http::HeaderMap};
+use job::{
+    Id, JobId, Json, Kind,
+    command::{Enqueue, NewJob},
+    reply::Reply,
+    time::{Millis, parse_rfc3339},
+};
+use mesh::names::Verb;
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+use super::{Answer, DURABLE, accepted, count, ok, priority};
+use crate::{
+    app::App,
+    body::{self, Body},
+    error::Error,
+    ids::{self, Key},
+    submit::Submitted,
+};
+
+/// The most batches of a request.
+const BATCHES_MAX: usize = 10_000;
+/// The largest data of a job, in bytes.
+pub(super) const DATA_BYTES_MAX: usize = 256 * 1024;
+/// The priority of a request that names none.
+const PRIORITY_DEFAULT: u16 = 10;
+/// The most attempts that a request may ask for.
+const ATTEMPTS_MAX: u64 = 100;
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, expecting = "a JSON object")]
+struct Request {
+    batch_id: Option<String>,
+    batch_ids: Option<Vec<String>>,
+    project_id: Option<String>,
+    priority: Option<serde_json::Number>,
+    data: Option<Box<RawValue>>,
+    run_at: Option<String>,
+    max_attempts: Option<serde_json::Number>,
+    r#type: Option<String>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Response {
+    success: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    job_id: Option<JobId>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    job_ids: Option<Vec<JobId>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    canceled_count: Option<u64>,
+    message: String,
+}
+
+/// Enqueues one or many batches.
+pub(crate) async fn enqueue(
+    State(app): State<App>,
+    headers: HeaderMap,
+    body: Body,
+) -> Answer<Response> {
+    let body = body::bytes(body)?;
+    let request: Request = body::read(&body)?;
+    let project = request.project_id.as_deref().ok_or_else(|| Error::missing("projectId"))?;
+    let project = ids::id("projectId", project)?;
+    let key = Key::read(&headers, "enqueue", &project, &body)?;
+    let batches = batches(&request)?;
+    let data = data(&request, &batches)?;
+    let jobs = new_jobs(&batches, data, key.as_ref());
+    let one = request.batch_id.is_some().then(|| jobs[0].id);
+    let many = request.batch_ids.is_some().then(|| jobs.iter().map(|job| job.id).collect());
+    let created = jobs.len() as u64;
+    let ask = Enqueue {
+        project,
+        kind: Kind::ProcessBatch,
+        priority: priority(request.priority.as_ref(), PRIORITY_DEFAULT)?,
+        run_at: run_at(request.run_at.as_deref())?,
+        max_attempts: max_attempts(request.max_attempts.as_ref())?,
+        supersede: true,
+        jobs,
+        idempotency: key.map(|key| key.idempotency),
+    };
+    if app.is_full() {
+        return Err(Error::queue_full());
+    }
+    let mut response = Response {
+        success: true,
+        job_id: one,
+        job_ids: many,
+        canceled_count: None,
+        message: DURABLE.to_owned(),
+    };
+    match app.submitter.submit(Verb::Enqueue, ask).await? {
+        Submitted::Durable => accepted(response),
+        Submitted::Folded(Reply::Enqueued { canceled }) => {
+            response.canceled_count = Some(canceled);
+            response.message = match canceled {
+                0 => format!("enqueued {}", count(created, "job", "jobs")),
+                n => format!(
+                    "enqueued {}, canceled {} of the same batches",
+                    count(created, "job", "jobs"),
+                    count(n, "job", "jobs")
+                ),
+            };
+            ok(response)
+        }
+        Submitted::Folded(_) => Err(Error::internal("enqueue was answered with another reply")),
+    }
+}
+
+/// The batches of a request, each once, `batchId` first.
+fn batches(request: &Request) -> Result<Vec<Id>, Error> {
+    if let Some(kind) = &request.r#type
+        && kind != Kind::ProcessBatch.name()
+    {
+        return Err(Error::invalid("type must be process_batch"));
+    }
+    let listed = request.batch_ids.as_deref().unwrap_or_default();
+    if request.batch_ids.is_some() && listed.is_empty() {
+        return Err(Error::invalid("batchIds must not be empty"));
+    }
+    if request.batch_id.is_none() && listed.is_empty() {
+        return Err(Error::missing("batchId or batchIds"));
+    }
+    let mut batches = Vec::new();
+    let mut seen = HashSet::new();
+    if let Some(one) = &request.batch_id {
+        let id = ids::id("batchId", one)?;
+        seen.insert(id.clone());
+        batches.push(id);
+    }
+    for (index, batch) in listed.iter().enumerate() {
+        let id = ids::id(&format!("batchIds[{index}]"), batch)?;
+        if seen.insert(id.clone()) {
+            batches.push(id);
+        }
+    }
+    if batches.len() > BATCHES_MAX {
+        let n = batches.len();
+        return Err(Error::too_large(format!(
+            "batchIds names {n} batches, at most {BATCHES_MAX} are allowed"
+        )));
+    }
+    Ok(batches)
+}
+
+/// The data of each batch: with `batchIds` an object keyed by batch, else the object itself.
+fn data(request: &Request, batches: &[Id]) -> Result<HashMap<Id, Json>, Error> {
+    let Some(data) = &request.data else { return Ok(HashMap::new()) };
+    if request.batch_ids.is_none() {
+        return Ok(HashMap::from([(batches[0].clone(), object("data", data.clone())?)]));
+    }
+    let keyed: HashMap<String, Box<RawValue>> = serde_json::from_str(data.get())
+        .map_err(|_| Error::invalid("data must be an object keyed by batch id"))?;
+    let named: HashSet<&str> = batches.iter().map(|batch| &**batch).collect();
+    let mut of = HashMap::with_capacity(keyed.len());
+    for (batch, value) in keyed {
+        if !named.contains(&*batch) {
+            return Err(Error::invalid(format!(
+                "data names batch {batch:?}, which batchIds does not"
+            )));
+        }
+        let value = object(&format!("data[{batch:?}]"), value)?;
+        of.insert(batch.into(), value);
+    }
+    Ok(of)
+}
+
+fn object(field: &str, value: Box<RawValue>) -> Result<Json, Error> {
+    if !value.get().starts_with('{') {
+        return Err(Error::invalid(format!("{field} must be a JSON object")));
+    }
+    let bytes = value.get().len();
+    if bytes > DATA_BYTES_MAX {
+        return Err(Error::too_large(format!(
+            "{field} has {bytes} bytes, at most {DATA_BYTES_MAX} are allowed"
+        )));
+    }
+    Ok(value.into())
+}
+
+fn new_jobs(batches: &[Id], mut data: HashMap<Id, Json>, key: Option<&Key>) -> Vec<NewJob> {
+    let mut jobs = Vec::with_capacity(batches.len());
+    for batch in batches {
+        let data = data.remove(batch).unwrap_or_default();
+        jobs.push(NewJob { id: ids::new_job(key, batch), batch: batch.clone(), data });
+    }
+    jobs
+}
+
+fn run_at(value: Option<&str>) -> Result<Option<Millis>, Error> {
+    let Some(value) = value else { return Ok(None) };
+    let at = parse_rfc3339(value).ok_or_else(|| {
+        Error::invalid("runAt must be a time like 2026-12-31T08:00:00Z (RFC 3339)")
+    })?;
+    Ok(Some(at))
+}
+
+fn max_attempts(value: Option<&serde_json::Number>) -> Result<Option<u32>, Error> {
+    let Some(value) = value else { return Ok(None) };
+    let number = value.as_u64().filter(|n| (1..=ATTEMPTS_MAX).contains(n));
+    let number = number.and_then(|n| u32::try_from(n).ok());
+    let invalid =
+        || Error::invalid(format!("maxAttempts must be an integer from 1 to {ATTEMPTS_MAX}"));
+    number.map(Some).ok_or_else(invalid)
+}

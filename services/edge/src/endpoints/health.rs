@@ -1,0 +1,41 @@
+//! For operators: whether the edge lives, and whether the mesh behind it is complete.
+
+use axum::{Json, extract::State, http::StatusCode};
+use mesh::{
+    ask::{AskMetrics, AskStats, Range, StatsAnswer},
+    names,
+};
+use serde::Serialize;
+
+use super::PATIENCE;
+use crate::app::App;
+
+#[derive(Serialize)]
+pub(crate) struct Health {
+    nats: bool,
+    state: bool,
+    processor: bool,
+    metrics: bool,
+}
+
+/// The process answers.
+pub(crate) async fn healthz() -> &'static str {
+    "ok"
+}
+
+/// 200 where every service behind the edge answers, else 503; the body says which do.
+pub(crate) async fn readyz(State(app): State<App>) -> (StatusCode, Json<Health>) {
+    let question = AskStats { project: None };
+    let stats = app.broker.ask::<_, StatsAnswer>(names::ASK_STATS, &question, PATIENCE).await;
+    let question = AskMetrics { project: None, range: Range::Day };
+    let sums =
+        app.broker.ask::<_, serde_json::Value>(names::ASK_METRICS, &question, PATIENCE).await;
+    let health = Health {
+        nats: app.broker.is_connected(),
+        state: stats.is_ok(),
+        processor: stats.is_ok_and(|stats| stats.capacity > 0),
+        metrics: sums.is_ok(),
+    };
+    let ready = health.nats && health.state && health.processor && health.metrics;
+    (if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, Json(health))
+}

@@ -1,0 +1,41 @@
+//! GET /api/queue/metrics: durations, tokens and outcomes over a range of time.
+
+use axum::{extract::State, http::Uri};
+use mesh::{
+    ask::{AskMetrics, Range},
+    names,
+};
+use serde::Serialize;
+use serde_json::value::RawValue;
+
+use super::{Answer, PATIENCE, ok};
+use crate::{app::App, body, error::Error, ids};
+
+#[derive(Serialize)]
+pub(crate) struct Response {
+    success: bool,
+    stats: Box<RawValue>,
+}
+
+/// Shows sums, of all projects or of one.
+pub(crate) async fn metrics(State(app): State<App>, uri: Uri) -> Answer<Response> {
+    let [project, range] = body::query(&uri, ["projectId", "timeRange"])?;
+    let project = project.map(|id| ids::id("projectId", &id)).transpose()?;
+    let range = match range {
+        None => Range::Day,
+        Some(name) => Range::ALL
+            .into_iter()
+            .find(|range| range.name() == name)
+            .ok_or_else(|| Error::invalid("timeRange must be 24h, 7d, 30d or all"))?,
+    };
+    let question = AskMetrics { project: project.map(|id| id.to_string()), range };
+    let stats = app.broker.ask(names::ASK_METRICS, &question, PATIENCE * 5).await;
+    let stats = stats.map_err(|error| {
+        tracing::warn!(error = %error, "no metrics");
+        Error::away(
+            "metrics",
+            "metrics does not answer, or ClickHouse does not answer it; jobs go on",
+        )
+    })?;
+    ok(Response { success: true, stats })
+}

@@ -1,0 +1,128 @@
+//! POST /api/queue/redo: a job for some columns of one row. All its fields become the job's data.
+
+use std::collections::BTreeMap;
+
+use axum::{extract::State, http::HeaderMap};
+use job::{
+    JobId, Json, Kind,
+    command::{Enqueue, NewJob},
+    reply::Reply,
+};
+use mesh::names::Verb;
+use serde::{Deserialize, Serialize};
+
+use super::{Answer, DURABLE, accepted, enqueue::DATA_BYTES_MAX, ok, priority};
+use crate::{
+    app::App,
+    body::{self, Body},
+    error::Error,
+    ids::{self, Key},
+    submit::Submitted,
+};
+
+/// The priority of a request that names none.
+const PRIORITY_DEFAULT: u16 = 5;
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, expecting = "a JSON object")]
+struct Request {
+    batch_id: Option<String>,
+    project_id: Option<String>,
+    row_index: Option<serde_json::Number>,
+    redo_column_ids: Option<Vec<String>>,
+    cropped_image_ids: Option<BTreeMap<String, String>>,
+    source_image_ids: Option<BTreeMap<String, String>>,
+    priority: Option<serde_json::Number>,
+}
+
+/// What the handler is given.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Data<'a> {
+    batch_id: &'a str,
+    project_id: &'a str,
+    row_index: u64,
+    redo_column_ids: &'a [String],
+    cropped_image_ids: &'a BTreeMap<String, String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    source_image_ids: Option<&'a BTreeMap<String, String>>,
+    priority: u16,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Response {
+    success: bool,
+    job_id: JobId,
+    message: String,
+}
+
+/// Enqueues the redo of a row.
+pub(crate) async fn redo(
+    State(app): State<App>,
+    headers: HeaderMap,
+    body: Body,
+) -> Answer<Response> {
+    let body = body::bytes(body)?;
+    let request: Request = body::read(&body)?;
+    let project = request.project_id.as_deref().ok_or_else(|| Error::missing("projectId"))?;
+    let project = ids::id("projectId", project)?;
+    let batch = request.batch_id.as_deref().ok_or_else(|| Error::missing("batchId"))?;
+    let batch = ids::id("batchId", batch)?;
+    let key = Key::read(&headers, "redo", &project, &body)?;
+    let priority = priority(request.priority.as_ref(), PRIORITY_DEFAULT)?;
+    let data = data(&request, &project, &batch, priority)?;
+    let id = ids::new_job(key.as_ref(), &batch);
+    let ask = Enqueue {
+        project,
+        kind: Kind::ProcessRedo,
+        priority,
+        run_at: None,
+        max_attempts: None,
+        supersede: false,
+        jobs: vec![NewJob { id, batch, data }],
+        idempotency: key.map(|key| key.idempotency),
+    };
+    if app.is_full() {
+        return Err(Error::queue_full());
+    }
+    let answer =
+        |message: &str| Response { success: true, job_id: id, message: message.to_owned() };
+    match app.submitter.submit(Verb::Redo, ask).await? {
+        Submitted::Durable => accepted(answer(DURABLE)),
+        Submitted::Folded(Reply::Enqueued { .. }) => ok(answer("enqueued 1 redo job")),
+        Submitted::Folded(_) => Err(Error::internal("redo was answered with another reply")),
+    }
+}
+
+fn data(request: &Request, project: &str, batch: &str, priority: u16) -> Result<Json, Error> {
+    let row = request.row_index.as_ref().ok_or_else(|| Error::missing("rowIndex"))?;
+    let row_index =
+        row.as_u64().ok_or_else(|| Error::invalid("rowIndex must be an integer from 0 on"))?;
+    let columns = request.redo_column_ids.as_deref();
+    let columns = columns.ok_or_else(|| Error::missing("redoColumnIds"))?;
+    if columns.is_empty() {
+        return Err(Error::invalid("redoColumnIds must not be empty"));
+    }
+    for (index, column) in columns.iter().enumerate() {
+        ids::id(&format!("redoColumnIds[{index}]"), column)?;
+    }
+    let cropped = request.cropped_image_ids.as_ref();
+    let data = Data {
+        batch_id: batch,
+        project_id: project,
+        row_index,
+        redo_column_ids: columns,
+        cropped_image_ids: cropped.ok_or_else(|| Error::missing("croppedImageIds"))?,
+        source_image_ids: request.source_image_ids.as_ref(),
+        priority,
+    };
+    let json = Json::of(&data).map_err(|_| Error::internal("redo data is not JSON"))?;
+    let bytes = json.get().len();
+    if bytes > DATA_BYTES_MAX {
+        let text =
+            format!("the fields have {bytes} bytes as data, at most {DATA_BYTES_MAX} are allowed");
+        return Err(Error::too_large(text));
+    }
+    Ok(json)
+}

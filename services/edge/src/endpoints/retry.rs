@@ -1,0 +1,93 @@
+//! POST /api/queue/retry: queue a failed or canceled job again, or all failed jobs of a project.
+
+use axum::{extract::State, http::HeaderMap};
+use job::{Id, JobId, command::Retry, reply::Reply};
+use mesh::names::Verb;
+use serde::{Deserialize, Serialize};
+
+use super::{Answer, DURABLE, accepted, count, ok, status};
+use crate::{
+    app::App,
+    body::{self, Body},
+    error::Error,
+    ids::{self, Key},
+    submit::Submitted,
+};
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, expecting = "a JSON object")]
+struct Request {
+    job_id: Option<String>,
+    project_id: Option<String>,
+    retry_all: Option<bool>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Response {
+    success: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    retried_count: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    job_ids: Option<Vec<JobId>>,
+    message: String,
+}
+
+/// Retries one job, or all failed ones.
+pub(crate) async fn retry(
+    State(app): State<App>,
+    headers: HeaderMap,
+    body: Body,
+) -> Answer<Response> {
+    let body = body::bytes(body)?;
+    let request: Request = body::read(&body)?;
+    let project = request.project_id.as_deref().ok_or_else(|| Error::missing("projectId"))?;
+    let project = ids::id("projectId", project)?;
+    let all = request.retry_all.unwrap_or(false);
+    let job = match (&request.job_id, all) {
+        (Some(_), true) => return Err(Error::invalid("jobId and retryAll exclude each other")),
+        (None, false) => return Err(Error::missing("jobId, or retryAll: true,")),
+        (Some(job), false) => Some(ids::job_id("jobId", job)?),
+        (None, true) => None,
+    };
+    let key = Key::read(&headers, "retry", &project, &body)?;
+    let idempotency = key.map(|key| key.idempotency);
+    let ask = Retry { project: project.clone(), job, idempotency };
+    let submitted = match app.submitter.submit(Verb::Retry, ask).await {
+        Ok(submitted) => submitted,
+        Err(error) => return Err(explain(&app, error, &project, job).await),
+    };
+    match submitted {
+        Submitted::Durable => accepted(Response {
+            success: true,
+            retried_count: None,
+            job_ids: None,
+            message: DURABLE.to_owned(),
+        }),
+        Submitted::Folded(Reply::Retried { jobs, count: retried, left }) => {
+            let mut message = format!("queued {} again", count(retried, "job", "jobs"));
+            if left > 0 {
+                let left = count(left, "failed job was", "failed jobs were");
+                message.push_str(&format!("; {left} left: superseded or past retention"));
+            }
+            ok(Response {
+                success: true,
+                retried_count: Some(retried),
+                job_ids: Some(jobs),
+                message,
+            })
+        }
+        Submitted::Folded(_) => Err(Error::internal("retry was answered with another reply")),
+    }
+}
+
+/// Tells a job that is past its retention from one that never was.
+async fn explain(app: &App, error: Error, project: &Id, job: Option<JobId>) -> Error {
+    match job {
+        Some(id) if error.is_job_not_found() => match status::archived(app, id).await {
+            Ok(Some(archived)) if archived.project == **project => Error::archived(id),
+            _ => error,
+        },
+        _ => error,
+    }
+}

@@ -1,0 +1,98 @@
+//! GET /api/queue/stats: exact counts of now.
+
+use axum::{extract::State, http::Uri};
+use job::Class;
+use mesh::{
+    ask::{AskStats, StatsAnswer},
+    names,
+};
+use serde::Serialize;
+
+use super::{Answer, PATIENCE, ok};
+use crate::{app::App, body, error::Error, ids};
+
+#[derive(Serialize)]
+pub(crate) struct Response {
+    success: bool,
+    queue: Queue,
+    worker: Worker,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Queue {
+    queued: u64,
+    processing: u64,
+    completed: u64,
+    failed: u64,
+    canceled: u64,
+    scheduled: u64,
+    total_jobs: u64,
+    by_class: ByClass,
+}
+
+#[derive(Serialize)]
+struct ByClass {
+    high: Live,
+    normal: Live,
+    low: Live,
+}
+
+#[derive(Serialize)]
+struct Live {
+    queued: u64,
+    processing: u64,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Worker {
+    is_running: bool,
+    processors: u64,
+    active_jobs: u64,
+    /// 0: no limit.
+    requests_per_minute: u64,
+    max_concurrency: u64,
+}
+
+/// Shows counts, of all projects or of one.
+pub(crate) async fn stats(State(app): State<App>, uri: Uri) -> Answer<Response> {
+    let [project] = body::query(&uri, ["projectId"])?;
+    let project = project.map(|id| ids::id("projectId", &id)).transpose()?;
+    let question = AskStats { project: project.map(|id| id.to_string()) };
+    let answer: StatsAnswer =
+        app.broker.ask(names::ASK_STATS, &question, PATIENCE).await.map_err(|error| {
+            tracing::warn!(error = %error, "stats without state");
+            Error::away("state", "state does not answer, and only it knows the counts")
+        })?;
+    let counts = answer.counts;
+    let live = |class: Class| Live {
+        queued: counts.queued[class as usize],
+        processing: counts.processing[class as usize],
+    };
+    let processing = counts.processing.iter().sum();
+    ok(Response {
+        success: true,
+        queue: Queue {
+            queued: counts.queued.iter().sum(),
+            processing,
+            completed: counts.completed,
+            failed: counts.failed,
+            canceled: counts.canceled,
+            scheduled: answer.scheduled,
+            total_jobs: counts.total(),
+            by_class: ByClass {
+                high: live(Class::High),
+                normal: live(Class::Normal),
+                low: live(Class::Low),
+            },
+        },
+        worker: Worker {
+            is_running: answer.processors > 0,
+            processors: answer.processors,
+            active_jobs: processing,
+            requests_per_minute: 0,
+            max_concurrency: answer.capacity,
+        },
+    })
+}

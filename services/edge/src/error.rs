@@ -1,0 +1,140 @@
+//! The one error envelope, and the table of what may go wrong.
+
+use axum::{
+    Json,
+    http::{HeaderValue, StatusCode, header::RETRY_AFTER},
+    response::{IntoResponse, Response},
+};
+use job::reply::Code;
+use serde::Serialize;
+
+/// Something that went wrong, as the client is told of it.
+#[derive(Debug)]
+pub(crate) struct Error {
+    status: StatusCode,
+    code: &'static str,
+    text: String,
+    retry_after_s: Option<u32>,
+}
+
+#[derive(Serialize)]
+struct Envelope {
+    success: bool,
+    error: String,
+    code: &'static str,
+}
+
+impl Error {
+    fn new(status: StatusCode, code: &'static str, text: impl Into<String>) -> Self {
+        Self { status, code, text: text.into(), retry_after_s: None }
+    }
+
+    /// The body is no JSON object at all.
+    pub fn malformed(text: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "malformed_json", text)
+    }
+
+    /// A field is not what it must be, or is not known.
+    pub fn invalid(text: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "invalid_field", text)
+    }
+
+    /// A field that must be there is not.
+    pub fn missing(field: &str) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "missing_field", format!("{field} is required"))
+    }
+
+    /// Too much of something.
+    pub fn too_large(text: impl Into<String>) -> Self {
+        Self::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", text)
+    }
+
+    /// No such job.
+    pub fn job_not_found(text: impl Into<String>) -> Self {
+        Self::new(StatusCode::NOT_FOUND, "job_not_found", text)
+    }
+
+    /// The job is past its retention.
+    pub fn archived(id: job::JobId) -> Self {
+        let text = format!("job {id} is archived: its data is past retention, enqueue it anew");
+        Self::new(StatusCode::CONFLICT, "archived", text)
+    }
+
+    /// No such endpoint.
+    pub fn no_endpoint(path: &str) -> Self {
+        Self::new(StatusCode::NOT_FOUND, "no_such_endpoint", format!("there is no endpoint {path}"))
+    }
+
+    /// The endpoint does not know the method.
+    pub fn method(method: &str, path: &str) -> Self {
+        let text = format!("{path} does not take {method}");
+        Self::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", text)
+    }
+
+    /// The broker cannot confirm: nothing may be assumed.
+    pub fn unconfirmed() -> Self {
+        Self {
+            retry_after_s: Some(1),
+            ..Self::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "broker_unavailable",
+                "the broker did not confirm the request; send it again with the same Idempotency-Key",
+            )
+        }
+    }
+
+    /// COMMANDS is nearly full: what room is left belongs to outcomes.
+    pub fn queue_full() -> Self {
+        Self {
+            retry_after_s: Some(5),
+            ..Self::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "queue_full",
+                "the queue takes no new work until what it holds is folded; send the request again later",
+            )
+        }
+    }
+
+    /// A service behind the edge does not answer.
+    pub fn away(service: &'static str, text: impl Into<String>) -> Self {
+        let code = if service == "state" { "state_unavailable" } else { "metrics_unavailable" };
+        Self { retry_after_s: Some(1), ..Self::new(StatusCode::SERVICE_UNAVAILABLE, code, text) }
+    }
+
+    /// State refused the command.
+    pub fn refused(code: Code, text: String) -> Self {
+        let (status, code) = match code {
+            Code::JobNotFound => (StatusCode::NOT_FOUND, "job_not_found"),
+            Code::JobNotRetryable => (StatusCode::CONFLICT, "job_not_retryable"),
+            Code::Superseded => (StatusCode::CONFLICT, "superseded"),
+            Code::IdempotencyKeyReused => {
+                (StatusCode::UNPROCESSABLE_ENTITY, "idempotency_key_reused")
+            }
+            Code::Expired => return Self::unconfirmed(),
+            Code::Malformed => (StatusCode::INTERNAL_SERVER_ERROR, "internal"),
+        };
+        Self::new(status, code, text)
+    }
+
+    /// Something that cannot happen did. The client gets an id of the request, the log the rest.
+    pub fn internal(what: &str) -> Self {
+        tracing::error!(what, "internal error");
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "the edge failed; see its log")
+    }
+
+    /// Whether the client is told that there is no such job.
+    pub fn is_job_not_found(&self) -> bool {
+        self.code == "job_not_found"
+    }
+}
+
+impl IntoResponse for Error {
+    fn into_response(self) -> Response {
+        let body = Envelope { success: false, error: self.text, code: self.code };
+        let mut response = (self.status, Json(body)).into_response();
+        if let Some(seconds) = self.retry_after_s {
+            response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        response
+    }
+}

@@ -1,0 +1,107 @@
+//! Ids: what users may call their projects and batches, and how jobs get theirs.
+
+use axum::http::HeaderMap;
+use job::{Digest, Id, Idempotency, JobId};
+use sha2::{Digest as _, Sha256};
+use uuid::Uuid;
+
+use crate::error::Error;
+
+/// The longest id of a project or batch, in bytes.
+const ID_BYTES_MAX: usize = 128;
+/// The longest idempotency key, in bytes.
+const KEY_BYTES_MAX: usize = 255;
+/// The header that makes a repeat harmless.
+const KEY_HEADER: &str = "idempotency-key";
+
+/// A project's or batch's id: 1 to 128 bytes of printable UTF-8.
+pub(crate) fn id(field: &str, value: &str) -> Result<Id, Error> {
+    if value.is_empty() {
+        return Err(Error::invalid(format!("{field} must not be empty")));
+    }
+    if value.len() > ID_BYTES_MAX {
+        let bytes = value.len();
+        return Err(Error::invalid(format!(
+            "{field} has {bytes} bytes, at most {ID_BYTES_MAX} are allowed"
+        )));
+    }
+    if let Some(odd) = value.chars().find(|c| !is_printable(*c)) {
+        let odd = odd.escape_unicode();
+        return Err(Error::invalid(format!(
+            "{field} must be printable, and has the character {odd}"
+        )));
+    }
+    Ok(value.into())
+}
+
+/// Neither a control character, nor a separator of lines or paragraphs, nor a character that
+/// turns the direction of text around.
+fn is_printable(c: char) -> bool {
+    !c.is_control()
+        && !matches!(c, '\u{2028}' | '\u{2029}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}')
+}
+
+/// A job's id.
+pub(crate) fn job_id(field: &str, value: &str) -> Result<JobId, Error> {
+    let malformed = || Error::invalid(format!("{field} must be the UUID of a job"));
+    // Other spellings of a UUID (braces, no dashes) are not what the API gave out.
+    if value.len() != 36 {
+        return Err(malformed());
+    }
+    value.parse().map_err(|_| malformed())
+}
+
+/// The idempotency of a request: what makes a repeat of it known.
+pub(crate) struct Key {
+    scope: Sha256,
+    /// Its hashes.
+    pub idempotency: Idempotency,
+}
+
+impl Key {
+    /// The key in the headers of a request to `endpoint`, where there is one.
+    pub fn read(
+        headers: &HeaderMap,
+        endpoint: &str,
+        project: &str,
+        body: &[u8],
+    ) -> Result<Option<Self>, Error> {
+        let Some(value) = headers.get(KEY_HEADER) else { return Ok(None) };
+        let printable = |b: &u8| (0x20..0x7f).contains(b);
+        let key = value.as_bytes();
+        if key.is_empty() || key.len() > KEY_BYTES_MAX || !key.iter().all(printable) {
+            let text =
+                format!("Idempotency-Key must be 1 to {KEY_BYTES_MAX} printable ASCII characters");
+            return Err(Error::invalid(text));
+        }
+        let mut scope = Sha256::new();
+        for part in [project.as_bytes(), endpoint.as_bytes(), key] {
+            scope.update((part.len() as u64).to_be_bytes());
+            scope.update(part);
+        }
+        let idempotency = Idempotency {
+            key: digest(scope.clone()),
+            request: digest(Sha256::new_with_prefix(body)),
+        };
+        Ok(Some(Self { scope, idempotency }))
+    }
+
+    /// The id of this request's job for a batch: the same for every repeat.
+    fn job(&self, batch: &str) -> JobId {
+        let mut hash = self.scope.clone();
+        hash.update(batch.as_bytes());
+        Uuid::new_v8(digest(hash).0)
+    }
+}
+
+/// The id of a new job: from the key where there is one, else new.
+pub(crate) fn new_job(key: Option<&Key>, batch: &str) -> JobId {
+    key.map_or_else(Uuid::now_v7, |key| key.job(batch))
+}
+
+fn digest(hash: Sha256) -> Digest {
+    let hash = hash.finalize();
+    let mut bytes = [0; 16];
+    bytes.copy_from_slice(&hash[..16]);
+    Digest(bytes)
+}

@@ -1,0 +1,37 @@
+//! Every route, by who it is for.
+
+use axum::{
+    Router,
+    extract::{DefaultBodyLimit, OriginalUri},
+    http::Method,
+    middleware,
+    routing::{get, post},
+};
+
+use crate::{app::App, body::BODY_BYTES_MAX, endpoints, error::Error, events, request_id};
+
+/// The routes of the edge.
+pub(crate) fn router(app: App) -> Router {
+    let queue = Router::new()
+        .route("/enqueue", post(endpoints::enqueue))
+        .route("/redo", post(endpoints::redo))
+        .route("/cancel", post(endpoints::cancel))
+        .route("/retry", post(endpoints::retry))
+        .route("/status/{jobId}", get(endpoints::status))
+        .route("/stats", get(endpoints::stats))
+        .route("/metrics", get(endpoints::metrics))
+        .route("/events", get(events::stream));
+    let operators = Router::new()
+        .route("/healthz", get(endpoints::healthz))
+        .route("/readyz", get(endpoints::readyz));
+    Router::new()
+        .nest("/api/queue", queue)
+        .merge(operators)
+        .fallback(async |OriginalUri(uri): OriginalUri| Error::no_endpoint(uri.path()))
+        .method_not_allowed_fallback(async |method: Method, OriginalUri(uri): OriginalUri| {
+            Error::method(method.as_str(), uri.path())
+        })
+        .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
+        .layer(middleware::from_fn(request_id::give))
+        .with_state(app)
+}

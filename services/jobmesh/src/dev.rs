@@ -1,0 +1,99 @@
+//! `jobmesh dev`: everything on one machine, each service a child process as in production,
+//! restarted when it dies, none outliving this one.
+
+mod child;
+mod config;
+mod plan;
+mod ready;
+
+use std::{
+    fs::{self, File},
+    io::Write,
+    path::Path,
+};
+
+use anyhow::{Context, bail};
+use tokio_util::sync::CancellationToken;
+
+use child::Child;
+pub use config::Config;
+
+/// Runs until SIGINT or SIGTERM.
+pub fn run(config: Config) -> anyhow::Result<()> {
+    // Children are bound to the thread that starts them: it must be the one that lives longest.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(supervise(config))
+}
+
+async fn supervise(config: Config) -> anyhow::Result<()> {
+    let stop = service::shutdown::on_signal()?;
+    fs::create_dir_all(&config.data_dir)
+        .with_context(|| format!("no folder {}", config.data_dir.display()))?;
+    let data_dir = fs::canonicalize(&config.data_dir)?;
+    let _lock = lock(&data_dir)?;
+    // What is missing is fetched on the way: Ctrl-C is not to wait for that.
+    let planning = tokio::task::spawn_blocking({
+        let (config, data_dir) = (config.clone(), data_dir.clone());
+        move || plan::stages(&config, &data_dir)
+    });
+    let stages = tokio::select! {
+        () = stop.cancelled() => std::process::exit(130),
+        stages = planning => stages??,
+    };
+    let mut running = Vec::new();
+    for stage in stages {
+        running.push(stage.into_iter().map(Child::start).collect::<Vec<_>>());
+    }
+    let ready = tokio::select! {
+        () = stop.cancelled() => Ok(()),
+        () = first_failure(&running) => Err(anyhow::anyhow!("a service cannot start")),
+        ready = ready::wait(&config.listen) => ready,
+    };
+    if ready.is_ok() && !stop.is_cancelled() {
+        println!("ready http://{}", config.listen);
+        std::io::stdout().flush()?;
+        stop.cancelled().await;
+    }
+    drain(running).await;
+    ready.with_context(|| format!("the logs are in {}", data_dir.join("logs").display()))
+}
+
+/// Keeps a second `dev` from the same data.
+fn lock(data_dir: &Path) -> anyhow::Result<File> {
+    let lock = File::create(data_dir.join("dev.lock"))?;
+    if lock.try_lock().is_err() {
+        bail!(
+            "another jobmesh dev runs on {}; give this one another --data-dir",
+            data_dir.display()
+        );
+    }
+    Ok(lock)
+}
+
+/// Waits until a child has died so often in a row that it will not come up.
+async fn first_failure(running: &[Vec<Child>]) {
+    let stop = CancellationToken::new();
+    let waits = running.iter().flatten().map(|child| {
+        let (failed, stop) = (child.failed(), stop.clone());
+        tokio::spawn(async move {
+            failed.cancelled().await;
+            stop.cancel();
+        })
+    });
+    let waits: Vec<_> = waits.collect();
+    stop.cancelled().await;
+    waits.iter().for_each(tokio::task::JoinHandle::abort);
+}
+
+/// Stops the children in the order of the flow: who asks before who answers, the broker last.
+async fn drain(running: Vec<Vec<Child>>) {
+    eprintln!("draining");
+    for stage in running.into_iter().rev() {
+        let stopping: Vec<_> =
+            stage.into_iter().map(|child| tokio::task::spawn(child.stop())).collect();
+        for stopped in stopping {
+            // A supervisor that failed has killed its child on its way.
+            let _ = stopped.await;
+        }
+    }
+}

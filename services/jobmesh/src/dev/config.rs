@@ -1,0 +1,41 @@
+//! The flags of `dev`.
+
+use std::{net::SocketAddr, path::PathBuf};
+
+/// When what was acked is on disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Durability {
+    /// Before the ack: each is fsynced.
+    Always,
+    /// Within a second: a power cut may lose that second.
+    Fast,
+}
+
+/// Settings of `dev`.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Config {
+    /// Where to listen for HTTP. All other ports are chosen free.
+    #[arg(long, env = "JOBMESH_LISTEN", default_value = "127.0.0.1:8080")]
+    pub listen: SocketAddr,
+    /// Where everything is kept: streams, tables, logs.
+    #[arg(long, env = "JOBMESH_DATA_DIR", default_value = "jobmesh-data")]
+    pub data_dir: PathBuf,
+    /// How many processors run.
+    #[arg(long, default_value_t = 1)]
+    pub processors: usize,
+    /// How many jobs each processor runs at once.
+    #[arg(long, env = "JOBMESH_CONCURRENCY", default_value_t = 8)]
+    pub concurrency: usize,
+    /// When what was acked is on disk.
+    #[arg(long, env = "JOBMESH_DURABILITY", value_enum, default_value = "always")]
+    pub durability: Durability,
+    /// A NATS server to use in the place of one of our own.
+    #[arg(long)]
+    pub nats_url: Option<String>,
+    /// A ClickHouse server to use in the place of the engine as a library.
+    #[arg(long)]
+    pub clickhouse_url: Option<String>,
+    /// Listen on an address that others can reach, though nobody is asked for a key.
+    #[arg(long, env = "JOBMESH_INSECURE")]
+    pub insecure: bool,
+}

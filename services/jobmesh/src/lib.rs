@@ -1,0 +1,70 @@
+//! The one binary of Jobmesh: each service as a subcommand, and `dev`, which runs them all.
+
+mod dev;
+mod handlers;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// A job queue for batch work: a mesh of services on NATS JetStream, with its numbers in ClickHouse.
+#[derive(Debug, Parser)]
+#[command(name = "jobmesh", version, about)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Runs everything on this machine: nats-server, ClickHouse's engine and all services.
+    Dev(dev::Config),
+    /// Serves the HTTP API.
+    Edge(edge::Config),
+    /// Folds commands, dispatches work, answers reads.
+    State(state::Config),
+    /// Runs jobs.
+    Processor(handlers::Config),
+    /// Takes ended runs into ClickHouse, answers sums.
+    Metrics(metrics::Config),
+    /// Serves ClickHouse's HTTP interface over its engine as a library.
+    Olap(olap::Config),
+}
+
+/// Runs the command line to its end.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match run(cli.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("jobmesh: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<()> {
+    if let Command::Dev(config) = command {
+        return dev::run(config);
+    }
+    service::telemetry::start();
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let ended = runtime.block_on(async {
+        let stop = service::shutdown::on_signal()?;
+        match command {
+            Command::Dev(_) => unreachable!("dev has a runtime of its own"),
+            Command::Edge(config) => edge::run(config, stop).await,
+            Command::State(config) => state::run(config, stop).await,
+            Command::Processor(config) => {
+                let registry = config.registry()?;
+                processor::run(config.processor, registry, stop).await
+            }
+            Command::Metrics(config) => metrics::run(config, stop).await,
+            Command::Olap(config) => olap::run(config, stop).await,
+        }
+    });
+    // What a handler left on a thread of its own is not waited for.
+    runtime.shutdown_background();
+    ended
+}

@@ -1,0 +1,5 @@
+//! The binary of Jobmesh.
+
+fn main() -> std::process::ExitCode {
+    jobmesh::main()
+}

@@ -1,0 +1,58 @@
+//! How far EVENTS is in ClickHouse, and which block is under way.
+//!
+//! The range of a block is written down before the block is inserted. A crash in between makes
+//! the same range be read again, give the same rows, and be inserted under the same token, which
+//! ClickHouse drops where it has it.
+
+use async_nats::jetstream::kv::{Operation, Store};
+use mesh::{Broker, names};
+use serde::{Deserialize, Serialize};
+
+/// What the bucket of leases holds under the name of metrics.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Place {
+    /// The first message of EVENTS that is not in ClickHouse for certain.
+    pub next: u64,
+    /// The last message of the block under way, which begins at `next`.
+    pub pending: Option<u64>,
+}
+
+/// The place, and the right to move it.
+#[derive(Debug)]
+pub(crate) struct Keeper {
+    store: Store,
+    revision: u64,
+    place: Place,
+}
+
+impl Keeper {
+    /// Reads the place.
+    pub async fn open(broker: &Broker) -> anyhow::Result<Self> {
+        let store = broker.js.get_key_value(names::LEASES).await?;
+        let entry = store.entry(names::METRICS_PLACE).await?;
+        let entry = entry.filter(|entry| entry.operation == Operation::Put);
+        let (revision, place) = match entry {
+            None => (0, Place { next: 1, pending: None }),
+            Some(entry) => (entry.revision, serde_json::from_slice(&entry.value)?),
+        };
+        Ok(Self { store, revision, place })
+    }
+
+    /// The place.
+    pub fn place(&self) -> Place {
+        self.place
+    }
+
+    /// Moves the place on.
+    ///
+    /// # Errors
+    /// Where another metrics service moved it, or the broker did not answer: the place has to be
+    /// read again.
+    pub async fn put(&mut self, place: Place) -> anyhow::Result<()> {
+        let value = serde_json::to_vec(&place)?;
+        self.revision =
+            self.store.update(names::METRICS_PLACE, value.into(), self.revision).await?;
+        self.place = place;
+        Ok(())
+    }
+}

@@ -1,0 +1,228 @@
+//! The pump: EVENTS in, blocks of rows out, each exactly once.
+
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use anyhow::{Context, ensure};
+use job::time::Millis;
+use mesh::{Broker, follow, lease::Lease, names, wire};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    place::{Keeper, Place},
+    rows::{RunRow, rows},
+};
+
+/// Rows of a block after which it is closed. A block must stay one insert block of ClickHouse.
+const BLOCK_ROWS_MAX: usize = 50_000;
+/// Messages of EVENTS in a block.
+const BLOCK_MESSAGES_MAX: usize = 5_000;
+/// How long rows wait for company.
+const BLOCK_WAIT: Duration = Duration::from_millis(250);
+/// How long sending a block, and waiting for its answer, may take.
+const INSERT_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long to wait before a block is sent again.
+const INSERT_PAUSE: Duration = Duration::from_millis(500);
+/// How long to wait before the pump starts over.
+const START_OVER_PAUSE: Duration = Duration::from_millis(500);
+/// The lease that lets one metrics service pump.
+const LEASE: &str = "metrics-pump";
+
+/// How far the pump is: what it read, and what of it ClickHouse has.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Progress(Arc<Mutex<Reached>>);
+
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Reached {
+    /// The last message of EVENTS in ClickHouse.
+    pub sequence: u64,
+    /// When it was written.
+    pub at: Millis,
+}
+
+impl Progress {
+    pub fn reached(&self) -> Reached {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn reach(&self, reached: Reached) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = reached;
+    }
+}
+
+/// Pumps until `stop` is cancelled, starting over after whatever failure.
+pub(crate) async fn run(
+    broker: &Broker,
+    client: &clickhouse::Client,
+    name: &str,
+    progress: &Progress,
+    stop: &CancellationToken,
+) {
+    while !stop.is_cancelled() {
+        let pump = async {
+            tokio::select! {
+                () = stop.cancelled() => Ok(()),
+                ended = pump_while_held(broker, client, name, progress) => ended,
+            }
+        };
+        if let Err(error) = pump.await {
+            tracing::warn!(error = format!("{error:#}"), "not taking in events, starting over");
+        }
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = tokio::time::sleep(START_OVER_PAUSE) => {}
+        }
+    }
+}
+
+/// Pumps for as long as the lease is held; others stand by.
+async fn pump_while_held(
+    broker: &Broker,
+    client: &clickhouse::Client,
+    name: &str,
+    progress: &Progress,
+) -> anyhow::Result<()> {
+    let mut lease = Lease::open(broker, LEASE, name).await?;
+    while !lease.hold().await? {
+        tokio::time::sleep(mesh::lease::RENEW_EVERY).await;
+    }
+    let keep = async {
+        while lease.hold().await? {
+            tokio::time::sleep(mesh::lease::RENEW_EVERY).await;
+        }
+        anyhow::bail!("another metrics service pumps")
+    };
+    tokio::select! {
+        ended = pump(broker, client, progress) => ended,
+        lost = keep => lost,
+    }
+}
+
+async fn pump(
+    broker: &Broker,
+    client: &clickhouse::Client,
+    progress: &Progress,
+) -> anyhow::Result<()> {
+    let mut keeper = Keeper::open(broker).await?;
+    let stream = stream_id(broker).await?;
+    let following = CancellationToken::new();
+    let _following = following.clone().drop_guard();
+    let next = keeper.place().next;
+    progress.reach(Reached { sequence: next - 1, ..progress.reached() });
+    let mut events = follow::follow(broker.clone(), names::EVENTS, next, following);
+    loop {
+        let pending = keeper.place().pending;
+        let block = Block::gather(&mut events, pending).await?;
+        if block.gap > 0 {
+            tracing::error!(
+                messages = block.gap,
+                "EVENTS was cut before metrics had it: rows are missing"
+            );
+        }
+        let first = keeper.place().next;
+        if pending.is_none() && !block.rows.is_empty() {
+            keeper.put(Place { next: first, pending: Some(block.last) }).await?;
+        }
+        if !block.rows.is_empty() {
+            let token = format!("{stream}-{first}-{}", block.last);
+            insert_until_done(client, &block.rows, &token).await;
+        }
+        keeper.put(Place { next: block.last + 1, pending: None }).await?;
+        progress.reach(Reached { sequence: block.last, at: block.at });
+    }
+}
+
+/// What tells this EVENTS from one that was made in its place: sequences begin anew there.
+async fn stream_id(broker: &Broker) -> anyhow::Result<String> {
+    let stream = broker.js.get_stream(names::EVENTS).await?;
+    Ok(stream.cached_info().created.unix_timestamp_nanos().to_string())
+}
+
+/// The rows of a range of EVENTS.
+struct Block {
+    rows: Vec<RunRow>,
+    last: u64,
+    at: Millis,
+    gap: u64,
+}
+
+impl Block {
+    /// Gathers the next block: up to message `until` where its range was fixed before, else
+    /// until it is full or nothing more comes for a moment.
+    async fn gather(
+        events: &mut mpsc::Receiver<follow::Message>,
+        until: Option<u64>,
+    ) -> anyhow::Result<Self> {
+        let first = events.recv().await.context("EVENTS can be followed no more")?;
+        let mut block = Self { rows: Vec::new(), last: 0, at: 0, gap: 0 };
+        block.add(&first)?;
+        let deadline = tokio::time::Instant::now() + BLOCK_WAIT;
+        let mut messages = 1;
+        loop {
+            match until {
+                Some(until) if block.last >= until => {
+                    ensure!(block.last == until, "EVENTS {until} is gone in the middle of a block");
+                    return Ok(block);
+                }
+                Some(_) => {
+                    let next = events.recv().await.context("EVENTS can be followed no more")?;
+                    block.add(&next)?;
+                }
+                None => {
+                    let full = block.rows.len() >= BLOCK_ROWS_MAX || messages >= BLOCK_MESSAGES_MAX;
+                    let next = match full {
+                        true => None,
+                        false => tokio::time::timeout_at(deadline, events.recv()).await.ok(),
+                    };
+                    let Some(next) = next else { return Ok(block) };
+                    let next = next.context("EVENTS can be followed no more")?;
+                    block.add(&next)?;
+                    messages += 1;
+                }
+            }
+        }
+    }
+
+    fn add(&mut self, message: &follow::Message) -> anyhow::Result<()> {
+        let headers = message.headers.as_ref();
+        let (_, batch) = wire::events(message.sequence, headers, &message.payload)?;
+        self.rows.extend(rows(message.sequence, &batch));
+        self.last = message.sequence;
+        self.at = batch.at;
+        self.gap += message.skipped;
+        Ok(())
+    }
+}
+
+/// Inserts a block, again under the same token until ClickHouse has it: an insert into a table
+/// with views is no transaction, and an answer that was lost says nothing.
+async fn insert_until_done(client: &clickhouse::Client, rows: &[RunRow], token: &str) {
+    loop {
+        match insert(client, rows, token).await {
+            Ok(()) => return,
+            Err(error) => {
+                tracing::warn!(error = %error, rows = rows.len(), "rows not inserted, trying again");
+            }
+        }
+        tokio::time::sleep(INSERT_PAUSE).await;
+    }
+}
+
+async fn insert(
+    client: &clickhouse::Client,
+    rows: &[RunRow],
+    token: &str,
+) -> clickhouse::error::Result<()> {
+    let insert = client.insert::<RunRow>("job_runs").await?;
+    let mut insert = insert
+        .with_setting("insert_deduplication_token", token)
+        .with_setting("deduplicate_blocks_in_dependent_materialized_views", "1")
+        .with_timeouts(Some(INSERT_TIMEOUT), Some(INSERT_TIMEOUT));
+    for row in rows {
+        insert.write(row).await?;
+    }
+    insert.end().await
+}

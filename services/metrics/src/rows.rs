@@ -1,0 +1,127 @@
+//! From events to rows: a pure function, so that the same events always give the same block.
+
+use clickhouse::Row;
+use job::{
+    About, Position, Spent,
+    event::{Batch, Became, Ended, Event, LateRun, Why},
+    time::Millis,
+};
+use serde::Serialize;
+
+/// One row of `job_runs`. Times are ms since 1970.
+#[derive(Clone, Debug, PartialEq, Row, Serialize)]
+pub(crate) struct RunRow {
+    sequence: u64,
+    idx: u32,
+    at: Millis,
+    project: String,
+    batch: String,
+    #[serde(with = "clickhouse::serde::uuid")]
+    job: uuid::Uuid,
+    #[serde(rename = "type")]
+    kind: String,
+    class: String,
+    run: u32,
+    attempt: u32,
+    outcome: String,
+    r#final: u8,
+    ran: u8,
+    queued_at: Millis,
+    started_at: Millis,
+    finished_at: Millis,
+    wait_ms: u64,
+    duration_ms: u64,
+    tokens_in: u64,
+    tokens_out: u64,
+    images: u64,
+    model: String,
+    worker: String,
+    error: String,
+}
+
+/// The rows of message `sequence` of EVENTS.
+pub(crate) fn rows(sequence: u64, batch: &Batch) -> Vec<RunRow> {
+    let rows = batch.at_sequence(sequence).filter_map(|(position, event)| match event {
+        Event::Ended(ended) => Some(ended_row(position, batch.at, ended)),
+        Event::Refused(refused) => {
+            let late = refused.ended.as_ref()?;
+            Some(late_row(position, batch.at, late, &refused.reason))
+        }
+        _ => None,
+    });
+    rows.collect()
+}
+
+fn ended_row(position: Position, at: Millis, ended: &Ended) -> RunRow {
+    let times = Times { at, started: ended.started_at, finished: ended.finished_at };
+    let mut row = row(position, ended.job, &ended.about, ended.run, &times, &ended.spent);
+    row.outcome = match &ended.to {
+        Became::Completed { .. } => "completed",
+        Became::Failed => "failed",
+        Became::Canceled { .. } => "canceled",
+        Became::Queued(again) => match again.why {
+            Why::Retry => "retry",
+            Why::Lost => "lost",
+            Why::Released => "released",
+        },
+    }
+    .to_owned();
+    row.r#final = u8::from(ended.to.status().is_terminal());
+    row.worker = ended.worker.as_deref().unwrap_or_default().to_owned();
+    row.error = ended.error.as_deref().unwrap_or_default().to_owned();
+    row
+}
+
+fn late_row(position: Position, at: Millis, late: &LateRun, reason: &str) -> RunRow {
+    let times = Times { at, started: late.started_at, finished: Some(late.finished_at) };
+    let mut row = row(position, late.job, &late.about, late.run, &times, &late.spent);
+    row.outcome = "refused".to_owned();
+    row.worker = late.worker.to_string();
+    row.error = reason.to_owned();
+    row
+}
+
+/// When a run began and ended, by its worker's clock, and when its end was folded.
+struct Times {
+    at: Millis,
+    started: Option<Millis>,
+    finished: Option<Millis>,
+}
+
+fn row(
+    position: Position,
+    job: job::JobId,
+    about: &About,
+    run: job::Run,
+    times: &Times,
+    spent: &Spent,
+) -> RunRow {
+    let finished = times.finished.unwrap_or(times.at);
+    let between = |from: Millis, to: Millis| u64::try_from(to - from).unwrap_or(0);
+    RunRow {
+        sequence: position.sequence,
+        idx: position.index,
+        at: times.at,
+        project: about.project.to_string(),
+        batch: about.batch.to_string(),
+        job,
+        kind: about.kind.name().to_owned(),
+        class: about.class.name().to_owned(),
+        run,
+        attempt: about.attempt,
+        outcome: String::new(),
+        r#final: 0,
+        ran: u8::from(times.started.is_some() && times.finished.is_some()),
+        queued_at: about.queued_at,
+        started_at: times.started.unwrap_or(0),
+        finished_at: finished,
+        wait_ms: times.started.map_or(0, |started| between(about.queued_at, started)),
+        duration_ms: times.started.map_or(0, |started| between(started, finished)),
+        tokens_in: spent.input_tokens,
+        tokens_out: spent.output_tokens,
+        images: spent.images,
+        model: spent.model.as_deref().unwrap_or_default().to_owned(),
+        worker: String::new(),
+        error: String::new(),
+    }
+}

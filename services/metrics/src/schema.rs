@@ -1,0 +1,60 @@
+//! The tables, made where they are missing.
+
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+use crate::Config;
+
+/// The schema, as operators have it too.
+const SCHEMA: &str = include_str!("../../../deploy/clickhouse/schema.sql");
+/// How long to wait before ClickHouse is asked again.
+const PAUSE: Duration = Duration::from_millis(500);
+
+/// Makes database and tables; waits for ClickHouse. `None` where `stop` came first.
+pub(crate) async fn ensure(config: &Config, stop: &CancellationToken) -> Option<()> {
+    loop {
+        match try_ensure(config).await {
+            Ok(()) => return Some(()),
+            Err(error) => {
+                tracing::warn!(error = %error, url = config.clickhouse_url, "tables not ensured yet, trying again");
+            }
+        }
+        tokio::select! {
+            () = stop.cancelled() => return None,
+            () = tokio::time::sleep(PAUSE) => {}
+        }
+    }
+}
+
+async fn try_ensure(config: &Config) -> clickhouse::error::Result<()> {
+    let database = config.clickhouse_database.replace('`', "");
+    let create = format!("CREATE DATABASE IF NOT EXISTS `{database}`");
+    config.bare_client().query_raw(&create).execute().await?;
+    let client = config.client();
+    for statement in statements(SCHEMA) {
+        client.query_raw(&statement).execute().await?;
+    }
+    Ok(())
+}
+
+/// The statements of the schema, without its comments.
+fn statements(schema: &str) -> Vec<String> {
+    let lines = schema.lines().filter(|line| !line.trim_start().starts_with("--"));
+    let text = lines.collect::<Vec<_>>().join("\n");
+    text.split(';').map(|statement| statement.trim().to_owned()).filter(|s| !s.is_empty()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_schema_is_three_tables_and_two_views() {
+        let statements = statements(SCHEMA);
+        let begins = |with: &str| statements.iter().filter(|s| s.starts_with(with)).count();
+        assert_eq!(begins("CREATE TABLE IF NOT EXISTS"), 3);
+        assert_eq!(begins("CREATE MATERIALIZED VIEW IF NOT EXISTS"), 2);
+        assert_eq!(statements.len(), 5);
+    }
+}

@@ -1,0 +1,142 @@
+//! The engine: a thread for each of two connections, one that writes and one that reads.
+
+use std::{path::Path, sync::Arc, thread::JoinHandle};
+
+use anyhow::Context;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::{
+    library::{Answer, Chdb, Open},
+    statement::Statement,
+};
+
+/// Statements that wait for a connection.
+const WAITING_MAX: usize = 256;
+
+/// A statement with all that comes with it.
+#[derive(Debug)]
+pub(crate) struct Ask {
+    pub statement: Statement,
+    /// The format of rows, where the statement names none.
+    pub format: String,
+    /// The database, where it is not the default one.
+    pub database: Option<String>,
+    /// Server-side parameters.
+    pub parameters: Vec<(String, String)>,
+    /// Settings for this statement alone.
+    pub settings: Vec<(String, String)>,
+}
+
+type Waiting = (Ask, oneshot::Sender<Result<Answer, String>>);
+
+/// A handle to the engine. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Engine {
+    reads: mpsc::Sender<Waiting>,
+    writes: mpsc::Sender<Waiting>,
+}
+
+/// The engine's threads, to be joined when every handle is gone.
+pub(crate) struct Threads {
+    chdb: Arc<Chdb>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Engine {
+    /// Loads the library and opens the tables in `dir`.
+    pub fn start(library: &Path, dir: &Path) -> anyhow::Result<(Self, Threads)> {
+        std::fs::create_dir_all(dir).with_context(|| format!("no directory {}", dir.display()))?;
+        let chdb = Chdb::load(library)
+            .with_context(|| format!("{} could not be loaded", library.display()))?;
+        let mut threads = Vec::new();
+        let mut connect = |name: &str| -> anyhow::Result<mpsc::Sender<Waiting>> {
+            let open = chdb.connect(dir).with_context(|| {
+                format!(
+                    "the tables in {} could not be opened; is another olap running on them?",
+                    dir.display()
+                )
+            })?;
+            let (asks, waiting) = mpsc::channel(WAITING_MAX);
+            let thread = std::thread::Builder::new().name(name.into());
+            threads.push(thread.spawn(move || serve(open, waiting))?);
+            Ok(asks)
+        };
+        let engine = Self { reads: connect("olap-read")?, writes: connect("olap-write")? };
+        Ok((engine, Threads { chdb, threads }))
+    }
+
+    /// Runs a statement.
+    ///
+    /// # Errors
+    /// ClickHouse's own text.
+    pub async fn run(&self, ask: Ask) -> Result<Answer, String> {
+        let connection = match ask.statement {
+            Statement::Read(_) => &self.reads,
+            Statement::Write(_) | Statement::Insert { .. } => &self.writes,
+        };
+        let (answer, answered) = oneshot::channel();
+        let stopped = || "the engine stops".to_owned();
+        connection.send((ask, answer)).await.map_err(|_| stopped())?;
+        answered.await.map_err(|_| stopped())?
+    }
+}
+
+impl Threads {
+    /// Waits for the last statements, closes the connections and stops the engine.
+    pub fn join(self) {
+        for thread in self.threads {
+            // A thread that panicked has closed its connection on its way.
+            let _ = thread.join();
+        }
+        self.chdb.shutdown();
+    }
+}
+
+/// Runs statements on one connection until nobody can ask any more.
+fn serve(mut open: Open, mut waiting: mpsc::Receiver<Waiting>) {
+    while let Some((ask, answer)) = waiting.blocking_recv() {
+        if answer.is_closed() {
+            continue;
+        }
+        // Who does not wait any more needs no answer.
+        let _ = answer.send(run(&mut open, &ask));
+    }
+}
+
+fn run(open: &mut Open, ask: &Ask) -> Result<Answer, String> {
+    if let Some(database) = &ask.database {
+        open.query(&format!("USE {}", identifier(database)), "Null", &[])?;
+    }
+    let mut set = Ok(());
+    for (name, value) in &ask.settings {
+        set = open.query(&format!("SET {name} = {}", literal(value)), "Null", &[]).map(|_| ());
+        if set.is_err() {
+            break;
+        }
+    }
+    let answer = set.and_then(|()| match &ask.statement {
+        Statement::Read(sql) | Statement::Write(sql) => {
+            open.query(sql, &ask.format, &ask.parameters)
+        }
+        Statement::Insert { sql, format, inline } => {
+            open.insert(sql, format, &ask.parameters, inline)
+        }
+    });
+    // The connection goes back to what it was, for the next statement.
+    for (name, _) in &ask.settings {
+        let _ = open.query(&format!("SET {name} = DEFAULT"), "Null", &[]);
+    }
+    if ask.database.is_some() {
+        let _ = open.query("USE default", "Null", &[]);
+    }
+    answer
+}
+
+fn identifier(name: &str) -> String {
+    format!("`{}`", name.replace('\\', "\\\\").replace('`', "\\`"))
+}
+
+/// A value of a setting, as HTTP brings it, as a literal that every type of setting reads.
+fn literal(value: &str) -> String {
+    format!("'{}'", value.replace('\\', "\\\\").replace('\'', "\\'"))
+}

@@ -1,0 +1,198 @@
+//! The HTTP interface: parameters in, rows or ClickHouse's own error out.
+
+use anyhow::Context;
+use axum::{
+    Router,
+    body::{Body, to_bytes},
+    extract::{RawQuery, Request, State},
+    http::{HeaderMap, StatusCode, header::CONTENT_TYPE},
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use bytes::Bytes;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    Config,
+    engine::{Ask, Engine},
+    statement,
+};
+
+/// The largest body of a request, in bytes: a statement or a block of rows.
+const BODY_BYTES_MAX: usize = 256 * 1024 * 1024;
+/// Parameters of the interface itself that need nothing done here.
+const IGNORED: [&str; 12] = [
+    "buffer_size",
+    "compress",
+    "password",
+    "query_id",
+    "quota_key",
+    "role",
+    "session_check",
+    "session_id",
+    "session_timeout",
+    "user",
+    "wait_end_of_query",
+    "send_progress_in_http_headers",
+];
+
+/// Serves until `stop` is cancelled, then closes the tables in order.
+///
+/// # Errors
+/// Where the library cannot be loaded, the tables not opened, or the address not listened on.
+pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> {
+    let (library, dir) = (config.libchdb.clone(), config.dir.clone());
+    let started = tokio::task::spawn_blocking(move || Engine::start(&library, &dir)).await?;
+    let (engine, threads) = started?;
+    let listener = TcpListener::bind(config.listen).await;
+    let listener = listener.with_context(|| format!("cannot listen on {}", config.listen))?;
+    tracing::info!(listen = %config.listen, "olap serves");
+    let router = Router::new()
+        .route("/ping", get(ping))
+        .route("/", get(answer).post(answer))
+        .with_state(engine);
+    let served = axum::serve(listener, router).with_graceful_shutdown(stop.cancelled_owned());
+    let ended = served.await;
+    tokio::task::spawn_blocking(move || threads.join()).await?;
+    tracing::info!("olap closed its tables");
+    Ok(ended?)
+}
+
+async fn ping() -> &'static str {
+    "Ok.\n"
+}
+
+async fn answer(
+    State(engine): State<Engine>,
+    RawQuery(query): RawQuery,
+    headers: HeaderMap,
+    request: Request,
+) -> Response {
+    let post = request.method() == axum::http::Method::POST;
+    let body = match read_body(request.into_body()).await {
+        Ok(body) => body,
+        Err(response) => return response,
+    };
+    let query = query.unwrap_or_default();
+    let mut pairs: Vec<_> = form_urlencoded::parse(query.as_bytes()).into_owned().collect();
+    let body = match read_form(&headers, body, &mut pairs).await {
+        Ok(body) => body,
+        Err(error) => {
+            let text = format!("Code: 36. DB::Exception: the form could not be read: {error}");
+            return failure(StatusCode::BAD_REQUEST, 36, &text);
+        }
+    };
+    if !post && !pairs.iter().any(|(name, _)| name == "query") {
+        return ping().await.into_response();
+    }
+    match ask(pairs, &headers, &body) {
+        Err(why) => failure(
+            StatusCode::BAD_REQUEST,
+            62,
+            &format!("Code: 62. DB::Exception: {why}. (SYNTAX_ERROR)"),
+        ),
+        Ok(ask) => match engine.run(ask).await {
+            Ok(answer) => {
+                let summary = format!(
+                    r#"{{"read_rows":"{}","written_rows":"{}"}}"#,
+                    answer.rows_read, answer.rows_written
+                );
+                ([("X-ClickHouse-Summary", summary)], answer.body).into_response()
+            }
+            Err(error) => {
+                let code = code(&error);
+                failure(status(code), code, &error)
+            }
+        },
+    }
+}
+
+async fn read_body(body: Body) -> Result<Bytes, Response> {
+    to_bytes(body, BODY_BYTES_MAX).await.map_err(|error| {
+        let text = format!("Code: 307. DB::Exception: the body could not be read: {error}");
+        failure(StatusCode::PAYLOAD_TOO_LARGE, 307, &text)
+    })
+}
+
+/// Takes a form apart, which is how the clickhouse crate sends parameters: its fields join those
+/// of the URL. A body that is no form stays what it is.
+async fn read_form(
+    headers: &HeaderMap,
+    body: Bytes,
+    pairs: &mut Vec<(String, String)>,
+) -> Result<Bytes, multer::Error> {
+    let kind = headers.get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
+    let Ok(boundary) = multer::parse_boundary(kind) else { return Ok(body) };
+    let whole = futures_util::stream::iter([Ok::<_, std::convert::Infallible>(body)]);
+    let mut form = multer::Multipart::new(whole, boundary);
+    while let Some(field) = form.next_field().await? {
+        let name = field.name().unwrap_or_default().to_owned();
+        pairs.push((name, field.text().await?));
+    }
+    Ok(Bytes::new())
+}
+
+/// Puts a request together; the reason where it cannot be understood.
+fn ask(
+    pairs: Vec<(String, String)>,
+    headers: &HeaderMap,
+    body: &[u8],
+) -> Result<Ask, &'static str> {
+    let mut query = String::new();
+    let mut format = "TabSeparated".to_owned();
+    let mut database =
+        headers.get("X-ClickHouse-Database").and_then(|d| d.to_str().ok()).map(str::to_owned);
+    let mut parameters = Vec::new();
+    let mut settings = Vec::new();
+    for (name, value) in pairs {
+        match name.as_str() {
+            "query" => query = value,
+            "database" => database = Some(value),
+            "default_format" => format = value,
+            "decompress" if value != "0" => {
+                return Err("compressed bodies are not understood here");
+            }
+            "decompress" => {}
+            known if IGNORED.contains(&known) => {}
+            _ => match name.strip_prefix("param_") {
+                Some(parameter) => parameters.push((parameter.to_owned(), value)),
+                None if is_setting(&name) => settings.push((name, value)),
+                None => return Err("a setting's name has letters, digits and underscores only"),
+            },
+        }
+    }
+    if let Some(named) = headers.get("X-ClickHouse-Format").and_then(|format| format.to_str().ok())
+    {
+        format = named.to_owned();
+    }
+    let statement = statement::read(&query, body)?;
+    let database = database.filter(|database| database != "default");
+    Ok(Ask { statement, format, database, parameters, settings })
+}
+
+fn is_setting(name: &str) -> bool {
+    !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
+}
+
+fn failure(status: StatusCode, code: u32, text: &str) -> Response {
+    let headers = [("X-ClickHouse-Exception-Code", code.to_string())];
+    (status, headers, format!("{}\n", text.trim_end())).into_response()
+}
+
+/// The code in ClickHouse's own text: `Code: 60. DB::Exception: …`.
+fn code(error: &str) -> u32 {
+    let digits = error.split("Code: ").nth(1).unwrap_or_default();
+    digits.split(|c: char| !c.is_ascii_digit()).next().and_then(|n| n.parse().ok()).unwrap_or(0)
+}
+
+/// The status that ClickHouse gives an error of this code (exceptionCodeToHTTPStatus in its
+/// HTTPHandler): 400 for what the client wrote wrong, 404 for what is not there, 500 else.
+fn status(code: u32) -> StatusCode {
+    match code {
+        6 | 26 | 27 | 36 | 38 | 41 | 46 | 47 | 50 | 53 | 62 | 69 | 70 | 72 | 73 | 115 | 117
+        | 130 | 457 => StatusCode::BAD_REQUEST,
+        60 | 81 => StatusCode::NOT_FOUND,
+        _ => StatusCode::INTERNAL_SERVER_ERROR,
+    }
+}

@@ -1,0 +1,203 @@
+//! As much of SQL as has to be read here: what kind of statement it is, and where an INSERT's
+//! text ends and its data begins.
+
+/// A statement, read.
+#[derive(Debug, PartialEq)]
+pub(crate) enum Statement {
+    /// Returns rows and changes nothing.
+    Read(String),
+    /// Changes something.
+    Write(String),
+    /// An INSERT with data behind it.
+    Insert {
+        /// The statement without `FORMAT` and data.
+        sql: String,
+        /// The data's format.
+        format: String,
+        /// What of the data stood behind the statement in the same text.
+        inline: Vec<u8>,
+    },
+}
+
+/// Words that begin a statement which changes nothing.
+const READS: [&str; 8] =
+    ["SELECT", "WITH", "SHOW", "DESCRIBE", "DESC", "EXISTS", "EXPLAIN", "VALUES"];
+
+/// Reads a statement as HTTP brings it: the `query` parameter, then the body. Data may stand
+/// behind an INSERT's `FORMAT`, in the text or as the whole body.
+pub(crate) fn read(query: &str, body: &[u8]) -> Result<Statement, &'static str> {
+    if query.trim().is_empty() {
+        return read_text(body, &[]);
+    }
+    read_text(query.as_bytes(), body)
+}
+
+fn read_text(text: &[u8], body: &[u8]) -> Result<Statement, &'static str> {
+    let words = Words { text, at: 0 };
+    let mut insert = false;
+    let mut first = None;
+    let mut format_at = None;
+    let mut words = words;
+    while let Some((start, word)) = words.next() {
+        let upper = word.to_ascii_uppercase();
+        if first.is_none() {
+            insert = upper == b"INSERT";
+            first = Some(upper.clone());
+            if !insert {
+                break;
+            }
+        }
+        // An INSERT from a SELECT or with VALUES has nothing behind it that is not SQL.
+        if upper == b"SELECT" || upper == b"VALUES" || upper == b"WITH" {
+            insert = false;
+            break;
+        }
+        if upper == b"FORMAT" {
+            format_at = Some(start);
+            break;
+        }
+    }
+    let Some(first) = first else { return Err("there is no statement") };
+    if let (true, Some(start)) = (insert, format_at) {
+        let (_, format) = words.next().ok_or("no format stands behind FORMAT")?;
+        let format = String::from_utf8_lossy(format).into_owned();
+        if format.eq_ignore_ascii_case("VALUES") {
+            return sql(text, body).map(Statement::Write);
+        }
+        let sql = utf8(&text[..start])?.trim_end().to_owned();
+        let inline = [after_blank(&text[words.at..]), body].concat();
+        return Ok(Statement::Insert { sql, format, inline });
+    }
+    let sql = sql(text, body)?;
+    if READS.iter().any(|word| word.as_bytes() == first) {
+        return Ok(Statement::Read(sql));
+    }
+    Ok(Statement::Write(sql))
+}
+
+/// The whole text as one statement, as ClickHouse puts query and body together.
+fn sql(text: &[u8], body: &[u8]) -> Result<String, &'static str> {
+    let mut sql = utf8(text)?.to_owned();
+    if !body.is_empty() {
+        sql.push('\n');
+        sql.push_str(utf8(body)?);
+    }
+    Ok(sql.trim_end().trim_end_matches(';').to_owned())
+}
+
+fn utf8(text: &[u8]) -> Result<&str, &'static str> {
+    std::str::from_utf8(text).map_err(|_| "the statement is not UTF-8")
+}
+
+/// Inline data begins behind the blanks and one line break that follow the format.
+fn after_blank(text: &[u8]) -> &[u8] {
+    let blanks = text.iter().take_while(|b| matches!(b, b' ' | b'\t' | b'\r')).count();
+    let text = &text[blanks..];
+    match text.first() {
+        Some(b'\n' | b';') => &text[1..],
+        _ => text,
+    }
+}
+
+/// The words of a statement, with quotes, comments and parentheses passed over.
+struct Words<'a> {
+    text: &'a [u8],
+    at: usize,
+}
+
+impl<'a> Words<'a> {
+    fn next(&mut self) -> Option<(usize, &'a [u8])> {
+        let mut depth = 0usize;
+        while self.at < self.text.len() {
+            let rest = &self.text[self.at..];
+            match rest[0] {
+                quote @ (b'\'' | b'"' | b'`') => self.at += quoted(rest, quote),
+                b'-' if rest.starts_with(b"--") => self.at += until(rest, b"\n"),
+                b'/' if rest.starts_with(b"/*") => self.at += until(rest, b"*/"),
+                b'(' => {
+                    depth += 1;
+                    self.at += 1;
+                }
+                b')' => {
+                    depth = depth.saturating_sub(1);
+                    self.at += 1;
+                }
+                b if b.is_ascii_alphabetic() || b == b'_' => {
+                    let start = self.at;
+                    let in_word = |b: &u8| b.is_ascii_alphanumeric() || *b == b'_';
+                    let length = rest.iter().take_while(|b| in_word(b)).count();
+                    self.at += length;
+                    if depth == 0 {
+                        return Some((start, &rest[..length]));
+                    }
+                }
+                _ => self.at += 1,
+            }
+        }
+        None
+    }
+}
+
+/// The length of a quoted text: a quote inside is doubled or stands behind a backslash.
+fn quoted(text: &[u8], quote: u8) -> usize {
+    let mut at = 1;
+    while at < text.len() {
+        match text[at] {
+            b'\\' => at += 2,
+            b if b == quote => return at + 1,
+            _ => at += 1,
+        }
+    }
+    text.len()
+}
+
+fn until(text: &[u8], end: &[u8]) -> usize {
+    let found = text.windows(end.len()).position(|window| window == end);
+    found.map_or(text.len(), |at| at + end.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn inserts_are_split_from_their_data_and_nothing_else_is() {
+        let insert = |sql: &str, format: &str, inline: &[u8]| Statement::Insert {
+            sql: sql.into(),
+            format: format.into(),
+            inline: inline.into(),
+        };
+        let cases: [(&str, &[u8], Statement); 9] = [
+            ("SELECT 1", b"", Statement::Read("SELECT 1".into())),
+            ("", b"select 1;\n", Statement::Read("select 1".into())),
+            ("SELECT", b"'FORMAT x'", Statement::Read("SELECT\n'FORMAT x'".into())),
+            (
+                "-- a comment\nCREATE TABLE t (a Int8)",
+                b"",
+                Statement::Write("-- a comment\nCREATE TABLE t (a Int8)".into()),
+            ),
+            (
+                "INSERT INTO t(`a`) FORMAT RowBinary",
+                b"\n\x00\xff",
+                insert("INSERT INTO t(`a`)", "RowBinary", b"\n\x00\xff"),
+            ),
+            ("", b"INSERT INTO t FORMAT CSV\n1,2\n", insert("INSERT INTO t", "CSV", b"1,2\n")),
+            ("INSERT INTO `FORMAT` FORMAT CSV", b"1", insert("INSERT INTO `FORMAT`", "CSV", b"1")),
+            (
+                "INSERT INTO t VALUES ('a FORMAT b')",
+                b"",
+                Statement::Write("INSERT INTO t VALUES ('a FORMAT b')".into()),
+            ),
+            (
+                "INSERT INTO t SELECT 1 FORMAT Null",
+                b"",
+                Statement::Write("INSERT INTO t SELECT 1 FORMAT Null".into()),
+            ),
+        ];
+        for (query, body, expected) in cases {
+            assert_eq!(read(query, body), Ok(expected), "{query}");
+        }
+        assert!(read(" ", b"").is_err());
+        assert!(read("INSERT INTO t FORMAT", b"").is_err());
+    }
+}

@@ -1,0 +1,165 @@
+//! Which deliveries may be run: each run by its first delivery only.
+//!
+//! A redelivered message, or one not newer than its stream's end at the last reconnect (a broker
+//! that was killed forgets its deliveries), is reported and acked, and the fold makes it the
+//! job's next run. What waited in the streams when this processor started is put to state in one
+//! question, and run where nobody is known to have begun it.
+
+use std::{sync::atomic::Ordering, time::Duration};
+
+use job::{
+    About, Class, Spent,
+    command::{End, Outcome},
+};
+use mesh::{
+    Broker,
+    ask::{AskRuns, RunsAnswer},
+    commit::Committer,
+    names,
+    pull::Delivery,
+    wire::{Item, Work},
+};
+use uuid::Uuid;
+
+/// How long an answer about waiting runs may take before it is asked for again.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// How long to wait before asking the broker again.
+const PAUSE: Duration = Duration::from_millis(200);
+
+/// Judges deliveries.
+#[derive(Debug)]
+pub(crate) struct Claims {
+    broker: Broker,
+    processor: String,
+    outcomes: Committer,
+    connects: u64,
+    at_start: [u64; 3],
+    at_reconnect: [u64; 3],
+}
+
+impl Claims {
+    /// Reads the ends of the streams as they are at the start.
+    pub async fn new(broker: Broker, processor: String, outcomes: Committer) -> Self {
+        let connects = connects(&broker);
+        let at_start = ends(&broker).await;
+        Self { broker, processor, outcomes, connects, at_start, at_reconnect: [0; 3] }
+    }
+
+    /// The deliveries that may be run; the others are reported and acked.
+    pub async fn judge(&mut self, deliveries: Vec<Delivery>) -> Vec<Delivery> {
+        self.look_for_reconnect().await;
+        let mut runnable = Vec::with_capacity(deliveries.len());
+        let mut waiting = Vec::new();
+        for delivery in deliveries {
+            let class = delivery.class as usize;
+            if delivery.redelivered || delivery.sequence <= self.at_reconnect[class] {
+                self.report(delivery).await;
+            } else if delivery.sequence <= self.at_start[class] {
+                waiting.push(delivery);
+            } else {
+                runnable.push(delivery);
+            }
+        }
+        if !waiting.is_empty() {
+            runnable.extend(self.ask_for(waiting).await);
+        }
+        runnable
+    }
+
+    /// Reads the ends of the streams anew where the connection was made anew.
+    async fn look_for_reconnect(&mut self) {
+        // The client counts a connection before it hands over anything that came through it.
+        while self.connects != connects(&self.broker) {
+            self.connects = connects(&self.broker);
+            self.at_reconnect = ends(&self.broker).await;
+            tracing::info!(ends = ?self.at_reconnect, "connected again: older deliveries are reported");
+        }
+    }
+
+    /// Asks state which of the runs that waited at the start may be run.
+    async fn ask_for(&self, waiting: Vec<Delivery>) -> Vec<Delivery> {
+        let runs = waiting.iter().map(|delivery| (delivery.work.job, delivery.work.run)).collect();
+        let question = AskRuns { processor: self.processor.clone(), runs };
+        let free: RunsAnswer = loop {
+            match self.broker.ask(names::ASK_CLAIM, &question, PATIENCE).await {
+                Ok(answer) => break answer,
+                Err(error) => {
+                    tracing::info!(error = %error, "waiting work is held until state answers")
+                }
+            }
+            for delivery in &waiting {
+                delivery.extend().await;
+            }
+            tokio::time::sleep(PAUSE).await;
+        };
+        let mut runnable = Vec::new();
+        for delivery in waiting {
+            if free.runs.contains(&(delivery.work.job, delivery.work.run)) {
+                runnable.push(delivery);
+            } else {
+                self.report(delivery).await;
+            }
+        }
+        runnable
+    }
+
+    /// Reports a delivery that is not to be run, then acks it.
+    async fn report(&self, delivery: Delivery) {
+        let outcome = outcome(&delivery.work, &self.processor, End::Reported, delivery.class);
+        if commit(&self.outcomes, outcome).await.is_ok() {
+            delivery.ack().await;
+        }
+    }
+}
+
+/// The word on a run that never began here.
+pub(crate) fn outcome(work: &Work, processor: &str, end: End, class: Class) -> Outcome {
+    Outcome {
+        job: work.job,
+        run: work.run,
+        worker: processor.into(),
+        about: About {
+            project: work.project.clone(),
+            batch: work.batch.clone(),
+            kind: work.kind,
+            class,
+            attempt: work.attempt,
+            queued_at: work.queued_at,
+        },
+        started_at: None,
+        finished_at: service::now_ms(),
+        spent: Spent::default(),
+        end,
+    }
+}
+
+/// Commits an outcome under an id of its own.
+pub(crate) async fn commit(
+    outcomes: &Committer,
+    outcome: Outcome,
+) -> Result<(), mesh::commit::Error> {
+    let item = Item { id: Uuid::now_v7(), ask: outcome };
+    let json = serde_json::to_vec(&item).expect("an outcome is JSON");
+    outcomes.commit(json).await.map(|_| ())
+}
+
+fn connects(broker: &Broker) -> u64 {
+    broker.client.statistics().connects.load(Ordering::Acquire)
+}
+
+/// The last sequences of the work streams; waits until the broker tells them.
+async fn ends(broker: &Broker) -> [u64; 3] {
+    let mut ends = [0; 3];
+    for class in Class::ALL {
+        ends[class as usize] = loop {
+            match broker.last_sequence(names::work_stream(class)).await {
+                Ok(end) => break end,
+                Err(error) => {
+                    tracing::warn!(error = %error, "end of ready work not read, trying again")
+                }
+            }
+            tokio::time::sleep(PAUSE).await;
+        };
+    }
+    ends
+}

@@ -1,0 +1,81 @@
+//! What a handler is: a job in, an outcome out.
+
+use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
+
+use job::{Json, Spent};
+use mesh::wire::Work;
+use tokio_util::sync::CancellationToken;
+
+/// How a run ended, as its handler says.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Outcome {
+    /// The work is done.
+    Done {
+        /// What is kept with the job: JSON of at most 256 KB.
+        result: Option<Json>,
+        /// What it cost.
+        spent: Spent,
+    },
+    /// It failed and may be tried again, while attempts are left.
+    Retry {
+        /// What went wrong.
+        error: String,
+        /// How long to wait at the least.
+        after: Option<Duration>,
+        /// What it cost.
+        spent: Spent,
+    },
+    /// It failed and would fail again.
+    Reject {
+        /// What went wrong.
+        error: String,
+        /// What it cost.
+        spent: Spent,
+    },
+}
+
+impl Outcome {
+    /// A failure that may pass, at no cost.
+    pub fn retry(error: impl Into<String>) -> Self {
+        Self::Retry { error: error.into(), after: None, spent: Spent::default() }
+    }
+
+    /// A failure that will not pass, at no cost.
+    pub fn reject(error: impl Into<String>) -> Self {
+        Self::Reject { error: error.into(), spent: Spent::default() }
+    }
+}
+
+/// What a handler is given beside its job.
+#[derive(Clone, Debug)]
+pub struct Context {
+    /// Cancelled when the run is not wanted any more. The handler's future is dropped then as
+    /// well; a handler with work outside of its future watches this.
+    pub canceled: CancellationToken,
+}
+
+/// Runs jobs. A job may be run more than once ([`Work::attempt`] tells), so what a handler does
+/// outside should be keyed by the job's id.
+pub trait Handler: Send + Sync + 'static {
+    /// Runs one job. A panic is a failure that may be retried.
+    fn handle(&self, work: Arc<Work>, context: Context) -> impl Future<Output = Outcome> + Send;
+}
+
+/// A handler whose type is forgotten.
+pub(crate) trait AnyHandler: Send + Sync {
+    fn handle(
+        self: Arc<Self>,
+        work: Arc<Work>,
+        context: Context,
+    ) -> Pin<Box<dyn Future<Output = Outcome> + Send>>;
+}
+
+impl<H: Handler> AnyHandler for H {
+    fn handle(
+        self: Arc<Self>,
+        work: Arc<Work>,
+        context: Context,
+    ) -> Pin<Box<dyn Future<Output = Outcome> + Send>> {
+        Box::pin(async move { Handler::handle(&*self, work, context).await })
+    }
+}

@@ -1,0 +1,134 @@
+//! One run: its handler under a time limit, its panic caught, its end put into words.
+
+use std::{sync::Arc, time::Duration};
+
+use job::{
+    Json, Spent,
+    command::{End, Outcome as Said},
+};
+use mesh::wire::Work;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    handler::{AnyHandler, Context, Outcome},
+    registry::Registry,
+};
+
+/// The largest result of a handler, in bytes.
+const RESULT_BYTES_MAX: usize = 256 * 1024;
+/// The longest error that is kept, in bytes.
+const ERROR_BYTES_MAX: usize = 4 * 1024;
+
+/// How a run came to its end here.
+#[derive(Debug)]
+pub(crate) enum Ended {
+    /// The handler had its say.
+    Said(End, Spent),
+    /// The run is not wanted any more: nobody waits for its outcome.
+    Stopped,
+    /// The processor stops and hands the run back.
+    Released,
+}
+
+/// Runs the handler of `work` until it ends, `stop` is cancelled (the run is not wanted any
+/// more), or `release` is (the processor's grace is over).
+pub(crate) async fn run(
+    registry: &Registry,
+    work: Arc<Work>,
+    limit: Duration,
+    stop: CancellationToken,
+    release: CancellationToken,
+) -> Ended {
+    let Some(handler) = registry.handler(work.kind) else {
+        return said(Outcome::reject(format!("no handler for {}", work.kind.name())));
+    };
+    let canceled = CancellationToken::new();
+    // Whatever ends the wait below tells the handler, also what it left running elsewhere.
+    let _canceled = canceled.clone().drop_guard();
+    let mut handling = Handling::start(handler, work, Context { canceled });
+    tokio::select! {
+        biased;
+        () = stop.cancelled() => Ended::Stopped,
+        () = release.cancelled() => Ended::Released,
+        ended = handling.end() => said(ended),
+        () = tokio::time::sleep(limit) => {
+            said(Outcome::retry(format!("time limit of {} s exceeded", limit.as_secs())))
+        }
+    }
+}
+
+/// A handler at work in a task of its own, which ends with this value.
+struct Handling(tokio::task::JoinHandle<Outcome>);
+
+impl Handling {
+    fn start(handler: Arc<dyn AnyHandler>, work: Arc<Work>, context: Context) -> Self {
+        Self(tokio::spawn(async move { handler.handle(work, context).await }))
+    }
+
+    async fn end(&mut self) -> Outcome {
+        match (&mut self.0).await {
+            Ok(outcome) => outcome,
+            Err(error) => match error.try_into_panic() {
+                Ok(panic) => Outcome::retry(format!("handler panicked: {}", panic_text(&*panic))),
+                Err(error) => Outcome::retry(format!("handler was aborted: {error}")),
+            },
+        }
+    }
+}
+
+impl Drop for Handling {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
+    let text = panic.downcast_ref::<&'static str>().copied();
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message")
+}
+
+/// Puts a handler's outcome into the words of the fold, within the bounds of what is kept.
+fn said(outcome: Outcome) -> Ended {
+    let (end, spent) = match outcome {
+        Outcome::Done { result, spent } => (done(result), spent),
+        Outcome::Retry { error, after, spent } => {
+            let after_ms = after.map(|after| i64::try_from(after.as_millis()).unwrap_or(i64::MAX));
+            (End::Retry { error: cut(&error).into(), after_ms }, spent)
+        }
+        Outcome::Reject { error, spent } => (End::Reject { error: cut(&error).into() }, spent),
+    };
+    Ended::Said(end, spent)
+}
+
+fn done(result: Option<Json>) -> End {
+    match result.as_ref().map(|result| result.get().len()) {
+        Some(bytes) if bytes > RESULT_BYTES_MAX => {
+            let error =
+                format!("the result has {bytes} bytes; at most {RESULT_BYTES_MAX} are kept");
+            End::Reject { error: error.into() }
+        }
+        _ => End::Done { result },
+    }
+}
+
+/// The beginning of an error that is too long, with a sign that it was cut.
+fn cut(error: &str) -> String {
+    if error.len() <= ERROR_BYTES_MAX {
+        return error.to_owned();
+    }
+    let end = (0..=ERROR_BYTES_MAX).rev().find(|end| error.is_char_boundary(*end)).unwrap_or(0);
+    format!("{}…", &error[..end])
+}
+
+/// The word of a run for COMMANDS.
+pub(crate) fn word(
+    work: &Work,
+    processor: &str,
+    class: job::Class,
+    started_at: i64,
+    end: End,
+    spent: Spent,
+) -> Said {
+    let unbegun = crate::claim::outcome(work, processor, end, class);
+    Said { started_at: Some(started_at), spent, ..unbegun }
+}

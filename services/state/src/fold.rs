@@ -1,0 +1,258 @@
+//! From messages of COMMANDS to events on disk, and what follows from them.
+
+use std::collections::HashMap;
+
+use anyhow::{Context, bail};
+use futures_util::{StreamExt, stream};
+use job::{
+    Facts, JobId, Need, Run, State,
+    command::{Command, Outcome},
+    event::{Became, Event},
+    reply::{Code, Reply},
+    time::Millis,
+};
+use mesh::{
+    Broker,
+    append::Appended,
+    follow, names,
+    wire::{self, Answered, Item, Malformed, Stop},
+};
+use uuid::Uuid;
+
+use crate::{
+    leader::Leader,
+    pack::{Packed, Packer},
+};
+
+/// Reads of the bucket at the same time.
+const READS_MAX: usize = 64;
+/// Runs named in one hint to processors.
+const STOP_RUNS_MAX: usize = 5_000;
+
+/// A message of COMMANDS, read.
+struct Asked {
+    sequence: u64,
+    at: Millis,
+    message: Option<Uuid>,
+    inbox: Option<String>,
+    deadline: Option<Millis>,
+    items: Result<Vec<Item<Command>>, Malformed>,
+}
+
+/// What is to follow once the events are on disk.
+#[derive(Default)]
+struct Effects {
+    replies: HashMap<String, Vec<Answered>>,
+    stale: Vec<(JobId, Run)>,
+}
+
+impl Asked {
+    fn read(message: follow::Message) -> Self {
+        let header = |name: &str| {
+            let value = message.headers.as_ref().and_then(|headers| headers.get(name));
+            value.map(|value| value.as_str().to_owned())
+        };
+        Self {
+            sequence: message.sequence,
+            at: message.at,
+            message: header("Nats-Msg-Id").and_then(|id| id.parse().ok()),
+            inbox: header(names::REPLY),
+            deadline: header(names::DEADLINE).and_then(|at| at.parse().ok()),
+            items: wire::commands(&message.subject, &message.payload),
+        }
+    }
+
+    /// Whether the one who asked had stopped waiting before the broker stored the message.
+    fn is_expired(&self) -> bool {
+        self.deadline.is_some_and(|deadline| self.at > deadline)
+    }
+}
+
+impl Leader {
+    /// Folds messages of COMMANDS, appends what comes of them, and lets the effects follow.
+    ///
+    /// # Errors
+    /// Where the events may not be on disk: what is in memory is then worth nothing.
+    pub(crate) async fn fold(&mut self, messages: Vec<follow::Message>) -> anyhow::Result<()> {
+        let asked: Vec<Asked> = messages.into_iter().map(Asked::read).collect();
+        let now = service::now_ms().max(self.state.at());
+        self.state.wake(now);
+        let mut facts = self.foresee(&asked).await?;
+        let mut packer = Packer::new(self.last, self.state.through(), now);
+        let mut effects = Effects::default();
+        for message in asked {
+            if message.sequence <= self.state.through() {
+                continue;
+            }
+            let known = message.message.is_some_and(|id| self.state.is_recent(id));
+            if !known {
+                self.fold_message(&message, now, &mut facts, &mut packer, &mut effects).await?;
+            }
+            if let Some(id) = message.message {
+                self.state.note(now, id);
+            }
+            self.state.folded(message.sequence);
+            packer.end_command(message.sequence, message.message);
+        }
+        self.commit(packer.finish(), effects).await
+    }
+
+    async fn fold_message(
+        &mut self,
+        message: &Asked,
+        now: Millis,
+        facts: &mut Facts,
+        packer: &mut Packer,
+        effects: &mut Effects,
+    ) -> anyhow::Result<()> {
+        let items = match &message.items {
+            Ok(items) => items,
+            Err(error) => {
+                tracing::error!(error = %error, command = message.sequence, "command refused");
+                packer.push(&mut self.state, State::refuse(error.to_string()));
+                return Ok(());
+            }
+        };
+        for item in items {
+            let reply = if message.is_expired() {
+                let error = "the request waited longer than its sender".to_owned();
+                Reply::Refused { code: Code::Expired, error }
+            } else {
+                let decision = loop {
+                    match self.state.decide(&self.rules, facts, now, &item.ask) {
+                        Ok(decision) => break decision,
+                        Err(need) => read(&self.broker, need, facts).await?,
+                    }
+                };
+                for event in decision.events {
+                    packer.push(&mut self.state, event);
+                }
+                effects.stale.extend(decision.stale);
+                decision.reply
+            };
+            if let Some(inbox) = &message.inbox {
+                let replies = effects.replies.entry(inbox.clone()).or_default();
+                replies.push(Answered { id: item.id, reply });
+            }
+        }
+        Ok(())
+    }
+
+    /// Decides what nobody asked for: runs that are lost.
+    pub(crate) async fn give_up(&mut self, lost: Vec<(JobId, Run)>) -> anyhow::Result<()> {
+        let now = service::now_ms().max(self.state.at());
+        let mut packer = Packer::new(self.last, self.state.through(), now);
+        for (job, run) in lost {
+            if let Some(event) = self.state.decide_lost(job, run) {
+                tracing::warn!(job.id = %job, run, "worker lost");
+                packer.push(&mut self.state, event);
+            }
+        }
+        self.commit(packer.finish(), Effects::default()).await
+    }
+
+    /// Appends packed events, then lets the effects follow.
+    async fn commit(&mut self, packed: Packed, effects: Effects) -> anyhow::Result<()> {
+        for message in packed.messages {
+            match self.broker.append(self.last, message.through, message.payload).await? {
+                Appended::At(sequence) => self.last = sequence,
+                Appended::Lost => bail!("another state service leads"),
+            }
+        }
+        // From here on everything may be repeated, or left out by a crash: it is level-triggered.
+        for (inbox, answers) in effects.replies {
+            let payload = serde_json::to_vec(&answers).context("replies are JSON")?;
+            self.broker.client.publish(inbox, payload.into()).await?;
+        }
+        let mut stop = effects.stale;
+        for (position, event) in &packed.events {
+            if let Some(change) = event.change() {
+                let subject = names::live_event(change.project, change.job, change.status);
+                let body = live_event(*position, &change);
+                self.broker.client.publish(subject, body.into()).await?;
+            }
+            if let Event::Ended(ended) = event {
+                let canceled = matches!(ended.to, Became::Canceled { .. });
+                if canceled && self.dispatcher.is_out(ended.job) {
+                    stop.push((ended.job, ended.run));
+                }
+                self.dispatcher.ended(ended.job, ended.run);
+            }
+        }
+        self.tell_to_stop(&stop).await
+    }
+
+    /// Tells processors which runs to stop.
+    pub(crate) async fn tell_to_stop(&self, runs: &[(JobId, Run)]) -> anyhow::Result<()> {
+        for runs in runs.chunks(STOP_RUNS_MAX) {
+            let hint = serde_json::to_vec(&Stop { runs: runs.to_vec() })?;
+            self.broker.client.publish(names::CONTROL_CANCEL, hint.into()).await?;
+        }
+        Ok(())
+    }
+
+    /// Reads, all at once, what these messages will need and memory does not hold.
+    async fn foresee(&self, asked: &[Asked]) -> anyhow::Result<Facts> {
+        let mut facts = Facts::default();
+        let now = std::time::Instant::now();
+        facts.held = self.roll.held(now).collect();
+        let mut jobs = Vec::new();
+        for item in asked.iter().filter_map(|asked| asked.items.as_ref().ok()).flatten() {
+            if let Command::Outcome(Outcome { job, .. }) = &item.ask
+                && self.state.job(*job).is_none()
+            {
+                jobs.push(*job);
+            }
+            let key = match &item.ask {
+                Command::Enqueue(ask) => ask.idempotency,
+                Command::Cancel(ask) => ask.idempotency,
+                Command::Retry(ask) => ask.idempotency,
+                Command::Started(_) | Command::Outcome(_) => None,
+            };
+            if let Some(key) =
+                key.map(|key| key.key).filter(|key| self.state.answer(*key).is_none())
+            {
+                read(&self.broker, Need::Answer(key), &mut facts).await?;
+            }
+        }
+        // A job that was enqueued by a message of this very fold is not in the bucket either:
+        // memory is asked first, so what is read here does not hide it.
+        if !jobs.is_empty() {
+            read(&self.broker, Need::Jobs(jobs), &mut facts).await?;
+        }
+        Ok(facts)
+    }
+}
+
+/// Reads what a decision needs.
+async fn read(broker: &Broker, need: Need, facts: &mut Facts) -> anyhow::Result<()> {
+    match need {
+        Need::Answer(key) => {
+            let answer = broker.read_answer(key).await?;
+            facts.answers.insert(key, answer);
+        }
+        Need::Jobs(ids) => {
+            let reads = ids.into_iter().map(|id| async move { (id, broker.read_job(id).await) });
+            let mut reads = stream::iter(reads).buffer_unordered(READS_MAX);
+            while let Some((id, job)) = reads.next().await {
+                facts.jobs.insert(id, job?);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The body of a live event.
+fn live_event(position: job::Position, change: &job::event::Change<'_>) -> Vec<u8> {
+    let body = serde_json::json!({
+        "position": position,
+        "jobId": change.job,
+        "projectId": change.project,
+        "batchId": change.batch,
+        "status": change.status,
+        "run": change.run,
+        "worker": change.worker,
+        "error": change.error,
+    });
+    body.to_string().into_bytes()
+}

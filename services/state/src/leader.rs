@@ -1,0 +1,222 @@
+//! The leader's loop: one task owns the state; everything else comes to it as a message.
+
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use futures_util::StreamExt;
+use job::{Class, State};
+use mesh::{
+    Broker,
+    bucket::Fence,
+    follow, names,
+    presence::{Presence, Roll},
+    publish,
+};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    Config, dispatch::Dispatcher, project::Written, questions, reconcile::Reading, retain::Reach,
+    start::Started,
+};
+
+/// Messages of COMMANDS folded at once.
+const FOLD_MESSAGES_MAX: usize = 256;
+/// Bytes of commands folded at once.
+const FOLD_BYTES_MAX: usize = 8_000_000;
+/// How often the loop looks around without a reason.
+const TICK: Duration = Duration::from_millis(500);
+
+/// What a task of the leader came back with.
+pub(crate) enum Done {
+    /// A write of the bucket.
+    Written(Written),
+    /// A dispatch.
+    Dispatched(Class, Result<(), publish::Error>),
+    /// A reading of the work streams.
+    Read(Result<Reading, mesh::work::Error>),
+    /// A snapshot.
+    Snapshot(Reach, Result<(), mesh::snapshot::Error>),
+}
+
+/// The state service that leads.
+pub(crate) struct Leader {
+    pub config: Config,
+    pub rules: job::Config,
+    pub broker: Broker,
+    pub state: State,
+    /// The last message of EVENTS.
+    pub last: u64,
+    pub bucket: Fence,
+    pub writing: bool,
+    pub dispatcher: Dispatcher,
+    pub roll: Roll,
+    /// Since when presence can be trusted to be complete.
+    pub settled_since: Instant,
+    pub reading: Option<Reading>,
+    pub reading_under_way: bool,
+    pub last_reading: Instant,
+    pub reaches: Vec<Reach>,
+    pub last_snapshot: Instant,
+    pub snapshotting: bool,
+    pub done: mpsc::Sender<Done>,
+    finished: mpsc::Receiver<Done>,
+}
+
+impl Leader {
+    pub fn new(config: Config, broker: Broker, started: Started) -> Self {
+        let (done, finished) = mpsc::channel(16);
+        let now = Instant::now();
+        Self {
+            rules: config.rules(),
+            config,
+            broker,
+            state: started.state,
+            last: started.last,
+            bucket: started.bucket,
+            writing: false,
+            dispatcher: Dispatcher::new(started.fences),
+            roll: Roll::default(),
+            settled_since: now,
+            reading: None,
+            reading_under_way: false,
+            last_reading: now,
+            reaches: Vec::new(),
+            last_snapshot: now,
+            snapshotting: false,
+            done,
+            finished,
+        }
+    }
+
+    /// Leads until `stop` is cancelled, or until somebody else does.
+    ///
+    /// # Errors
+    /// Where the state in memory can be trusted no more: the caller starts over.
+    pub async fn run(mut self, stop: CancellationToken) -> anyhow::Result<()> {
+        let following = CancellationToken::new();
+        let _following = following.clone().drop_guard();
+        let next = self.state.through() + 1;
+        let mut commands = follow::follow(self.broker.clone(), names::COMMANDS, next, following);
+        let mut presence = self.broker.client.subscribe(names::PRESENCE_ALL).await?;
+        let (mut questions, service) = questions::listen(&self.broker).await?;
+        self.broker.client.publish(names::CONTROL_ROLL_CALL, "".into()).await?;
+        let mut connects = self.broker.connects();
+        connects.mark_unchanged();
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let ended = loop {
+            self.kick().await?;
+            let timer = self.until_next_timer();
+            tokio::select! {
+                () = stop.cancelled() => break self.finish().await,
+                message = commands.recv() => {
+                    let first = message.context("COMMANDS can be followed no more")?;
+                    self.fold_all(first, &mut commands).await?;
+                }
+                Some(done) = self.finished.recv() => self.take_in(done)?,
+                Some(question) = questions.recv() => self.answer(question).await,
+                Some(message) = presence.next() => self.note_presence(&message.payload),
+                _ = connects.changed() => self.reconnected().await?,
+                () = tokio::time::sleep(timer) => {}
+                _ = tick.tick() => self.look_around(),
+            }
+        };
+        // Questions are answered by nobody from here on.
+        let _ = service.stop().await;
+        ended
+    }
+
+    /// Folds a message and what else is there, bounded in number and bytes.
+    async fn fold_all(
+        &mut self,
+        first: follow::Message,
+        commands: &mut mpsc::Receiver<follow::Message>,
+    ) -> anyhow::Result<()> {
+        let mut bytes = first.payload.len();
+        let mut messages = vec![first];
+        while messages.len() < FOLD_MESSAGES_MAX && bytes < FOLD_BYTES_MAX {
+            let Ok(message) = commands.try_recv() else { break };
+            bytes += message.payload.len();
+            messages.push(message);
+        }
+        self.fold(messages).await
+    }
+
+    /// Starts whatever may start now.
+    async fn kick(&mut self) -> anyhow::Result<()> {
+        self.state.wake(service::now_ms());
+        self.kick_judgement().await?;
+        self.kick_reading();
+        self.kick_projection()?;
+        self.kick_dispatch();
+        self.kick_snapshot()
+    }
+
+    fn kick_dispatch(&mut self) {
+        let capacity = self.roll.capacity(Instant::now());
+        for plan in self.dispatcher.plan(&mut self.state, self.rules.lower_share, capacity) {
+            let (broker, done) = (self.broker.clone(), self.done.clone());
+            tokio::spawn(async move {
+                let end = broker.dispatch(plan.class, plan.fence, plan.messages).await;
+                let _ = done.send(Done::Dispatched(plan.class, end)).await;
+            });
+        }
+    }
+
+    fn take_in(&mut self, done: Done) -> anyhow::Result<()> {
+        match done {
+            Done::Written(written) => self.written(written)?,
+            Done::Dispatched(class, end) => {
+                let leads = self.dispatcher.dispatched(class, end);
+                anyhow::ensure!(leads, "another state service dispatches");
+            }
+            Done::Read(Ok(reading)) => self.reading = Some(reading),
+            Done::Read(Err(error)) => {
+                tracing::warn!(error = %error, "work streams not read, trying again");
+                self.reading_under_way = false;
+                self.dispatcher.suspect();
+            }
+            Done::Snapshot(reach, end) => self.snapshot_put(reach, end),
+        }
+        Ok(())
+    }
+
+    fn note_presence(&mut self, payload: &[u8]) {
+        match serde_json::from_slice::<Presence>(payload) {
+            Ok(said) => {
+                self.roll.note(said, Instant::now());
+            }
+            Err(error) => tracing::warn!(error = %error, "presence could not be read"),
+        }
+    }
+
+    /// The broker was away: deliveries may be forgotten, and presence has to be heard anew.
+    async fn reconnected(&mut self) -> anyhow::Result<()> {
+        self.settled_since = Instant::now();
+        self.dispatcher.suspect();
+        self.broker.client.publish(names::CONTROL_ROLL_CALL, "".into()).await?;
+        Ok(())
+    }
+
+    fn look_around(&mut self) {
+        if !self.unattended().is_empty() {
+            self.dispatcher.suspect();
+        }
+    }
+
+    /// How long until a job's time comes, within a tick.
+    fn until_next_timer(&mut self) -> Duration {
+        let next = self.state.ready().next_due();
+        let left_ms = next.map_or(i64::MAX, |at| at - service::now_ms()).max(0);
+        Duration::from_millis(u64::try_from(left_ms).unwrap_or(0)).min(TICK)
+    }
+
+    /// Ends in order: a last snapshot, so that the next start has little to replay.
+    async fn finish(&mut self) -> anyhow::Result<()> {
+        let (reach, bytes) = self.snapshot()?;
+        self.broker.put_snapshot(reach.events, bytes).await.context("no last snapshot")?;
+        tracing::info!(events.last = reach.events, "stopped leading");
+        Ok(())
+    }
+}

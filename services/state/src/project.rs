@@ -1,0 +1,96 @@
+//! The bucket follows the fold: changed jobs in atomic batches, one in flight, each fenced.
+//! A job that changes again before its turn is written once, as it is then.
+
+use std::time::Duration;
+
+use anyhow::Context;
+use job::{Position, Queued};
+use mesh::{
+    bucket::{Fence, WRITE_KEYS_MAX, Write},
+    names,
+    publish::{self, WRONG_LAST_SEQUENCE},
+    wire::Through,
+};
+
+use crate::leader::{Done, Leader};
+
+/// The most bytes of one write.
+const WRITE_BYTES_MAX: usize = 8_000_000;
+
+/// What a write held, and what became of it.
+pub(crate) struct Written {
+    keys: Vec<(Queued, Position)>,
+    end: Result<Fence, publish::Error>,
+}
+
+impl Leader {
+    /// Starts a write where the bucket is behind and none is under way.
+    pub(crate) fn kick_projection(&mut self) -> anyhow::Result<()> {
+        if self.writing || !self.state.is_behind() {
+            return Ok(());
+        }
+        let mut keys = Vec::new();
+        let mut writes = Vec::new();
+        let mut bytes = 0;
+        while keys.len() < WRITE_KEYS_MAX && bytes < WRITE_BYTES_MAX {
+            let Some(what) = self.state.behind(1).pop() else { break };
+            if let Some((version, write)) = self.write_of(what)? {
+                bytes += write.value.len();
+                keys.push((what, version));
+                writes.push(write);
+            }
+        }
+        if keys.is_empty() {
+            return Ok(());
+        }
+        let through = Through { position: self.state.covered(), term: self.state.term() };
+        let (broker, fence, done) = (self.broker.clone(), self.bucket, self.done.clone());
+        self.writing = true;
+        tokio::spawn(async move {
+            let end = broker.write_bucket(fence, through, writes).await;
+            let _ = done.send(Done::Written(Written { keys, end })).await;
+        });
+        Ok(())
+    }
+
+    /// Takes in the end of a write: what the bucket has, memory may let go.
+    pub(crate) fn written(&mut self, written: Written) -> anyhow::Result<()> {
+        self.writing = false;
+        self.bucket = match written.end {
+            Ok(fence) => fence,
+            Err(error) if error.is(WRONG_LAST_SEQUENCE) => {
+                return Err(error).context("another state service writes the bucket");
+            }
+            // The write may have been made or not: the start reads how far the bucket is.
+            Err(error) => return Err(error).context("the bucket could not be written"),
+        };
+        for (what, version) in written.keys {
+            self.state.stored(what, version);
+        }
+        Ok(())
+    }
+
+    fn write_of(&self, what: Queued) -> anyhow::Result<Option<(Position, Write)>> {
+        let retention = Duration::from_secs(u64::from(self.config.retention_s));
+        match what {
+            Queued::Job(id) => {
+                let Some(job) = self.state.job(id) else { return Ok(None) };
+                let write = Write {
+                    key: id.to_string(),
+                    value: serde_json::to_vec(job)?.into(),
+                    ttl: job.status.is_terminal().then_some(retention),
+                };
+                Ok(Some((job.version, write)))
+            }
+            Queued::Answer(key) => {
+                let Some(answer) = self.state.answer(key) else { return Ok(None) };
+                let write = Write {
+                    key: names::answer_key(key),
+                    value: serde_json::to_vec(answer)?.into(),
+                    ttl: Some(retention),
+                };
+                Ok(Some((Position::default(), write)))
+            }
+        }
+    }
+}

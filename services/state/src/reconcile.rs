@@ -1,0 +1,94 @@
+//! Reconciling: runs by period and on signal, takes no input, and is safe to run twice.
+//!
+//! Absence is judged behind a barrier: list the subjects of the work streams, read the end of
+//! COMMANDS, fold up to it, then judge. A message that is gone may be gone because its outcome
+//! is on the way.
+
+use std::{
+    collections::HashSet,
+    time::{Duration, Instant},
+};
+
+use job::{Class, JobId, Run, Status};
+use mesh::{Broker, names, presence};
+
+use crate::leader::{Done, Leader};
+
+/// How often the streams are read without a reason.
+pub(crate) const READ_EVERY: Duration = Duration::from_secs(30);
+
+/// What was in the work streams, and the end of COMMANDS read after it.
+pub(crate) struct Reading {
+    pub number: u64,
+    pub present: HashSet<(JobId, Run)>,
+    pub barrier: u64,
+}
+
+/// Reads the streams, then the end of COMMANDS.
+pub(crate) async fn read(broker: &Broker, number: u64) -> Result<Reading, mesh::work::Error> {
+    let mut present = HashSet::new();
+    for class in Class::ALL {
+        present.extend(broker.list_work(class).await?);
+    }
+    let barrier = broker.last_sequence(names::COMMANDS).await?;
+    Ok(Reading { number, present, barrier })
+}
+
+impl Leader {
+    /// Starts a reading where one is due and none is under way.
+    pub(crate) fn kick_reading(&mut self) {
+        let due = self.last_reading.elapsed() > READ_EVERY || self.dispatcher.take_suspicion();
+        if !due || self.reading_under_way {
+            if due {
+                self.dispatcher.suspect();
+            }
+            return;
+        }
+        self.reading_under_way = true;
+        self.last_reading = Instant::now();
+        let number = self.dispatcher.begin_reading();
+        let (broker, done) = (self.broker.clone(), self.done.clone());
+        tokio::spawn(async move {
+            let read = read(&broker, number).await;
+            // A leader that is gone needs no answer.
+            let _ = done.send(Done::Read(read)).await;
+        });
+    }
+
+    /// Judges a reading once the fold has reached its barrier.
+    pub(crate) async fn kick_judgement(&mut self) -> anyhow::Result<()> {
+        let reached = |reading: &Reading, through: u64| through >= reading.barrier;
+        if !self.reading.as_ref().is_some_and(|reading| reached(reading, self.state.through())) {
+            return Ok(());
+        }
+        let Some(reading) = self.reading.take() else { return Ok(()) };
+        let unwanted = self.dispatcher.judge(&mut self.state, reading.number, &reading.present);
+        self.reading_under_way = false;
+        self.tell_to_stop(&unwanted).await?;
+        self.watch_workers().await
+    }
+
+    /// Gives up runs that have been processing for a while and that no live processor has.
+    /// Called right behind a barrier: no outcome of theirs is on the way.
+    async fn watch_workers(&mut self) -> anyhow::Result<()> {
+        let lost = self.unattended();
+        if lost.is_empty() { Ok(()) } else { self.give_up(lost).await }
+    }
+
+    /// Runs that have been processing for a while in nobody's hands.
+    pub(crate) fn unattended(&self) -> Vec<(JobId, Run)> {
+        if self.settled_since.elapsed() < presence::GONE_AFTER {
+            return Vec::new();
+        }
+        let now = Instant::now();
+        let held: HashSet<(JobId, Run)> = self.roll.held(now).collect();
+        let gone_ms = i64::try_from(presence::GONE_AFTER.as_millis()).unwrap_or(i64::MAX);
+        let long_ago = service::now_ms() - gone_ms;
+        let out = self.dispatcher.out().filter_map(|id| self.state.job(id));
+        out.filter(|job| job.status == Status::Processing)
+            .filter(|job| job.timeline.last().is_none_or(|step| step.at < long_ago))
+            .map(|job| (job.id, job.run))
+            .filter(|run| !held.contains(run))
+            .collect()
+    }
+}

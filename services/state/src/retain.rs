@@ -1,0 +1,114 @@
+//! What is kept: snapshots by period, and streams cut below what the older snapshot covers.
+//!
+//! Streams are cut by sequence, never by age: age would delete accepted commands while nobody
+//! folds them.
+
+use std::time::Instant;
+
+use anyhow::Context;
+use mesh::{Broker, names};
+use serde::Deserialize;
+
+use crate::leader::{Done, Leader};
+
+/// Above this share of its size EVENTS keeps only what is needed.
+const EVENTS_TIGHT: f64 = 0.5;
+/// Above this share metrics loses its say, and with it the rows that it has not taken yet.
+const EVENTS_FULL: f64 = 0.7;
+
+/// How far a snapshot reaches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Reach {
+    /// The last message of EVENTS in it.
+    pub events: u64,
+    /// The last message of COMMANDS in it.
+    pub commands: u64,
+}
+
+/// How far metrics has taken EVENTS into ClickHouse: what it leaves in the bucket of leases.
+#[derive(Deserialize)]
+struct Place {
+    next: u64,
+}
+
+impl Leader {
+    /// Starts a snapshot where one is due, something changed, and none is under way.
+    pub(crate) fn kick_snapshot(&mut self) -> anyhow::Result<()> {
+        let changed = self.reaches.last().is_none_or(|reach| reach.events < self.last);
+        let due = self.last_snapshot.elapsed() >= self.config.snapshot_every();
+        if !due || !changed || self.snapshotting {
+            return Ok(());
+        }
+        self.snapshotting = true;
+        self.last_snapshot = Instant::now();
+        let (reach, bytes) = self.snapshot()?;
+        let (broker, done) = (self.broker.clone(), self.done.clone());
+        tokio::spawn(async move {
+            let end = broker.put_snapshot(reach.events, bytes).await;
+            let _ = done.send(Done::Snapshot(reach, end)).await;
+        });
+        Ok(())
+    }
+
+    /// The snapshot of now.
+    pub(crate) fn snapshot(&self) -> anyhow::Result<(Reach, Vec<u8>)> {
+        let reach = Reach { events: self.last, commands: self.state.through() };
+        Ok((reach, self.state.snapshot().context("the state could not be written")?))
+    }
+
+    /// Takes in the end of a snapshot, and cuts the streams below the one before.
+    pub(crate) fn snapshot_put(&mut self, reach: Reach, end: Result<(), mesh::snapshot::Error>) {
+        self.snapshotting = false;
+        if let Err(error) = end {
+            tracing::error!(error = %error, "snapshot not written, nothing is cut");
+            return;
+        }
+        self.reaches.push(reach);
+        if self.reaches.len() > 2 {
+            self.reaches.remove(0);
+        }
+        let [older, _] = self.reaches[..] else { return };
+        let age_ms = i64::from(self.config.events_retention_s) * 1_000;
+        let young = self.state.first_after(self.state.at() - age_ms);
+        let broker = self.broker.clone();
+        tokio::spawn(async move {
+            if let Err(error) = cut(&broker, older, young).await {
+                tracing::warn!(error = format!("{error:#}"), "streams not cut");
+            }
+        });
+    }
+}
+
+/// Cuts COMMANDS and EVENTS below what `older` covers; EVENTS not where somebody reads it still.
+async fn cut(broker: &Broker, older: Reach, young: u64) -> anyhow::Result<()> {
+    let commands = broker.js.get_stream_no_info(names::COMMANDS).await?;
+    commands.purge().sequence(older.commands + 1).await?;
+    let events = broker.js.get_stream(names::EVENTS).await?;
+    let info = events.cached_info();
+    let fill = info.state.bytes as f64 / info.config.max_bytes.max(1) as f64;
+    let mut below = older.events + 1;
+    if fill <= EVENTS_TIGHT {
+        below = below.min(young);
+    }
+    let place = place(broker).await?;
+    if fill <= EVENTS_FULL {
+        below = below.min(place);
+    } else if place < below {
+        tracing::error!(
+            from = place,
+            to = below - 1,
+            "EVENTS is full: rows for ClickHouse are lost"
+        );
+    }
+    if below > info.state.first_sequence {
+        events.purge().sequence(below).await?;
+    }
+    Ok(())
+}
+
+async fn place(broker: &Broker) -> anyhow::Result<u64> {
+    let leases = broker.js.get_key_value(names::LEASES).await?;
+    let place = leases.get(names::METRICS_PLACE).await?;
+    let place = place.and_then(|place| serde_json::from_slice::<Place>(&place).ok());
+    Ok(place.map_or(0, |place| place.next))
+}

@@ -1,0 +1,116 @@
+//! Cold start: snapshot, then the events after it, then the claim to lead, then the fences.
+
+use std::time::Duration;
+
+use anyhow::{Context, bail, ensure};
+use job::{Class, State, event::Event};
+use mesh::{Broker, append::Appended, bucket::Fence, follow, names, wire};
+use tokio_util::sync::CancellationToken;
+
+use crate::{Config, pack::Packer};
+
+/// How long the next message of a replay may take.
+const REPLAY_STALL: Duration = Duration::from_secs(10);
+
+/// A state that leads.
+pub(crate) struct Started {
+    /// What is known, up to the own claim.
+    pub state: State,
+    /// The last message of EVENTS.
+    pub last: u64,
+    /// The right to write the bucket.
+    pub bucket: Fence,
+    /// The rights to dispatch, by class.
+    pub fences: [u64; 3],
+}
+
+/// Reads what is known and claims to lead.
+pub(crate) async fn start(config: &Config, broker: &Broker, name: &str) -> anyhow::Result<Started> {
+    let begun = std::time::Instant::now();
+    let retention_ms = config.rules().retention_ms;
+    let mut state = match broker.get_snapshot().await? {
+        None => State::new(retention_ms),
+        Some(bytes) => State::restore(&bytes, retention_ms)?,
+    };
+    let from = state.position().sequence;
+    let last = replay(broker, &mut state).await?;
+    let term = state.term() + 1;
+    let last = claim(broker, &mut state, last, name, term).await?;
+    let bucket = fence_bucket(broker, term).await?;
+    state.settle(bucket.through.position);
+    let mut fences = [0; 3];
+    for class in Class::ALL {
+        fences[class as usize] = broker.take_fence(class, term).await?;
+    }
+    tracing::info!(
+        term,
+        events.snapshot = from,
+        events.last = last,
+        commands.through = state.through(),
+        jobs = state.jobs().count(),
+        duration_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX),
+        "leading"
+    );
+    Ok(Started { state, last, bucket, fences })
+}
+
+/// Applies the events after the snapshot; returns the last message of EVENTS.
+async fn replay(broker: &Broker, state: &mut State) -> anyhow::Result<u64> {
+    let last = broker.last_sequence(names::EVENTS).await?;
+    let next = state.position().sequence + 1;
+    ensure!(
+        last + 1 >= next,
+        "the snapshot reaches up to event {}, EVENTS only to {last}: the stream was replaced",
+        next - 1
+    );
+    if last < next {
+        return Ok(last);
+    }
+    let stop = CancellationToken::new();
+    let _stop = stop.clone().drop_guard();
+    let mut events = follow::follow(broker.clone(), names::EVENTS, next, stop);
+    loop {
+        let message = tokio::time::timeout(REPLAY_STALL, events.recv()).await;
+        let message = message.context("the replay of EVENTS stalled")?;
+        let message = message.context("the replay of EVENTS ended early")?;
+        if message.skipped > 0 {
+            bail!(
+                "EVENTS {} to {} are gone and no snapshot covers them",
+                message.sequence - message.skipped,
+                message.sequence - 1
+            );
+        }
+        let headers = message.headers.as_ref();
+        let (through, batch) = wire::events(message.sequence, headers, &message.payload)?;
+        state.apply_batch(message.sequence, through, &batch);
+        if message.sequence >= last {
+            return Ok(message.sequence);
+        }
+    }
+}
+
+/// Appends the claim to lead: whoever led before fails at its next append.
+async fn claim(
+    broker: &Broker,
+    state: &mut State,
+    last: u64,
+    name: &str,
+    term: u64,
+) -> anyhow::Result<u64> {
+    let now = service::now_ms().max(state.at());
+    let mut packer = Packer::new(last, state.through(), now);
+    packer.push(state, Event::Led { term, leader: name.into() });
+    let packed = packer.finish();
+    let message = packed.messages.into_iter().next().context("a claim is one message")?;
+    match broker.append(last, message.through, message.payload).await? {
+        Appended::At(sequence) => Ok(sequence),
+        Appended::Lost => bail!("another state service claimed to lead at the same time"),
+    }
+}
+
+/// Moves the fence of the bucket, without saying that it shows more than it does.
+async fn fence_bucket(broker: &Broker, term: u64) -> anyhow::Result<Fence> {
+    let old = broker.read_fence().await?;
+    let through = wire::Through { position: old.through.position, term };
+    broker.write_bucket(old, through, Vec::new()).await.context("the bucket could not be fenced")
+}
