@@ -46,7 +46,7 @@ impl Hands {
         }
         let stop = CancellationToken::new();
         inner.runs.insert((job, run), InHand { lease, stop: stop.clone() });
-        Taken::Taken(stop)
+        Taken::InHand(stop)
     }
 
     /// Lets a run go.
@@ -90,7 +90,7 @@ impl Hands {
 #[derive(Debug)]
 pub(crate) enum Taken {
     /// It did; the token tells when it is to stop.
-    Taken(CancellationToken),
+    InHand(CancellationToken),
     /// It was in hand already.
     Already,
     /// It was to stop before it came.

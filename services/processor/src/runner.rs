@@ -173,7 +173,7 @@ impl Runner {
             taken.push(delivery);
         }
         let mut classes = Class::ALL;
-        if turn % LOW_FIRST_TURN == 0 {
+        if turn.is_multiple_of(LOW_FIRST_TURN) {
             classes.reverse();
         }
         for class in classes {
@@ -231,7 +231,7 @@ impl Runner {
     async fn take_in_hand(&self, delivery: Delivery) -> Option<Held> {
         let (job, run) = (delivery.work.job, delivery.work.run);
         match self.hands.take(job, run, delivery.lease()) {
-            Taken::Taken(stop) => Some(Held { delivery, stop }),
+            Taken::InHand(stop) => Some(Held { delivery, stop }),
             Taken::Already => None,
             Taken::Stopped => {
                 delivery.ack().await;

@@ -1,0 +1,107 @@
+//! kill -9 of every service, and of the broker, while jobs run: nothing is lost, nothing ends twice.
+
+use serde_json::json;
+
+use crate::mesh::{Mesh, until};
+
+/// Jobs that run while a service is killed.
+const JOBS: usize = 2_000;
+
+async fn survives_the_kill_of(service: &str) -> anyhow::Result<()> {
+    let mesh = Mesh::start()?;
+    let jobs = mesh.enqueue("p", JOBS).await?;
+    until("under way", async || {
+        let counts = mesh.counts("p").await?;
+        let done = counts["completed"].as_u64().unwrap_or(0);
+        Ok(if done > 50 { Ok(()) } else { Err(counts.to_string()) })
+    })
+    .await?;
+    let killed = mesh.child(service)?;
+    mesh.signal(service, libc::SIGKILL)?;
+    until("started again", async || {
+        let now = mesh.child(service)?;
+        Ok(if now == killed { Err("not yet".into()) } else { Ok(()) })
+    })
+    .await?;
+    until("all ended", async || {
+        let counts = mesh.counts("p").await?;
+        let live = [&counts["queued"], &counts["processing"]];
+        Ok(if live == [&json!(0), &json!(0)] { Ok(()) } else { Err(counts.to_string()) })
+    })
+    .await?;
+    let counts = mesh.counts("p").await?;
+    assert_eq!(counts["completed"], JOBS, "{counts}");
+    assert_eq!(counts["totalJobs"], JOBS, "{counts}");
+    for id in &jobs {
+        assert_eq!(mesh.job(id).await?["status"], "completed");
+    }
+    // One final row a job, and no row twice.
+    let query =
+        "SELECT countIf(final), uniqExactIf(job, final), count() = uniqExact(job, run, outcome)
+        FROM job_runs";
+    let expected = format!("{JOBS}\t{JOBS}\t1");
+    until("in ClickHouse, each once", async || {
+        let rows = mesh.sql(query).await?;
+        Ok(if rows == expected { Ok(()) } else { Err(rows) })
+    })
+    .await?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_state_service_loses_nothing() -> anyhow::Result<()> {
+    survives_the_kill_of("state").await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_processor_loses_nothing() -> anyhow::Result<()> {
+    survives_the_kill_of("processor").await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_metrics_service_counts_nothing_twice() -> anyhow::Result<()> {
+    survives_the_kill_of("metrics").await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_olap_loses_no_row() -> anyhow::Result<()> {
+    survives_the_kill_of("olap").await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_edge_loses_nothing() -> anyhow::Result<()> {
+    survives_the_kill_of("edge").await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_broker_loses_nothing() -> anyhow::Result<()> {
+    survives_the_kill_of("nats-server").await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn with_state_away_enqueue_answers_202_and_status_still_answers() -> anyhow::Result<()> {
+    let mesh = Mesh::start()?;
+    let known = mesh.enqueue("p", 1).await?.remove(0);
+    until("completed", async || {
+        let job = mesh.job(&known).await?;
+        Ok(if job["status"] == "completed" { Ok(()) } else { Err(job.to_string()) })
+    })
+    .await?;
+    mesh.signal("state", libc::SIGSTOP)?;
+    let body = json!({ "projectId": "p", "batchId": "later" }).to_string();
+    let (status, accepted) = mesh.post_raw("/api/queue/enqueue", body).await?;
+    assert_eq!(status, 202, "{accepted}");
+    let (status, answer) = mesh.get(&format!("/api/queue/status/{known}")).await?;
+    assert_eq!((status, &answer["job"]["status"]), (200, &json!("completed")));
+    assert_eq!(answer["mayBeBehind"], true);
+    let (status, _) = mesh.get("/api/queue/stats").await?;
+    assert_eq!(status, 503);
+    mesh.signal("state", libc::SIGCONT)?;
+    let id = accepted["jobId"].as_str().unwrap().to_owned();
+    until("completed", async || {
+        let job = mesh.job(&id).await?;
+        Ok(if job["status"] == "completed" { Ok(()) } else { Err(job.to_string()) })
+    })
+    .await?;
+    Ok(())
+}

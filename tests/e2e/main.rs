@@ -1,0 +1,10 @@
+//! End-to-end scenarios: each starts `jobmesh dev` on a folder and ports of its own, and speaks
+//! to it as its users do.
+
+mod bad_input;
+mod clickhouse_away;
+mod dev;
+mod kills;
+mod mesh;
+mod stopping;
+mod whole_life;

@@ -1,0 +1,235 @@
+//! A mesh under test: `jobmesh dev` with its children, a client, and the means to hurt it.
+
+use std::{
+    fs,
+    io::{BufRead, BufReader},
+    net::{Ipv4Addr, SocketAddr, TcpListener},
+    path::Path,
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, bail};
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// How long a condition may take to become true.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// A running mesh. Dropping it kills `dev`, and the system its children.
+pub struct Mesh {
+    dev: Child,
+    dir: TempDir,
+    base: String,
+    client: reqwest::Client,
+}
+
+impl Mesh {
+    /// Starts a mesh and waits until it is ready.
+    pub fn start() -> anyhow::Result<Self> {
+        Self::start_with(&[])
+    }
+
+    /// Starts a mesh with these variables in its environment.
+    pub fn start_with(environment: &[(&str, &str)]) -> anyhow::Result<Self> {
+        Self::start_in(TempDir::new()?, environment)
+    }
+
+    /// Starts a mesh on what another left behind.
+    pub fn start_in(dir: TempDir, environment: &[(&str, &str)]) -> anyhow::Result<Self> {
+        let listen = free_address()?;
+        let mut dev = Command::new(env!("CARGO_BIN_EXE_tests"))
+            .arg("dev")
+            .args(["--listen", &listen.to_string()])
+            .arg("--data-dir")
+            .arg(dir.path())
+            .envs(environment.iter().copied())
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let stdout = dev.stdout.take().context("stdout is piped")?;
+        let mut mesh = Self {
+            dev,
+            dir,
+            base: format!("http://{listen}"),
+            client: reqwest::Client::builder().no_proxy().timeout(PATIENCE).build()?,
+        };
+        for line in BufReader::new(stdout).lines() {
+            if line?.starts_with("ready http://") {
+                return Ok(mesh);
+            }
+        }
+        let ended = mesh.dev.wait()?;
+        bail!("dev ended before it was ready: {ended}; logs:\n{}", mesh.logs())
+    }
+
+    fn logs(&self) -> String {
+        let files = fs::read_dir(self.dir.path().join("logs")).into_iter().flatten().flatten();
+        files.map(|file| fs::read_to_string(file.path()).unwrap_or_default()).collect()
+    }
+
+    /// The process id of `dev`.
+    pub fn id(&self) -> u32 {
+        self.dev.id()
+    }
+
+    /// The process ids of the children.
+    pub fn children(&self) -> Vec<u32> {
+        let own = self.dev.id().to_string();
+        processes().into_iter().filter(|(_, parent, _)| *parent == own).map(|(id, ..)| id).collect()
+    }
+
+    /// The process id of the child that runs this service.
+    pub fn child(&self, service: &str) -> anyhow::Result<u32> {
+        let own = self.dev.id().to_string();
+        let runs = |words: &[String]| {
+            words.get(1).is_some_and(|word| word == service)
+                || words.first().is_some_and(|program| program.ends_with(service))
+        };
+        let found =
+            processes().into_iter().find(|(_, parent, words)| *parent == own && runs(words));
+        found.map(|(id, ..)| id).with_context(|| format!("no child runs {service}"))
+    }
+
+    /// Sends a signal to the child that runs this service.
+    pub fn signal(&self, service: &str, signal: i32) -> anyhow::Result<()> {
+        send(self.child(service)?, signal)
+    }
+
+    /// Waits for the end of `dev`, and gives back the folder.
+    pub fn wait(mut self) -> anyhow::Result<TempDir> {
+        self.dev.wait()?;
+        let dir = std::mem::replace(&mut self.dir, TempDir::new()?);
+        Ok(dir)
+    }
+
+    /// A GET: status and body.
+    pub async fn get(&self, path: &str) -> anyhow::Result<(u16, Value)> {
+        let answer = self.client.get(format!("{}{path}", self.base)).send().await?;
+        Ok((answer.status().as_u16(), answer.json().await.unwrap_or_default()))
+    }
+
+    /// A POST of a body as it is: status and body.
+    pub async fn post_raw(&self, path: &str, body: String) -> anyhow::Result<(u16, Value)> {
+        self.post_keyed(path, body, None).await
+    }
+
+    /// A POST with an idempotency key.
+    pub async fn post_keyed(
+        &self,
+        path: &str,
+        body: String,
+        key: Option<&str>,
+    ) -> anyhow::Result<(u16, Value)> {
+        let mut request = self.client.post(format!("{}{path}", self.base)).body(body);
+        if let Some(key) = key {
+            request = request.header("Idempotency-Key", key);
+        }
+        let answer = request.send().await?;
+        Ok((answer.status().as_u16(), answer.json().await.unwrap_or_default()))
+    }
+
+    /// A POST of JSON that must succeed.
+    pub async fn post(&self, path: &str, body: Value) -> anyhow::Result<Value> {
+        let (status, answer) = self.post_raw(path, body.to_string()).await?;
+        anyhow::ensure!((200..300).contains(&status), "{path} answered {status}: {answer}");
+        Ok(answer)
+    }
+
+    /// Enqueues `count` batches of a project, each with some data; returns their jobs.
+    pub async fn enqueue(&self, project: &str, count: usize) -> anyhow::Result<Vec<String>> {
+        let batches: Vec<String> = (0..count).map(|n| format!("batch-{n}")).collect();
+        let data: serde_json::Map<String, Value> =
+            batches.iter().map(|b| (b.clone(), serde_json::json!({ "text": b }))).collect();
+        let body = serde_json::json!({ "projectId": project, "batchIds": batches, "data": data });
+        let answer = self.post("/api/queue/enqueue", body).await?;
+        let ids = answer["jobIds"].as_array().context("jobIds")?;
+        Ok(ids.iter().filter_map(|id| id.as_str().map(str::to_owned)).collect())
+    }
+
+    /// The counts of a project.
+    pub async fn counts(&self, project: &str) -> anyhow::Result<Value> {
+        let (status, answer) = self.get(&format!("/api/queue/stats?projectId={project}")).await?;
+        anyhow::ensure!(status == 200, "stats answered {status}: {answer}");
+        Ok(answer["queue"].clone())
+    }
+
+    /// The status of a job.
+    pub async fn job(&self, id: &str) -> anyhow::Result<Value> {
+        let (status, answer) = self.get(&format!("/api/queue/status/{id}")).await?;
+        anyhow::ensure!(status == 200, "status of {id} answered {status}: {answer}");
+        Ok(answer["job"].clone())
+    }
+
+    /// Runs a query on the ClickHouse engine; its answer as text.
+    pub async fn sql(&self, query: &str) -> anyhow::Result<String> {
+        let log = fs::read_to_string(self.dir.path().join("logs/olap.log"))?;
+        let listen = log.lines().rev().find_map(|line| line.split("listen=").nth(1));
+        let url = format!("http://{}/?database=jobmesh", listen.context("olap says where")?.trim());
+        let answer = self.client.post(url).body(query.to_owned()).send().await?;
+        anyhow::ensure!(answer.status().is_success(), "{}", answer.text().await?);
+        Ok(answer.text().await?.trim().to_owned())
+    }
+}
+
+impl Drop for Mesh {
+    fn drop(&mut self) {
+        let _ = self.dev.kill();
+        let _ = self.dev.wait();
+    }
+}
+
+/// Waits until `check` holds; reports what it last said.
+pub async fn until(
+    what: &str,
+    mut check: impl AsyncFnMut() -> anyhow::Result<Result<(), String>>,
+) -> anyhow::Result<()> {
+    let begun = Instant::now();
+    loop {
+        let last = match check().await {
+            Ok(Ok(())) => return Ok(()),
+            Ok(Err(last)) => last,
+            // A service that is away for a moment is what many of these tests are about.
+            Err(error) => format!("{error:#}"),
+        };
+        if begun.elapsed() > PATIENCE {
+            bail!("not {what} within {} s: {last}", PATIENCE.as_secs());
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// Sends a signal to a process that a test started.
+pub fn send(id: u32, signal: i32) -> anyhow::Result<()> {
+    // SAFETY: kill takes two numbers and touches no memory.
+    let sent = unsafe { libc::kill(i32::try_from(id)?, signal) };
+    anyhow::ensure!(sent == 0, "no signal to process {id}");
+    Ok(())
+}
+
+/// Whether a process runs, and is no zombie.
+pub fn is_alive(id: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{id}/stat")).unwrap_or_default();
+    stat.rsplit(')').next().is_some_and(|rest| {
+        let state = rest.trim().chars().next();
+        state.is_some_and(|state| !matches!(state, 'Z' | 'X'))
+    })
+}
+
+/// All processes: id, parent's id, command line.
+fn processes() -> Vec<(u32, String, Vec<String>)> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let ids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    ids.filter_map(|id| {
+        let proc = Path::new("/proc").join(id.to_string());
+        let stat = fs::read_to_string(proc.join("stat")).ok()?;
+        let parent = stat.rsplit(')').next()?.split_whitespace().nth(1)?.to_owned();
+        let line = fs::read_to_string(proc.join("cmdline")).ok()?;
+        Some((id, parent, line.split('\0').map(str::to_owned).collect()))
+    })
+    .collect()
+}
+
+/// An address that was free a moment ago.
+pub fn free_address() -> anyhow::Result<SocketAddr> {
+    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?)
+}

@@ -1,0 +1,5 @@
+//! The binary under test: Jobmesh itself, built beside the tests that run it.
+
+fn main() -> std::process::ExitCode {
+    jobmesh::main()
+}
