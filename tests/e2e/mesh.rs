@@ -37,6 +37,9 @@ impl Mesh {
 
     /// Starts a mesh on what another left behind.
     pub fn start_in(dir: TempDir, environment: &[(&str, &str)]) -> anyhow::Result<Self> {
+        // Another test may have chosen first: then that choice holds.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let client = reqwest::Client::builder().no_proxy().timeout(PATIENCE).build()?;
         let listen = free_address()?;
         let mut dev = Command::new(env!("CARGO_BIN_EXE_tests"))
             .arg("dev")
@@ -47,12 +50,7 @@ impl Mesh {
             .stdout(Stdio::piped())
             .spawn()?;
         let stdout = dev.stdout.take().context("stdout is piped")?;
-        let mut mesh = Self {
-            dev,
-            dir,
-            base: format!("http://{listen}"),
-            client: reqwest::Client::builder().no_proxy().timeout(PATIENCE).build()?,
-        };
+        let mut mesh = Self { dev, dir, base: format!("http://{listen}"), client };
         for line in BufReader::new(stdout).lines() {
             if line?.starts_with("ready http://") {
                 return Ok(mesh);

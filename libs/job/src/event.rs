@@ -224,6 +224,9 @@ pub struct LateRun {
     /// What it cost.
     #[serde(default)]
     pub spent: Spent,
+    /// The job as it was, where memory had let it go: its costs are counted on it too.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub forgotten: Option<Box<Job>>,
 }
 
 /// What a follower of jobs is told of an event: one line a change of status.

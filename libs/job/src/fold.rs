@@ -396,6 +396,9 @@ impl State {
 
     /// Notes that the costs of a run which ended late are counted, so that they are not again.
     fn late(&mut self, position: Position, late: &LateRun) {
+        if let Some(job) = &late.forgotten {
+            self.known.jobs.entry(late.job).or_insert_with(|| (**job).clone());
+        }
         if let Some(job) = self.known.jobs.get_mut(&late.job) {
             job.spent.add(&late.spent);
             job.closed |= job.run == late.run;

@@ -31,7 +31,10 @@ impl State {
     ) -> Result<Decision, Need> {
         let job = self.look_up(facts, said.job)?;
         let current = job.filter(|job| job.run == said.run && !job.status.is_terminal());
-        let Some(job) = current else { return Ok(late(job, said)) };
+        let Some(job) = current else {
+            let forgotten = job.filter(|job| self.job(job.id).is_none());
+            return Ok(late(job, forgotten, said));
+        };
         let mut decision = Decision::noted();
         if said.end == End::Reported {
             if !facts.held.contains(&(said.job, said.run)) {
@@ -138,7 +141,7 @@ fn take_back(job: &Job) -> Event {
 }
 
 /// An outcome that comes too late, or twice. What the run cost is counted once.
-fn late(job: Option<&Job>, said: &Outcome) -> Decision {
+fn late(job: Option<&Job>, forgotten: Option<&Job>, said: &Outcome) -> Decision {
     let mut decision = Decision::noted();
     let counted = job.is_some_and(|job| job.run == said.run && job.closed);
     let ran = said.started_at.is_some();
@@ -166,6 +169,7 @@ fn late(job: Option<&Job>, said: &Outcome) -> Decision {
         started_at: said.started_at,
         finished_at: said.finished_at,
         spent: said.spent.clone(),
+        forgotten: forgotten.cloned().map(Box::new),
     };
     let refused = Refused { reason: reason.into(), ended: Some(ended) };
     decision.events.push(Event::Refused(Box::new(refused)));

@@ -1,0 +1,357 @@
+//! Random commands, duplicates, late and repeated outcomes, and restarts from a snapshot and the
+//! events after it, at every point: the state is always the same, and its invariants hold.
+
+use std::collections::HashMap;
+
+use job::{
+    About, Class, Config, Counts, Facts, Job, JobId, Json, Kind, Need, Position, Spent, State,
+    Status,
+    command::{Cancel, Command, End, Enqueue, NewJob, Outcome, Retry, Started},
+    event::{Batch, Event},
+    time::Millis,
+};
+use proptest::prelude::*;
+
+/// How long ended jobs are kept here.
+const RETENTION_MS: i64 = 1_000_000;
+
+/// One thing that happens to the fold.
+#[derive(Clone, Debug)]
+enum Action {
+    Enqueue {
+        project: u8,
+        batches: Vec<u8>,
+        priority: u16,
+        redo: bool,
+    },
+    Cancel {
+        project: u8,
+        batch: Option<u8>,
+    },
+    Retry {
+        nth: usize,
+    },
+    RetryAll {
+        project: u8,
+    },
+    Started {
+        nth: usize,
+        back: u32,
+    },
+    Outcome {
+        nth: usize,
+        back: u32,
+        end: u8,
+    },
+    Lost {
+        nth: usize,
+    },
+    /// The bucket has everything so far: ended jobs leave memory.
+    Stored,
+    Restart,
+}
+
+fn action() -> impl Strategy<Value = Action> {
+    let batches = prop::collection::vec(0..4u8, 1..4);
+    prop_oneof![
+        3 => (0..3u8, batches, 0..20u16, any::<bool>()).prop_map(|(project, batches, priority, redo)| {
+            Action::Enqueue { project, batches, priority, redo }
+        }),
+        1 => (0..3u8, prop::option::of(0..4u8)).prop_map(|(project, batch)| Action::Cancel { project, batch }),
+        1 => any::<usize>().prop_map(|nth| Action::Retry { nth }),
+        1 => (0..3u8).prop_map(|project| Action::RetryAll { project }),
+        4 => (any::<usize>(), 0..2u32).prop_map(|(nth, back)| Action::Started { nth, back }),
+        5 => (any::<usize>(), 0..2u32, 0..5u8).prop_map(|(nth, back, end)| Action::Outcome { nth, back, end }),
+        1 => any::<usize>().prop_map(|nth| Action::Lost { nth }),
+        2 => Just(Action::Stored),
+        2 => Just(Action::Restart),
+    ]
+}
+
+/// A leader with all that is around it: the history, a snapshot, the bucket.
+struct World {
+    state: State,
+    now: Millis,
+    next_id: u128,
+    ids: Vec<JobId>,
+    history: Vec<Batch>,
+    snapshot: (usize, Vec<u8>),
+    bucket: HashMap<JobId, Job>,
+    covered: Position,
+    completed: HashMap<JobId, u32>,
+}
+
+impl World {
+    fn new() -> Self {
+        let state = State::new(RETENTION_MS);
+        Self {
+            snapshot: (0, state.snapshot().unwrap()),
+            state,
+            now: 1_000,
+            next_id: 1,
+            ids: Vec::new(),
+            history: Vec::new(),
+            bucket: HashMap::new(),
+            covered: Position::default(),
+            completed: HashMap::new(),
+        }
+    }
+
+    fn run(&mut self, action: &Action) {
+        self.now += 700;
+        self.state.wake(self.now);
+        match action {
+            Action::Stored => self.store(),
+            Action::Restart => self.restart(),
+            Action::Lost { nth } => {
+                let Some(job) = self.pick(*nth) else { return };
+                let run = self.state.job(job).map_or(1, |job| job.run);
+                let lost = self.state.decide_lost(job, run);
+                self.append(lost.into_iter().collect());
+            }
+            asked => {
+                let Some(command) = self.command(asked) else { return };
+                self.decide(&command);
+                // Said twice, a processor's word changes nothing more than once.
+                let word = matches!(command, Command::Started(_) | Command::Outcome(_));
+                if word && self.history.len() % 3 == 0 {
+                    self.decide(&command);
+                }
+            }
+        }
+        self.check();
+    }
+
+    fn command(&mut self, action: &Action) -> Option<Command> {
+        let name = |n: &u8| format!("{n}").into();
+        Some(match action {
+            Action::Enqueue { project, batches, priority, redo } => {
+                let mut batches = batches.clone();
+                batches.dedup();
+                let mut jobs: Vec<NewJob> = Vec::new();
+                for batch in &batches {
+                    let batch: job::Id = name(batch);
+                    if jobs.iter().any(|job| job.batch == batch) {
+                        continue;
+                    }
+                    let id = JobId::from_u128(self.next_id);
+                    self.next_id += 1;
+                    self.ids.push(id);
+                    jobs.push(NewJob { id, batch, data: Json::default() });
+                }
+                Command::Enqueue(Enqueue {
+                    project: name(project),
+                    kind: if *redo { Kind::ProcessRedo } else { Kind::ProcessBatch },
+                    priority: *priority,
+                    run_at: None,
+                    max_attempts: None,
+                    supersede: !redo,
+                    jobs,
+                    idempotency: None,
+                })
+            }
+            Action::Cancel { project, batch } => Command::Cancel(Cancel {
+                project: name(project),
+                batches: batch.as_ref().map(|batch| vec![name(batch)]),
+                idempotency: None,
+            }),
+            Action::Retry { nth } => {
+                let id = self.pick(*nth)?;
+                let project = self.look(id)?.project;
+                Command::Retry(Retry { project, job: Some(id), idempotency: None })
+            }
+            Action::RetryAll { project } => {
+                Command::Retry(Retry { project: name(project), job: None, idempotency: None })
+            }
+            Action::Started { nth, back } => {
+                let job = self.look(self.pick(*nth)?)?;
+                let run = job.run.saturating_sub(*back).max(1);
+                Command::Started(Started { job: job.id, run, worker: "w".into(), at: self.now })
+            }
+            Action::Outcome { nth, back, end } => {
+                let job = self.look(self.pick(*nth)?)?;
+                let end = match end {
+                    0 | 1 => End::Done { result: None },
+                    2 => End::Retry { error: "again".into(), after_ms: None },
+                    3 => End::Reject { error: "never".into() },
+                    _ => End::Released,
+                };
+                Command::Outcome(Outcome {
+                    job: job.id,
+                    run: job.run.saturating_sub(*back).max(1),
+                    worker: "w".into(),
+                    about: About::job(&job),
+                    started_at: Some(self.now - 5),
+                    finished_at: self.now,
+                    spent: Spent { input_tokens: 3, ..Spent::default() },
+                    end,
+                })
+            }
+            Action::Lost { .. } | Action::Stored | Action::Restart => return None,
+        })
+    }
+
+    fn pick(&self, nth: usize) -> Option<JobId> {
+        (!self.ids.is_empty()).then(|| self.ids[nth % self.ids.len()])
+    }
+
+    fn look(&self, id: JobId) -> Option<Job> {
+        self.state.job(id).or_else(|| self.bucket.get(&id)).cloned()
+    }
+
+    fn decide(&mut self, command: &Command) {
+        let mut facts = Facts::default();
+        let decision = loop {
+            match self.state.decide(&Config::default(), &facts, self.now, command) {
+                Ok(decision) => break decision,
+                Err(Need::Jobs(ids)) => {
+                    facts
+                        .jobs
+                        .extend(ids.into_iter().map(|id| (id, self.bucket.get(&id).cloned())));
+                }
+                Err(Need::Answer(key)) => drop(facts.answers.insert(key, None)),
+            }
+        };
+        self.append(decision.events);
+    }
+
+    fn append(&mut self, events: Vec<Event>) {
+        if events.is_empty() {
+            return;
+        }
+        for event in &events {
+            if let Some(change) = event.change()
+                && change.status == Status::Completed
+            {
+                *self.completed.entry(change.job).or_default() += 1;
+            }
+        }
+        let batch = Batch { at: self.now, commands: Vec::new(), events };
+        self.history.push(batch);
+        let sequence = self.history.len() as u64;
+        self.state.apply_batch(sequence, sequence, &self.history[self.history.len() - 1]);
+        if sequence % 5 == 0 {
+            self.snapshot = (self.history.len(), self.state.snapshot().unwrap());
+        }
+    }
+
+    /// Writes what the bucket is behind with, as the projection does.
+    fn store(&mut self) {
+        while self.state.is_behind() {
+            for what in self.state.behind(3) {
+                let job::Queued::Job(id) = what else { continue };
+                let Some(job) = self.state.job(id).cloned() else { continue };
+                self.state.stored(what, job.version);
+                self.bucket.insert(id, job);
+            }
+            self.covered = self.state.covered();
+        }
+    }
+
+    /// Starts over from the snapshot and the events after it.
+    fn restart(&mut self) {
+        let (at, bytes) = &self.snapshot;
+        let mut state = State::restore(bytes, RETENTION_MS).unwrap();
+        for (index, batch) in self.history.iter().enumerate().skip(*at) {
+            let sequence = index as u64 + 1;
+            // A message that is applied twice changes nothing.
+            state.apply_batch(sequence, sequence, batch);
+            state.apply_batch(sequence, sequence, batch);
+        }
+        state.settle(self.covered);
+        let jobs = |state: &State| {
+            let live =
+                state.jobs().filter(|job| job.version > self.covered || !job.status.is_terminal());
+            live.map(|job| (job.id, job.clone())).collect::<HashMap<_, _>>()
+        };
+        assert_eq!(jobs(&state), jobs(&self.state), "a restart changed the jobs");
+        for project in [None, Some("0"), Some("1"), Some("2")] {
+            assert_eq!(
+                state.counts(project),
+                self.state.counts(project),
+                "a restart changed counts"
+            );
+        }
+        assert_eq!(state.position(), self.state.position());
+        assert_eq!(state.through(), self.state.through());
+        self.state = state;
+    }
+
+    fn check(&mut self) {
+        let mut counted = Counts::default();
+        for id in &self.ids {
+            let Some(job) = self.look(*id) else { continue };
+            counted.enter(job.status, job.class);
+            assert!(job.attempts <= job.max_attempts, "{job:?}");
+            assert!(job.run >= 1 && job.version >= job.order);
+        }
+        assert_eq!(counted, self.state.counts(None), "counts differ from the jobs");
+        assert!(self.completed.values().all(|times| *times == 1), "a job completed twice");
+        let queued: usize = Class::ALL.iter().map(|c| self.state.ready().depth_of(*c)).sum();
+        let waiting = self.state.scheduled(None);
+        let live = self.state.jobs().filter(|job| job.status == Status::Queued).count();
+        assert_eq!(queued + waiting, live, "the queue differs from the jobs");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+
+    #[test]
+    fn the_same_events_always_give_the_same_state(actions in prop::collection::vec(action(), 1..120)) {
+        let mut world = World::new();
+        for action in &actions {
+            world.run(action);
+        }
+        world.restart();
+    }
+}
+
+fn enqueue(state: &mut State, sequence: u64, project: &str, jobs: &[(u128, u16)]) {
+    let mut events = Vec::new();
+    for (id, priority) in jobs {
+        let ask = Enqueue {
+            project: project.into(),
+            kind: Kind::ProcessBatch,
+            priority: *priority,
+            run_at: None,
+            max_attempts: None,
+            supersede: true,
+            jobs: vec![NewJob {
+                id: JobId::from_u128(*id),
+                batch: format!("{id}").into(),
+                data: Json::default(),
+            }],
+            idempotency: None,
+        };
+        let decided =
+            state.decide(&Config::default(), &Facts::default(), 1, &Command::Enqueue(ask));
+        events.extend(decided.unwrap().events);
+    }
+    state.apply_batch(sequence, sequence, &Batch { at: 1, commands: Vec::new(), events });
+}
+
+#[test]
+fn dispatch_goes_by_class_then_round_robin_over_projects_then_by_number_and_age() {
+    let mut state = State::new(RETENTION_MS);
+    enqueue(&mut state, 1, "a", &[(1, 9), (2, 7), (3, 7), (4, 8)]);
+    enqueue(&mut state, 2, "b", &[(5, 10), (6, 10)]);
+    enqueue(&mut state, 3, "b", &[(7, 0)]);
+    let order: Vec<u128> =
+        std::iter::from_fn(|| state.ready().next(0.0, [true; 3])).map(|id| id.as_u128()).collect();
+    assert_eq!(order, [7, 2, 5, 3, 6, 4, 1]);
+}
+
+#[test]
+fn a_lower_class_keeps_its_share_of_the_turns() {
+    let mut state = State::new(RETENTION_MS);
+    let high: Vec<(u128, u16)> = (1..=200).map(|id| (id, 0)).collect();
+    let low: Vec<(u128, u16)> = (1_001..=1_200).map(|id| (id, 500)).collect();
+    enqueue(&mut state, 1, "a", &high);
+    enqueue(&mut state, 2, "a", &low);
+    let first: Vec<u128> = (0..100)
+        .filter_map(|_| state.ready().next(0.1, [true; 3]))
+        .map(|id| id.as_u128())
+        .collect();
+    assert_eq!(first.iter().filter(|id| **id > 1_000).count(), 10);
+}
