@@ -12,6 +12,7 @@ use async_nats::jetstream::{
 };
 use futures_util::StreamExt;
 use job::{Class, Kind};
+use tokio::time::timeout;
 
 use crate::{Broker, names, wire::Work};
 
@@ -21,6 +22,8 @@ pub const ACK_WAIT: Duration = Duration::from_secs(10);
 pub const EXTEND_EVERY: Duration = Duration::from_secs(3);
 /// How long a pull waits at the broker for work.
 const PULL_EXPIRES: Duration = Duration::from_secs(2);
+/// How long the broker may take to say what is there.
+const ANSWER_WITHIN: Duration = Duration::from_secs(2);
 /// Delivered and unacked runs over all processors: no limit of ours.
 const ACK_PENDING_MAX: i64 = 100_000;
 
@@ -133,7 +136,8 @@ impl Pullers {
             // With an expiry the broker would wait for a first message, one consumer after the other.
             let fetch = consumer.fetch().max_messages(left).messages();
             let mut messages = fetch.await.map_err(|error| failed(error.to_string()))?;
-            while let Some(message) = messages.next().await {
+            // A broker that dies in the middle never says that this is all there is.
+            while let Ok(Some(message)) = timeout(ANSWER_WITHIN, messages.next()).await {
                 let message = message.map_err(|error| failed(error.to_string()))?;
                 taken.extend(delivery(class, message).await);
             }
