@@ -1,6 +1,8 @@
 //! Random commands, duplicates, late and repeated outcomes, and restarts from a snapshot and the
 //! events after it, at every point: the state is always the same, and its invariants hold.
 
+#![expect(clippy::unwrap_used, reason = "a test ends at the first surprise")]
+
 use std::collections::HashMap;
 
 use job::{
@@ -114,7 +116,7 @@ impl World {
                 self.decide(&command);
                 // Said twice, a processor's word changes nothing more than once.
                 let word = matches!(command, Command::Started(_) | Command::Outcome(_));
-                if word && self.history.len() % 3 == 0 {
+                if word && self.history.len().is_multiple_of(3) {
                     self.decide(&command);
                 }
             }
@@ -230,7 +232,7 @@ impl World {
         self.history.push(batch);
         let sequence = self.history.len() as u64;
         self.state.apply_batch(sequence, sequence, &self.history[self.history.len() - 1]);
-        if sequence % 5 == 0 {
+        if sequence.is_multiple_of(5) {
             self.snapshot = (self.history.len(), self.state.snapshot().unwrap());
         }
     }
