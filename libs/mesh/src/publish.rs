@@ -9,12 +9,16 @@ use std::time::Duration;
 use async_nats::{HeaderMap, Subject, client::RequestErrorKind};
 use bytes::Bytes;
 use serde::Deserialize;
+use tokio::time::timeout;
 use uuid::Uuid;
 
 use crate::Broker;
 
 /// How long an answer to a publish is waited for.
 pub const ACK_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long an answer may come after the connection was made anew: what waited in the client's
+/// queue goes out then.
+const LATE_ANSWER: Duration = Duration::from_millis(250);
 /// The most messages that the broker takes in one atomic batch.
 pub const BATCH_MESSAGES_MAX: usize = 1_000;
 
@@ -108,9 +112,22 @@ impl Broker {
             .payload(message.payload)
             .timeout(Some(ACK_TIMEOUT));
         let unknown = || Error::Unknown { subject: subject.to_string() };
+        let mut connects = self.connects();
+        connects.mark_unchanged();
         // The wait for a free place in the client's own queue is inside this limit too.
-        let sent = self.client.send_request(subject.clone(), request);
-        let answer = match tokio::time::timeout(ACK_TIMEOUT * 2, sent).await {
+        let sent = timeout(ACK_TIMEOUT * 2, self.client.send_request(subject.clone(), request));
+        // An answer to what went out before the connection was made anew never comes.
+        let lost = async {
+            if connects.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+            tokio::time::sleep(LATE_ANSWER).await;
+        };
+        let sent = tokio::select! {
+            sent = sent => sent,
+            () = lost => return Err(unknown()),
+        };
+        let answer = match sent {
             Err(_) => return Err(unknown()),
             Ok(Err(error)) if error.kind() == RequestErrorKind::NoResponders => {
                 return Err(Error::NoStream { subject: subject.to_string() });
