@@ -1,0 +1,260 @@
+//! The rules that experiments with the broker forced, each with a test that fails without it.
+//! The numbers are those of the list of hazards in docs/decisions/0001-hazards.md.
+
+use std::time::{Duration, Instant};
+
+use async_nats::{HeaderMap, jetstream::stream};
+use job::{Class, Kind, Position, event::Event};
+use mesh::{
+    Broker,
+    append::Appended,
+    bucket::Write,
+    follow, names,
+    publish::{LIMITS, Message, WRONG_LAST_SEQUENCE},
+    topology::{self, Sizes},
+    wire::Through,
+    work,
+};
+use testkit::{Nats, Proxy};
+use tokio_util::sync::CancellationToken;
+
+/// How long something that must happen may take.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+async fn connect(url: &str) -> anyhow::Result<Broker> {
+    let broker = Broker::connect(url, "test").await?;
+    topology::ensure(&broker, Sizes::default()).await?;
+    Ok(broker)
+}
+
+/// A batch of events that says nothing but that it is there.
+fn batch() -> bytes::Bytes {
+    let led = Event::Led { term: 1, leader: "test".into() };
+    let event = serde_json::to_string(&led).expect("an event is JSON");
+    format!(r#"{{"at":1,"commands":[],"events":[{event}]}}"#).into()
+}
+
+fn run_of(job: u128, class: Class) -> Message {
+    let id = job::JobId::from_u128(job);
+    let subject = names::work(class, Kind::ProcessBatch, id, 1);
+    Message { subject, headers: HeaderMap::new(), payload: "{}".into() }
+}
+
+/// Hazard 1: a follower that has received nothing goes on at its place after a restart.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_follower_keeps_its_own_place_over_a_kill_of_the_broker() -> anyhow::Result<()> {
+    let mut nats = Nats::start()?;
+    let broker = connect(&nats.url()).await?;
+    for last in 0..5 {
+        assert_eq!(broker.append(last, 0, batch()).await?, Appended::At(last + 1));
+    }
+    let stop = CancellationToken::new();
+    let mut idle = follow::follow(broker.clone(), names::EVENTS, 6, stop.clone());
+    let mut busy = follow::follow(broker.clone(), names::EVENTS, 1, stop.clone());
+    for expected in 1..=5 {
+        let message = tokio::time::timeout(PATIENCE, busy.recv()).await?.expect("it goes on");
+        assert_eq!(message.sequence, expected);
+    }
+    nats.kill_and_restart()?;
+    let begun = Instant::now();
+    while broker.append(5, 0, batch()).await.is_err() {
+        assert!(begun.elapsed() < PATIENCE, "no append after the restart");
+    }
+    for follower in [&mut idle, &mut busy] {
+        let message = tokio::time::timeout(PATIENCE, follower.recv()).await?.expect("it goes on");
+        assert_eq!((message.sequence, message.skipped), (6, 0));
+    }
+    stop.cancel();
+    Ok(())
+}
+
+/// Hazard 1: what was purged shows as a gap.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_follower_reports_a_gap() -> anyhow::Result<()> {
+    let nats = Nats::start()?;
+    let broker = connect(&nats.url()).await?;
+    for last in 0..5 {
+        broker.append(last, 0, batch()).await?;
+    }
+    broker.js.get_stream(names::EVENTS).await?.purge().sequence(4).await?;
+    let mut follower = follow::follow(broker, names::EVENTS, 2, CancellationToken::new());
+    let message = tokio::time::timeout(PATIENCE, follower.recv()).await?.expect("it goes on");
+    assert_eq!((message.sequence, message.skipped), (4, 2));
+    Ok(())
+}
+
+/// Hazards 4 and 16: a stale writer of the bucket is refused as a whole; a value goes when its
+/// time is over, unless a later one came without.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stale_write_of_the_bucket_changes_nothing_and_ttl_is_kept() -> anyhow::Result<()> {
+    let nats = Nats::start()?;
+    let broker = connect(&nats.url()).await?;
+    let key = |name: &str, value: &str, ttl: Option<u64>| Write {
+        key: name.into(),
+        value: value.to_owned().into(),
+        ttl: ttl.map(Duration::from_secs),
+    };
+    let through = |sequence| Through { position: Position::new(sequence, 0), term: 1 };
+    let stale = broker.read_fence().await?;
+    let writes = vec![key("gone", "1", Some(1)), key("kept", "1", Some(1)), key("a", "new", None)];
+    let fence = broker.write_bucket(stale, through(1), writes).await?;
+    assert_eq!(broker.read_fence().await?, fence);
+    let refused = broker.write_bucket(stale, through(9), vec![key("a", "old", None)]).await;
+    assert!(refused.is_err_and(|error| error.is(WRONG_LAST_SEQUENCE)));
+    let fence = broker.write_bucket(fence, through(2), vec![key("kept", "2", None)]).await?;
+    assert_eq!(broker.read_fence().await?, fence);
+    let jobs = broker.js.get_key_value(names::JOBS).await?;
+    assert_eq!(jobs.get("a").await?.as_deref(), Some(b"new".as_slice()));
+    let begun = Instant::now();
+    while jobs.get("gone").await?.is_some() {
+        assert!(begun.elapsed() < PATIENCE, "a value outlives its time");
+    }
+    assert_eq!(jobs.get("kept").await?.as_deref(), Some(b"2".as_slice()));
+    Ok(())
+}
+
+/// Hazards 5 and 10: dispatch goes behind a fence, all or nothing, and a missing fence is closed.
+#[tokio::test(flavor = "multi_thread")]
+async fn dispatch_is_fenced_and_refused_whole_where_a_run_is_there() -> anyhow::Result<()> {
+    let nats = Nats::start()?;
+    let broker = connect(&nats.url()).await?;
+    let class = Class::Normal;
+    let closed = broker.dispatch(class, 1, vec![run_of(1, class)]).await;
+    assert!(closed.is_err_and(|error| error.is(WRONG_LAST_SEQUENCE)), "no fence must be closed");
+    let old = broker.take_fence(class, 1).await?;
+    broker.dispatch(class, old, vec![run_of(1, class), run_of(2, class)]).await?;
+    let twice = broker.dispatch(class, old, vec![run_of(3, class), run_of(2, class)]).await;
+    assert!(twice.is_err_and(|error| error.is(LIMITS)));
+    let alone = broker.dispatch(class, old, vec![run_of(1, class)]).await;
+    assert!(alone.is_err_and(|error| error.is(LIMITS)));
+    let new = broker.take_fence(class, 2).await?;
+    let stale = broker.dispatch(class, old, vec![run_of(4, class), run_of(5, class)]).await;
+    assert!(stale.is_err_and(|error| error.is(WRONG_LAST_SEQUENCE)));
+    broker.dispatch(class, new, vec![run_of(6, class)]).await?;
+    let mut listed: Vec<u128> =
+        broker.list_work(class).await?.into_iter().map(|(job, _)| job.as_u128()).collect();
+    listed.sort_unstable();
+    assert_eq!(listed, [1, 2, 6], "the fence is no run, and nothing came in part");
+    Ok(())
+}
+
+/// Hazard 8: an append whose ack was lost is found to be one's own; another's is not.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_append_acked_into_the_void_is_found_and_another_leaders_is_not_taken_for_it()
+-> anyhow::Result<()> {
+    let nats = Nats::start()?;
+    let proxy = Proxy::start(nats.address()).await?;
+    let direct = connect(&nats.url()).await?;
+    let broker = Broker::connect(&proxy.url(), "behind the proxy").await?;
+    assert_eq!(broker.append(0, 0, batch()).await?, Appended::At(1));
+    proxy.swallow_answers();
+    let (appended, ()) = tokio::join!(broker.append(1, 0, batch()), async {
+        let begun = Instant::now();
+        while direct.last_sequence(names::EVENTS).await.unwrap_or(0) < 2 {
+            assert!(begun.elapsed() < PATIENCE, "the append never came");
+        }
+        proxy.cut();
+    });
+    assert_eq!(appended?, Appended::At(2));
+    assert_eq!(direct.append(1, 0, batch()).await?, Appended::Lost);
+    assert_eq!(direct.append(2, 0, batch()).await?, Appended::At(3));
+    assert_eq!(broker.append(2, 0, batch()).await?, Appended::Lost);
+    Ok(())
+}
+
+/// Hazard 7: a stream that would throw work away is reported, not used.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_with_other_settings_is_reported() -> anyhow::Result<()> {
+    let nats = Nats::start()?;
+    let broker = Broker::connect(&nats.url(), "test").await?;
+    let config = stream::Config {
+        name: names::COMMANDS.into(),
+        subjects: vec![names::COMMAND_SUBJECTS.into()],
+        discard: stream::DiscardPolicy::Old,
+        ..Default::default()
+    };
+    broker.js.create_stream(config).await?;
+    let error = topology::ensure(&broker, Sizes::default()).await.expect_err("it must be reported");
+    let text = error.to_string();
+    assert!(text.contains("COMMANDS") && text.contains("discard"), "{text}");
+    Ok(())
+}
+
+/// Hazard 7: a full stream refuses what comes, and keeps what it has.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_stream_refuses_and_keeps_what_it_has() -> anyhow::Result<()> {
+    let nats = Nats::start()?;
+    let broker = Broker::connect(&nats.url(), "test").await?;
+    let sizes = Sizes { commands_bytes: 10_000, ..Sizes::default() };
+    topology::ensure(&broker, sizes).await?;
+    let mut stored = 0;
+    let error = loop {
+        let message = Message {
+            subject: names::Verb::Enqueue.subject(),
+            headers: HeaderMap::new(),
+            payload: "x".repeat(900).into(),
+        };
+        match broker.publish(message).await {
+            Ok(_) => stored += 1,
+            Err(error) => break error,
+        }
+        assert!(stored < 100, "the stream never fills");
+    };
+    assert!(matches!(error, mesh::publish::Error::Refused { .. }), "{error}");
+    let info = broker.js.get_stream(names::COMMANDS).await?.cached_info().clone();
+    assert_eq!((info.state.messages, info.state.first_sequence), (stored, 1));
+    Ok(())
+}
+
+/// Two snapshots are kept, and a broken one is passed over for the one before.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broken_snapshot_is_passed_over_for_the_one_before() -> anyhow::Result<()> {
+    let nats = Nats::start()?;
+    let broker = connect(&nats.url()).await?;
+    assert_eq!(broker.get_snapshot().await?, None);
+    for sequence in [5, 90, 100] {
+        broker.put_snapshot(sequence, format!("state {sequence}").into_bytes()).await?;
+    }
+    assert_eq!(broker.get_snapshot().await?.as_deref(), Some(b"state 100".as_slice()));
+    let store = broker.js.get_object_store(names::SNAPSHOTS).await?;
+    store.put("state-00000000000000000100", &mut b"cut short".as_slice()).await?;
+    assert_eq!(broker.get_snapshot().await?.as_deref(), Some(b"state 90".as_slice()));
+    Ok(())
+}
+
+/// The message that hands out a run carries the id that makes a repeat harmless.
+#[test]
+fn a_dispatch_carries_the_id_of_its_run() {
+    let job = job::Job {
+        id: job::JobId::from_u128(7),
+        project: "p".into(),
+        batch: "b".into(),
+        kind: Kind::ProcessRedo,
+        priority: 3,
+        class: Class::High,
+        data: job::Json::default(),
+        status: job::Status::Queued,
+        run: 4,
+        attempts: 1,
+        max_attempts: 3,
+        take_backs: 0,
+        closed: false,
+        created_at: 1,
+        queued_at: 2,
+        run_at: None,
+        started_at: None,
+        completed_at: None,
+        error: None,
+        superseded_by: None,
+        result: None,
+        spent: job::Spent::default(),
+        worker: None,
+        timeline: Vec::new(),
+        order: Position::default(),
+        version: Position::default(),
+    };
+    let message = work::message(&job);
+    let id = message.headers.get("Nats-Msg-Id").map(ToString::to_string);
+    assert_eq!(id, Some(format!("{}.4", job.id)));
+    assert!(message.subject.ends_with(".4"));
+}

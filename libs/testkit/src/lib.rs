@@ -1,0 +1,8 @@
+//! Test only: servers that belong to one test, on free ports and in folders of their own, and
+//! the means to hurt them.
+
+mod nats;
+mod proxy;
+
+pub use nats::Nats;
+pub use proxy::Proxy;

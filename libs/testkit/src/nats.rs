@@ -1,0 +1,88 @@
+//! A NATS server of one test's own.
+
+use std::{
+    net::{Ipv4Addr, TcpListener, TcpStream},
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use anyhow::bail;
+use tempfile::TempDir;
+
+/// How long the server may take to answer.
+const UP_WITHIN: Duration = Duration::from_secs(20);
+
+/// A server, killed when it is dropped.
+pub struct Nats {
+    dir: TempDir,
+    port: u16,
+    server: Child,
+}
+
+impl Nats {
+    /// Starts a server with the configuration that operators use.
+    ///
+    /// # Errors
+    /// Where there is no nats-server, or it does not come up.
+    pub fn start() -> anyhow::Result<Self> {
+        let dir = TempDir::new()?;
+        let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port();
+        let server = spawn(&dir, port)?;
+        let nats = Self { dir, port, server };
+        nats.wait_until_up()?;
+        Ok(nats)
+    }
+
+    /// The server's address.
+    pub fn address(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
+    /// The URL of the server.
+    pub fn url(&self) -> String {
+        format!("nats://{}", self.address())
+    }
+
+    /// Kills the server with SIGKILL, and starts it again on what it left.
+    ///
+    /// # Errors
+    /// Where it does not come up again.
+    pub fn kill_and_restart(&mut self) -> anyhow::Result<()> {
+        self.server.kill()?;
+        self.server.wait()?;
+        self.server = spawn(&self.dir, self.port)?;
+        self.wait_until_up()
+    }
+
+    fn wait_until_up(&self) -> anyhow::Result<()> {
+        let begun = Instant::now();
+        while begun.elapsed() < UP_WITHIN {
+            if TcpStream::connect((Ipv4Addr::LOCALHOST, self.port)).is_ok() {
+                return Ok(());
+            }
+            std::thread::yield_now();
+        }
+        bail!("nats-server on port {} did not come up", self.port)
+    }
+}
+
+impl Drop for Nats {
+    fn drop(&mut self) {
+        let _ = self.server.kill();
+        let _ = self.server.wait();
+    }
+}
+
+fn spawn(dir: &TempDir, port: u16) -> anyhow::Result<Child> {
+    let conf = concat!(env!("CARGO_MANIFEST_DIR"), "/../../deploy/nats/jobmesh.conf");
+    let store = dir.path().join("store");
+    let server = Command::new(fetch::nats_server()?)
+        .args(["--config", conf])
+        .env("JOBMESH_NATS_LISTEN", format!("\"127.0.0.1:{port}\""))
+        .env("JOBMESH_NATS_STORE", format!("{:?}", store.display().to_string()))
+        .env("JOBMESH_NATS_SYNC", "1s")
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()?;
+    Ok(server)
+}
