@@ -163,3 +163,118 @@ async fn ends(broker: &Broker) -> [u64; 3] {
     }
     ends
 }
+
+#[cfg(test)]
+mod tests {
+    use async_nats::HeaderMap;
+    use job::{JobId, Json, Kind};
+    use mesh::{
+        names::Verb,
+        publish::Message,
+        pull::Pullers,
+        topology::{self, Sizes},
+        wire,
+    };
+    use testkit::Nats;
+    use tokio_util::sync::CancellationToken;
+
+    use super::*;
+
+    const RUNS: usize = 50;
+
+    fn run(n: usize) -> Message {
+        let job = JobId::from_u128(n as u128);
+        let work = Work {
+            job,
+            run: 1,
+            attempt: 1,
+            max_attempts: 3,
+            project: "p".into(),
+            batch: "b".into(),
+            kind: Kind::ProcessBatch,
+            priority: 10,
+            queued_at: 1,
+            data: Json::default(),
+        };
+        let payload = serde_json::to_vec(&work).expect("it is JSON").into();
+        let subject = names::work(Class::Normal, Kind::ProcessBatch, job, 1);
+        Message { subject, headers: HeaderMap::new(), payload }
+    }
+
+    async fn claims(broker: &Broker, name: &str) -> Claims {
+        let stop = CancellationToken::new();
+        let (outcomes, _) = Committer::start(broker.clone(), Verb::Outcome, None, stop);
+        Claims::new(broker.clone(), name.into(), outcomes).await
+    }
+
+    /// Hazard 6: a broker that was killed hands out again, as if for the first time, what runs
+    /// already. None of it is run; each is reported once.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_a_killed_broker_hands_out_again_is_reported_and_not_run() -> anyhow::Result<()> {
+        let mut nats = Nats::start()?;
+        let broker = Broker::connect(&nats.url(), "test").await?;
+        topology::ensure(&broker, Sizes::default()).await?;
+        let pullers = Pullers::ensure(&broker, vec![Kind::ProcessBatch]).await?;
+        let mut claims = claims(&broker, "one").await;
+        let fence = broker.take_fence(Class::Normal, 1).await?;
+        broker.dispatch(Class::Normal, fence, (0..RUNS).map(run).collect()).await?;
+        // One by one: the broker writes down the first deliveries, and the others a moment later.
+        let mut first = Vec::new();
+        while first.len() < RUNS {
+            first.extend(pullers.take(Class::Normal, 1).await?);
+        }
+        assert_eq!(claims.judge(first).await.len(), RUNS);
+        nats.kill_and_restart()?;
+        let mut again = Vec::new();
+        while again.len() < RUNS {
+            again.extend(pullers.take(Class::Normal, RUNS).await.unwrap_or_default());
+        }
+        let forgotten = again.iter().filter(|delivery| !delivery.redelivered).count();
+        assert!(forgotten > 0, "the broker forgot no delivery: nothing is shown");
+        assert!(claims.judge(again).await.is_empty());
+        let mut reported = 0;
+        let commands = broker.js.get_stream(names::COMMANDS).await?;
+        for sequence in 1..=broker.last_sequence(names::COMMANDS).await? {
+            let message = commands.get_raw_message(sequence).await?;
+            let items = wire::commands(&message.subject, &message.payload)?;
+            let is_report = |item: &Item<job::command::Command>| matches!(&item.ask, job::command::Command::Outcome(word) if word.end == End::Reported);
+            reported += items.iter().filter(|item| is_report(item)).count();
+        }
+        assert_eq!(reported, RUNS);
+        assert!(broker.list_work(Class::Normal).await?.is_empty());
+        // What comes after the reconnect is run.
+        broker.dispatch(Class::Normal, fence, vec![run(RUNS)]).await?;
+        let new = pullers.take(Class::Normal, 1).await?;
+        assert_eq!(claims.judge(new).await.len(), 1);
+        Ok(())
+    }
+
+    /// What waited before this processor came is not run before state says that nobody has it.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_waited_at_the_start_is_run_only_where_state_says_it_is_free() -> anyhow::Result<()>
+    {
+        let nats = Nats::start()?;
+        let broker = Broker::connect(&nats.url(), "test").await?;
+        topology::ensure(&broker, Sizes::default()).await?;
+        let pullers = Pullers::ensure(&broker, vec![Kind::ProcessBatch]).await?;
+        let fence = broker.take_fence(Class::Normal, 1).await?;
+        broker.dispatch(Class::Normal, fence, vec![run(1), run(2)]).await?;
+        let mut claims = claims(&broker, "late").await;
+        let waiting = pullers.take(Class::Normal, 2).await?;
+        let mut questions = broker.client.subscribe(names::ASK_CLAIM).await?;
+        let answering = broker.clone();
+        tokio::spawn(async move {
+            use futures_util::StreamExt;
+            while let Some(question) = questions.next().await {
+                let free = RunsAnswer { runs: vec![(JobId::from_u128(2), 1)] };
+                let answer = serde_json::to_vec(&free).expect("it is JSON").into();
+                let reply = question.reply.expect("a question has one");
+                answering.client.publish(reply, answer).await.expect("it is connected");
+            }
+        });
+        let runnable = claims.judge(waiting).await;
+        let jobs: Vec<u128> = runnable.iter().map(|run| run.work.job.as_u128()).collect();
+        assert_eq!(jobs, [2]);
+        Ok(())
+    }
+}

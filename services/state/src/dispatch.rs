@@ -181,3 +181,83 @@ impl Dispatcher {
         unwanted
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use job::{
+        Config, Facts, Json, Kind, Position,
+        command::{Command, Enqueue, NewJob},
+    };
+
+    use super::*;
+
+    /// A state with one queued job, and a dispatcher that has put it into its stream.
+    fn dispatched() -> (State, Dispatcher, JobId) {
+        let id = JobId::from_u128(1);
+        let mut state = State::new(1_000);
+        let enqueue = Enqueue {
+            project: "p".into(),
+            kind: Kind::ProcessBatch,
+            priority: 10,
+            run_at: None,
+            max_attempts: None,
+            supersede: true,
+            jobs: vec![NewJob { id, batch: "b".into(), data: Json::default() }],
+            idempotency: None,
+        };
+        let command = Command::Enqueue(enqueue);
+        let decision = state.decide(&Config::default(), &Facts::default(), 1, &command);
+        for (index, event) in (0..).zip(decision.expect("it needs no facts").events) {
+            state.apply(1, Position::new(1, index), &event);
+        }
+        let mut dispatcher = Dispatcher::new([1, 1, 1]);
+        assert!(dispatcher.plan(&mut state, 0.1, 1).is_empty(), "nothing goes before a reading");
+        let reading = dispatcher.begin_reading();
+        dispatcher.judge(&mut state, reading, &HashSet::new());
+        let plans = dispatcher.plan(&mut state, 0.1, 1);
+        assert_eq!(plans.iter().map(|plan| plan.messages.len()).sum::<usize>(), 1);
+        assert!(dispatcher.dispatched(plans[0].class, Ok(())));
+        (state, dispatcher, id)
+    }
+
+    /// Hazard 2: what a reading did not see may have been dispatched after it began.
+    #[test]
+    fn a_run_dispatched_during_a_reading_is_not_missing_from_it() {
+        let (mut state, mut dispatcher, id) = dispatched();
+        let before = dispatcher.readings;
+        dispatcher.judge(&mut state, before, &HashSet::new());
+        assert!(dispatcher.is_out(id));
+        assert!(dispatcher.plan(&mut state, 0.1, 1).is_empty());
+    }
+
+    #[test]
+    fn a_run_missing_from_a_later_reading_is_dispatched_again() {
+        let (mut state, mut dispatcher, id) = dispatched();
+        let after = dispatcher.begin_reading();
+        dispatcher.judge(&mut state, after, &HashSet::new());
+        assert!(!dispatcher.is_out(id));
+        let again = dispatcher.plan(&mut state, 0.1, 1);
+        assert_eq!(again.iter().map(|plan| plan.messages.len()).sum::<usize>(), 1);
+    }
+
+    #[test]
+    fn a_run_that_is_in_its_stream_stays_out_and_a_stranger_is_unwanted() {
+        let (mut state, mut dispatcher, id) = dispatched();
+        let after = dispatcher.begin_reading();
+        let stranger = (JobId::from_u128(9), 1);
+        let present = HashSet::from([(id, 1), stranger]);
+        assert_eq!(dispatcher.judge(&mut state, after, &present), [stranger]);
+        assert!(dispatcher.is_out(id));
+    }
+
+    #[test]
+    fn a_fence_that_somebody_moved_ends_dispatching() {
+        let mut dispatcher = Dispatcher::new([1, 1, 1]);
+        let moved = mesh::publish::Error::Refused {
+            subject: "jobmesh.work.high".into(),
+            code: WRONG_LAST_SEQUENCE,
+            description: "wrong last sequence".into(),
+        };
+        assert!(!dispatcher.dispatched(Class::High, Err(moved)));
+    }
+}

@@ -134,3 +134,109 @@ impl Packer {
         self.commands.clear();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use job::{
+        Config, Facts, JobId, Json, Kind,
+        command::{Cancel, Command, Enqueue, NewJob},
+        event::Batch,
+        reply::Reply,
+    };
+
+    use super::*;
+
+    /// What the broker takes, with room for headers.
+    const APPEND_BYTES_MAX: usize = 7_500_000;
+    /// The longest id that the API takes.
+    const ID_BYTES: usize = 128;
+    /// The most batches of one request.
+    const BATCHES: u128 = 10_000;
+
+    fn long(text: String) -> Id {
+        format!("{text:x<ID_BYTES$}").into()
+    }
+
+    /// A request of the most batches, whose body is as large as the edge lets pass.
+    fn worst(first_id: u128) -> Command {
+        let data = Json::of(&"y".repeat(200)).expect("a text is JSON");
+        let jobs = (0..BATCHES).map(|n| NewJob {
+            id: JobId::from_u128(first_id + n),
+            batch: long(format!("batch-{n}-")),
+            data: data.clone(),
+        });
+        Command::Enqueue(Enqueue {
+            project: long("project-".into()),
+            kind: Kind::ProcessBatch,
+            priority: 10,
+            run_at: None,
+            max_attempts: None,
+            supersede: true,
+            jobs: jobs.collect(),
+            idempotency: None,
+        })
+    }
+
+    /// Folds a command as the leader does; returns its messages and its reply.
+    fn fold(state: &mut State, sequence: u64, command: &Command) -> (Vec<Message>, Reply) {
+        let last = state.position().sequence;
+        let mut packer = Packer::new(last, state.through(), 1);
+        let decision = state.decide(&Config::default(), &Facts::default(), 1, command);
+        let decision = decision.expect("it needs no facts");
+        for event in decision.events {
+            packer.push(state, event);
+        }
+        state.folded(sequence);
+        packer.end_command(sequence, None);
+        (packer.finish().messages, decision.reply)
+    }
+
+    fn take_in(state: &mut State, sequence: u64, message: &Message) {
+        let batch: Batch = serde_json::from_slice(&message.payload).expect("a batch is JSON");
+        state.apply_batch(sequence, message.through, &batch);
+    }
+
+    /// Hazard 17: the worst legal request fits the broker, and a crash between two of its messages
+    /// neither loses a job nor counts one twice.
+    #[test]
+    fn the_worst_request_fits_and_goes_on_after_a_crash_between_any_of_its_messages() {
+        let mut leader = State::new(1_000);
+        let (first, _) = fold(&mut leader, 1, &worst(1));
+        let snapshot = leader.snapshot().expect("it is JSON");
+        let begun = leader.position().sequence;
+        let (second, reply) = fold(&mut leader, 2, &worst(1 + BATCHES));
+        assert_eq!(reply, Reply::Enqueued { canceled: 10_000 });
+        assert!(second.len() > 1, "the request is not large enough to be split");
+        for message in first.iter().chain(&second) {
+            assert!(message.payload.len() < APPEND_BYTES_MAX, "{}", message.payload.len());
+        }
+        for cut in 1..second.len() {
+            let mut next = State::restore(&snapshot, 1_000).expect("it is a snapshot");
+            for (sequence, message) in (begun + 1..).zip(&second[..cut]) {
+                take_in(&mut next, sequence, message);
+            }
+            assert_eq!(next.through(), 1, "the command counts as folded in part");
+            let (_, reply) = fold(&mut next, 2, &worst(1 + BATCHES));
+            assert_eq!(reply, Reply::Enqueued { canceled: 10_000 });
+            let counts = next.counts(None);
+            assert_eq!((counts.canceled, counts.queued[1]), (10_000, 10_000));
+        }
+    }
+
+    #[test]
+    fn a_cancel_that_goes_on_after_a_crash_says_how_many_jobs_it_stopped_in_all() {
+        let mut leader = State::new(1_000);
+        let project = long("project-".into());
+        fold(&mut leader, 1, &worst(1));
+        let snapshot = leader.snapshot().expect("it is JSON");
+        let begun = leader.position().sequence;
+        let cancel = Command::Cancel(Cancel { project, batches: None, idempotency: None });
+        let (messages, reply) = fold(&mut leader, 2, &cancel);
+        assert_eq!(reply, Reply::Canceled { jobs: 10_000, batches: 10_000 });
+        assert!(messages.len() > 1, "the cancel is not large enough to be split");
+        let mut next = State::restore(&snapshot, 1_000).expect("it is a snapshot");
+        take_in(&mut next, begun + 1, &messages[0]);
+        let (_, again) = fold(&mut next, 2, &cancel);
+        assert_eq!(again, reply);
+    }
+}

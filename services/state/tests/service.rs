@@ -1,0 +1,247 @@
+//! The state service alone, against a real NATS; the test is edge and processor.
+
+#![expect(clippy::unwrap_used, reason = "a test ends at the first surprise")]
+
+use std::time::{Duration, Instant};
+
+use async_nats::HeaderMap;
+use clap::Parser;
+use futures_util::StreamExt;
+use job::{
+    About, Class, Job, JobId, Json, Kind, Spent, Status,
+    command::{Cancel, End, Enqueue, NewJob, Outcome, Started},
+    event::{self, Event},
+    reply::{Code, Reply},
+};
+use mesh::{
+    Broker,
+    append::Appended,
+    ask::{AskJob, JobAnswer},
+    names::{self, Verb},
+    presence::Presence,
+    publish::Message,
+    topology::{self, Sizes},
+    wire::{Answered, Item, Stop},
+};
+use serde::Serialize;
+use testkit::Nats;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+/// How long something that must happen may take.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+#[derive(Parser)]
+struct Args {
+    #[command(flatten)]
+    config: state::Config,
+}
+
+/// A state service on a thread of its own, as in a process of its own.
+struct Service {
+    stop: CancellationToken,
+    running: std::thread::JoinHandle<anyhow::Result<()>>,
+}
+
+impl Service {
+    fn start(url: &str) -> Self {
+        let config = Args::parse_from(["state", "--nats-url", url]).config;
+        let stop = CancellationToken::new();
+        let stopped = stop.clone();
+        let running = std::thread::spawn(move || {
+            tokio::runtime::Runtime::new()?.block_on(state::run(config, stopped))
+        });
+        Self { stop, running }
+    }
+
+    async fn stop(self) -> anyhow::Result<()> {
+        self.stop.cancel();
+        tokio::task::spawn_blocking(|| self.running.join().unwrap()).await?
+    }
+}
+
+async fn connect(nats: &Nats) -> anyhow::Result<Broker> {
+    let broker = Broker::connect(&nats.url(), "test").await?;
+    topology::ensure(&broker, Sizes::default()).await?;
+    Ok(broker)
+}
+
+/// Publishes one command and waits for its reply. `deadline` is in ms since 1970.
+async fn ask<T: Serialize>(
+    broker: &Broker,
+    verb: Verb,
+    ask: T,
+    deadline: i64,
+) -> anyhow::Result<Reply> {
+    let inbox = broker.client.new_inbox();
+    let mut replies = broker.client.subscribe(inbox.clone()).await?;
+    let mut headers = HeaderMap::new();
+    headers.insert(names::REPLY, inbox.as_str());
+    headers.insert(names::DEADLINE, deadline.to_string());
+    let item = Item { id: Uuid::now_v7(), ask };
+    let payload = serde_json::to_vec(&[&item])?.into();
+    broker.publish(Message { subject: verb.subject(), headers, payload }).await?;
+    let reply = tokio::time::timeout(PATIENCE, replies.next()).await?.unwrap();
+    let mut answered: Vec<Answered> = serde_json::from_slice(&reply.payload)?;
+    assert_eq!((answered.len(), answered[0].id), (1, item.id));
+    Ok(answered.remove(0).reply)
+}
+
+/// Publishes a word of a processor, which no reply follows.
+async fn say<T: Serialize>(broker: &Broker, verb: Verb, word: T) -> anyhow::Result<()> {
+    let payload = serde_json::to_vec(&[Item { id: Uuid::now_v7(), ask: word }])?.into();
+    broker.publish(Message { subject: verb.subject(), headers: HeaderMap::new(), payload }).await?;
+    Ok(())
+}
+
+fn one(job: u128) -> Enqueue {
+    Enqueue {
+        project: "p".into(),
+        kind: Kind::ProcessBatch,
+        priority: 10,
+        run_at: None,
+        max_attempts: None,
+        supersede: true,
+        jobs: vec![NewJob { id: JobId::from_u128(job), batch: "b".into(), data: Json::default() }],
+        idempotency: None,
+    }
+}
+
+fn in_a_while() -> i64 {
+    service::now_ms() + 60_000
+}
+
+async fn look_up(broker: &Broker, job: u128) -> anyhow::Result<Option<Job>> {
+    let question = AskJob { job: JobId::from_u128(job) };
+    let begun = Instant::now();
+    loop {
+        match broker.ask::<_, JobAnswer>(names::ASK_JOB, &question, PATIENCE).await {
+            Ok(answer) => return Ok(answer.job),
+            Err(error) => anyhow::ensure!(begun.elapsed() < PATIENCE, "nobody leads: {error}"),
+        }
+    }
+}
+
+/// Says that a processor with one slot is there, until the stream of its class has work.
+async fn until_dispatched(broker: &Broker) -> anyhow::Result<()> {
+    let begun = Instant::now();
+    let presence = Presence {
+        processor: "tester".into(),
+        capacity: 1,
+        kinds: Kind::ALL.to_vec(),
+        running: Vec::new(),
+        draining: false,
+    };
+    while broker.list_work(Class::Normal).await?.is_empty() {
+        anyhow::ensure!(begun.elapsed() < PATIENCE, "nothing was dispatched");
+        let said = serde_json::to_vec(&presence)?;
+        broker.client.publish(names::presence("tester"), said.into()).await?;
+    }
+    Ok(())
+}
+
+/// Hazard 12: a command that was stored after its sender gave up is not carried out.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_that_comes_after_its_deadline_is_refused() -> anyhow::Result<()> {
+    let nats = Nats::start()?;
+    let broker = connect(&nats).await?;
+    let service = Service::start(&nats.url());
+    let late = ask(&broker, Verb::Enqueue, one(1), service::now_ms() - 1).await?;
+    assert!(matches!(late, Reply::Refused { code: Code::Expired, .. }), "{late:?}");
+    assert_eq!(look_up(&broker, 1).await?, None);
+    let in_time = ask(&broker, Verb::Enqueue, one(2), in_a_while()).await?;
+    assert_eq!(in_time, Reply::Enqueued { canceled: 0 });
+    assert_eq!(look_up(&broker, 2).await?.map(|job| job.status), Some(Status::Queued));
+    service.stop().await
+}
+
+/// Hazard 9: processors are told of cancelled work that nobody has begun, and whoever begins it
+/// nevertheless is told again.
+#[tokio::test(flavor = "multi_thread")]
+async fn canceled_work_in_a_stream_is_hinted_at_and_again_when_it_is_begun() -> anyhow::Result<()> {
+    let nats = Nats::start()?;
+    let broker = connect(&nats).await?;
+    let service = Service::start(&nats.url());
+    let mut hints = broker.client.subscribe(names::CONTROL_CANCEL).await?;
+    broker.client.flush().await?;
+    ask(&broker, Verb::Enqueue, one(1), in_a_while()).await?;
+    until_dispatched(&broker).await?;
+    let cancel = Cancel { project: "p".into(), batches: None, idempotency: None };
+    let canceled = ask(&broker, Verb::Cancel, cancel, in_a_while()).await?;
+    assert_eq!(canceled, Reply::Canceled { jobs: 1, batches: 1 });
+    let job = JobId::from_u128(1);
+    let hint = tokio::time::timeout(PATIENCE, hints.next()).await?.unwrap();
+    assert_eq!(serde_json::from_slice::<Stop>(&hint.payload)?.runs, [(job, 1)]);
+    let started = Started { job, run: 1, worker: "tester".into(), at: service::now_ms() };
+    say(&broker, Verb::Started, started).await?;
+    let hint = tokio::time::timeout(PATIENCE, hints.next()).await?.unwrap();
+    assert_eq!(serde_json::from_slice::<Stop>(&hint.payload)?.runs, [(job, 1)]);
+    service.stop().await
+}
+
+/// Hazard 3: the run in a stream outlives the leader that put it there: its outcome counts.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_outcome_of_a_run_that_an_earlier_leader_dispatched_is_accepted() -> anyhow::Result<()>
+{
+    let nats = Nats::start()?;
+    let broker = connect(&nats).await?;
+    let first = Service::start(&nats.url());
+    ask(&broker, Verb::Enqueue, one(1), in_a_while()).await?;
+    until_dispatched(&broker).await?;
+    first.stop().await?;
+    let second = Service::start(&nats.url());
+    let job = look_up(&broker, 1).await?.unwrap();
+    assert_eq!((job.status, job.run), (Status::Queued, 1));
+    let outcome = Outcome {
+        job: job.id,
+        run: 1,
+        worker: "tester".into(),
+        about: About { attempt: 1, ..About::job(&job) },
+        started_at: Some(service::now_ms()),
+        finished_at: service::now_ms(),
+        spent: Spent::default(),
+        end: End::Done { result: None },
+    };
+    say(&broker, Verb::Outcome, outcome).await?;
+    let jobs = broker.js.get_key_value(names::JOBS).await?;
+    let begun = Instant::now();
+    loop {
+        let stored = jobs.get(job.id.to_string()).await?;
+        let stored: Option<Job> = stored.map(|job| serde_json::from_slice(&job)).transpose()?;
+        if stored.as_ref().is_some_and(|job| job.status == Status::Completed) {
+            break;
+        }
+        assert!(begun.elapsed() < PATIENCE, "{stored:?}");
+    }
+    second.stop().await
+}
+
+/// Hazard 4: what a leader appended and did not live to write is written by the next.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_takeover_writes_what_the_leader_before_it_left_behind() -> anyhow::Result<()> {
+    let nats = Nats::start()?;
+    let broker = connect(&nats).await?;
+    let job = JobId::from_u128(7);
+    let enqueued = Event::Enqueued(Box::new(event::Enqueued {
+        job,
+        project: "p".into(),
+        batch: "b".into(),
+        kind: Kind::ProcessBatch,
+        priority: 10,
+        class: Class::Normal,
+        max_attempts: 3,
+        run_at: None,
+        data: Json::default(),
+    }));
+    let events = vec![Event::Led { term: 1, leader: "gone".into() }, enqueued];
+    let batch = event::Batch { at: service::now_ms(), commands: Vec::new(), events };
+    let appended = broker.append(0, 0, serde_json::to_vec(&batch)?.into()).await?;
+    assert_eq!(appended, Appended::At(1));
+    let service = Service::start(&nats.url());
+    let jobs = broker.js.get_key_value(names::JOBS).await?;
+    let begun = Instant::now();
+    while jobs.get(job.to_string()).await?.is_none() {
+        assert!(begun.elapsed() < PATIENCE, "the bucket never has the job");
+    }
+    service.stop().await
+}
