@@ -1,10 +1,14 @@
 //! End-to-end scenarios: each starts `jobmesh dev` on a folder and ports of its own, and speaks
 //! to it as its users do.
 
+mod answers;
 mod bad_input;
 mod clickhouse_away;
 mod dev;
+mod failures;
+mod following;
 mod kills;
 mod mesh;
+mod receiver;
 mod stopping;
 mod whole_life;

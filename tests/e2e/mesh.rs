@@ -14,7 +14,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 /// How long a condition may take to become true.
-const PATIENCE: Duration = Duration::from_secs(120);
+pub const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A running mesh. Dropping it kills `dev`, and the system its children.
 pub struct Mesh {
@@ -104,6 +104,12 @@ impl Mesh {
     pub async fn get(&self, path: &str) -> anyhow::Result<(u16, Value)> {
         let answer = self.client.get(format!("{}{path}", self.base)).send().await?;
         Ok((answer.status().as_u16(), answer.json().await.unwrap_or_default()))
+    }
+
+    /// A GET of a stream that goes on.
+    pub async fn follow(&self, path: &str) -> anyhow::Result<reqwest::Response> {
+        let answer = self.client.get(format!("{}{path}", self.base)).send().await?;
+        Ok(answer.error_for_status()?)
     }
 
     /// A POST of a body as it is: status and body.

@@ -1,0 +1,132 @@
+//! Jobs that fail: tried again with growing waits, as often as they may be, and kept with their
+//! error; and processors that stop.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::{
+    mesh::{Mesh, until},
+    receiver::Receiver,
+};
+
+async fn enqueue(mesh: &Mesh, batch: &str, what: &str) -> anyhow::Result<String> {
+    let body = json!({ "projectId": "p", "batchId": batch, "data": { "do": what } });
+    let answer = mesh.post("/api/queue/enqueue", body).await?;
+    Ok(answer["jobId"].as_str().unwrap().to_owned())
+}
+
+async fn until_job(
+    mesh: &Mesh,
+    id: &str,
+    what: &str,
+    holds: impl Fn(&Value) -> bool,
+) -> anyhow::Result<Value> {
+    until(what, async || {
+        let job = mesh.job(id).await?;
+        Ok(if holds(&job) { Ok(()) } else { Err(job.to_string()) })
+    })
+    .await?;
+    mesh.job(id).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failure_is_tried_again_with_growing_waits_and_kept_with_its_error() -> anyhow::Result<()>
+{
+    let receiver = Receiver::start().await?;
+    let mesh = receiver.mesh(&[("JOBMESH_TIME_LIMIT_S", "3")])?;
+    let fails = enqueue(&mesh, "fails", "fail").await?;
+    let busy = enqueue(&mesh, "busy", "busy").await?;
+    let nonsense = enqueue(&mesh, "nonsense", "nonsense").await?;
+    let endless = enqueue(&mesh, "endless", "wait").await?;
+    let ended = |job: &Value| job["status"] != "queued" && job["status"] != "processing";
+    let waits = |job: &Value| job["status"] == "queued" && job["error"].is_string();
+    let job = until_job(&mesh, &busy, "waiting", waits).await?;
+    assert!(job["runAt"].is_string() && job["attempts"] == 1, "{job}");
+    let job = until_job(&mesh, &fails, "failed", ended).await?;
+    assert_eq!((&job["status"], &job["attempts"]), (&json!("failed"), &json!(3)));
+    let error = job["error"].as_str().unwrap();
+    assert!(error.contains("502") && error.contains("try later"), "{error}");
+    let runs = receiver.runs(&fails);
+    let attempts: Vec<u64> = runs.iter().map(|run| run.attempt).collect();
+    assert_eq!(attempts, [1, 2, 3]);
+    // 200 ms and 400 ms, each 20 % to either side.
+    let waits: Vec<Duration> = runs.windows(2).map(|two| two[1].at - two[0].at).collect();
+    assert!(waits[0] >= Duration::from_millis(160), "{waits:?}");
+    assert!(waits[1] >= Duration::from_millis(320), "{waits:?}");
+    let job = until_job(&mesh, &busy, "ended", ended).await?;
+    assert_eq!((&job["status"], &job["attempts"]), (&json!("completed"), &json!(2)));
+    let runs = receiver.runs(&busy);
+    assert!(runs[1].at - runs[0].at >= Duration::from_secs(2), "Retry-After is respected");
+    let job = until_job(&mesh, &nonsense, "ended", ended).await?;
+    assert_eq!((&job["status"], &job["attempts"]), (&json!("failed"), &json!(1)));
+    let timed_out = |job: &Value| job["error"].as_str().is_some_and(|e| e.contains("time limit"));
+    until_job(&mesh, &endless, "timed out", timed_out).await?;
+    mesh.post("/api/queue/cancel", json!({ "projectId": "p" })).await?;
+    // Three runs of the first, and each a row of its own; one row that ended the job.
+    until("in ClickHouse", async || {
+        let query = format!("SELECT count(), countIf(final) FROM job_runs WHERE job = '{fails}'");
+        let rows = mesh.sql(&query).await?;
+        Ok(if rows == "3\t1" { Ok(()) } else { Err(rows) })
+    })
+    .await
+}
+
+/// Hazard 15: a processor that stops hands back what it cannot finish, and the attempt with it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_processor_that_stops_hands_its_jobs_back_with_their_attempts() -> anyhow::Result<()> {
+    let receiver = Receiver::start().await?;
+    let mesh = receiver.mesh(&[("JOBMESH_GRACE_S", "1")])?;
+    let job = enqueue(&mesh, "b", "wait").await?;
+    receiver.until_running(1).await?;
+    mesh.signal("processor", libc::SIGTERM)?;
+    until_job(&mesh, &job, "running again", |_| receiver.runs(&job).len() == 2).await?;
+    receiver.open();
+    let ended = until_job(&mesh, &job, "completed", |job| job["status"] == "completed").await?;
+    assert_eq!(ended["attempts"], 1, "{ended}");
+    let runs: Vec<(u64, u64)> =
+        receiver.runs(&job).iter().map(|run| (run.run, run.attempt)).collect();
+    assert_eq!(runs, [(1, 1), (2, 1)]);
+    Ok(())
+}
+
+/// A processor that stops lets what runs come to its end within the grace.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_processor_that_stops_finishes_what_runs() -> anyhow::Result<()> {
+    let receiver = Receiver::start().await?;
+    let mesh = receiver.mesh(&[("JOBMESH_GRACE_S", "60")])?;
+    let job = enqueue(&mesh, "b", "wait").await?;
+    receiver.until_running(1).await?;
+    let processor = mesh.child("processor")?;
+    mesh.signal("processor", libc::SIGTERM)?;
+    let next = enqueue(&mesh, "c", "done").await?;
+    // The stopping one takes no new work: nobody does, until it is gone and the next one comes.
+    until_job(&mesh, &next, "queued", |job| job["status"] == "queued").await?;
+    receiver.open();
+    for job in [&job, &next] {
+        let ended = until_job(&mesh, job, "completed", |job| job["status"] == "completed").await?;
+        assert_eq!(ended["attempts"], 1, "{ended}");
+        assert_eq!(receiver.runs(job).len(), 1);
+    }
+    assert!(!crate::mesh::is_alive(processor));
+    Ok(())
+}
+
+/// Hazard 9: cancelled work that waits in a stream behind a busy slot is never run.
+#[tokio::test(flavor = "multi_thread")]
+async fn canceled_work_behind_a_busy_slot_is_never_run() -> anyhow::Result<()> {
+    let receiver = Receiver::start().await?;
+    let mesh = receiver.mesh(&[("JOBMESH_CONCURRENCY", "1")])?;
+    let first = enqueue(&mesh, "first", "wait").await?;
+    receiver.until_running(1).await?;
+    let waiting = enqueue(&mesh, "waiting", "done").await?;
+    let cancel = json!({ "projectId": "p", "batchIds": ["waiting"] });
+    assert_eq!(mesh.post("/api/queue/cancel", cancel).await?["canceledCount"], 1);
+    let last = enqueue(&mesh, "last", "done").await?;
+    receiver.open();
+    for job in [&first, &last] {
+        until_job(&mesh, job, "completed", |job| job["status"] == "completed").await?;
+    }
+    assert!(receiver.runs(&waiting).is_empty(), "the last one came behind it, and it did not run");
+    Ok(())
+}
