@@ -1,6 +1,8 @@
 //! End-to-end scenarios: each starts `jobmesh dev` on a folder and ports of its own, and speaks
 //! to it as its users do.
 
+#![expect(clippy::unwrap_used, reason = "a test ends at the first surprise")]
+
 mod answers;
 mod bad_input;
 mod clickhouse_away;
