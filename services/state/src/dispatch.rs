@@ -220,6 +220,19 @@ mod tests {
         (state, dispatcher, id)
     }
 
+    /// Hazard 5: a second batch behind the same fence waits for the end of the first.
+    #[test]
+    fn one_dispatch_a_class_is_in_flight() {
+        let (mut state, mut dispatcher, id) = dispatched();
+        let reading = dispatcher.begin_reading();
+        dispatcher.judge(&mut state, reading, &HashSet::new());
+        dispatcher.busy[Class::Normal as usize] = true;
+        assert!(dispatcher.plan(&mut state, 0.1, 1).is_empty());
+        assert!(dispatcher.dispatched(Class::Normal, Ok(())));
+        assert_eq!(dispatcher.plan(&mut state, 0.1, 1).len(), 1);
+        assert!(dispatcher.is_out(id));
+    }
+
     /// Hazard 2: what a reading did not see may have been dispatched after it began.
     #[test]
     fn a_run_dispatched_during_a_reading_is_not_missing_from_it() {

@@ -45,7 +45,12 @@ struct Service {
 
 impl Service {
     fn start(url: &str) -> Self {
-        let config = Args::parse_from(["state", "--nats-url", url]).config;
+        Self::start_with(url, &[])
+    }
+
+    fn start_with(url: &str, more: &[&str]) -> Self {
+        let args = ["state", "--nats-url", url].into_iter().chain(more.iter().copied());
+        let config = Args::parse_from(args).config;
         let stop = CancellationToken::new();
         let stopped = stop.clone();
         let running = std::thread::spawn(move || {
@@ -244,4 +249,52 @@ async fn a_takeover_writes_what_the_leader_before_it_left_behind() -> anyhow::Re
         assert!(begun.elapsed() < PATIENCE, "the bucket never has the job");
     }
     service.stop().await
+}
+
+/// Hazard 7: COMMANDS is cut by sequence, below what the older of two snapshots covers, and what
+/// is left is enough to start from. EVENTS stays where metrics has not read it.
+#[tokio::test(flavor = "multi_thread")]
+async fn commands_are_cut_below_the_older_snapshot_and_a_start_needs_no_more() -> anyhow::Result<()>
+{
+    let nats = Nats::start()?;
+    let broker = connect(&nats).await?;
+    let often = ["--snapshot-every-s", "1", "--events-retention-s", "0"];
+    let first = Service::start_with(&nats.url(), &often);
+    let begun = Instant::now();
+    let mut enqueued = 0;
+    let cut = loop {
+        enqueued += 1;
+        let batch = format!("b{enqueued}").into();
+        let mut command = one(enqueued);
+        command.jobs[0].batch = batch;
+        ask(&broker, Verb::Enqueue, command, in_a_while()).await?;
+        let state = broker.js.get_stream(names::COMMANDS).await?.cached_info().state.clone();
+        if state.first_sequence > 1 {
+            break state.first_sequence;
+        }
+        assert!(begun.elapsed() < PATIENCE, "nothing was cut");
+    };
+    first.stop().await?;
+    let events = broker.js.get_stream(names::EVENTS).await?.cached_info().state.clone();
+    assert_eq!(events.first_sequence, 1, "metrics has read nothing");
+    let second = Service::start(&nats.url());
+    for job in 1..=enqueued {
+        let found = look_up(&broker, job).await?;
+        assert_eq!(found.map(|job| job.status), Some(Status::Queued), "{job}, cut below {cut}");
+    }
+    second.stop().await
+}
+
+/// Hazard 18: nothing that the folding process is built from can call out.
+#[test]
+fn the_folding_process_has_no_client_for_anything_but_nats() {
+    for package in ["services/state", "libs/service", "libs/mesh", "libs/job"] {
+        let root = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
+        let manifest = std::fs::read_to_string(format!("{root}/{package}/Cargo.toml")).unwrap();
+        let (_, dependencies) = manifest.split_once("[dependencies]").unwrap();
+        let dependencies = dependencies.split("\n[").next().unwrap();
+        for client in ["reqwest", "hyper", "ureq", "clickhouse", "isahc", "curl"] {
+            assert!(!dependencies.contains(client), "{package} depends on {client}");
+        }
+    }
 }
