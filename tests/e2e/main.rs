@@ -11,6 +11,7 @@ mod failures;
 mod following;
 mod kills;
 mod mesh;
+mod projects;
 mod receiver;
 mod stopping;
 mod whole_life;

@@ -132,6 +132,20 @@ impl Mesh {
         Ok((answer.status().as_u16(), answer.json().await.unwrap_or_default()))
     }
 
+    /// A PUT of a body as it is: status and body.
+    pub async fn put_raw(&self, path: &str, body: String) -> anyhow::Result<(u16, Value)> {
+        let answer = self.client.put(format!("{}{path}", self.base)).body(body).send().await?;
+        Ok((answer.status().as_u16(), answer.json().await.unwrap_or_default()))
+    }
+
+    /// Changes the settings of a project; returns them.
+    pub async fn set(&self, project: &str, change: Value) -> anyhow::Result<Value> {
+        let path = format!("/api/projects/{project}");
+        let (status, answer) = self.put_raw(&path, change.to_string()).await?;
+        anyhow::ensure!(status == 200, "{path} answered {status}: {answer}");
+        Ok(answer["project"].clone())
+    }
+
     /// A POST of JSON that must succeed.
     pub async fn post(&self, path: &str, body: Value) -> anyhow::Result<Value> {
         let (status, answer) = self.post_raw(path, body.to_string()).await?;

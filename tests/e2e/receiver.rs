@@ -6,7 +6,7 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use axum::{
@@ -32,6 +32,8 @@ pub struct Receiver {
 #[derive(Default)]
 struct Seen {
     running: AtomicUsize,
+    most_running: AtomicUsize,
+    last_ended: Mutex<Option<Instant>>,
     runs: Mutex<Vec<Run>>,
 }
 
@@ -41,7 +43,10 @@ pub struct Run {
     pub job: String,
     pub run: u64,
     pub attempt: u64,
+    pub project: String,
     pub at: Instant,
+    /// How long it is since another run ended.
+    pub since_an_end: Option<Duration>,
 }
 
 /// Counts a run for as long as it is answered.
@@ -49,6 +54,7 @@ struct Running(Arc<Seen>);
 
 impl Drop for Running {
     fn drop(&mut self) {
+        *self.0.last_ended.lock().unwrap() = Some(Instant::now());
         self.0.running.fetch_sub(1, Ordering::SeqCst);
     }
 }
@@ -85,6 +91,16 @@ impl Receiver {
         self.seen.running.load(Ordering::SeqCst)
     }
 
+    /// How many jobs were answered at once at most.
+    pub fn most_running(&self) -> usize {
+        self.seen.most_running.load(Ordering::SeqCst)
+    }
+
+    /// All runs so far, in the order of their starts.
+    pub fn all(&self) -> Vec<Run> {
+        self.seen.runs.lock().unwrap().clone()
+    }
+
     /// Waits until exactly `count` jobs are being answered.
     pub async fn until_running(&self, count: usize) -> anyhow::Result<()> {
         until(&format!("{count} running"), async || {
@@ -102,14 +118,17 @@ impl Receiver {
 }
 
 async fn answer(State(receiver): State<Receiver>, Json(work): Json<Value>) -> Response {
-    receiver.seen.running.fetch_add(1, Ordering::SeqCst);
+    let running = receiver.seen.running.fetch_add(1, Ordering::SeqCst) + 1;
+    receiver.seen.most_running.fetch_max(running, Ordering::SeqCst);
     let _running = Running(receiver.seen.clone());
     let attempt = work["attempt"].as_u64().unwrap_or(0);
     receiver.seen.runs.lock().unwrap().push(Run {
         job: work["job"].as_str().unwrap_or_default().to_owned(),
         run: work["run"].as_u64().unwrap_or(0),
         attempt,
+        project: work["project"].as_str().unwrap_or_default().to_owned(),
         at: Instant::now(),
+        since_an_end: receiver.seen.last_ended.lock().unwrap().map(|at| at.elapsed()),
     });
     let done = json!({
         "result": { "echo": work["data"] },
@@ -118,6 +137,12 @@ async fn answer(State(receiver): State<Receiver>, Json(work): Json<Value>) -> Re
     });
     match work["data"]["do"].as_str() {
         Some("done") => Json(done).into_response(),
+        // Work of a length is what these jobs are made of: nothing waits for it.
+        Some("work") => {
+            let ms = work["data"]["ms"].as_u64().unwrap_or(20);
+            tokio::time::sleep(Duration::from_millis(ms)).await;
+            Json(done).into_response()
+        }
         Some("reject") => (StatusCode::UNPROCESSABLE_ENTITY, "no such page").into_response(),
         Some("fail") => (StatusCode::BAD_GATEWAY, "try later").into_response(),
         Some("busy") if attempt == 1 => {

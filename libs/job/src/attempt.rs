@@ -1,5 +1,7 @@
 //! Attempts: how long to wait for the next, and when they are used up.
 
+use serde::{Deserialize, Serialize};
+
 use crate::{Job, JobId};
 
 /// Take-backs in a row, without the job having begun, after which an attempt counts as used: a
@@ -7,7 +9,8 @@ use crate::{Job, JobId};
 const TAKE_BACKS_PER_ATTEMPT: u32 = 2;
 
 /// Exponential backoff with jitter.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Backoff {
     /// The wait after the first failure, in ms.
     pub base_ms: i64,

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{About, Id, Idempotency, JobId, Json, Kind, Run, Spent, time::Millis};
+use crate::{About, Backoff, Id, Idempotency, JobId, Json, Kind, Patch, Run, Spent, time::Millis};
 
 /// One thing asked.
 #[derive(Clone, Debug, PartialEq)]
@@ -13,6 +13,8 @@ pub enum Command {
     Cancel(Cancel),
     /// Queue ended jobs again.
     Retry(Retry),
+    /// Change the settings of a project.
+    Project(Project),
     /// A processor began a run.
     Started(Started),
     /// A run ended.
@@ -36,6 +38,9 @@ pub struct Enqueue {
     /// The attempts each may use; the configuration's number where absent.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub max_attempts: Option<u32>,
+    /// How long failed attempts wait; the project's or the configuration's rule where absent.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub retry: Option<Backoff>,
     /// Whether the live jobs of the same batches are cancelled first.
     pub supersede: bool,
     /// The jobs, each of another batch.
@@ -81,6 +86,15 @@ pub struct Retry {
     /// What makes a repeat of the request harmless.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub idempotency: Option<Idempotency>,
+}
+
+/// Change the settings of a project.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Project {
+    /// The project.
+    pub project: Id,
+    /// What is to change.
+    pub change: Patch,
 }
 
 /// A processor began a run. It may come late, twice or never: an outcome implies it.

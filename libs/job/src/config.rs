@@ -1,6 +1,6 @@
 //! What an operator may set of the rules.
 
-use crate::{Backoff, Bands};
+use crate::{Backoff, Bands, Limits};
 
 /// The settings that decisions are made with. What a decision took from them is written into
 /// its events, so that a replay needs none of it.
@@ -16,6 +16,8 @@ pub struct Config {
     pub retention_ms: i64,
     /// The share of dispatches kept for each class below the first one that waits, from 0 to 1.
     pub lower_share: f64,
+    /// Limits of a project that sets none.
+    pub limits: Limits,
 }
 
 impl Default for Config {
@@ -26,6 +28,7 @@ impl Default for Config {
             backoff: Backoff::default(),
             retention_ms: 7 * 24 * 3_600 * 1_000,
             lower_share: 0.10,
+            limits: Limits::default(),
         }
     }
 }

@@ -2,6 +2,7 @@
 
 mod cancel;
 mod enqueue;
+mod project;
 mod retry;
 mod run;
 
@@ -76,6 +77,7 @@ impl State {
             Command::Enqueue(ask) => self.decide_enqueue(config, facts, now, ask),
             Command::Cancel(ask) => self.decide_cancel(facts, now, ask),
             Command::Retry(ask) => self.decide_retry(facts, now, ask),
+            Command::Project(ask) => Ok(self.decide_project(ask)),
             Command::Started(said) => Ok(self.decide_started(said)),
             Command::Outcome(said) => self.decide_outcome(config, facts, now, said),
         }
@@ -142,6 +144,7 @@ fn canceled(job: &Job, error: Id, superseded_by: Option<JobId>) -> Event {
         started_at: job.started_at,
         finished_at: None,
         spent: crate::Spent::default(),
+        doubtful: false,
         error: Some(error),
         to: Became::Canceled { superseded_by },
     }))

@@ -4,7 +4,8 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::{
-    About, Answer, Digest, Id, Job, JobId, Json, Kind, Position, Run, Spent, Status, time::Millis,
+    About, Answer, Backoff, Digest, Id, Job, JobId, Json, Kind, Position, Run, Settings, Spent,
+    Status, time::Millis,
 };
 
 /// One message of EVENTS: events that were decided together.
@@ -59,6 +60,13 @@ pub enum Event {
         /// The answer.
         answer: Box<Answer>,
     },
+    /// The settings of a project changed.
+    ProjectSet {
+        /// The project.
+        project: Id,
+        /// All of its settings from here on.
+        settings: Box<Settings>,
+    },
     /// A command with too many events for one message goes on in the next.
     Partial {
         /// Jobs cancelled or queued again so far.
@@ -96,6 +104,12 @@ pub struct Enqueued {
     pub class: crate::Class,
     /// The attempts it may use.
     pub max_attempts: u32,
+    /// Whether its request named that number: a project's setting changes nothing of it then.
+    #[serde(skip_serializing_if = "std::ops::Not::not", default)]
+    pub own_attempts: bool,
+    /// How long its failed attempts wait, where its request says so.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub retry: Option<Backoff>,
     /// Not to be run before this time.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub run_at: Option<Millis>,
@@ -125,6 +139,9 @@ pub struct Ended {
     /// What it cost.
     #[serde(default, skip_serializing_if = "Spent::is_nothing")]
     pub spent: Spent,
+    /// Whether a run that nobody said had begun may have: it counts as a start of its project.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub doubtful: bool,
     /// What went wrong.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub error: Option<Id>,
@@ -288,9 +305,11 @@ impl Event {
                 error: None,
                 worker: None,
             }),
-            Self::Led { .. } | Self::Refused(_) | Self::Answered { .. } | Self::Partial { .. } => {
-                None
-            }
+            Self::Led { .. }
+            | Self::Refused(_)
+            | Self::Answered { .. }
+            | Self::ProjectSet { .. }
+            | Self::Partial { .. } => None,
         }
     }
 }

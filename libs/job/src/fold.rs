@@ -6,8 +6,9 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::{
-    Answer, Counts, Digest, Id, Job, JobId, Position, Ready, Status,
+    Answer, Counts, Digest, Gate, Id, Job, JobId, Open, Position, Ready, Settings, Status,
     event::{Batch, Became, Ended, Enqueued, Event, LateRun, Requeued, Revived},
+    minute::Minute,
     recent::Recent,
     time::Millis,
 };
@@ -18,6 +19,14 @@ pub(crate) struct Project {
     pub counts: Counts,
     /// Failed jobs, and until when they are kept: what `retryAll` reaches.
     pub failed: HashMap<JobId, Millis>,
+    #[serde(default)]
+    pub settings: Settings,
+    /// Runs that started in the last minute.
+    #[serde(default)]
+    pub starts: Minute,
+    /// Tokens that were counted in the last minute.
+    #[serde(default)]
+    pub tokens: Minute,
     /// Live jobs by batch.
     #[serde(skip)]
     pub live: HashMap<Id, Vec<JobId>>,
@@ -61,6 +70,18 @@ pub struct State {
 struct Touched {
     order: VecDeque<(Position, Queued)>,
     members: HashSet<Queued>,
+}
+
+/// What a project used of its limits in the last 60 s.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Usage {
+    /// Jobs that run now.
+    pub running: u64,
+    /// Runs that started.
+    pub starts: u64,
+    /// Tokens that were counted.
+    pub tokens: u64,
 }
 
 /// Something that the bucket is to be told.
@@ -171,7 +192,8 @@ impl State {
         match event {
             Event::Led { term, .. } => self.known.term = *term,
             Event::Enqueued(new) => self.enqueued(at, position, new),
-            Event::Started { job, worker, at: began, .. } => {
+            Event::Started { job, of, worker, at: began, .. } => {
+                self.known.projects.entry(of.project.clone()).or_default().starts.add(at, 1);
                 self.change(*job, position, |job| {
                     job.status = Status::Processing;
                     job.attempts += 1;
@@ -186,12 +208,17 @@ impl State {
             Event::Revived(revived) => self.revived(position, revived),
             Event::Refused(refused) => {
                 if let Some(late) = &refused.ended {
+                    self.count_tokens(at, &late.about.project, &late.spent);
                     self.late(position, late);
                 }
             }
             Event::Answered { key, answer } => {
                 self.known.answers.insert(*key, (position, (**answer).clone()));
                 self.touched.push(position, Queued::Answer(*key));
+            }
+            Event::ProjectSet { project, settings } => {
+                let project = self.known.projects.entry(project.clone()).or_default();
+                project.settings.clone_from(settings);
             }
             Event::Partial { jobs, batches } => self.known.partial = Some((*jobs, *batches)),
         }
@@ -209,6 +236,19 @@ impl State {
     /// Who is next to be dispatched.
     pub fn ready(&mut self) -> &mut Ready {
         &mut self.ready
+    }
+
+    /// Takes the next job to be dispatched; `gate` says whether a project may start a run.
+    pub(crate) fn next_ready(
+        &mut self,
+        lower_share: f64,
+        open: Open,
+        mut gate: impl FnMut(&Id, &Project) -> Gate,
+    ) -> Option<JobId> {
+        let Self { known, ready, .. } = self;
+        ready.next(lower_share, open, |id| {
+            known.projects.get(id).map_or(Gate::Open(1), |project| gate(id, project))
+        })
     }
 
     /// Puts a job that was taken for dispatch back among those that may run.
@@ -237,15 +277,40 @@ impl State {
     }
 
     /// How many queued jobs of a project, or of all, wait for their time.
-    pub fn scheduled(&self, project: Option<&str>) -> usize {
-        match project {
-            None => self.ready.scheduled().count(),
-            Some(project) => self
-                .ready
-                .scheduled()
-                .filter(|id| self.job(*id).is_some_and(|job| *job.project == *project))
-                .count(),
+    pub fn scheduled(&self, project: Option<&str>) -> u64 {
+        self.ready.scheduled(project)
+    }
+
+    /// The settings of a project.
+    pub fn settings(&self, project: &str) -> Settings {
+        self.known.projects.get(project).map(|p| p.settings.clone()).unwrap_or_default()
+    }
+
+    /// What a project used of its limits in the 60 s before `now`.
+    pub fn usage(&self, project: &str, now: Millis) -> Usage {
+        let Some(project) = self.known.projects.get(project) else { return Usage::default() };
+        Usage {
+            running: project.counts.processing.iter().sum(),
+            starts: project.starts.sum(now),
+            tokens: project.tokens.sum(now),
         }
+    }
+
+    /// The attempts that a job may use: its own number where its request named one, else the
+    /// project's of now, else the configuration's of when it was enqueued.
+    pub fn max_attempts(&self, job: &Job) -> u32 {
+        let project = self.known.projects.get(&job.project);
+        match project.and_then(|project| project.settings.max_attempts) {
+            Some(attempts) if !job.own_attempts => attempts,
+            _ => job.max_attempts,
+        }
+    }
+
+    /// How long an ended job of a project is kept, in ms.
+    pub fn retention_ms(&self, project: &str) -> i64 {
+        let project = self.known.projects.get(project);
+        let own = project.and_then(|project| project.settings.retention);
+        own.map_or(self.retention_ms, |seconds| i64::from(seconds) * 1_000)
     }
 
     /// The last message of COMMANDS that is folded.
@@ -338,6 +403,8 @@ impl State {
             run: 1,
             attempts: 0,
             max_attempts: new.max_attempts,
+            own_attempts: new.own_attempts,
+            retry: new.retry.map(Box::new),
             take_backs: 0,
             closed: false,
             created_at: at,
@@ -359,7 +426,12 @@ impl State {
     }
 
     fn ended(&mut self, at: Millis, position: Position, ended: &Ended) {
-        let retention_ms = self.retention_ms;
+        self.count_tokens(at, &ended.about.project, &ended.spent);
+        if ended.doubtful {
+            let project = self.known.projects.entry(ended.about.project.clone()).or_default();
+            project.starts.add(at, 1);
+        }
+        let retention_ms = self.retention_ms(&ended.about.project);
         self.change(ended.job, position, |job| {
             job.spent.add(&ended.spent);
             job.closed = ended.finished_at.is_some();
@@ -392,6 +464,13 @@ impl State {
         project.counts.leave(revived.was, job.class);
         self.known.total.leave(revived.was, job.class);
         self.enter(position, job);
+    }
+
+    fn count_tokens(&mut self, at: Millis, project: &Id, spent: &crate::Spent) {
+        let tokens = spent.input_tokens.saturating_add(spent.output_tokens);
+        if tokens > 0 {
+            self.known.projects.entry(project.clone()).or_default().tokens.add(at, tokens);
+        }
     }
 
     /// Notes that the costs of a run which ended late are counted, so that they are not again.

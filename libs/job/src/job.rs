@@ -15,7 +15,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Class, Id, JobId, Json, Position, Run, time::Millis};
+use crate::{Backoff, Class, Id, JobId, Json, Position, Run, time::Millis};
 
 /// How many steps of its life a job keeps; the oldest but the first go first.
 const TIMELINE_STEPS_MAX: usize = 40;
@@ -162,6 +162,12 @@ pub struct Job {
     pub attempts: u32,
     /// The attempts it may use.
     pub max_attempts: u32,
+    /// Whether its request named that number.
+    #[serde(skip_serializing_if = "std::ops::Not::not", default)]
+    pub own_attempts: bool,
+    /// How long its failed attempts wait, where its request says so.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub retry: Option<Box<Backoff>>,
     /// How often in a row it was taken back from a processor that had not begun it.
     #[serde(skip_serializing_if = "is_zero_u32", default)]
     pub take_backs: u32,

@@ -1,32 +1,65 @@
 //! Who is next: queued jobs in the order in which they may run.
 //!
-//! By class; in a class round robin over projects, so that a project with a million jobs delays
-//! another's single one by one turn; in a project by priority number, then age. A class below
-//! the first one that waits keeps a share of the turns, so that it never starves.
+//! By class; in a class weighted round robin over projects, so that a project with a million
+//! jobs delays another's single one by one turn; in a project by priority number, then age. A
+//! class below the first one that waits keeps a share of the turns, so that it never starves.
 //!
+//! A project that may start nothing now is parked: it costs nothing until it is unparked.
 //! All of it is derived from the jobs: a restart builds it anew.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 
-use crate::{Class, Id, Job, JobId, Position, time::Millis};
+use crate::{Class, Id, Job, JobId, Kind, Position, time::Millis};
 
 /// A job's place among those of its project: number, age, id.
 type Place = (u16, Position, JobId);
 
+/// Which kinds of work may be taken, by class.
+pub type Open = [[bool; Kind::ALL.len()]; Class::ALL.len()];
+
+/// Whether a project may start a run now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Gate {
+    /// It may, and has so many turns where others have one.
+    Open(u32),
+    /// It may not: it is parked.
+    Closed,
+}
+
 /// The jobs that wait to be dispatched, and those that wait for their time.
 #[derive(Debug, Default)]
 pub struct Ready {
-    lanes: [Lane; 3],
-    timers: BTreeSet<(Millis, JobId)>,
+    lanes: [Lane; Class::ALL.len()],
+    timers: BTreeMap<(Millis, JobId), Id>,
+    scheduled: HashMap<Id, u64>,
+    parked: HashSet<Id>,
     turn: f64,
 }
 
-/// One class: a ring of the projects that have something ready.
+/// One class: a ring of the projects that have something ready and are not parked. What a
+/// project in the ring lost since is found out when its turn comes.
 #[derive(Debug, Default)]
 struct Lane {
     ring: VecDeque<Id>,
-    projects: HashMap<Id, BTreeSet<Place>>,
-    jobs: usize,
+    projects: HashMap<Id, Waiting>,
+    jobs: [usize; Kind::ALL.len()],
+}
+
+/// A project's jobs in one class.
+#[derive(Debug, Default)]
+struct Waiting {
+    places: [BTreeSet<Place>; Kind::ALL.len()],
+    in_ring: bool,
+    /// Turns left before the next project's.
+    turns: u32,
+}
+
+/// What came of asking a lane.
+enum Turn {
+    Took(JobId),
+    /// A project was parked or had nothing left: ask again.
+    Again,
+    Nothing,
 }
 
 impl Ready {
@@ -34,16 +67,23 @@ impl Ready {
     pub fn insert(&mut self, job: &Job, now: Millis) {
         match job.run_at {
             Some(at) if at > now => {
-                self.timers.insert((at, job.id));
+                if self.timers.insert((at, job.id), job.project.clone()).is_none() {
+                    *self.scheduled.entry(job.project.clone()).or_default() += 1;
+                }
             }
-            _ => self.lanes[job.class as usize].insert(job),
+            _ => {
+                let parked = self.parked.contains(&job.project);
+                self.lanes[job.class as usize].insert(job, parked);
+            }
         }
     }
 
     /// Takes out a job that is queued no more.
     pub fn remove(&mut self, job: &Job) {
-        if let Some(at) = job.run_at {
-            self.timers.remove(&(at, job.id));
+        if let Some(at) = job.run_at
+            && let Some(project) = self.timers.remove(&(at, job.id))
+        {
+            self.unschedule(&project);
         }
         self.lanes[job.class as usize].remove(job);
     }
@@ -51,11 +91,12 @@ impl Ready {
     /// The jobs whose time has come; the caller inserts them again.
     pub fn due(&mut self, now: Millis) -> Vec<JobId> {
         let mut due = Vec::new();
-        while let Some(&(at, id)) = self.timers.first() {
-            if at > now {
+        while let Some(first) = self.timers.first_entry() {
+            if first.key().0 > now {
                 break;
             }
-            self.timers.pop_first();
+            let ((_, id), project) = first.remove_entry();
+            self.unschedule(&project);
             due.push(id);
         }
         due
@@ -63,36 +104,73 @@ impl Ready {
 
     /// When the next waiting job's time comes.
     pub fn next_due(&self) -> Option<Millis> {
-        self.timers.first().map(|(at, _)| *at)
+        self.timers.first_key_value().map(|((at, _), _)| *at)
     }
 
-    /// How many jobs wait for their time.
-    pub fn scheduled(&self) -> impl Iterator<Item = JobId> + '_ {
-        self.timers.iter().map(|(_, id)| *id)
-    }
-
-    /// How many jobs may be dispatched now, by class.
-    pub fn depth(&self) -> [usize; 3] {
-        [self.lanes[0].jobs, self.lanes[1].jobs, self.lanes[2].jobs]
-    }
-
-    /// Takes the next job to dispatch from the classes that `open` allows. `lower_share` of the
-    /// turns (0 to 1) go to each class below the first one that waits.
-    pub fn next(&mut self, lower_share: f64, open: [bool; 3]) -> Option<JobId> {
-        let mut waiting = (0..3)
-            .filter(|class| open[*class] && self.lanes[*class].jobs > 0)
-            .collect::<VecDeque<_>>();
-        let first = waiting.pop_front()?;
-        if waiting.is_empty() {
-            return self.lanes[first].next();
+    /// How many jobs of a project, or of all, wait for their time.
+    pub fn scheduled(&self, project: Option<&str>) -> u64 {
+        match project {
+            None => self.timers.len() as u64,
+            Some(project) => self.scheduled.get(project).copied().unwrap_or(0),
         }
-        self.turn = (self.turn + 1.0) % 1_000.0;
-        for (nth, class) in waiting.iter().enumerate() {
-            if is_shared_turn(self.turn, lower_share, nth) {
-                return self.lanes[*class].next();
+    }
+
+    /// How many jobs wait to be dispatched in `class`.
+    pub fn depth_of(&self, class: Class) -> usize {
+        self.lanes[class as usize].jobs.iter().sum()
+    }
+
+    /// Lets a parked project be asked again.
+    pub fn unpark(&mut self, project: &Id) {
+        if self.parked.remove(project) {
+            for lane in &mut self.lanes {
+                lane.join_ring(project);
             }
         }
-        self.lanes[first].next()
+    }
+
+    /// Takes the next job to dispatch from what `open` allows. `lower_share` of the turns (from 0 to
+    /// 1.0) go to each class below the first one that waits. `gate` says of a project whether it
+    /// may start a run; a project that may not is parked.
+    pub fn next(
+        &mut self,
+        lower_share: f64,
+        open: Open,
+        mut gate: impl FnMut(&Id) -> Gate,
+    ) -> Option<JobId> {
+        let mut asked = [0, 1, 2].map(|class: usize| self.lanes[class].may_have(open[class]));
+        loop {
+            let class = self.class_in_turn(lower_share, asked)?;
+            match self.lanes[class].take(open[class], &mut self.parked, &mut gate) {
+                Turn::Took(id) => {
+                    self.turn = (self.turn + 1.0) % 1_000.0;
+                    return Some(id);
+                }
+                Turn::Again => {}
+                Turn::Nothing => asked[class] = false,
+            }
+        }
+    }
+
+    /// The class whose turn it is among those that may have something.
+    fn class_in_turn(&self, lower_share: f64, asked: [bool; 3]) -> Option<usize> {
+        let mut waiting = (0..3).filter(|class| asked[*class]);
+        let first = waiting.next()?;
+        for (nth, class) in waiting.enumerate() {
+            if is_shared_turn(self.turn + 1.0, lower_share, nth) {
+                return Some(class);
+            }
+        }
+        Some(first)
+    }
+
+    fn unschedule(&mut self, project: &Id) {
+        if let Some(jobs) = self.scheduled.get_mut(project) {
+            *jobs -= 1;
+            if *jobs == 0 {
+                self.scheduled.remove(project);
+            }
+        }
     }
 }
 
@@ -107,49 +185,104 @@ fn is_shared_turn(turn: f64, share: f64, nth: usize) -> bool {
 }
 
 impl Lane {
-    fn insert(&mut self, job: &Job) {
-        let places = self.projects.entry(job.project.clone()).or_default();
-        if places.is_empty() {
-            self.ring.push_back(job.project.clone());
+    fn insert(&mut self, job: &Job, parked: bool) {
+        let waiting = self.projects.entry(job.project.clone()).or_default();
+        if waiting.places[job.kind as usize].insert(place(job)) {
+            self.jobs[job.kind as usize] += 1;
         }
-        if places.insert(place(job)) {
-            self.jobs += 1;
+        if !parked && !waiting.in_ring {
+            waiting.in_ring = true;
+            self.ring.push_back(job.project.clone());
         }
     }
 
     fn remove(&mut self, job: &Job) {
-        let Some(places) = self.projects.get_mut(&job.project) else { return };
-        if places.remove(&place(job)) {
-            self.jobs -= 1;
+        let Some(waiting) = self.projects.get_mut(&job.project) else { return };
+        if waiting.places[job.kind as usize].remove(&place(job)) {
+            self.jobs[job.kind as usize] -= 1;
         }
-        if places.is_empty() {
+        if waiting.is_empty() && !waiting.in_ring {
             self.projects.remove(&job.project);
-            self.ring.retain(|project| *project != job.project);
         }
     }
 
-    fn next(&mut self) -> Option<JobId> {
-        let project = self.ring.pop_front()?;
-        let places = self.projects.get_mut(&project)?;
-        let next = places.pop_first();
-        if places.is_empty() {
-            self.projects.remove(&project);
-        } else {
-            self.ring.push_back(project);
+    fn join_ring(&mut self, project: &Id) {
+        if let Some(waiting) = self.projects.get_mut(project)
+            && !waiting.in_ring
+            && !waiting.is_empty()
+        {
+            waiting.in_ring = true;
+            self.ring.push_back(project.clone());
         }
-        self.jobs -= usize::from(next.is_some());
-        next.map(|(_, _, id)| id)
+    }
+
+    fn may_have(&self, open: [bool; 2]) -> bool {
+        let open_jobs = self.jobs.iter().zip(open).any(|(jobs, open)| open && *jobs > 0);
+        open_jobs && !self.ring.is_empty()
+    }
+
+    /// Asks the projects in turn for a job of an open kind.
+    fn take(
+        &mut self,
+        open: [bool; 2],
+        parked: &mut HashSet<Id>,
+        gate: &mut impl FnMut(&Id) -> Gate,
+    ) -> Turn {
+        for _ in 0..self.ring.len() {
+            let Some(project) = self.ring.pop_front() else { return Turn::Nothing };
+            let Some(waiting) = self.projects.get_mut(&project) else { continue };
+            if waiting.is_empty() || parked.contains(&project) {
+                waiting.leave_ring();
+                if waiting.is_empty() {
+                    self.projects.remove(&project);
+                }
+                return Turn::Again;
+            }
+            let Some((kind, next)) = waiting.first(open) else {
+                self.ring.push_back(project);
+                continue;
+            };
+            let Gate::Open(weight) = gate(&project) else {
+                waiting.leave_ring();
+                parked.insert(project);
+                return Turn::Again;
+            };
+            waiting.places[kind].remove(&next);
+            self.jobs[kind] -= 1;
+            if waiting.turns == 0 {
+                waiting.turns = weight.max(1);
+            }
+            waiting.turns -= 1;
+            if waiting.is_empty() {
+                self.projects.remove(&project);
+            } else if waiting.turns > 0 {
+                self.ring.push_front(project);
+            } else {
+                self.ring.push_back(project);
+            }
+            return Turn::Took(next.2);
+        }
+        Turn::Nothing
+    }
+}
+
+impl Waiting {
+    fn is_empty(&self) -> bool {
+        self.places.iter().all(BTreeSet::is_empty)
+    }
+
+    fn leave_ring(&mut self) {
+        self.in_ring = false;
+        self.turns = 0;
+    }
+
+    /// The first job of an open kind, with its kind.
+    fn first(&self, open: [bool; 2]) -> Option<(usize, Place)> {
+        let firsts = self.places.iter().enumerate().filter(|(kind, _)| open[*kind]);
+        firsts.filter_map(|(kind, places)| Some((kind, *places.first()?))).min_by_key(|(_, p)| *p)
     }
 }
 
 fn place(job: &Job) -> Place {
     (job.priority, job.order, job.id)
-}
-
-/// The name of each class beside its depth, for those who report it.
-impl Ready {
-    /// How many jobs may be dispatched now in `class`.
-    pub fn depth_of(&self, class: Class) -> usize {
-        self.lanes[class as usize].jobs
-    }
 }

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::JobId;
+use crate::{JobId, Settings};
 
 /// The reply to a command.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -29,6 +29,8 @@ pub enum Reply {
         /// Failed jobs that could not be: superseded by a newer job, or past their retention.
         left: u64,
     },
+    /// The settings of the project are these now.
+    ProjectSet(Box<Settings>),
     /// It was not done.
     Refused {
         /// The kind of refusal.

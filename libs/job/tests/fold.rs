@@ -6,14 +6,16 @@
 use std::collections::HashMap;
 
 use job::{
-    About, Class, Config, Counts, Facts, Job, JobId, Json, Kind, Need, Position, Spent, State,
-    Status,
+    About, Class, Config, Counts, Facts, Gate, Job, JobId, Json, Kind, Need, Position, Spent,
+    State, Status,
     command::{Cancel, Command, End, Enqueue, NewJob, Outcome, Retry, Started},
     event::{Batch, Event},
     time::Millis,
 };
 use proptest::prelude::*;
 
+/// All classes and kinds may be taken.
+const ALL: job::Open = [[true; 2]; 3];
 /// How long ended jobs are kept here.
 const RETENTION_MS: i64 = 1_000_000;
 
@@ -147,6 +149,7 @@ impl World {
                     priority: *priority,
                     run_at: None,
                     max_attempts: None,
+                    retry: None,
                     supersede: !redo,
                     jobs,
                     idempotency: None,
@@ -290,7 +293,7 @@ impl World {
         assert_eq!(counted, self.state.counts(None), "counts differ from the jobs");
         assert!(self.completed.values().all(|times| *times == 1), "a job completed twice");
         let queued: usize = Class::ALL.iter().map(|c| self.state.ready().depth_of(*c)).sum();
-        let waiting = self.state.scheduled(None);
+        let waiting = self.state.scheduled(None) as usize;
         let live = self.state.jobs().filter(|job| job.status == Status::Queued).count();
         assert_eq!(queued + waiting, live, "the queue differs from the jobs");
     }
@@ -318,6 +321,7 @@ fn enqueue(state: &mut State, sequence: u64, project: &str, jobs: &[(u128, u16)]
             priority: *priority,
             run_at: None,
             max_attempts: None,
+            retry: None,
             supersede: true,
             jobs: vec![NewJob {
                 id: JobId::from_u128(*id),
@@ -339,8 +343,9 @@ fn dispatch_goes_by_class_then_round_robin_over_projects_then_by_number_and_age(
     enqueue(&mut state, 1, "a", &[(1, 9), (2, 7), (3, 7), (4, 8)]);
     enqueue(&mut state, 2, "b", &[(5, 10), (6, 10)]);
     enqueue(&mut state, 3, "b", &[(7, 0)]);
-    let order: Vec<u128> =
-        std::iter::from_fn(|| state.ready().next(0.0, [true; 3])).map(|id| id.as_u128()).collect();
+    let order: Vec<u128> = std::iter::from_fn(|| state.ready().next(0.0, ALL, |_| Gate::Open(1)))
+        .map(|id| id.as_u128())
+        .collect();
     assert_eq!(order, [7, 2, 5, 3, 6, 4, 1]);
 }
 
@@ -352,7 +357,7 @@ fn a_lower_class_keeps_its_share_of_the_turns() {
     enqueue(&mut state, 1, "a", &high);
     enqueue(&mut state, 2, "a", &low);
     let first: Vec<u128> = (0..100)
-        .filter_map(|_| state.ready().next(0.1, [true; 3]))
+        .filter_map(|_| state.ready().next(0.1, ALL, |_| Gate::Open(1)))
         .map(|id| id.as_u128())
         .collect();
     assert_eq!(first.iter().filter(|id| **id > 1_000).count(), 10);

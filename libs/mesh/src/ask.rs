@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use async_nats::client::RequestErrorKind;
-use job::{Counts, Job, JobId, Position, Run, time::Millis};
+use job::{Counts, Id, Job, JobId, Limits, Position, Run, Settings, Usage, time::Millis};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::Broker;
@@ -59,8 +59,26 @@ pub struct StatsAnswer {
     pub processors: u64,
     /// Jobs that they run at once.
     pub capacity: u64,
+    /// The limits of the project.
+    pub limits: Limits,
     /// Up to which event this is true.
     pub position: Position,
+}
+
+/// For the settings of a project.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct AskProject {
+    /// The project.
+    pub project: Id,
+}
+
+/// The settings of a project, with the configuration's in the place of what is not set.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct ProjectAnswer {
+    /// The settings.
+    pub settings: Settings,
+    /// What it used of its limits in the last 60 s.
+    pub usage: Usage,
 }
 
 /// Which of these runs a processor may run, or go on with.

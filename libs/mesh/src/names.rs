@@ -23,10 +23,6 @@ pub const JOBS: &str = "jobs";
 pub const JOBS_STREAM: &str = "KV_jobs";
 /// The key that says how far the bucket is, and fences its writers.
 pub const THROUGH_KEY: &str = "_through";
-/// The bucket of project settings.
-pub const PROJECTS: &str = "projects";
-/// The bucket of API keys.
-pub const API_KEYS: &str = "api_keys";
 /// The bucket of leases and of the places that readers have reached.
 pub const LEASES: &str = "leases";
 /// The object store of snapshots.
@@ -56,6 +52,8 @@ pub const PRESENCE_ALL: &str = "jobmesh.presence.*";
 pub const ASK_JOB: &str = "jobmesh.state.job";
 /// The question for counts.
 pub const ASK_STATS: &str = "jobmesh.state.stats";
+/// The question for the settings of a project.
+pub const ASK_PROJECT: &str = "jobmesh.state.project";
 /// The question which of some runs may be run by a processor that just started.
 pub const ASK_CLAIM: &str = "jobmesh.state.claim";
 /// The question which of some runs are still current.
@@ -76,6 +74,8 @@ pub enum Verb {
     Cancel,
     /// Queue ended jobs again.
     Retry,
+    /// Change the settings of a project.
+    Project,
     /// Runs began.
     Started,
     /// Runs ended.
@@ -83,8 +83,15 @@ pub enum Verb {
 }
 
 impl Verb {
-    const ALL: [Self; 6] =
-        [Self::Enqueue, Self::Redo, Self::Cancel, Self::Retry, Self::Started, Self::Outcome];
+    const ALL: [Self; 7] = [
+        Self::Enqueue,
+        Self::Redo,
+        Self::Cancel,
+        Self::Retry,
+        Self::Project,
+        Self::Started,
+        Self::Outcome,
+    ];
 
     /// The verb's name.
     pub fn name(self) -> &'static str {
@@ -93,6 +100,7 @@ impl Verb {
             Self::Redo => "redo",
             Self::Cancel => "cancel",
             Self::Retry => "retry",
+            Self::Project => "project",
             Self::Started => "started",
             Self::Outcome => "outcome",
         }

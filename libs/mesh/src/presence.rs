@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use job::{Id, JobId, Kind, Run};
+use job::{Capacity, Id, JobId, Kind, Run};
 use serde::{Deserialize, Serialize};
 
 /// How often a processor says that it is there.
@@ -51,8 +51,15 @@ impl Roll {
     }
 
     /// How many jobs the live processors that still take work run at once.
-    pub fn capacity(&self, now: Instant) -> usize {
-        self.live(now).filter(|said| !said.draining).map(|said| said.capacity).sum()
+    pub fn capacity(&self, now: Instant) -> Capacity {
+        let mut capacity = Capacity::default();
+        for said in self.live(now).filter(|said| !said.draining) {
+            capacity.total += said.capacity;
+            for kind in &said.kinds {
+                capacity.kinds[*kind as usize] += said.capacity;
+            }
+        }
+        capacity
     }
 
     /// Which processor said last that it has this run.
@@ -84,9 +91,9 @@ mod tests {
         };
         let mut roll = Roll::default();
         assert!(roll.note(said, start));
-        assert_eq!(roll.capacity(start + PERIOD), 4);
+        assert_eq!(roll.capacity(start + PERIOD), Capacity { total: 4, kinds: [4, 4] });
         assert!(roll.holder(run.0, run.1, start + PERIOD).is_some());
-        assert_eq!(roll.capacity(start + GONE_AFTER), 0);
+        assert_eq!(roll.capacity(start + GONE_AFTER), Capacity::default());
         assert!(roll.holder(run.0, run.1, start + GONE_AFTER).is_none());
     }
 }

@@ -77,17 +77,15 @@ pub async fn ensure(broker: &Broker, sizes: Sizes) -> Result<(), Error> {
     for config in streams(sizes) {
         ensure_stream(broker, config).await?;
     }
-    for bucket in [names::PROJECTS, names::API_KEYS, names::LEASES] {
+    if broker.js.get_key_value(names::LEASES).await.is_err() {
         let config = kv::Config {
-            bucket: bucket.to_owned(),
+            bucket: names::LEASES.to_owned(),
             history: 1,
             num_replicas: sizes.replicas,
             ..Default::default()
         };
-        if broker.js.get_key_value(bucket).await.is_err() {
-            let made = broker.js.create_key_value(config).await;
-            made.map_err(|error| failed(bucket, &error))?;
-        }
+        let made = broker.js.create_key_value(config).await;
+        made.map_err(|error| failed(names::LEASES, &error))?;
     }
     if broker.js.get_object_store(names::SNAPSHOTS).await.is_err() {
         let config = object_store::Config {

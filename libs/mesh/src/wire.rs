@@ -3,7 +3,7 @@
 use async_nats::HeaderMap;
 use job::{
     Id, JobId, Json, Kind, Run,
-    command::{Cancel, Command, Enqueue, Outcome, Retry, Started},
+    command::{Cancel, Command, Enqueue, Outcome, Project, Retry, Started},
     event::Batch,
     reply::Reply,
     time::Millis,
@@ -65,6 +65,7 @@ pub fn commands(subject: &str, payload: &[u8]) -> Result<Vec<Item<Command>>, Mal
         Verb::Enqueue | Verb::Redo => items::<Enqueue>(payload, Command::Enqueue),
         Verb::Cancel => items::<Cancel>(payload, Command::Cancel),
         Verb::Retry => items::<Retry>(payload, Command::Retry),
+        Verb::Project => items::<Project>(payload, Command::Project),
         Verb::Started => items::<Started>(payload, Command::Started),
         Verb::Outcome => items::<Outcome>(payload, Command::Outcome),
     };
@@ -118,6 +119,9 @@ pub struct Work {
     pub priority: u16,
     /// When it became queued.
     pub queued_at: Millis,
+    /// The handler that is to run it, by name; the processor's own choice where absent.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub handler: Option<Id>,
     /// What the handler is given.
     pub data: Json,
 }

@@ -11,7 +11,7 @@ use async_nats::{
     header::{NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, NATS_MESSAGE_ID, NATS_ROLLUP},
 };
 use futures_util::TryStreamExt;
-use job::{Class, Job, JobId, Run};
+use job::{Class, Id, Job, JobId, Run};
 
 use crate::{
     Broker, names,
@@ -119,19 +119,21 @@ impl Broker {
     }
 }
 
-/// The message that hands out the current run of a job. Its id makes a repeat within the
+/// The message that hands out the current run of a job, to be run by the handler of this name
+/// where the project names one. Its id makes a repeat within the
 /// broker's window for duplicates harmless.
-pub fn message(job: &Job) -> Message {
+pub fn message(job: &Job, max_attempts: u32, handler: Option<Id>) -> Message {
     let work = Work {
         job: job.id,
         run: job.run,
         attempt: job.attempts + 1,
-        max_attempts: job.max_attempts,
+        max_attempts,
         project: job.project.clone(),
         batch: job.batch.clone(),
         kind: job.kind,
         priority: job.priority,
         queued_at: job.queued_at,
+        handler,
         data: job.data.clone(),
     };
     let mut headers = HeaderMap::new();

@@ -237,6 +237,8 @@ fn a_dispatch_carries_the_id_of_its_run() {
         run: 4,
         attempts: 1,
         max_attempts: 3,
+        own_attempts: false,
+        retry: None,
         take_backs: 0,
         closed: false,
         created_at: 1,
@@ -253,7 +255,7 @@ fn a_dispatch_carries_the_id_of_its_run() {
         order: Position::default(),
         version: Position::default(),
     };
-    let message = work::message(&job);
+    let message = work::message(&job, 3, None);
     let id = message.headers.get("Nats-Msg-Id").map(ToString::to_string);
     assert_eq!(id, Some(format!("{}.4", job.id)));
     assert!(message.subject.ends_with(".4"));

@@ -4,6 +4,7 @@ mod cancel;
 mod enqueue;
 mod health;
 mod metrics;
+mod projects;
 mod redo;
 mod retry;
 mod stats;
@@ -12,12 +13,14 @@ mod status;
 use std::time::Duration;
 
 use axum::http::StatusCode;
+use job::Backoff;
 use serde::Serialize;
 
 pub(crate) use cancel::cancel;
 pub(crate) use enqueue::enqueue;
 pub(crate) use health::{healthz, readyz};
 pub(crate) use metrics::metrics;
+pub(crate) use projects::{get_project, put_project};
 pub(crate) use redo::redo;
 pub(crate) use retry::retry;
 pub(crate) use stats::stats;
@@ -27,6 +30,10 @@ use crate::error::Error;
 
 /// How long a service behind the edge may take to answer a question.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// The longest wait between attempts, in ms: a week.
+const WAIT_MS_MAX: f64 = 7.0 * 24.0 * 3_600_000.0;
+/// The most attempts that may be asked for.
+const ATTEMPTS_MAX: u64 = 100;
 /// What the answer to a durable but not yet folded command says.
 const DURABLE: &str = "accepted and durable; not confirmed as queued yet, ask for its status";
 
@@ -46,6 +53,20 @@ fn priority(value: Option<&serde_json::Number>, default: u16) -> Result<u16, Err
     let Some(value) = value else { return Ok(default) };
     let number = value.as_u64().and_then(|n| u16::try_from(n).ok()).filter(|n| *n <= 1_000);
     number.ok_or_else(|| Error::invalid("priority must be an integer from 0 to 1000"))
+}
+
+/// The waits between attempts, within what makes sense.
+fn backoff(field: &str, backoff: &Backoff) -> Result<(), Error> {
+    let within = |name: &str, value: f64, low: f64, high: f64| {
+        if (low..=high).contains(&value) {
+            return Ok(());
+        }
+        Err(Error::invalid(format!("{field}.{name} must be from {low} to {high}")))
+    };
+    within("baseMs", backoff.base_ms as f64, 0.0, WAIT_MS_MAX)?;
+    within("capMs", backoff.cap_ms as f64, 0.0, WAIT_MS_MAX)?;
+    within("factor", backoff.factor, 1.0, 100.0)?;
+    within("jitter", backoff.jitter, 0.0, 1.0)
 }
 
 /// `1 job`, `2 jobs`.

@@ -21,11 +21,14 @@ pub(crate) fn router(app: App) -> Router {
         .route("/stats", get(endpoints::stats))
         .route("/metrics", get(endpoints::metrics))
         .route("/events", get(events::stream));
+    let project = get(endpoints::get_project).put(endpoints::put_project);
+    let projects = Router::new().route("/{projectId}", project);
     let operators = Router::new()
         .route("/healthz", get(endpoints::healthz))
         .route("/readyz", get(endpoints::readyz));
     Router::new()
         .nest("/api/queue", queue)
+        .nest("/api/projects", projects)
         .merge(operators)
         .fallback(async |OriginalUri(uri): OriginalUri| Error::no_endpoint(uri.path()))
         .method_not_allowed_fallback(async |method: Method, OriginalUri(uri): OriginalUri| {

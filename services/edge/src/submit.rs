@@ -53,10 +53,11 @@ impl Submitter {
             }
         });
         let asker = Asker { inbox, patience: config.confirm() };
-        let committers = [Verb::Enqueue, Verb::Redo, Verb::Cancel, Verb::Retry].map(|verb| {
-            let never = CancellationToken::new();
-            (verb, Committer::start(broker.clone(), verb, Some(asker.clone()), never).0)
-        });
+        let committers =
+            [Verb::Enqueue, Verb::Redo, Verb::Cancel, Verb::Retry, Verb::Project].map(|verb| {
+                let never = CancellationToken::new();
+                (verb, Committer::start(broker.clone(), verb, Some(asker.clone()), never).0)
+            });
         Ok(Self {
             broker: broker.clone(),
             committers: Arc::new(HashMap::from(committers)),

@@ -24,11 +24,14 @@ pub struct Config {
 impl Config {
     /// The registry that the settings name: `tokenize` for all kinds, but where they say otherwise.
     pub fn registry(&self) -> anyhow::Result<Registry> {
-        let mut registry = Registry::new();
+        let mut registry = Registry::new().named("tokenize", Tokenize);
+        if let Some(url) = &self.http_url {
+            registry = registry.named("http", Http::new(url)?);
+        }
         for kind in Kind::ALL {
             registry = registry.with(kind, Tokenize);
         }
-        for setting in &self.handlers {
+        for setting in self.handlers.iter().filter(|setting| !setting.is_empty()) {
             let named = setting.split_once('=');
             let (kind, handler) =
                 named.with_context(|| format!("{setting:?} is not kind=handler"))?;

@@ -194,6 +194,7 @@ mod tests {
             kind: Kind::ProcessBatch,
             priority: 10,
             queued_at: 1,
+            handler: None,
             data: Json::default(),
         };
         let payload = serde_json::to_vec(&work).expect("it is JSON").into();

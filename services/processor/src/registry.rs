@@ -1,8 +1,12 @@
-//! Which handler runs which kind of work.
+//! Which handler runs which work: the one that its project names, else the one of its kind.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
 
 use job::Kind;
+use mesh::wire::Work;
 
 use crate::handler::{AnyHandler, Handler};
 
@@ -10,6 +14,7 @@ use crate::handler::{AnyHandler, Handler};
 #[derive(Clone, Default)]
 pub struct Registry {
     handlers: HashMap<Kind, Arc<dyn AnyHandler>>,
+    named: BTreeMap<String, Arc<dyn AnyHandler>>,
 }
 
 impl Registry {
@@ -30,7 +35,28 @@ impl Registry {
         Kind::ALL.into_iter().filter(|kind| self.handlers.contains_key(kind)).collect()
     }
 
-    pub(crate) fn handler(&self, kind: Kind) -> Option<Arc<dyn AnyHandler>> {
-        self.handlers.get(&kind).cloned()
+    /// Lets `handler` run the work of projects that name it.
+    #[must_use]
+    pub fn named(mut self, name: &str, handler: impl Handler) -> Self {
+        self.named.insert(name.to_owned(), Arc::new(handler));
+        self
+    }
+
+    /// The handler of this work.
+    ///
+    /// # Errors
+    /// Why there is none.
+    pub(crate) fn handler(&self, work: &Work) -> Result<Arc<dyn AnyHandler>, String> {
+        let found = match &work.handler {
+            Some(name) => self.named.get(&**name),
+            None => self.handlers.get(&work.kind),
+        };
+        found.cloned().ok_or_else(|| match &work.handler {
+            Some(name) => {
+                let known: Vec<&str> = self.named.keys().map(String::as_str).collect();
+                format!("this processor has no handler {name:?}; it has {}", known.join(", "))
+            }
+            None => format!("this processor has no handler for {}", work.kind.name()),
+        })
     }
 }

@@ -39,8 +39,9 @@ pub(crate) async fn run(
     stop: CancellationToken,
     release: CancellationToken,
 ) -> Ended {
-    let Some(handler) = registry.handler(work.kind) else {
-        return said(Outcome::reject(format!("no handler for {}", work.kind.name())));
+    let handler = match registry.handler(&work) {
+        Ok(handler) => handler,
+        Err(error) => return said(Outcome::reject(error)),
     };
     let canceled = CancellationToken::new();
     // Whatever ends the wait below tells the handler, also what it left running elsewhere.

@@ -19,6 +19,20 @@ pub struct Config {
     /// The longest wait between attempts, in ms.
     #[arg(long, env = "JOBMESH_RETRY_CAP_MS", default_value_t = 300_000)]
     pub retry_cap_ms: i64,
+    /// Jobs that a project may run at once, where it sets no number; 0 is no limit.
+    #[arg(long, env = "JOBMESH_MAX_CONCURRENCY", default_value_t = 0)]
+    pub max_concurrency: u32,
+    /// Runs that a project may start in any 60 s, where it sets no number; 0 is no limit.
+    #[arg(long, env = "JOBMESH_REQUESTS_PER_MINUTE", default_value_t = 0)]
+    pub requests_per_minute: u32,
+    /// Tokens in 60 s beyond which a project starts nothing, where it sets no number; 0 is no
+    /// limit.
+    #[arg(long, env = "JOBMESH_TOKENS_PER_MINUTE", default_value_t = 0)]
+    pub tokens_per_minute: u64,
+    /// The share of starts that each class below the first one that waits keeps, in percent.
+    #[arg(long, env = "JOBMESH_LOWER_SHARE_PERCENT", default_value_t = 10,
+          value_parser = clap::value_parser!(u8).range(0..=30))]
+    pub lower_share_percent: u8,
     /// How long an ended job is kept in the bucket, in seconds.
     #[arg(long, env = "JOBMESH_RETENTION_S", default_value_t = 7 * 24 * 3_600)]
     pub retention_s: u32,
@@ -42,6 +56,12 @@ impl Config {
                 ..defaults.backoff
             },
             retention_ms: i64::from(self.retention_s) * 1_000,
+            lower_share: f64::from(self.lower_share_percent) / 100.0,
+            limits: job::Limits {
+                max_concurrency: self.max_concurrency,
+                requests_per_minute: self.requests_per_minute,
+                tokens_per_minute: self.tokens_per_minute,
+            },
             ..defaults
         }
     }

@@ -1,12 +1,11 @@
-//! Dispatch: keeps the streams of ready work just full enough for the live processors.
+//! Dispatch: puts the runs that [`job::Dispatch`] chooses into the streams of ready work.
 //!
-//! It is level-triggered. What is out (in a stream, or with a processor) is known from what was
-//! dispatched and from the streams themselves; a dispatch whose fate is unknown makes the streams
-//! be read again, and until then its runs count as out.
+//! A dispatch whose fate is unknown makes the streams be read again, and until then its runs
+//! count as out.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 
-use job::{Class, JobId, Run, State, Status};
+use job::{Capacity, Class, JobId, Run, State, event::Event, time::Millis};
 use mesh::{
     publish::{DUPLICATE_ID, LIMITS, Message, WRONG_LAST_SEQUENCE},
     work,
@@ -16,28 +15,13 @@ use mesh::{
 const DISPATCH_RUNS_MAX: usize = 500;
 /// Bytes in one dispatch.
 const DISPATCH_BYTES_MAX: usize = 4_000_000;
-/// Runs that may be out beyond what the processors run, as a multiple of their capacity: what a
-/// processor takes next is then in the stream before it asks.
-const AHEAD_FACTOR: usize = 2;
-/// The same, at the least.
-const AHEAD_RUNS_MIN: usize = 16;
 
-/// A run that was dispatched and has not ended.
-#[derive(Clone, Copy, Debug)]
-struct Out {
-    run: Run,
-    /// Counts the readings of the streams: one begun before the dispatch says nothing about it.
-    reading: u64,
-}
-
-/// What is out, and what may go out.
+/// What is out, and the right to put out more.
 #[derive(Debug)]
 pub(crate) struct Dispatcher {
     fences: [u64; 3],
     busy: [bool; 3],
-    out: HashMap<JobId, Out>,
-    readings: u64,
-    ready: bool,
+    dispatch: job::Dispatch,
     suspect: bool,
 }
 
@@ -51,55 +35,58 @@ pub(crate) struct Plan {
 impl Dispatcher {
     /// Dispatches behind these fences, once the streams were read.
     pub fn new(fences: [u64; 3]) -> Self {
-        Self {
-            fences,
-            busy: [false; 3],
-            out: HashMap::new(),
-            readings: 0,
-            ready: false,
-            suspect: true,
-        }
+        Self { fences, busy: [false; 3], dispatch: job::Dispatch::default(), suspect: true }
     }
 
     /// Whether a run of this job is out.
     pub fn is_out(&self, job: JobId) -> bool {
-        self.out.contains_key(&job)
+        self.dispatch.is_out(job)
     }
 
     /// The jobs with a run that is out.
     pub fn out(&self) -> impl Iterator<Item = JobId> + '_ {
-        self.out.keys().copied()
+        self.dispatch.out()
     }
 
-    /// The run has ended: it is out no more.
-    pub fn ended(&mut self, job: JobId, run: Run) {
-        if self.out.get(&job).is_some_and(|out| out.run <= run) {
-            self.out.remove(&job);
-        }
+    /// Notes on an event, before it is on disk, what only dispatch knows.
+    pub fn mark(&self, event: &mut Event) {
+        self.dispatch.mark(event);
+    }
+
+    /// Takes in an event that is on disk.
+    pub fn heard(&mut self, state: &mut State, event: &Event) {
+        self.dispatch.heard(state, event);
+    }
+
+    /// When a project that waits for a permit is to be asked again.
+    pub fn next_reopen(&self) -> Option<Millis> {
+        self.dispatch.next_reopen()
     }
 
     /// What is to be dispatched now, given the capacity of the live processors. It counts as out
     /// from here on.
-    pub fn plan(&mut self, state: &mut State, share: f64, capacity: usize) -> Vec<Plan> {
-        if !self.ready || capacity == 0 {
-            return Vec::new();
-        }
-        let window = capacity * AHEAD_FACTOR + AHEAD_RUNS_MIN;
+    pub fn plan(
+        &mut self,
+        state: &mut State,
+        rules: &job::Config,
+        now: Millis,
+        capacity: Capacity,
+    ) -> Vec<Plan> {
         let mut taken: [(Vec<Message>, usize); 3] = Default::default();
-        while self.out.len() < window {
-            let open = [0, 1, 2].map(|class: usize| {
+        loop {
+            let busy = [0, 1, 2].map(|class: usize| {
                 let (messages, bytes) = &taken[class];
-                !self.busy[class]
-                    && messages.len() < DISPATCH_RUNS_MAX
-                    && *bytes < DISPATCH_BYTES_MAX
+                self.busy[class]
+                    || messages.len() >= DISPATCH_RUNS_MAX
+                    || *bytes >= DISPATCH_BYTES_MAX
             });
-            let Some(id) = state.ready().next(share, open) else { break };
-            let Some(job) = state.job(id) else { continue };
-            let message = work::message(job);
+            let next = self.dispatch.next(state, rules, now, capacity, busy);
+            let Some(job) = next.and_then(|id| state.job(id)) else { break };
+            let settings = state.settings(&job.project);
+            let message = work::message(job, state.max_attempts(job), settings.handler);
             let (messages, bytes) = &mut taken[job.class as usize];
             *bytes += message.payload.len();
             messages.push(message);
-            self.out.insert(id, Out { run: job.run, reading: self.readings });
         }
         let mut plans = Vec::new();
         for (class, (messages, _)) in Class::ALL.into_iter().zip(taken) {
@@ -136,49 +123,17 @@ impl Dispatcher {
 
     /// A reading of the streams begins; returns its number.
     pub fn begin_reading(&mut self) -> u64 {
-        self.readings += 1;
-        self.readings
+        self.dispatch.begin_reading()
     }
 
-    /// Judges by what was in the streams, once the fold has passed the barrier that was read
-    /// after them: queued runs that are there are out, those that are not are to be dispatched.
-    /// Returns runs in the streams that nobody wants any more.
+    /// Judges by what was in the streams: see [`job::Dispatch::judge`].
     pub fn judge(
         &mut self,
         state: &mut State,
         reading: u64,
         present: &HashSet<(JobId, Run)>,
     ) -> Vec<(JobId, Run)> {
-        let mut unwanted = Vec::new();
-        for (id, run) in present {
-            let wanted = state.job(*id).filter(|job| job.run == *run && !job.status.is_terminal());
-            let Some(job) = wanted.cloned() else {
-                unwanted.push((*id, *run));
-                continue;
-            };
-            state.ready().remove(&job);
-            self.out.entry(*id).or_insert(Out { run: *run, reading });
-        }
-        let running: Vec<(JobId, Run)> = state
-            .jobs()
-            .filter(|job| job.status == Status::Processing)
-            .map(|job| (job.id, job.run))
-            .collect();
-        for (id, run) in running {
-            self.out.entry(id).or_insert(Out { run, reading });
-        }
-        let missing = |(id, out): (&JobId, &Out)| {
-            let known = out.reading < reading && !present.contains(&(*id, out.run));
-            let queued = state.job(*id).is_none_or(|job| job.status != Status::Processing);
-            (known && queued).then_some(*id)
-        };
-        let missing: Vec<JobId> = self.out.iter().filter_map(missing).collect();
-        for id in missing {
-            self.out.remove(&id);
-            state.put_back(id);
-        }
-        self.ready = true;
-        unwanted
+        self.dispatch.judge(state, reading, present)
     }
 }
 
@@ -191,6 +146,11 @@ mod tests {
 
     use super::*;
 
+    fn plan(dispatcher: &mut Dispatcher, state: &mut State) -> Vec<Plan> {
+        let capacity = Capacity { total: 1, kinds: [1, 1] };
+        dispatcher.plan(state, &Config::default(), 1, capacity)
+    }
+
     /// A state with one queued job, and a dispatcher that has put it into its stream.
     fn dispatched() -> (State, Dispatcher, JobId) {
         let id = JobId::from_u128(1);
@@ -201,6 +161,7 @@ mod tests {
             priority: 10,
             run_at: None,
             max_attempts: None,
+            retry: None,
             supersede: true,
             jobs: vec![NewJob { id, batch: "b".into(), data: Json::default() }],
             idempotency: None,
@@ -211,10 +172,10 @@ mod tests {
             state.apply(1, Position::new(1, index), &event);
         }
         let mut dispatcher = Dispatcher::new([1, 1, 1]);
-        assert!(dispatcher.plan(&mut state, 0.1, 1).is_empty(), "nothing goes before a reading");
+        assert!(plan(&mut dispatcher, &mut state).is_empty(), "nothing goes before a reading");
         let reading = dispatcher.begin_reading();
         dispatcher.judge(&mut state, reading, &HashSet::new());
-        let plans = dispatcher.plan(&mut state, 0.1, 1);
+        let plans = plan(&mut dispatcher, &mut state);
         assert_eq!(plans.iter().map(|plan| plan.messages.len()).sum::<usize>(), 1);
         assert!(dispatcher.dispatched(plans[0].class, Ok(())));
         (state, dispatcher, id)
@@ -227,9 +188,9 @@ mod tests {
         let reading = dispatcher.begin_reading();
         dispatcher.judge(&mut state, reading, &HashSet::new());
         dispatcher.busy[Class::Normal as usize] = true;
-        assert!(dispatcher.plan(&mut state, 0.1, 1).is_empty());
+        assert!(plan(&mut dispatcher, &mut state).is_empty());
         assert!(dispatcher.dispatched(Class::Normal, Ok(())));
-        assert_eq!(dispatcher.plan(&mut state, 0.1, 1).len(), 1);
+        assert_eq!(plan(&mut dispatcher, &mut state).len(), 1);
         assert!(dispatcher.is_out(id));
     }
 
@@ -237,10 +198,10 @@ mod tests {
     #[test]
     fn a_run_dispatched_during_a_reading_is_not_missing_from_it() {
         let (mut state, mut dispatcher, id) = dispatched();
-        let before = dispatcher.readings;
-        dispatcher.judge(&mut state, before, &HashSet::new());
+        // The first reading began before the dispatch.
+        dispatcher.judge(&mut state, 1, &HashSet::new());
         assert!(dispatcher.is_out(id));
-        assert!(dispatcher.plan(&mut state, 0.1, 1).is_empty());
+        assert!(plan(&mut dispatcher, &mut state).is_empty());
     }
 
     #[test]
@@ -249,7 +210,7 @@ mod tests {
         let after = dispatcher.begin_reading();
         dispatcher.judge(&mut state, after, &HashSet::new());
         assert!(!dispatcher.is_out(id));
-        let again = dispatcher.plan(&mut state, 0.1, 1);
+        let again = plan(&mut dispatcher, &mut state);
         assert_eq!(again.iter().map(|plan| plan.messages.len()).sum::<usize>(), 1);
     }
 

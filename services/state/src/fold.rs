@@ -124,7 +124,8 @@ impl Leader {
                         Err(need) => read(&self.broker, need, facts).await?,
                     }
                 };
-                for event in decision.events {
+                for mut event in decision.events {
+                    self.dispatcher.mark(&mut event);
                     packer.push(&mut self.state, event);
                 }
                 effects.stale.extend(decision.stale);
@@ -143,7 +144,8 @@ impl Leader {
         let now = service::now_ms().max(self.state.at());
         let mut packer = Packer::new(self.last, self.state.through(), now);
         for (job, run) in lost {
-            if let Some(event) = self.state.decide_lost(job, run) {
+            if let Some(mut event) = self.state.decide_lost(job, run) {
+                self.dispatcher.mark(&mut event);
                 tracing::warn!(job.id = %job, run, "worker lost");
                 packer.push(&mut self.state, event);
             }
@@ -176,8 +178,8 @@ impl Leader {
                 if canceled && self.dispatcher.is_out(ended.job) {
                     stop.push((ended.job, ended.run));
                 }
-                self.dispatcher.ended(ended.job, ended.run);
             }
+            self.dispatcher.heard(&mut self.state, event);
         }
         self.tell_to_stop(&stop).await
     }
@@ -207,7 +209,7 @@ impl Leader {
                 Command::Enqueue(ask) => ask.idempotency,
                 Command::Cancel(ask) => ask.idempotency,
                 Command::Retry(ask) => ask.idempotency,
-                Command::Started(_) | Command::Outcome(_) => None,
+                Command::Project(_) | Command::Started(_) | Command::Outcome(_) => None,
             };
             if let Some(key) =
                 key.map(|key| key.key).filter(|key| self.state.answer(*key).is_none())

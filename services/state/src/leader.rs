@@ -155,7 +155,8 @@ impl Leader {
 
     fn kick_dispatch(&mut self) {
         let capacity = self.roll.capacity(Instant::now());
-        for plan in self.dispatcher.plan(&mut self.state, self.rules.lower_share, capacity) {
+        let now = service::now_ms().max(self.state.at());
+        for plan in self.dispatcher.plan(&mut self.state, &self.rules, now, capacity) {
             let (broker, done) = (self.broker.clone(), self.done.clone());
             tokio::spawn(async move {
                 let end = broker.dispatch(plan.class, plan.fence, plan.messages).await;
@@ -207,7 +208,8 @@ impl Leader {
 
     /// How long until a job's time comes, within a tick.
     fn until_next_timer(&mut self) -> Duration {
-        let next = self.state.ready().next_due();
+        let due = self.state.ready().next_due();
+        let next = due.into_iter().chain(self.dispatcher.next_reopen()).min();
         let left_ms = next.map_or(i64::MAX, |at| at - service::now_ms()).max(0);
         Duration::from_millis(u64::try_from(left_ms).unwrap_or(0)).min(TICK)
     }

@@ -171,6 +171,7 @@ mod tests {
             priority: 10,
             run_at: None,
             max_attempts: None,
+            retry: None,
             supersede: true,
             jobs: jobs.collect(),
             idempotency: None,

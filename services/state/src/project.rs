@@ -71,10 +71,11 @@ impl Leader {
     }
 
     fn write_of(&self, what: Queued) -> anyhow::Result<Option<(Position, Write)>> {
-        let retention = Duration::from_secs(u64::from(self.config.retention_s));
         match what {
             Queued::Job(id) => {
                 let Some(job) = self.state.job(id) else { return Ok(None) };
+                let retention_ms = u64::try_from(self.state.retention_ms(&job.project));
+                let retention = Duration::from_millis(retention_ms.unwrap_or(0));
                 let write = Write {
                     key: id.to_string(),
                     value: serde_json::to_vec(job)?.into(),
@@ -84,6 +85,7 @@ impl Leader {
             }
             Queued::Answer(key) => {
                 let Some(answer) = self.state.answer(key) else { return Ok(None) };
+                let retention = Duration::from_secs(u64::from(self.config.retention_s));
                 let write = Write {
                     key: names::answer_key(key),
                     value: serde_json::to_vec(answer)?.into(),

@@ -4,9 +4,12 @@ use std::time::Instant;
 
 use async_nats::service::{Request, ServiceExt, error::Error as Refusal};
 use futures_util::StreamExt;
+use job::Limits;
 use mesh::{
     Broker,
-    ask::{AskJob, AskRuns, AskStats, JobAnswer, RunsAnswer, StatsAnswer},
+    ask::{
+        AskJob, AskProject, AskRuns, AskStats, JobAnswer, ProjectAnswer, RunsAnswer, StatsAnswer,
+    },
     names,
 };
 use serde::{Serialize, de::DeserializeOwned};
@@ -31,7 +34,9 @@ pub(crate) async fn listen(
     let builder = broker.client.service_builder().description("Status and counts of jobs");
     let service = builder.start("state", env!("CARGO_PKG_VERSION")).await;
     let service = service.map_err(|error| anyhow::anyhow!("no questions can be heard: {error}"))?;
-    for subject in [names::ASK_JOB, names::ASK_STATS, names::ASK_CLAIM, names::ASK_CURRENT] {
+    for subject in
+        [names::ASK_JOB, names::ASK_STATS, names::ASK_PROJECT, names::ASK_CLAIM, names::ASK_CURRENT]
+    {
         let name = subject.rsplit('.').next().unwrap_or(subject);
         let endpoint = service.endpoint_builder().name(name).add(subject).await;
         let mut endpoint =
@@ -53,10 +58,9 @@ impl Leader {
     pub(crate) async fn answer(&mut self, question: Question) {
         let payload = &question.request.message.payload;
         let answer = match question.subject {
-            names::ASK_JOB => {
-                reply(payload, |ask: AskJob| JobAnswer { job: self.state.job(ask.job).cloned() })
-            }
+            names::ASK_JOB => reply(payload, |ask: AskJob| JobAnswer { job: self.job(ask.job) }),
             names::ASK_STATS => reply(payload, |ask: AskStats| self.stats(ask.project.as_deref())),
+            names::ASK_PROJECT => reply(payload, |ask: AskProject| self.project(&ask.project)),
             names::ASK_CLAIM => reply(payload, |ask: AskRuns| self.claim(&ask)),
             _ => reply(payload, |ask: AskRuns| self.not_current(&ask)),
         };
@@ -69,11 +73,26 @@ impl Leader {
         let now = Instant::now();
         StatsAnswer {
             counts: self.state.counts(project),
-            scheduled: self.state.scheduled(project) as u64,
+            scheduled: self.state.scheduled(project),
             processors: self.roll.live(now).count() as u64,
-            capacity: self.roll.capacity(now) as u64,
+            capacity: self.roll.capacity(now).total as u64,
+            limits: project.map_or_else(Limits::default, |project| {
+                self.state.settings(project).limits(&self.rules.limits)
+            }),
             position: self.state.position(),
         }
+    }
+
+    fn job(&self, id: job::JobId) -> Option<job::Job> {
+        let mut job = self.state.job(id)?.clone();
+        job.max_attempts = self.state.max_attempts(&job);
+        Some(job)
+    }
+
+    fn project(&self, project: &str) -> ProjectAnswer {
+        let now = service::now_ms().max(self.state.at());
+        let settings = self.state.settings(project).or(&self.rules);
+        ProjectAnswer { settings, usage: self.state.usage(project, now) }
     }
 
     /// The runs that a processor which found them in its stream may run: those that nobody is

@@ -106,6 +106,7 @@ fn one(job: u128) -> Enqueue {
         priority: 10,
         run_at: None,
         max_attempts: None,
+        retry: None,
         supersede: true,
         jobs: vec![NewJob { id: JobId::from_u128(job), batch: "b".into(), data: Json::default() }],
         idempotency: None,
@@ -235,6 +236,8 @@ async fn a_takeover_writes_what_the_leader_before_it_left_behind() -> anyhow::Re
         priority: 10,
         class: Class::Normal,
         max_attempts: 3,
+        own_attempts: false,
+        retry: None,
         run_at: None,
         data: Json::default(),
     }));

@@ -26,6 +26,8 @@ impl State {
         let (before, _) = self.known.partial.unwrap_or_default();
         let mut events = if ask.supersede { self.supersede(ask) } else { Vec::new() };
         let canceled = before + events.len() as u64;
+        let max_attempts = self.settings(&ask.project).max_attempts;
+        let max_attempts = max_attempts.unwrap_or(config.max_attempts);
         let class = config.bands.class(ask.priority);
         for new in ask.jobs.iter().filter(|new| self.job(new.id).is_none()) {
             events.push(Event::Enqueued(Box::new(Enqueued {
@@ -35,7 +37,9 @@ impl State {
                 kind: ask.kind,
                 priority: ask.priority,
                 class,
-                max_attempts: ask.max_attempts.unwrap_or(config.max_attempts),
+                max_attempts: ask.max_attempts.unwrap_or(max_attempts),
+                own_attempts: ask.max_attempts.is_some(),
+                retry: ask.retry,
                 run_at: ask.run_at.filter(|at| *at > now),
                 data: new.data.clone(),
             })));

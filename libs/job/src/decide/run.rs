@@ -38,7 +38,7 @@ impl State {
         let mut decision = Decision::noted();
         if said.end == End::Reported {
             if !facts.held.contains(&(said.job, said.run)) {
-                decision.events.push(take_back(job));
+                decision.events.push(self.take_back(job));
             }
             return Ok(decision);
         }
@@ -48,7 +48,7 @@ impl State {
             decision.events.push(started(job, &said.worker, said.started_at.unwrap_or(now)));
         }
         let attempts = job.attempts + u32::from(begun_now);
-        let to = became(config, job, attempts, now, said);
+        let to = self.became(config, job, attempts, now, said);
         decision.events.push(ended(job, attempts, said, to));
         Ok(decision)
     }
@@ -57,7 +57,67 @@ impl State {
     /// Nothing happens where the run is not current any more.
     pub fn decide_lost(&self, job: JobId, run: Run) -> Option<Event> {
         let job = self.job(job).filter(|job| job.run == run && !job.status.is_terminal())?;
-        Some(take_back(job))
+        Some(self.take_back(job))
+    }
+
+    /// What the job becomes when its current run ends as its worker says.
+    fn became(
+        &self,
+        config: &Config,
+        job: &Job,
+        attempts: u32,
+        now: Millis,
+        said: &Outcome,
+    ) -> Became {
+        let again = |why, attempts, run_at| {
+            Became::Queued(Requeued { why, run: job.run + 1, attempts, take_backs: 0, run_at })
+        };
+        match &said.end {
+            End::Done { result } => Became::Completed { result: result.clone() },
+            End::Retry { after_ms, .. } if attempts < self.max_attempts(job) => {
+                let own = job.retry.as_deref().copied();
+                let backoff = own.or(self.settings(&job.project).retry).unwrap_or(config.backoff);
+                let wait = backoff.wait_ms(job.id, attempts).max(after_ms.unwrap_or(0));
+                again(Why::Retry, attempts, Some(now.saturating_add(wait)))
+            }
+            End::Retry { .. } | End::Reject { .. } => Became::Failed,
+            // A drain gives the attempt back.
+            End::Released | End::Reported => again(
+                Why::Released,
+                attempts.saturating_sub(u32::from(said.started_at.is_some())),
+                None,
+            ),
+        }
+    }
+
+    /// The event that takes a job back from a worker that is gone.
+    fn take_back(&self, job: &Job) -> Event {
+        let begun = job.status == Status::Processing;
+        let Take { attempts, take_backs } = Take::back(job, begun);
+        let worker = job.worker.as_deref().unwrap_or("its processor");
+        let error = if begun {
+            format!("worker lost: {worker} went away during run {}", job.run)
+        } else {
+            format!("worker lost: run {} was handed out and never begun", job.run)
+        };
+        let to = if attempts >= self.max_attempts(job) {
+            Became::Failed
+        } else {
+            let (why, run) = (Why::Lost, job.run + 1);
+            Became::Queued(Requeued { why, run, attempts, take_backs, run_at: None })
+        };
+        Event::Ended(Box::new(Ended {
+            job: job.id,
+            about: About::job(job),
+            run: job.run,
+            worker: job.worker.clone(),
+            started_at: job.started_at,
+            finished_at: None,
+            spent: crate::Spent::default(),
+            doubtful: false,
+            error: Some(error.into()),
+            to,
+        }))
     }
 }
 
@@ -68,27 +128,6 @@ fn started(job: &Job, worker: &crate::Id, at: Millis) -> Event {
         run: job.run,
         worker: worker.clone(),
         at,
-    }
-}
-
-/// What the job becomes when its current run ends as its worker says.
-fn became(config: &Config, job: &Job, attempts: u32, now: Millis, said: &Outcome) -> Became {
-    let again = |why, attempts, run_at| {
-        Became::Queued(Requeued { why, run: job.run + 1, attempts, take_backs: 0, run_at })
-    };
-    match &said.end {
-        End::Done { result } => Became::Completed { result: result.clone() },
-        End::Retry { after_ms, .. } if attempts < job.max_attempts => {
-            let wait = config.backoff.wait_ms(job.id, attempts).max(after_ms.unwrap_or(0));
-            again(Why::Retry, attempts, Some(now.saturating_add(wait)))
-        }
-        End::Retry { .. } | End::Reject { .. } => Became::Failed,
-        // A drain gives the attempt back.
-        End::Released | End::Reported => again(
-            Why::Released,
-            attempts.saturating_sub(u32::from(said.started_at.is_some())),
-            None,
-        ),
     }
 }
 
@@ -106,36 +145,8 @@ fn ended(job: &Job, attempts: u32, said: &Outcome, to: Became) -> Event {
         started_at: said.started_at,
         finished_at: Some(said.finished_at),
         spent: said.spent.clone(),
+        doubtful: false,
         error,
-        to,
-    }))
-}
-
-/// The event that takes a job back from a worker that is gone.
-fn take_back(job: &Job) -> Event {
-    let begun = job.status == Status::Processing;
-    let Take { attempts, take_backs } = Take::back(job, begun);
-    let worker = job.worker.as_deref().unwrap_or("its processor");
-    let error = if begun {
-        format!("worker lost: {worker} went away during run {}", job.run)
-    } else {
-        format!("worker lost: run {} was handed out and never begun", job.run)
-    };
-    let to = if attempts >= job.max_attempts {
-        Became::Failed
-    } else {
-        let (why, run) = (Why::Lost, job.run + 1);
-        Became::Queued(Requeued { why, run, attempts, take_backs, run_at: None })
-    };
-    Event::Ended(Box::new(Ended {
-        job: job.id,
-        about: About::job(job),
-        run: job.run,
-        worker: job.worker.clone(),
-        started_at: job.started_at,
-        finished_at: None,
-        spent: crate::Spent::default(),
-        error: Some(error.into()),
         to,
     }))
 }

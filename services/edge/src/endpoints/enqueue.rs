@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 
 use axum::{extract::State, http::HeaderMap};
 use job::{
-    Id, JobId, Json, Kind,
+    Backoff, Id, JobId, Json, Kind,
     command::{Enqueue, NewJob},
     reply::Reply,
     time::{Millis, parse_rfc3339},
@@ -13,7 +13,7 @@ use mesh::names::Verb;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use super::{Answer, DURABLE, accepted, count, ok, priority};
+use super::{ATTEMPTS_MAX, Answer, DURABLE, accepted, backoff, count, ok, priority};
 use crate::{
     app::App,
     body::{self, Body},
@@ -28,8 +28,6 @@ const BATCHES_MAX: usize = 10_000;
 pub(super) const DATA_BYTES_MAX: usize = 256 * 1024;
 /// The priority of a request that names none.
 const PRIORITY_DEFAULT: u16 = 10;
-/// The most attempts that a request may ask for.
-const ATTEMPTS_MAX: u64 = 100;
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, expecting = "a JSON object")]
@@ -41,6 +39,7 @@ struct Request {
     data: Option<Box<RawValue>>,
     run_at: Option<String>,
     max_attempts: Option<serde_json::Number>,
+    retry: Option<Backoff>,
     r#type: Option<String>,
 }
 
@@ -74,12 +73,16 @@ pub(crate) async fn enqueue(
     let one = request.batch_id.is_some().then(|| jobs[0].id);
     let many = request.batch_ids.is_some().then(|| jobs.iter().map(|job| job.id).collect());
     let created = jobs.len() as u64;
+    if let Some(retry) = &request.retry {
+        backoff("retry", retry)?;
+    }
     let ask = Enqueue {
         project,
         kind: Kind::ProcessBatch,
         priority: priority(request.priority.as_ref(), PRIORITY_DEFAULT)?,
         run_at: run_at(request.run_at.as_deref())?,
         max_attempts: max_attempts(request.max_attempts.as_ref())?,
+        retry: request.retry,
         supersede: true,
         jobs,
         idempotency: key.map(|key| key.idempotency),

@@ -79,6 +79,7 @@ pub(crate) async fn redo(
         priority,
         run_at: None,
         max_attempts: None,
+        retry: None,
         supersede: false,
         jobs: vec![NewJob { id, batch, data }],
         idempotency: key.map(|key| key.idempotency),

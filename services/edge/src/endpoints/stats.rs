@@ -91,8 +91,11 @@ pub(crate) async fn stats(State(app): State<App>, uri: Uri) -> Answer<Response> 
             is_running: answer.processors > 0,
             processors: answer.processors,
             active_jobs: processing,
-            requests_per_minute: 0,
-            max_concurrency: answer.capacity,
+            requests_per_minute: u64::from(answer.limits.requests_per_minute),
+            max_concurrency: match answer.limits.max_concurrency {
+                0 => answer.capacity,
+                limit => u64::from(limit),
+            },
         },
     })
 }

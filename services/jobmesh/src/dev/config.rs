@@ -21,7 +21,7 @@ pub struct Config {
     #[arg(long, env = "JOBMESH_DATA_DIR", default_value = "jobmesh-data")]
     pub data_dir: PathBuf,
     /// How many processors run.
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, env = "JOBMESH_PROCESSORS", default_value_t = 1)]
     pub processors: usize,
     /// How many jobs each processor runs at once.
     #[arg(long, env = "JOBMESH_CONCURRENCY", default_value_t = 8)]

@@ -1,0 +1,18 @@
+//! Projects: what is set of them, from now on and for what is queued.
+
+use super::Decision;
+use crate::{State, command::Project, event::Event, reply::Reply};
+
+impl State {
+    pub(super) fn decide_project(&self, ask: &Project) -> Decision {
+        let was = self.settings(&ask.project);
+        let settings = Box::new(ask.change.apply(&was));
+        let reply = Reply::ProjectSet(settings.clone());
+        let mut decision = Decision::reply(reply);
+        if *settings != was {
+            let project = ask.project.clone();
+            decision.events.push(Event::ProjectSet { project, settings });
+        }
+        decision
+    }
+}

@@ -1,0 +1,163 @@
+//! What may be set of a project: limits, weight, pause, and how its jobs fail and are kept.
+
+use serde::{Deserialize, Deserializer, Serialize};
+
+use crate::{Backoff, Id};
+
+/// The settings of a project. What is absent follows the configuration; a limit of 0 is none.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Settings {
+    /// Jobs that may run at once, over all processors.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_concurrency: Option<u32>,
+    /// Runs that may start in any 60 s.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub requests_per_minute: Option<u32>,
+    /// Tokens counted in the last 60 s beyond which no run starts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tokens_per_minute: Option<u64>,
+    /// Turns that the project has where others have one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub weight: Option<u32>,
+    /// Whether nothing of it is started.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub paused: bool,
+    /// Attempts of a job whose request named no number.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_attempts: Option<u32>,
+    /// How long a failed attempt waits for the next.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub retry: Option<Backoff>,
+    /// How long a job is kept after it ended, in seconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub retention: Option<u32>,
+    /// The handler that runs its jobs, by name; the processor's own choice where absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub handler: Option<Id>,
+}
+
+/// A change of settings: a field that is absent stays as it is, one that is null goes back to
+/// the configuration's.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields, expecting = "a JSON object")]
+pub struct Patch {
+    /// See [`Settings::max_concurrency`]; so with each of these.
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "named")]
+    pub max_concurrency: Option<Option<u32>>,
+    #[expect(missing_docs, reason = "see Settings")]
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "named")]
+    pub requests_per_minute: Option<Option<u32>>,
+    #[expect(missing_docs, reason = "see Settings")]
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "named")]
+    pub tokens_per_minute: Option<Option<u64>>,
+    #[expect(missing_docs, reason = "see Settings")]
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "named")]
+    pub weight: Option<Option<u32>>,
+    #[expect(missing_docs, reason = "see Settings")]
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "named")]
+    pub paused: Option<Option<bool>>,
+    #[expect(missing_docs, reason = "see Settings")]
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "named")]
+    pub max_attempts: Option<Option<u32>>,
+    #[expect(missing_docs, reason = "see Settings")]
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "named")]
+    pub retry: Option<Option<Backoff>>,
+    #[expect(missing_docs, reason = "see Settings")]
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "named")]
+    pub retention: Option<Option<u32>>,
+    #[expect(missing_docs, reason = "see Settings")]
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "named")]
+    pub handler: Option<Option<Id>>,
+}
+
+/// Tells a field that is null from one that is absent.
+fn named<'de, D, T>(deserializer: D) -> Result<Option<Option<T>>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Deserialize<'de>,
+{
+    Option::deserialize(deserializer).map(Some)
+}
+
+impl Patch {
+    /// The settings after this change.
+    pub fn apply(&self, to: &Settings) -> Settings {
+        fn pick<T: Clone>(change: &Option<Option<T>>, was: &Option<T>) -> Option<T> {
+            change.clone().unwrap_or_else(|| was.clone())
+        }
+        Settings {
+            max_concurrency: pick(&self.max_concurrency, &to.max_concurrency),
+            requests_per_minute: pick(&self.requests_per_minute, &to.requests_per_minute),
+            tokens_per_minute: pick(&self.tokens_per_minute, &to.tokens_per_minute),
+            weight: pick(&self.weight, &to.weight),
+            paused: self.paused.map_or(to.paused, Option::unwrap_or_default),
+            max_attempts: pick(&self.max_attempts, &to.max_attempts),
+            retry: pick(&self.retry, &to.retry),
+            retention: pick(&self.retention, &to.retention),
+            handler: pick(&self.handler, &to.handler),
+        }
+    }
+}
+
+/// Limits on starting the runs of a project; 0 is none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Limits {
+    /// Jobs that may run at once.
+    pub max_concurrency: u32,
+    /// Runs that may start in any 60 s.
+    pub requests_per_minute: u32,
+    /// Tokens in the last 60 s beyond which no run starts.
+    pub tokens_per_minute: u64,
+}
+
+impl Settings {
+    /// The settings that hold, where those of `config` hold for what is not set.
+    pub fn or(self, config: &crate::Config) -> Self {
+        let limits = self.limits(&config.limits);
+        let retention = u32::try_from(config.retention_ms / 1_000).unwrap_or(u32::MAX);
+        Self {
+            max_concurrency: Some(limits.max_concurrency),
+            requests_per_minute: Some(limits.requests_per_minute),
+            tokens_per_minute: Some(limits.tokens_per_minute),
+            weight: self.weight.or(Some(1)),
+            paused: self.paused,
+            max_attempts: self.max_attempts.or(Some(config.max_attempts)),
+            retry: self.retry.or(Some(config.backoff)),
+            retention: self.retention.or(Some(retention)),
+            handler: self.handler,
+        }
+    }
+
+    /// The limits that hold, where `defaults` hold for what is not set.
+    pub fn limits(&self, defaults: &Limits) -> Limits {
+        Limits {
+            max_concurrency: self.max_concurrency.unwrap_or(defaults.max_concurrency),
+            requests_per_minute: self.requests_per_minute.unwrap_or(defaults.requests_per_minute),
+            tokens_per_minute: self.tokens_per_minute.unwrap_or(defaults.tokens_per_minute),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn absent_stays_and_null_resets() {
+        let was = Settings {
+            max_concurrency: Some(3),
+            weight: Some(2),
+            paused: true,
+            ..Settings::default()
+        };
+        let patch = r#"{"weight":null,"requestsPerMinute":60}"#;
+        let patch: Patch = serde_json::from_str(patch).expect("it is a patch");
+        let now = patch.apply(&was);
+        assert_eq!(now.max_concurrency, Some(3));
+        assert_eq!((now.weight, now.requests_per_minute, now.paused), (None, Some(60), true));
+        let back: Patch = serde_json::from_str(&serde_json::to_string(&patch).expect("it is JSON"))
+            .expect("it is a patch");
+        assert_eq!(back, patch);
+    }
+}
