@@ -13,5 +13,6 @@ mod kills;
 mod mesh;
 mod projects;
 mod receiver;
+mod replicas;
 mod stopping;
 mod whole_life;

@@ -88,6 +88,19 @@ impl Mesh {
         found.map(|(id, ..)| id).with_context(|| format!("no child runs {service}"))
     }
 
+    /// The process id of the state service that leads, as the logs tell it.
+    pub fn leader(&self) -> anyhow::Result<u32> {
+        let mut leader = None;
+        for id in self.children() {
+            let Ok(log) = fs::read_link(format!("/proc/{id}/fd/1")) else { continue };
+            let text = fs::read_to_string(log).unwrap_or_default();
+            let terms = text.lines().filter_map(|line| line.split("leading term=").nth(1));
+            let terms = terms.filter_map(|term| term.split(' ').next()?.parse::<u64>().ok());
+            leader = leader.max(terms.max().map(|term| (term, id)));
+        }
+        leader.map(|(_, id)| id).context("no state service leads")
+    }
+
     /// Sends a signal to the child that runs this service.
     pub fn signal(&self, service: &str, signal: i32) -> anyhow::Result<()> {
         send(self.child(service)?, signal)

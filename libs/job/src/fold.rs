@@ -370,6 +370,24 @@ impl State {
         }
     }
 
+    /// For one that does not write the bucket: lets go of what the bucket has, which is whole up
+    /// to `covered`.
+    pub fn forget(&mut self, covered: Position) {
+        while self.touched.order.front().is_some_and(|(at, _)| *at <= covered) {
+            let Some((_, what)) = self.touched.order.pop_front() else { return };
+            self.touched.members.remove(&what);
+            let version = match what {
+                Queued::Job(id) => self.known.jobs.get(&id).map(|job| job.version),
+                Queued::Answer(key) => self.known.answers.get(&key).map(|(at, _)| *at),
+            };
+            match version {
+                Some(version) if version > covered => self.touched.push(version, what),
+                Some(version) => self.stored(what, version),
+                None => {}
+            }
+        }
+    }
+
     /// The answer kept under an idempotency key, while the bucket does not have it.
     pub fn answer(&self, key: Digest) -> Option<&Answer> {
         self.known.answers.get(&key).map(|(_, answer)| answer)

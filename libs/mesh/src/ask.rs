@@ -2,11 +2,17 @@
 
 use std::time::Duration;
 
-use async_nats::client::RequestErrorKind;
+use async_nats::{HeaderMap, client::RequestErrorKind};
 use job::{Counts, Id, Job, JobId, Limits, Position, Run, Settings, Usage, time::Millis};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use crate::Broker;
+use crate::{
+    Broker,
+    names::{self, StateQuestion},
+};
+
+/// How long the state service that a question came to may take before all are asked.
+const ANY_PATIENCE: Duration = Duration::from_millis(400);
 
 /// A question without an answer.
 #[derive(Debug, thiserror::Error)]
@@ -179,9 +185,42 @@ impl Broker {
         question: &Q,
         patience: Duration,
     ) -> Result<A, Error> {
+        self.ask_with(subject, HeaderMap::new(), question, patience).await
+    }
+
+    /// Asks a state service that knows EVENTS up to message `seen`: any of them, and where that
+    /// one does not answer, all.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn ask_state<Q: Serialize, A: DeserializeOwned>(
+        &self,
+        to: StateQuestion,
+        question: &Q,
+        seen: u64,
+        patience: Duration,
+    ) -> Result<A, Error> {
+        let mut headers = HeaderMap::new();
+        headers.insert(names::SEEN, seen.to_string());
+        let first = self.ask_with(to.any, headers.clone(), question, ANY_PATIENCE).await;
+        match first {
+            Ok(answer) => Ok(answer),
+            Err(error @ Error::Away(_)) => Err(error),
+            Err(_) => self.ask_with(to.all, headers, question, patience).await,
+        }
+    }
+
+    async fn ask_with<Q: Serialize, A: DeserializeOwned>(
+        &self,
+        subject: &'static str,
+        headers: HeaderMap,
+        question: &Q,
+        patience: Duration,
+    ) -> Result<A, Error> {
         let failed = |why: String| Error::Failed { subject, why };
         let payload = serde_json::to_vec(question).map_err(|error| failed(error.to_string()))?;
-        let request = async_nats::Request::new().payload(payload.into()).timeout(Some(patience));
+        let request = async_nats::Request::new();
+        let request = request.headers(headers).payload(payload.into()).timeout(Some(patience));
         let answer = match self.client.send_request(subject, request).await {
             Ok(answer) => answer,
             Err(error) => {

@@ -12,9 +12,9 @@ use serde::{Deserialize, Serialize};
 use crate::{Broker, names};
 
 /// How often the holder renews.
-pub const RENEW_EVERY: Duration = Duration::from_millis(500);
+pub const RENEW_EVERY: Duration = Duration::from_millis(400);
 /// How long a key may stay unchanged before another takes it.
-pub const EXPIRES_AFTER: Duration = Duration::from_secs(2);
+pub const EXPIRES_AFTER: Duration = Duration::from_millis(1_600);
 
 /// The lease could not be read or written.
 #[derive(Debug, thiserror::Error)]

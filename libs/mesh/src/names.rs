@@ -48,13 +48,29 @@ pub const CONTROL_ROLL_CALL: &str = "jobmesh.control.roll-call";
 /// What all processors say of themselves.
 pub const PRESENCE_ALL: &str = "jobmesh.presence.*";
 
+/// A question that any state service answers which knows enough; asked of all at once where the
+/// one it came to did not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StateQuestion {
+    /// The subject that one of the state services listens on.
+    pub any: &'static str,
+    /// The subject that all of them listen on.
+    pub all: &'static str,
+}
+
 /// The question for a live job.
-pub const ASK_JOB: &str = "jobmesh.state.job";
+pub const ASK_JOB: StateQuestion =
+    StateQuestion { any: "jobmesh.state.job", all: "jobmesh.state.all.job" };
 /// The question for counts.
-pub const ASK_STATS: &str = "jobmesh.state.stats";
+pub const ASK_STATS: StateQuestion =
+    StateQuestion { any: "jobmesh.state.stats", all: "jobmesh.state.all.stats" };
 /// The question for the settings of a project.
-pub const ASK_PROJECT: &str = "jobmesh.state.project";
-/// The question which of some runs may be run by a processor that just started.
+pub const ASK_PROJECT: StateQuestion =
+    StateQuestion { any: "jobmesh.state.project", all: "jobmesh.state.all.project" };
+/// The last message of EVENTS that the one who asks has heard of: who knows less does not answer.
+pub const SEEN: &str = "Jobmesh-Seen";
+/// The question which of some runs may be run by a processor that just started. Only the
+/// leader answers it, so with the next.
 pub const ASK_CLAIM: &str = "jobmesh.state.claim";
 /// The question which of some runs are still current.
 pub const ASK_CURRENT: &str = "jobmesh.state.current";

@@ -27,6 +27,8 @@ pub struct Item<T> {
 pub struct Answered {
     /// The item's id.
     pub id: Uuid,
+    /// The last message of EVENTS that it follows from.
+    pub event: u64,
     /// The reply.
     pub reply: Reply,
 }

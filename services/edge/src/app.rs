@@ -8,13 +8,19 @@ use std::{
     time::Duration,
 };
 
-use mesh::{Broker, names};
+use mesh::{
+    Broker,
+    names::{self, StateQuestion},
+};
+use serde::{Serialize, de::DeserializeOwned};
 use tokio_util::sync::CancellationToken;
 
 use crate::{Config, events::Feed, submit::Submitter};
 
 /// The share of COMMANDS above which new work is refused: the rest belongs to outcomes.
 const QUEUE_FULL: f64 = 0.8;
+/// How long the state services may take to answer.
+const STATE_PATIENCE: Duration = Duration::from_millis(1_600);
 /// How often the fill of COMMANDS is looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
@@ -39,6 +45,18 @@ impl App {
         let full = Arc::new(AtomicBool::new(false));
         tokio::spawn(look_at_fill(broker.clone(), full.clone(), stop));
         Ok(Self { broker, submitter, feed, full })
+    }
+
+    /// Asks a state service that knows what this edge's clients were told.
+    ///
+    /// # Errors
+    /// Where none answers.
+    pub async fn ask_state<Q: Serialize, A: DeserializeOwned>(
+        &self,
+        to: StateQuestion,
+        question: &Q,
+    ) -> Result<A, mesh::ask::Error> {
+        self.broker.ask_state(to, question, self.submitter.seen(), STATE_PATIENCE).await
     }
 
     /// Whether new work is refused.

@@ -2,7 +2,10 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -29,6 +32,7 @@ pub(crate) struct Submitter {
     broker: Broker,
     committers: Arc<HashMap<Verb, Committer>>,
     waiting: Waiting,
+    seen: Arc<AtomicU64>,
     patience: Duration,
 }
 
@@ -46,10 +50,11 @@ impl Submitter {
         let inbox = broker.client.new_inbox();
         let mut replies = broker.client.subscribe(inbox.clone()).await?;
         let waiting = Waiting::default();
-        let answered = waiting.clone();
+        let seen = Arc::new(AtomicU64::new(0));
+        let (answered, heard) = (waiting.clone(), seen.clone());
         tokio::spawn(async move {
             while let Some(message) = replies.next().await {
-                hand_out(&answered, &message.payload);
+                hand_out(&answered, &heard, &message.payload);
             }
         });
         let asker = Asker { inbox, patience: config.confirm() };
@@ -62,8 +67,14 @@ impl Submitter {
             broker: broker.clone(),
             committers: Arc::new(HashMap::from(committers)),
             waiting,
+            seen,
             patience: config.reply(),
         })
+    }
+
+    /// The last message of EVENTS that a client of this edge was told of.
+    pub fn seen(&self) -> u64 {
+        self.seen.load(Ordering::Acquire)
     }
 
     /// Submits one command.
@@ -111,13 +122,14 @@ impl Drop for Forget<'_> {
     }
 }
 
-fn hand_out(waiting: &Waiting, payload: &[u8]) {
+fn hand_out(waiting: &Waiting, seen: &AtomicU64, payload: &[u8]) {
     let answers: Vec<Answered> = match serde_json::from_slice(payload) {
         Ok(answers) => answers,
         Err(error) => return tracing::error!(error = %error, "replies could not be read"),
     };
     let mut waiting = waiting.lock().unwrap_or_else(PoisonError::into_inner);
     for answer in answers {
+        seen.fetch_max(answer.event, Ordering::AcqRel);
         if let Some(waiter) = waiting.remove(&answer.id) {
             // Who has given up in this moment needs no reply.
             let _ = waiter.send(answer.reply);

@@ -42,7 +42,7 @@ struct Asked {
 /// What is to follow once the events are on disk.
 #[derive(Default)]
 struct Effects {
-    replies: HashMap<String, Vec<Answered>>,
+    replies: HashMap<String, Vec<(Uuid, Reply)>>,
     stale: Vec<(JobId, Run)>,
 }
 
@@ -68,7 +68,7 @@ impl Asked {
     }
 }
 
-impl Leader {
+impl Leader<'_> {
     /// Folds messages of COMMANDS, appends what comes of them, and lets the effects follow.
     ///
     /// # Errors
@@ -133,7 +133,7 @@ impl Leader {
             };
             if let Some(inbox) = &message.inbox {
                 let replies = effects.replies.entry(inbox.clone()).or_default();
-                replies.push(Answered { id: item.id, reply });
+                replies.push((item.id, reply));
             }
         }
         Ok(())
@@ -163,6 +163,9 @@ impl Leader {
         }
         // From here on everything may be repeated, or left out by a crash: it is level-triggered.
         for (inbox, answers) in effects.replies {
+            let event = self.last;
+            let answers = answers.into_iter().map(|(id, reply)| Answered { id, event, reply });
+            let answers: Vec<Answered> = answers.collect();
             let payload = serde_json::to_vec(&answers).context("replies are JSON")?;
             self.broker.client.publish(inbox, payload.into()).await?;
         }
@@ -197,7 +200,7 @@ impl Leader {
     async fn foresee(&self, asked: &[Asked]) -> anyhow::Result<Facts> {
         let mut facts = Facts::default();
         let now = std::time::Instant::now();
-        facts.held = self.roll.held(now).collect();
+        facts.held = self.desk.roll.held(now).collect();
         let mut jobs = Vec::new();
         for item in asked.iter().filter_map(|asked| asked.items.as_ref().ok()).flatten() {
             if let Command::Outcome(Outcome { job, .. }) = &item.ask

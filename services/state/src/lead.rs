@@ -1,15 +1,19 @@
-//! Who leads: the holder of the lease, until its append is refused or the lease is gone.
+//! Who leads: the holder of the lease, until its append is refused or the lease is gone. The
+//! others follow EVENTS and answer questions.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use mesh::{Broker, lease, lease::Lease, names};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::{Config, leader::Leader, start};
+use crate::{Config, desk::Desk, leader::Leader, standby, start};
 
-/// How long a leader that failed waits before it starts over.
+/// How long a state service that failed waits before it starts over.
 const START_OVER_PAUSE: Duration = Duration::from_millis(200);
+
+/// When the lease was last renewed, where it is held.
+pub(crate) type Held = Option<Instant>;
 
 /// Runs a state service until `stop` is cancelled.
 ///
@@ -18,60 +22,50 @@ const START_OVER_PAUSE: Duration = Duration::from_millis(200);
 pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> {
     let name = service::instance("state");
     let Some(broker) = config.nats.connect(&name, &stop).await? else { return Ok(()) };
-    let (held, lease) = watch::channel(false);
+    let mut desk = Desk::open(&broker).await?;
+    let (held, mut lease) = watch::channel(None);
     let keeper = tokio::spawn(keep_lease(broker.clone(), name.clone(), held, stop.clone()));
-    lead_when_held(&config, &broker, &name, lease, &stop).await;
+    while !stop.is_cancelled() {
+        if let Err(error) = serve(&config, &broker, &name, &mut desk, &mut lease, &stop).await {
+            tracing::warn!(error = format!("{error:#}"), "starting over");
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = tokio::time::sleep(START_OVER_PAUSE) => {}
+            }
+        }
+    }
+    drop(lease);
     keeper.await?;
+    desk.close().await;
     broker.client.flush().await.ok();
     Ok(())
 }
 
-/// Leads whenever the lease is held, and starts over after a failure.
-async fn lead_when_held(
+/// Follows until the lease is held, then leads until it is lost.
+async fn serve(
     config: &Config,
     broker: &Broker,
     name: &str,
-    mut lease: watch::Receiver<bool>,
-    stop: &CancellationToken,
-) {
-    loop {
-        tokio::select! {
-            () = stop.cancelled() => return,
-            held = lease.wait_for(|held| *held) => if held.is_err() { return },
-        }
-        match lead(config, broker, name, &mut lease, stop).await {
-            Ok(()) => {}
-            Err(error) => {
-                tracing::warn!(error = format!("{error:#}"), "not leading, starting over")
-            }
-        }
-        tokio::select! {
-            () = stop.cancelled() => return,
-            () = tokio::time::sleep(START_OVER_PAUSE) => {}
-        }
-    }
-}
-
-async fn lead(
-    config: &Config,
-    broker: &Broker,
-    name: &str,
-    lease: &mut watch::Receiver<bool>,
+    desk: &mut Desk,
+    lease: &mut watch::Receiver<Held>,
     stop: &CancellationToken,
 ) -> anyhow::Result<()> {
-    let started = start::start(config, broker, name).await?;
-    let leader = Leader::new(config.clone(), broker.clone(), started);
+    let Some(state) = standby::stand_by(config, broker, desk, lease, stop).await? else {
+        return Ok(());
+    };
+    let started = start::start(broker, state, name).await?;
+    let leader = Leader::new(config.clone(), broker.clone(), desk, lease.clone(), started);
     tokio::select! {
         ended = leader.run(stop.clone()) => ended,
-        _ = lease.wait_for(|held| !held) => anyhow::bail!("the lease is gone"),
+        _ = lease.wait_for(Option::is_none) => anyhow::bail!("the lease is gone"),
     }
 }
 
-/// Holds the lease while it can, and says whether it does.
+/// Holds the lease while it can, and says when it last made sure of that.
 async fn keep_lease(
     broker: Broker,
     name: String,
-    held: watch::Sender<bool>,
+    held: watch::Sender<Held>,
     stop: CancellationToken,
 ) {
     let mut lease = None;
@@ -80,10 +74,10 @@ async fn keep_lease(
             lease = Lease::open(&broker, names::STATE_LEASE, &name).await.ok();
         }
         if let Some(lease) = &mut lease {
+            let asked_at = Instant::now();
             match lease.hold().await {
-                Ok(now) => {
-                    held.send_if_modified(|was| std::mem::replace(was, now) != now);
-                }
+                Ok(true) => drop(held.send_replace(Some(asked_at))),
+                Ok(false) => drop(held.send_replace(None)),
                 // Nobody can take it either while the broker is away; the fences hold anyway.
                 Err(error) => tracing::warn!(error = %error, "lease not renewed"),
             }

@@ -3,20 +3,19 @@
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use futures_util::StreamExt;
 use job::{Class, State};
-use mesh::{
-    Broker,
-    bucket::Fence,
-    follow, names,
-    presence::{Presence, Roll},
-    publish,
-};
-use tokio::sync::mpsc;
+use mesh::{Broker, bucket::Fence, follow, lease, names, publish};
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    Config, dispatch::Dispatcher, project::Written, questions, reconcile::Reading, retain::Reach,
+    Config,
+    desk::{Came, Desk, Known},
+    dispatch::Dispatcher,
+    lead::Held,
+    project::Written,
+    reconcile::Reading,
+    retain::Reach,
     start::Started,
 };
 
@@ -40,7 +39,9 @@ pub(crate) enum Done {
 }
 
 /// The state service that leads.
-pub(crate) struct Leader {
+pub(crate) struct Leader<'a> {
+    pub desk: &'a mut Desk,
+    lease: watch::Receiver<Held>,
     pub config: Config,
     pub rules: job::Config,
     pub broker: Broker,
@@ -50,7 +51,6 @@ pub(crate) struct Leader {
     pub bucket: Fence,
     pub writing: bool,
     pub dispatcher: Dispatcher,
-    pub roll: Roll,
     /// Since when presence can be trusted to be complete.
     pub settled_since: Instant,
     pub reading: Option<Reading>,
@@ -63,11 +63,19 @@ pub(crate) struct Leader {
     finished: mpsc::Receiver<Done>,
 }
 
-impl Leader {
-    pub fn new(config: Config, broker: Broker, started: Started) -> Self {
+impl<'a> Leader<'a> {
+    pub fn new(
+        config: Config,
+        broker: Broker,
+        desk: &'a mut Desk,
+        lease: watch::Receiver<Held>,
+        started: Started,
+    ) -> Self {
         let (done, finished) = mpsc::channel(16);
         let now = Instant::now();
         Self {
+            desk,
+            lease,
             rules: config.rules(),
             config,
             broker,
@@ -76,7 +84,6 @@ impl Leader {
             bucket: started.bucket,
             writing: false,
             dispatcher: Dispatcher::new(started.fences),
-            roll: Roll::default(),
             settled_since: now,
             reading: None,
             reading_under_way: false,
@@ -98,33 +105,39 @@ impl Leader {
         let _following = following.clone().drop_guard();
         let next = self.state.through() + 1;
         let mut commands = follow::follow(self.broker.clone(), names::COMMANDS, next, following);
-        let mut presence = self.broker.client.subscribe(names::PRESENCE_ALL).await?;
-        let (mut questions, service) = questions::listen(&self.broker).await?;
-        self.broker.client.publish(names::CONTROL_ROLL_CALL, "".into()).await?;
         let mut connects = self.broker.connects();
         connects.mark_unchanged();
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let ended = loop {
+        loop {
             self.kick().await?;
             let timer = self.until_next_timer();
             tokio::select! {
-                () = stop.cancelled() => break self.finish().await,
+                () = stop.cancelled() => return self.finish().await,
                 message = commands.recv() => {
                     let first = message.context("COMMANDS can be followed no more")?;
                     self.fold_all(first, &mut commands).await?;
                 }
                 Some(done) = self.finished.recv() => self.take_in(done)?,
-                Some(question) = questions.recv() => self.answer(question).await,
-                Some(message) = presence.next() => self.note_presence(&message.payload),
+                came = self.desk.next() => self.answer(came).await,
                 _ = connects.changed() => self.reconnected().await?,
                 () = tokio::time::sleep(timer) => {}
-                _ = tick.tick() => self.look_around(),
+                _ = tick.tick() => self.look_around().await,
             }
-        };
-        // Questions are answered by nobody from here on.
-        let _ = service.stop().await;
-        ended
+        }
+    }
+
+    /// Answers a question, if the lease says that this service still leads; notes presence.
+    async fn answer(&mut self, came: Came) {
+        match came {
+            Came::Presence(payload) => self.desk.note_presence(&payload),
+            Came::Question(question) => {
+                let renewed = *self.lease.borrow();
+                let leads = renewed.is_some_and(|at| at.elapsed() < lease::EXPIRES_AFTER);
+                let (state, rules) = (&mut self.state, &self.rules);
+                self.desk.take(question, &mut Known { state, rules, leads }).await;
+            }
+        }
     }
 
     /// Folds a message and what else is there, bounded in number and bytes.
@@ -154,7 +167,7 @@ impl Leader {
     }
 
     fn kick_dispatch(&mut self) {
-        let capacity = self.roll.capacity(Instant::now());
+        let capacity = self.desk.roll.capacity(Instant::now());
         let now = service::now_ms().max(self.state.at());
         for plan in self.dispatcher.plan(&mut self.state, &self.rules, now, capacity) {
             let (broker, done) = (self.broker.clone(), self.done.clone());
@@ -183,15 +196,6 @@ impl Leader {
         Ok(())
     }
 
-    fn note_presence(&mut self, payload: &[u8]) {
-        match serde_json::from_slice::<Presence>(payload) {
-            Ok(said) => {
-                self.roll.note(said, Instant::now());
-            }
-            Err(error) => tracing::warn!(error = %error, "presence could not be read"),
-        }
-    }
-
     /// The broker was away: deliveries may be forgotten, and presence has to be heard anew.
     async fn reconnected(&mut self) -> anyhow::Result<()> {
         self.settled_since = Instant::now();
@@ -200,7 +204,9 @@ impl Leader {
         Ok(())
     }
 
-    fn look_around(&mut self) {
+    async fn look_around(&mut self) {
+        let mut known = Known { state: &mut self.state, rules: &self.rules, leads: true };
+        self.desk.look_again(&mut known).await;
         if !self.unattended().is_empty() {
             self.dispatcher.suspect();
         }

@@ -23,7 +23,7 @@ pub(crate) struct Written {
     end: Result<Fence, publish::Error>,
 }
 
-impl Leader {
+impl Leader<'_> {
     /// Starts a write where the bucket is behind and none is under way.
     pub(crate) fn kick_projection(&mut self) -> anyhow::Result<()> {
         if self.writing || !self.state.is_behind() {

@@ -34,7 +34,7 @@ pub(crate) async fn read(broker: &Broker, number: u64) -> Result<Reading, mesh::
     Ok(Reading { number, present, barrier })
 }
 
-impl Leader {
+impl Leader<'_> {
     /// Starts a reading where one is due and none is under way.
     pub(crate) fn kick_reading(&mut self) {
         let due = self.last_reading.elapsed() > READ_EVERY || self.dispatcher.take_suspicion();
@@ -81,7 +81,7 @@ impl Leader {
             return Vec::new();
         }
         let now = Instant::now();
-        let held: HashSet<(JobId, Run)> = self.roll.held(now).collect();
+        let held: HashSet<(JobId, Run)> = self.desk.roll.held(now).collect();
         let gone_ms = i64::try_from(presence::GONE_AFTER.as_millis()).unwrap_or(i64::MAX);
         let long_ago = service::now_ms() - gone_ms;
         let out = self.dispatcher.out().filter_map(|id| self.state.job(id));

@@ -31,7 +31,7 @@ struct Place {
     next: u64,
 }
 
-impl Leader {
+impl Leader<'_> {
     /// Starts a snapshot where one is due, something changed, and none is under way.
     pub(crate) fn kick_snapshot(&mut self) -> anyhow::Result<()> {
         let changed = self.reaches.last().is_none_or(|reach| reach.events < self.last);

@@ -1,4 +1,4 @@
-//! Cold start: snapshot, then the events after it, then the claim to lead, then the fences.
+//! From what is known to leading: snapshot, the events after it, the claim, the fences.
 
 use std::time::Duration;
 
@@ -24,14 +24,22 @@ pub(crate) struct Started {
     pub fences: [u64; 3],
 }
 
-/// Reads what is known and claims to lead.
-pub(crate) async fn start(config: &Config, broker: &Broker, name: &str) -> anyhow::Result<Started> {
-    let begun = std::time::Instant::now();
+/// The state of the last snapshot.
+pub(crate) async fn load(config: &Config, broker: &Broker) -> anyhow::Result<State> {
     let retention_ms = config.rules().retention_ms;
-    let mut state = match broker.get_snapshot().await? {
+    Ok(match broker.get_snapshot().await? {
         None => State::new(retention_ms),
         Some(bytes) => State::restore(&bytes, retention_ms)?,
-    };
+    })
+}
+
+/// Catches up and claims to lead.
+pub(crate) async fn start(
+    broker: &Broker,
+    mut state: State,
+    name: &str,
+) -> anyhow::Result<Started> {
+    let begun = std::time::Instant::now();
     let from = state.position().sequence;
     let last = replay(broker, &mut state).await?;
     let term = state.term() + 1;
@@ -44,7 +52,7 @@ pub(crate) async fn start(config: &Config, broker: &Broker, name: &str) -> anyho
     }
     tracing::info!(
         term,
-        events.snapshot = from,
+        events.known = from,
         events.last = last,
         commands.through = state.through(),
         jobs = state.jobs().count(),
@@ -55,7 +63,7 @@ pub(crate) async fn start(config: &Config, broker: &Broker, name: &str) -> anyho
 }
 
 /// Applies the events after the snapshot; returns the last message of EVENTS.
-async fn replay(broker: &Broker, state: &mut State) -> anyhow::Result<u64> {
+pub(crate) async fn replay(broker: &Broker, state: &mut State) -> anyhow::Result<u64> {
     let last = broker.last_sequence(names::EVENTS).await?;
     let next = state.position().sequence + 1;
     ensure!(

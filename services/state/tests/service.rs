@@ -121,7 +121,7 @@ async fn look_up(broker: &Broker, job: u128) -> anyhow::Result<Option<Job>> {
     let question = AskJob { job: JobId::from_u128(job) };
     let begun = Instant::now();
     loop {
-        match broker.ask::<_, JobAnswer>(names::ASK_JOB, &question, PATIENCE).await {
+        match broker.ask_state::<_, JobAnswer>(names::ASK_JOB, &question, 0, PATIENCE).await {
             Ok(answer) => return Ok(answer.job),
             Err(error) => anyhow::ensure!(begun.elapsed() < PATIENCE, "nobody leads: {error}"),
         }

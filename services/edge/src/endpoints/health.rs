@@ -26,7 +26,7 @@ pub(crate) async fn healthz() -> &'static str {
 /// 200 where every service behind the edge answers, else 503; the body says which do.
 pub(crate) async fn readyz(State(app): State<App>) -> (StatusCode, Json<Health>) {
     let question = AskStats { project: None };
-    let stats = app.broker.ask::<_, StatsAnswer>(names::ASK_STATS, &question, PATIENCE).await;
+    let stats = app.ask_state::<_, StatsAnswer>(names::ASK_STATS, &question).await;
     let question = AskMetrics { project: None, range: Range::Day };
     let sums =
         app.broker.ask::<_, serde_json::Value>(names::ASK_METRICS, &question, PATIENCE).await;

@@ -8,7 +8,7 @@ use mesh::{
 };
 use serde::Serialize;
 
-use super::{ATTEMPTS_MAX, Answer, DURABLE, PATIENCE, accepted, backoff, ok};
+use super::{ATTEMPTS_MAX, Answer, DURABLE, accepted, backoff, ok};
 use crate::{
     app::App,
     body::{self, Body},
@@ -94,7 +94,7 @@ fn project_id(id: Result<Path<String>, PathRejection>) -> Result<Id, Error> {
 
 async fn view(app: &App, project: Id) -> Result<View, Error> {
     let question = AskProject { project: project.clone() };
-    let answer = app.broker.ask(names::ASK_PROJECT, &question, PATIENCE).await;
+    let answer = app.ask_state(names::ASK_PROJECT, &question).await;
     let answer: ProjectAnswer = answer.map_err(|error| {
         tracing::warn!(error = %error, "settings without state");
         Error::away("state", "state does not answer, and only it knows the settings")

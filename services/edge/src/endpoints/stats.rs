@@ -8,7 +8,7 @@ use mesh::{
 };
 use serde::Serialize;
 
-use super::{Answer, PATIENCE, ok};
+use super::{Answer, ok};
 use crate::{app::App, body, error::Error, ids};
 
 #[derive(Serialize)]
@@ -61,7 +61,7 @@ pub(crate) async fn stats(State(app): State<App>, uri: Uri) -> Answer<Response> 
     let project = project.map(|id| ids::id("projectId", &id)).transpose()?;
     let question = AskStats { project: project.map(|id| id.to_string()) };
     let answer: StatsAnswer =
-        app.broker.ask(names::ASK_STATS, &question, PATIENCE).await.map_err(|error| {
+        app.ask_state(names::ASK_STATS, &question).await.map_err(|error| {
             tracing::warn!(error = %error, "stats without state");
             Error::away("state", "state does not answer, and only it knows the counts")
         })?;

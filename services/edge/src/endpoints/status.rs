@@ -29,7 +29,7 @@ pub(crate) async fn status(
     let Path(id) = id.map_err(|_| Error::invalid("jobId must be the UUID of a job"))?;
     let id = ids::job_id("jobId", &id)?;
     let mut state_away = false;
-    match app.broker.ask::<_, JobAnswer>(names::ASK_JOB, &AskJob { job: id }, PATIENCE).await {
+    match app.ask_state::<_, JobAnswer>(names::ASK_JOB, &AskJob { job: id }).await {
         Ok(JobAnswer { job: Some(job) }) => {
             return ok(Response { success: true, job: JobView::job(job), may_be_behind: false });
         }

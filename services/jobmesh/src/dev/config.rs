@@ -20,6 +20,9 @@ pub struct Config {
     /// Where everything is kept: streams, tables, logs.
     #[arg(long, env = "JOBMESH_DATA_DIR", default_value = "jobmesh-data")]
     pub data_dir: PathBuf,
+    /// How many state services run: one leads, the others answer questions and stand by.
+    #[arg(long, env = "JOBMESH_STATES", default_value_t = 1)]
+    pub states: usize,
     /// How many processors run.
     #[arg(long, env = "JOBMESH_PROCESSORS", default_value_t = 1)]
     pub processors: usize,

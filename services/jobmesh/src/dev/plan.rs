@@ -60,7 +60,9 @@ pub(super) fn stages(config: &Config, data_dir: &Path) -> anyhow::Result<Vec<Vec
     };
     let nats = ["--nats-url", nats_url.as_str()];
     let metrics = ["metrics", nats[0], nats[1], "--clickhouse-url", clickhouse_url.as_str()];
-    let core = vec![spec("state", &["state", nats[0], nats[1]]), spec("metrics", &metrics)];
+    let states = (1..=config.states.max(1))
+        .map(|n| spec(&format!("state-{n}"), &["state", nats[0], nats[1]]));
+    let core: Vec<Spec> = states.chain([spec("metrics", &metrics)]).collect();
     let concurrency = config.concurrency.to_string();
     let processor = ["processor", nats[0], nats[1], "--concurrency", concurrency.as_str()];
     let processors =

@@ -1,0 +1,81 @@
+//! A state service that does not lead: it follows EVENTS, answers questions, and is ready to
+//! lead from one message to the next.
+
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use job::State;
+use mesh::{Broker, follow, names, wire};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    Config,
+    desk::{Came, Desk, Known},
+    lead::Held,
+    start,
+};
+
+/// How often a follower asks how far the bucket is, to let go of ended jobs.
+const FORGET_EVERY: Duration = Duration::from_secs(1);
+/// How often questions that came too early are looked at without a new event.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+
+/// Follows until the lease is held; returns what is known then, or `None` where `stop` came.
+///
+/// # Errors
+/// Where what is known has a gap: the caller starts over from the snapshot.
+pub(crate) async fn stand_by(
+    config: &Config,
+    broker: &Broker,
+    desk: &mut Desk,
+    lease: &mut watch::Receiver<Held>,
+    stop: &CancellationToken,
+) -> anyhow::Result<Option<State>> {
+    let rules = config.rules();
+    let mut state = start::load(config, broker).await?;
+    start::replay(broker, &mut state).await?;
+    let following = CancellationToken::new();
+    let _following = following.clone().drop_guard();
+    let next = state.position().sequence + 1;
+    let mut events = follow::follow(broker.clone(), names::EVENTS, next, following);
+    let mut forget = tokio::time::interval(FORGET_EVERY);
+    forget.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut look = tokio::time::interval(LOOK_EVERY);
+    look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        let mut known = Known { state: &mut state, rules: &rules, leads: false };
+        tokio::select! {
+            () = stop.cancelled() => return Ok(None),
+            held = lease.wait_for(|held| held.is_some()) => {
+                held.context("nobody holds the lease any more")?;
+                return Ok(Some(state));
+            }
+            message = events.recv() => {
+                let message = message.context("EVENTS can be followed no more")?;
+                apply(&mut state, &message)?;
+                let mut known = Known { state: &mut state, rules: &rules, leads: false };
+                desk.look_again(&mut known).await;
+            }
+            came = desk.next() => match came {
+                Came::Question(question) => desk.take(question, &mut known).await,
+                Came::Presence(payload) => desk.note_presence(&payload),
+            },
+            _ = look.tick() => desk.look_again(&mut known).await,
+            _ = forget.tick() => {
+                // A bucket that cannot be read now is read the next time.
+                if let Ok(fence) = broker.read_fence().await {
+                    state.forget(fence.through.position);
+                }
+            }
+        }
+    }
+}
+
+fn apply(state: &mut State, message: &follow::Message) -> anyhow::Result<()> {
+    let sequence = message.sequence;
+    ensure!(message.skipped == 0, "EVENTS before {sequence} are gone");
+    let (through, batch) = wire::events(sequence, message.headers.as_ref(), &message.payload)?;
+    state.apply_batch(sequence, through, &batch);
+    Ok(())
+}
