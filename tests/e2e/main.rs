@@ -14,5 +14,6 @@ mod mesh;
 mod projects;
 mod receiver;
 mod replicas;
+mod schedules;
 mod stopping;
 mod whole_life;

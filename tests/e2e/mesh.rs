@@ -151,6 +151,12 @@ impl Mesh {
         Ok((answer.status().as_u16(), answer.json().await.unwrap_or_default()))
     }
 
+    /// A DELETE: status and body.
+    pub async fn delete(&self, path: &str) -> anyhow::Result<(u16, Value)> {
+        let answer = self.client.delete(format!("{}{path}", self.base)).send().await?;
+        Ok((answer.status().as_u16(), answer.json().await.unwrap_or_default()))
+    }
+
     /// Changes the settings of a project; returns them.
     pub async fn set(&self, project: &str, change: Value) -> anyhow::Result<Value> {
         let path = format!("/api/projects/{project}");

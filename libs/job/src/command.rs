@@ -2,7 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{About, Backoff, Id, Idempotency, JobId, Json, Kind, Patch, Run, Spent, time::Millis};
+use crate::{
+    About, Backoff, Id, Idempotency, JobId, Json, Kind, Patch, Run, Spent, schedule::Schedule,
+    time::Millis,
+};
 
 /// One thing asked.
 #[derive(Clone, Debug, PartialEq)]
@@ -15,6 +18,8 @@ pub enum Command {
     Retry(Retry),
     /// Change the settings of a project.
     Project(Project),
+    /// Set or remove a schedule.
+    Schedule(SetSchedule),
     /// A processor began a run.
     Started(Started),
     /// A run ended.
@@ -95,6 +100,18 @@ pub struct Project {
     pub project: Id,
     /// What is to change.
     pub change: Patch,
+}
+
+/// Set or remove a schedule of a project.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SetSchedule {
+    /// The project.
+    pub project: Id,
+    /// Its name in the project.
+    pub name: Id,
+    /// What it is to be; removed where absent.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub schedule: Option<Schedule>,
 }
 
 /// A processor began a run. It may come late, twice or never: an outcome implies it.

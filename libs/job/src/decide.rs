@@ -5,6 +5,7 @@ mod enqueue;
 mod project;
 mod retry;
 mod run;
+mod schedule;
 
 use std::collections::{HashMap, HashSet};
 
@@ -78,6 +79,7 @@ impl State {
             Command::Cancel(ask) => self.decide_cancel(facts, now, ask),
             Command::Retry(ask) => self.decide_retry(facts, now, ask),
             Command::Project(ask) => Ok(self.decide_project(ask)),
+            Command::Schedule(ask) => Ok(self.decide_schedule(now, ask)),
             Command::Started(said) => Ok(self.decide_started(said)),
             Command::Outcome(said) => self.decide_outcome(config, facts, now, said),
         }

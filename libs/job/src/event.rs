@@ -5,7 +5,7 @@ use uuid::Uuid;
 
 use crate::{
     About, Answer, Backoff, Digest, Id, Job, JobId, Json, Kind, Position, Run, Settings, Spent,
-    Status, time::Millis,
+    Status, schedule::Timed, time::Millis,
 };
 
 /// One message of EVENTS: events that were decided together.
@@ -66,6 +66,37 @@ pub enum Event {
         project: Id,
         /// All of its settings from here on.
         settings: Box<Settings>,
+    },
+    /// A schedule was set.
+    ScheduleSet {
+        /// The project.
+        project: Id,
+        /// Its name in the project.
+        name: Id,
+        /// The schedule, and when it fires first.
+        schedule: Box<Timed>,
+    },
+    /// A schedule was removed.
+    ScheduleRemoved {
+        /// The project.
+        project: Id,
+        /// Its name in the project.
+        name: Id,
+    },
+    /// A schedule's time came.
+    Fired {
+        /// The project.
+        project: Id,
+        /// Its name in the project.
+        name: Id,
+        /// The time that it fired for.
+        at: Millis,
+        /// The job that was enqueued; none where one of its batch was live.
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        job: Option<JobId>,
+        /// When it fires next.
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        next: Option<Millis>,
     },
     /// A command with too many events for one message goes on in the next.
     Partial {
@@ -309,6 +340,9 @@ impl Event {
             | Self::Refused(_)
             | Self::Answered { .. }
             | Self::ProjectSet { .. }
+            | Self::ScheduleSet { .. }
+            | Self::ScheduleRemoved { .. }
+            | Self::Fired { .. }
             | Self::Partial { .. } => None,
         }
     }

@@ -1,6 +1,6 @@
 //! The fold: events in, state out. The same for the leader, a follower and a restart.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -10,6 +10,7 @@ use crate::{
     event::{Batch, Became, Ended, Enqueued, Event, LateRun, Requeued, Revived},
     minute::Minute,
     recent::Recent,
+    schedule::Timed,
     time::Millis,
 };
 
@@ -21,6 +22,8 @@ pub(crate) struct Project {
     pub failed: HashMap<JobId, Millis>,
     #[serde(default)]
     pub settings: Settings,
+    #[serde(default)]
+    pub schedules: BTreeMap<Id, Timed>,
     /// Runs that started in the last minute.
     #[serde(default)]
     pub starts: Minute,
@@ -62,6 +65,8 @@ pub struct State {
     pub(crate) known: Known,
     ready: Ready,
     touched: Touched,
+    /// When which schedule of which project fires next.
+    calendar: BTreeSet<(Millis, Id, Id)>,
     retention_ms: i64,
 }
 
@@ -128,7 +133,12 @@ impl State {
     pub fn restore(bytes: &[u8], retention_ms: i64) -> Result<Self, Restored> {
         let mut state =
             Self { known: serde_json::from_slice(bytes)?, retention_ms, ..Self::default() };
-        let Self { known, ready, .. } = &mut state;
+        let Self { known, ready, calendar, .. } = &mut state;
+        for (project, known) in &known.projects {
+            for (name, timed) in &known.schedules {
+                calendar.extend(timed.next_at.map(|at| (at, project.clone(), name.clone())));
+            }
+        }
         for job in known.jobs.values() {
             if !job.status.is_terminal() {
                 let project = known.projects.entry(job.project.clone()).or_default();
@@ -220,6 +230,21 @@ impl State {
                 let project = self.known.projects.entry(project.clone()).or_default();
                 project.settings.clone_from(settings);
             }
+            Event::ScheduleSet { project, name, schedule } => {
+                self.schedule(project, name, Some((**schedule).clone()));
+            }
+            Event::ScheduleRemoved { project, name } => self.schedule(project, name, None),
+            Event::Fired { project, name, at, job, next } => {
+                let known = self.known.projects.get(project);
+                let old = known.and_then(|known| known.schedules.get(name)).cloned();
+                let timed = old.map(|old| Timed {
+                    next_at: *next,
+                    last_at: Some(*at),
+                    last_job_id: job.or(old.last_job_id),
+                    ..old
+                });
+                self.schedule(project, name, timed);
+            }
             Event::Partial { jobs, batches } => self.known.partial = Some((*jobs, *batches)),
         }
     }
@@ -294,6 +319,22 @@ impl State {
             starts: project.starts.sum(now),
             tokens: project.tokens.sum(now),
         }
+    }
+
+    /// The schedules of a project, by name.
+    pub fn schedules(&self, project: &str) -> impl Iterator<Item = (&Id, &Timed)> {
+        self.known.projects.get(project).into_iter().flat_map(|project| &project.schedules)
+    }
+
+    /// When the next schedule fires.
+    pub fn next_fire(&self) -> Option<Millis> {
+        self.calendar.first().map(|(at, ..)| *at)
+    }
+
+    /// A schedule whose time has come: project and name.
+    pub fn due_schedule(&self, now: Millis) -> Option<(Id, Id)> {
+        let (_, project, name) = self.calendar.first().filter(|(at, ..)| *at <= now)?;
+        Some((project.clone(), name.clone()))
     }
 
     /// The attempts that a job may use: its own number where its request named one, else the
@@ -482,6 +523,20 @@ impl State {
         project.counts.leave(revived.was, job.class);
         self.known.total.leave(revived.was, job.class);
         self.enter(position, job);
+    }
+
+    fn schedule(&mut self, project: &Id, name: &Id, timed: Option<Timed>) {
+        let known = self.known.projects.entry(project.clone()).or_default();
+        let next = timed.as_ref().and_then(|timed| timed.next_at);
+        let old = match timed {
+            Some(timed) => known.schedules.insert(name.clone(), timed),
+            None => known.schedules.remove(name),
+        };
+        let entry = |at: Millis| (at, project.clone(), name.clone());
+        if let Some(at) = old.and_then(|old| old.next_at) {
+            self.calendar.remove(&entry(at));
+        }
+        self.calendar.extend(next.map(entry));
     }
 
     fn count_tokens(&mut self, at: Millis, project: &Id, spent: &crate::Spent) {

@@ -19,6 +19,7 @@ mod position;
 mod queue;
 mod recent;
 pub mod reply;
+pub mod schedule;
 mod settings;
 pub mod time;
 

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{JobId, Settings};
+use crate::{JobId, Settings, schedule::Timed};
 
 /// The reply to a command.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -31,6 +31,8 @@ pub enum Reply {
     },
     /// The settings of the project are these now.
     ProjectSet(Box<Settings>),
+    /// The schedule is set, or removed.
+    ScheduleSet(Option<Box<Timed>>),
     /// It was not done.
     Refused {
         /// The kind of refusal.
@@ -54,6 +56,12 @@ pub enum Code {
     Superseded,
     /// The same idempotency key came with another request.
     IdempotencyKeyReused,
+    /// No such schedule in that project.
+    ScheduleNotFound,
+    /// The project has as many schedules as it may.
+    TooManySchedules,
+    /// A schedule that has no meaning.
+    ScheduleMalformed,
     /// The one who asked had stopped waiting.
     Expired,
     /// The command could not be read.

@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use async_nats::{HeaderMap, client::RequestErrorKind};
-use job::{Counts, Id, Job, JobId, Limits, Position, Run, Settings, Usage, time::Millis};
+use job::{
+    Counts, Id, Job, JobId, Limits, Position, Run, Settings, Usage, schedule::Timed, time::Millis,
+};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{
@@ -85,6 +87,13 @@ pub struct ProjectAnswer {
     pub settings: Settings,
     /// What it used of its limits in the last 60 s.
     pub usage: Usage,
+}
+
+/// The schedules of a project.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct SchedulesAnswer {
+    /// By name.
+    pub schedules: Vec<(Id, Timed)>,
 }
 
 /// Which of these runs a processor may run, or go on with.

@@ -67,6 +67,9 @@ pub const ASK_STATS: StateQuestion =
 /// The question for the settings of a project.
 pub const ASK_PROJECT: StateQuestion =
     StateQuestion { any: "jobmesh.state.project", all: "jobmesh.state.all.project" };
+/// The question for the schedules of a project.
+pub const ASK_SCHEDULES: StateQuestion =
+    StateQuestion { any: "jobmesh.state.schedules", all: "jobmesh.state.all.schedules" };
 /// The last message of EVENTS that the one who asks has heard of: who knows less does not answer.
 pub const SEEN: &str = "Jobmesh-Seen";
 /// The question which of some runs may be run by a processor that just started. Only the
@@ -92,6 +95,8 @@ pub enum Verb {
     Retry,
     /// Change the settings of a project.
     Project,
+    /// Set or remove a schedule.
+    Schedule,
     /// Runs began.
     Started,
     /// Runs ended.
@@ -99,12 +104,13 @@ pub enum Verb {
 }
 
 impl Verb {
-    const ALL: [Self; 7] = [
+    const ALL: [Self; 8] = [
         Self::Enqueue,
         Self::Redo,
         Self::Cancel,
         Self::Retry,
         Self::Project,
+        Self::Schedule,
         Self::Started,
         Self::Outcome,
     ];
@@ -117,6 +123,7 @@ impl Verb {
             Self::Cancel => "cancel",
             Self::Retry => "retry",
             Self::Project => "project",
+            Self::Schedule => "schedule",
             Self::Started => "started",
             Self::Outcome => "outcome",
         }

@@ -3,7 +3,7 @@
 use async_nats::HeaderMap;
 use job::{
     Id, JobId, Json, Kind, Run,
-    command::{Cancel, Command, Enqueue, Outcome, Project, Retry, Started},
+    command::{Cancel, Command, Enqueue, Outcome, Project, Retry, SetSchedule, Started},
     event::Batch,
     reply::Reply,
     time::Millis,
@@ -68,6 +68,7 @@ pub fn commands(subject: &str, payload: &[u8]) -> Result<Vec<Item<Command>>, Mal
         Verb::Cancel => items::<Cancel>(payload, Command::Cancel),
         Verb::Retry => items::<Retry>(payload, Command::Retry),
         Verb::Project => items::<Project>(payload, Command::Project),
+        Verb::Schedule => items::<SetSchedule>(payload, Command::Schedule),
         Verb::Started => items::<Started>(payload, Command::Started),
         Verb::Outcome => items::<Outcome>(payload, Command::Outcome),
     };

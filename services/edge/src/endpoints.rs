@@ -7,6 +7,7 @@ mod metrics;
 mod projects;
 mod redo;
 mod retry;
+mod schedules;
 mod stats;
 mod status;
 
@@ -23,6 +24,7 @@ pub(crate) use metrics::metrics;
 pub(crate) use projects::{get_project, put_project};
 pub(crate) use redo::redo;
 pub(crate) use retry::retry;
+pub(crate) use schedules::{delete_schedule, get_schedule, list_schedules, put_schedule};
 pub(crate) use stats::stats;
 pub(crate) use status::status;
 
@@ -53,6 +55,15 @@ fn priority(value: Option<&serde_json::Number>, default: u16) -> Result<u16, Err
     let Some(value) = value else { return Ok(default) };
     let number = value.as_u64().and_then(|n| u16::try_from(n).ok()).filter(|n| *n <= 1_000);
     number.ok_or_else(|| Error::invalid("priority must be an integer from 0 to 1000"))
+}
+
+/// The attempts that each job may use.
+fn max_attempts(value: Option<&serde_json::Number>) -> Result<Option<u32>, Error> {
+    let Some(value) = value else { return Ok(None) };
+    let number = value.as_u64().filter(|n| (1..=ATTEMPTS_MAX).contains(n));
+    let number = number.and_then(|n| u32::try_from(n).ok());
+    let text = format!("maxAttempts must be an integer from 1 to {ATTEMPTS_MAX}");
+    number.map(Some).ok_or_else(|| Error::invalid(text))
 }
 
 /// The waits between attempts, within what makes sense.

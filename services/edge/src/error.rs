@@ -57,6 +57,11 @@ impl Error {
         Self::new(StatusCode::NOT_FOUND, "job_not_found", text)
     }
 
+    /// No such schedule.
+    pub fn schedule_not_found(text: impl Into<String>) -> Self {
+        Self::new(StatusCode::NOT_FOUND, "schedule_not_found", text)
+    }
+
     /// The job is past its retention.
     pub fn archived(id: job::JobId) -> Self {
         let text = format!("job {id} is archived: its data is past retention, enqueue it anew");
@@ -113,6 +118,9 @@ impl Error {
             Code::IdempotencyKeyReused => {
                 (StatusCode::UNPROCESSABLE_ENTITY, "idempotency_key_reused")
             }
+            Code::ScheduleNotFound => (StatusCode::NOT_FOUND, "schedule_not_found"),
+            Code::TooManySchedules => (StatusCode::CONFLICT, "too_many_schedules"),
+            Code::ScheduleMalformed => (StatusCode::BAD_REQUEST, "invalid_field"),
             Code::Expired => return Self::unconfirmed(),
             Code::Malformed => (StatusCode::INTERNAL_SERVER_ERROR, "internal"),
         };

@@ -22,7 +22,13 @@ pub(crate) fn router(app: App) -> Router {
         .route("/metrics", get(endpoints::metrics))
         .route("/events", get(events::stream));
     let project = get(endpoints::get_project).put(endpoints::put_project);
-    let projects = Router::new().route("/{projectId}", project);
+    let schedule = get(endpoints::get_schedule)
+        .put(endpoints::put_schedule)
+        .delete(endpoints::delete_schedule);
+    let projects = Router::new()
+        .route("/{projectId}", project)
+        .route("/{projectId}/schedules", get(endpoints::list_schedules))
+        .route("/{projectId}/schedules/{name}", schedule);
     let operators = Router::new()
         .route("/healthz", get(endpoints::healthz))
         .route("/readyz", get(endpoints::readyz));

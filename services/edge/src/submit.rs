@@ -24,6 +24,10 @@ use uuid::Uuid;
 
 use crate::{Config, error::Error};
 
+/// The verbs of clients.
+const CLIENT_VERBS: [Verb; 6] =
+    [Verb::Enqueue, Verb::Redo, Verb::Cancel, Verb::Retry, Verb::Project, Verb::Schedule];
+
 type Waiting = Arc<Mutex<HashMap<Uuid, oneshot::Sender<Reply>>>>;
 
 /// A handle to the committers of all verbs of clients. Cheap to clone.
@@ -58,11 +62,10 @@ impl Submitter {
             }
         });
         let asker = Asker { inbox, patience: config.confirm() };
-        let committers =
-            [Verb::Enqueue, Verb::Redo, Verb::Cancel, Verb::Retry, Verb::Project].map(|verb| {
-                let never = CancellationToken::new();
-                (verb, Committer::start(broker.clone(), verb, Some(asker.clone()), never).0)
-            });
+        let committers = CLIENT_VERBS.map(|verb| {
+            let never = CancellationToken::new();
+            (verb, Committer::start(broker.clone(), verb, Some(asker.clone()), never).0)
+        });
         Ok(Self {
             broker: broker.clone(),
             committers: Arc::new(HashMap::from(committers)),

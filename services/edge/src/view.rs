@@ -51,7 +51,7 @@ struct Tokens {
 
 /// A time, written as RFC 3339.
 #[derive(Debug)]
-struct Time(Millis);
+pub(crate) struct Time(pub Millis);
 
 impl Serialize for Time {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {

@@ -14,7 +14,8 @@ use job::{Limits, State, time::Millis};
 use mesh::{
     Broker,
     ask::{
-        AskJob, AskProject, AskRuns, AskStats, JobAnswer, ProjectAnswer, RunsAnswer, StatsAnswer,
+        AskJob, AskProject, AskRuns, AskStats, JobAnswer, ProjectAnswer, RunsAnswer,
+        SchedulesAnswer, StatsAnswer,
     },
     names::{self, StateQuestion},
     presence::{Presence, Roll},
@@ -33,6 +34,7 @@ enum About {
     Job,
     Stats,
     Project,
+    Schedules,
     /// Which runs a processor may begin: for the leader.
     Claim,
     /// Which runs must not go on: for the leader.
@@ -100,6 +102,7 @@ impl Desk {
             (About::Job, names::ASK_JOB),
             (About::Stats, names::ASK_STATS),
             (About::Project, names::ASK_PROJECT),
+            (About::Schedules, names::ASK_SCHEDULES),
         ] {
             listen_to_any(&service, &sender, about, question).await?;
             listen_to_all(broker, &sender, about, question.all).await?;
@@ -170,6 +173,7 @@ impl Desk {
             About::Job => reply(payload, |ask| known.job(&ask)),
             About::Stats => reply(payload, |ask| known.stats(&ask, &self.roll)),
             About::Project => reply(payload, |ask| known.project(&ask)),
+            About::Schedules => reply(payload, |ask| known.schedules(&ask)),
             About::Claim | About::Current if !known.leads => return,
             About::Claim => reply(payload, |ask| known.claim(&ask, &self.roll)),
             About::Current => reply(payload, |ask| known.not_current(&ask)),
@@ -274,6 +278,12 @@ impl Known<'_> {
     fn project(&self, ask: &AskProject) -> ProjectAnswer {
         let settings = self.state.settings(&ask.project).or(self.rules);
         ProjectAnswer { settings, usage: self.state.usage(&ask.project, self.now()) }
+    }
+
+    fn schedules(&self, ask: &AskProject) -> SchedulesAnswer {
+        let schedules = self.state.schedules(&ask.project);
+        let schedules = schedules.map(|(name, timed)| (name.clone(), timed.clone())).collect();
+        SchedulesAnswer { schedules }
     }
 
     /// The runs that a processor which found them in its stream may run: those that nobody is

@@ -26,6 +26,8 @@ use crate::{
 
 /// Reads of the bucket at the same time.
 const READS_MAX: usize = 64;
+/// Schedules fired at once.
+const FIRE_MAX: usize = 1_000;
 /// Runs named in one hint to processors.
 const STOP_RUNS_MAX: usize = 5_000;
 
@@ -153,6 +155,27 @@ impl Leader<'_> {
         self.commit(packer.finish(), Effects::default()).await
     }
 
+    /// Fires the schedules whose time has come.
+    pub(crate) async fn fire(&mut self) -> anyhow::Result<()> {
+        let now = service::now_ms().max(self.state.at());
+        if self.state.next_fire().is_none_or(|at| at > now) {
+            return Ok(());
+        }
+        let mut packer = Packer::new(self.last, self.state.through(), now);
+        let mut fired = 0;
+        while let Some((project, name)) = self.state.due_schedule(now)
+            && fired < FIRE_MAX
+        {
+            fired += 1;
+            let id = Uuid::now_v7();
+            for mut event in self.state.decide_fire(&self.rules, now, &project, &name, id) {
+                self.dispatcher.mark(&mut event);
+                packer.push(&mut self.state, event);
+            }
+        }
+        self.commit(packer.finish(), Effects::default()).await
+    }
+
     /// Appends packed events, then lets the effects follow.
     async fn commit(&mut self, packed: Packed, effects: Effects) -> anyhow::Result<()> {
         for message in packed.messages {
@@ -212,7 +235,10 @@ impl Leader<'_> {
                 Command::Enqueue(ask) => ask.idempotency,
                 Command::Cancel(ask) => ask.idempotency,
                 Command::Retry(ask) => ask.idempotency,
-                Command::Project(_) | Command::Started(_) | Command::Outcome(_) => None,
+                Command::Project(_)
+                | Command::Schedule(_)
+                | Command::Started(_)
+                | Command::Outcome(_) => None,
             };
             if let Some(key) =
                 key.map(|key| key.key).filter(|key| self.state.answer(*key).is_none())

@@ -159,6 +159,7 @@ impl<'a> Leader<'a> {
     /// Starts whatever may start now.
     async fn kick(&mut self) -> anyhow::Result<()> {
         self.state.wake(service::now_ms());
+        self.fire().await?;
         self.kick_judgement().await?;
         self.kick_reading();
         self.kick_projection()?;
@@ -215,7 +216,8 @@ impl<'a> Leader<'a> {
     /// How long until a job's time comes, within a tick.
     fn until_next_timer(&mut self) -> Duration {
         let due = self.state.ready().next_due();
-        let next = due.into_iter().chain(self.dispatcher.next_reopen()).min();
+        let reopen = self.dispatcher.next_reopen();
+        let next = due.into_iter().chain(reopen).chain(self.state.next_fire()).min();
         let left_ms = next.map_or(i64::MAX, |at| at - service::now_ms()).max(0);
         Duration::from_millis(u64::try_from(left_ms).unwrap_or(0)).min(TICK)
     }

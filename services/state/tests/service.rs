@@ -12,6 +12,7 @@ use job::{
     command::{Cancel, End, Enqueue, NewJob, Outcome, Started},
     event::{self, Event},
     reply::{Code, Reply},
+    schedule::{IfLive, Schedule, Timed},
 };
 use mesh::{
     Broker,
@@ -21,7 +22,7 @@ use mesh::{
     presence::Presence,
     publish::Message,
     topology::{self, Sizes},
-    wire::{Answered, Item, Stop},
+    wire::{self, Answered, Item, Stop},
 };
 use serde::Serialize;
 use testkit::Nats;
@@ -286,6 +287,57 @@ async fn commands_are_cut_below_the_older_snapshot_and_a_start_needs_no_more() -
         assert_eq!(found.map(|job| job.status), Some(Status::Queued), "{job}, cut below {cut}");
     }
     second.stop().await
+}
+
+/// A time that was missed while nobody led fires once, for the last of all missed times, however
+/// many replicas start at once.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_missed_time_of_a_schedule_fires_once_with_three_replicas() -> anyhow::Result<()> {
+    let nats = Nats::start()?;
+    let broker = connect(&nats).await?;
+    let now = service::now_ms();
+    let schedule = Schedule {
+        // Not in the next minutes, so that only the missed times can fire here.
+        cron: format!("{} * * * *", (now / 60_000 + 30) % 60).into(),
+        time_zone: "UTC".into(),
+        batch_id: "b".into(),
+        priority: 10,
+        max_attempts: None,
+        data: Json::default(),
+        if_live: IfLive::Skip,
+    };
+    let long_ago = schedule.next_after(now - 5 * 3_600_000)?;
+    let last = schedule.last_until(now)?;
+    let timed = Timed { schedule, next_at: Some(long_ago), last_at: None, last_job_id: None };
+    let (project, name) = ("p".into(), "hourly".into());
+    let set = Event::ScheduleSet { project, name, schedule: Box::new(timed) };
+    let events = vec![Event::Led { term: 1, leader: "gone".into() }, set];
+    let batch = event::Batch { at: now, commands: Vec::new(), events };
+    broker.append(0, 0, serde_json::to_vec(&batch)?.into()).await?;
+    let services = [(); 3].map(|()| Service::start(&nats.url()));
+    let fired = async || -> anyhow::Result<Vec<(i64, bool)>> {
+        let events = broker.js.get_stream(names::EVENTS).await?;
+        let mut fired = Vec::new();
+        for sequence in 1..=broker.last_sequence(names::EVENTS).await? {
+            let message = events.get_raw_message(sequence).await?;
+            let (_, batch) = wire::events(sequence, Some(&message.headers), &message.payload)?;
+            fired.extend(batch.events.iter().filter_map(|event| match event {
+                Event::Fired { at, job, .. } => Some((*at, job.is_some())),
+                _ => None,
+            }));
+        }
+        Ok(fired)
+    };
+    let begun = Instant::now();
+    while fired().await?.is_empty() {
+        assert!(begun.elapsed() < PATIENCE, "it never fires");
+    }
+    // Another leads, and another: what fired stays fired.
+    for service in services {
+        service.stop().await?;
+        assert_eq!(fired().await?, [(last, true)]);
+    }
+    Ok(())
 }
 
 /// Hazard 18: nothing that the folding process is built from can call out.

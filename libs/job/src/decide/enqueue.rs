@@ -24,8 +24,18 @@ impl State {
         }
         // The first events of a command that was cut short by a crash are known already.
         let (before, _) = self.known.partial.unwrap_or_default();
+        let events = self.enqueue_events(config, now, ask);
+        let is_end = |event: &&Event| matches!(event, Event::Ended(_));
+        let canceled = before + events.iter().filter(is_end).count() as u64;
+        let reply = Reply::Enqueued { canceled };
+        let mut decision = Decision { events, reply, stale: Vec::new() };
+        record(&mut decision, ask.idempotency, now);
+        Ok(decision)
+    }
+
+    /// The events that cancel live jobs and make new ones.
+    pub(super) fn enqueue_events(&self, config: &Config, now: Millis, ask: &Enqueue) -> Vec<Event> {
         let mut events = if ask.supersede { self.supersede(ask) } else { Vec::new() };
-        let canceled = before + events.len() as u64;
         let max_attempts = self.settings(&ask.project).max_attempts;
         let max_attempts = max_attempts.unwrap_or(config.max_attempts);
         let class = config.bands.class(ask.priority);
@@ -44,10 +54,7 @@ impl State {
                 data: new.data.clone(),
             })));
         }
-        let reply = Reply::Enqueued { canceled };
-        let mut decision = Decision { events, reply, stale: Vec::new() };
-        record(&mut decision, ask.idempotency, now);
-        Ok(decision)
+        events
     }
 
     /// The events that cancel the live jobs of the batches that new jobs are for.

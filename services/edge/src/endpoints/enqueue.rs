@@ -13,7 +13,7 @@ use mesh::names::Verb;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use super::{ATTEMPTS_MAX, Answer, DURABLE, accepted, backoff, count, ok, priority};
+use super::{Answer, DURABLE, accepted, backoff, count, max_attempts, ok, priority};
 use crate::{
     app::App,
     body::{self, Body},
@@ -173,7 +173,7 @@ fn data(request: &Request, batches: &[Id]) -> Result<HashMap<Id, Json>, Error> {
     Ok(of)
 }
 
-fn object(field: &str, value: Box<RawValue>) -> Result<Json, Error> {
+pub(super) fn object(field: &str, value: Box<RawValue>) -> Result<Json, Error> {
     if !value.get().starts_with('{') {
         return Err(Error::invalid(format!("{field} must be a JSON object")));
     }
@@ -201,13 +201,4 @@ fn run_at(value: Option<&str>) -> Result<Option<Millis>, Error> {
         Error::invalid("runAt must be a time like 2026-12-31T08:00:00Z (RFC 3339)")
     })?;
     Ok(Some(at))
-}
-
-fn max_attempts(value: Option<&serde_json::Number>) -> Result<Option<u32>, Error> {
-    let Some(value) = value else { return Ok(None) };
-    let number = value.as_u64().filter(|n| (1..=ATTEMPTS_MAX).contains(n));
-    let number = number.and_then(|n| u32::try_from(n).ok());
-    let invalid =
-        || Error::invalid(format!("maxAttempts must be an integer from 1 to {ATTEMPTS_MAX}"));
-    number.map(Some).ok_or_else(invalid)
 }

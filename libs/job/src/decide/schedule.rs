@@ -1,0 +1,93 @@
+//! Schedules: set, removed, and fired when their time comes.
+
+use super::Decision;
+use crate::{
+    Config, Id, JobId, Kind, State,
+    command::{Enqueue, NewJob, SetSchedule},
+    event::Event,
+    reply::{Code, Reply},
+    schedule::{IfLive, Schedule, Timed},
+    time::Millis,
+};
+
+/// Schedules of a project at most.
+const SCHEDULES_MAX: usize = 1_000;
+
+impl State {
+    pub(super) fn decide_schedule(&self, now: Millis, ask: &SetSchedule) -> Decision {
+        let (project, name) = (ask.project.clone(), ask.name.clone());
+        let known = self.known.projects.get(&project).map(|project| &project.schedules);
+        let old = known.and_then(|known| known.get(&name));
+        let Some(schedule) = &ask.schedule else {
+            if old.is_none() {
+                let error = format!("project {project:?} has no schedule {name:?}");
+                return Decision::refused(Code::ScheduleNotFound, error);
+            }
+            let mut decision = Decision::reply(Reply::ScheduleSet(None));
+            decision.events.push(Event::ScheduleRemoved { project, name });
+            return decision;
+        };
+        if old.is_none() && known.is_some_and(|known| known.len() >= SCHEDULES_MAX) {
+            let error = format!("project {project:?} has {SCHEDULES_MAX} schedules already");
+            return Decision::refused(Code::TooManySchedules, error);
+        }
+        let next = match schedule.next_after(now) {
+            Ok(next) => next,
+            Err(error) => return Decision::refused(Code::ScheduleMalformed, error.to_string()),
+        };
+        let timed = Box::new(Timed {
+            schedule: schedule.clone(),
+            next_at: Some(next),
+            last_at: old.and_then(|old| old.last_at),
+            last_job_id: old.and_then(|old| old.last_job_id),
+        });
+        let mut decision = Decision::reply(Reply::ScheduleSet(Some(timed.clone())));
+        decision.events.push(Event::ScheduleSet { project, name, schedule: timed });
+        decision
+    }
+
+    /// Fires a schedule whose time has come, once for the last of all times that were missed.
+    /// `id` is the id of its job. Nothing happens where its time has not come.
+    pub fn decide_fire(
+        &self,
+        config: &Config,
+        now: Millis,
+        project: &Id,
+        name: &Id,
+        id: JobId,
+    ) -> Vec<Event> {
+        let known = self.known.projects.get(project);
+        let Some(known) = known else { return Vec::new() };
+        let Some(timed) = known.schedules.get(name) else { return Vec::new() };
+        let Some(due) = timed.next_at.filter(|at| *at <= now) else { return Vec::new() };
+        let schedule = &timed.schedule;
+        // A table of time zones that changed since may make its next time a time of the past.
+        let at = schedule.last_until(now).unwrap_or(due).max(due);
+        let next = schedule.next_after(now).ok();
+        let live = known.live.contains_key(&schedule.batch_id);
+        let mut events = Vec::new();
+        let skip = live && schedule.if_live == IfLive::Skip;
+        if !skip {
+            events = self.enqueue_events(config, now, &enqueue(project, schedule, id));
+        }
+        let job = (!skip).then_some(id);
+        let (project, name) = (project.clone(), name.clone());
+        events.push(Event::Fired { project, name, at, job, next });
+        events
+    }
+}
+
+fn enqueue(project: &Id, schedule: &Schedule, id: JobId) -> Enqueue {
+    let job = NewJob { id, batch: schedule.batch_id.clone(), data: schedule.data.clone() };
+    Enqueue {
+        project: project.clone(),
+        kind: Kind::ProcessBatch,
+        priority: schedule.priority,
+        run_at: None,
+        max_attempts: schedule.max_attempts,
+        retry: None,
+        supersede: true,
+        jobs: vec![job],
+        idempotency: None,
+    }
+}

@@ -1,0 +1,176 @@
+//! Schedules: jobs that are enqueued by the calendar.
+//!
+//! When a schedule fires next is computed once, by the decision that sets or fires it, and
+//! written into its event: a replay, or a replica with another table of time zones, computes
+//! nothing.
+
+use croner::{
+    Cron,
+    parser::{CronParser, Seconds, Year},
+};
+use jiff::{Timestamp, Zoned, tz::TimeZone};
+use serde::{Deserialize, Serialize};
+
+use crate::{Id, JobId, Json, time::Millis};
+
+/// What a schedule does while a job of its batch is live.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum IfLive {
+    /// Nothing: this time is left out.
+    #[default]
+    Skip,
+    /// The live job is cancelled, as by any newer job of its batch.
+    Replace,
+}
+
+/// A job that is enqueued by the calendar.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Schedule {
+    /// Minute, hour, day of month, month, day of week.
+    pub cron: Id,
+    /// The time zone that they are read in, by its name in the IANA database.
+    pub time_zone: Id,
+    /// The batch of its jobs.
+    pub batch_id: Id,
+    /// 0 to 1000, lower first.
+    pub priority: u16,
+    /// The attempts of each job; the project's number where absent.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub max_attempts: Option<u32>,
+    /// What the handler is given.
+    pub data: Json,
+    /// What to do while the last job is live.
+    pub if_live: IfLive,
+}
+
+/// A schedule with its place in time.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Timed {
+    /// The schedule. Not flattened: a JSON text that is carried as it is cannot be read through that.
+    pub schedule: Schedule,
+    /// When it fires next; never again where absent.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub next_at: Option<Millis>,
+    /// The time that it fired for last.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub last_at: Option<Millis>,
+    /// The job that it enqueued last.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub last_job_id: Option<JobId>,
+}
+
+/// A schedule that has no meaning.
+#[derive(Debug, thiserror::Error)]
+pub enum Malformed {
+    /// Its pattern cannot be read.
+    #[error("cron {cron:?} cannot be read: {why}")]
+    Cron {
+        /// The pattern.
+        cron: Id,
+        /// What was wrong.
+        why: String,
+    },
+    /// There is no such time zone.
+    #[error("timeZone {0:?} is not in the IANA database; names are like Europe/Berlin")]
+    TimeZone(Id),
+    /// It would never fire.
+    #[error("cron {0:?} never comes")]
+    Never(Id),
+}
+
+impl Schedule {
+    /// When it fires first after `at`.
+    ///
+    /// # Errors
+    /// See [`Malformed`].
+    pub fn next_after(&self, at: Millis) -> Result<Millis, Malformed> {
+        let found = self.cron()?.find_next_occurrence(&self.zoned(at)?, false);
+        let found = found.map_err(|_| Malformed::Never(self.cron.clone()))?;
+        Ok(found.timestamp().as_millisecond())
+    }
+
+    /// The last time that it was to fire at or before `at`.
+    ///
+    /// # Errors
+    /// See [`Malformed`].
+    pub fn last_until(&self, at: Millis) -> Result<Millis, Malformed> {
+        let found = self.cron()?.find_previous_occurrence(&self.zoned(at)?, true);
+        let found = found.map_err(|_| Malformed::Never(self.cron.clone()))?;
+        Ok(found.timestamp().as_millisecond())
+    }
+
+    fn cron(&self) -> Result<Cron, Malformed> {
+        let malformed = |why: String| Malformed::Cron { cron: self.cron.clone(), why };
+        let fields = self.cron.split_whitespace().count();
+        if fields != 5 {
+            return Err(malformed(format!("it has {fields} fields, not five")));
+        }
+        let parser =
+            CronParser::builder().seconds(Seconds::Disallowed).year(Year::Disallowed).build();
+        parser.parse(&self.cron).map_err(|error| malformed(error.to_string()))
+    }
+
+    fn zoned(&self, at: Millis) -> Result<Zoned, Malformed> {
+        let unknown = |_| Malformed::TimeZone(self.time_zone.clone());
+        let zone = TimeZone::get(&self.time_zone).map_err(unknown)?;
+        let time = Timestamp::from_millisecond(at).map_err(unknown)?;
+        Ok(time.to_zoned(zone))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::time::{parse_rfc3339, rfc3339};
+
+    fn schedule(cron: &str, time_zone: &str) -> Schedule {
+        Schedule {
+            cron: cron.into(),
+            time_zone: time_zone.into(),
+            batch_id: "b".into(),
+            priority: 10,
+            max_attempts: None,
+            data: Json::default(),
+            if_live: IfLive::Skip,
+        }
+    }
+
+    fn at(text: &str) -> Millis {
+        parse_rfc3339(text).expect("it is a time")
+    }
+
+    #[test]
+    fn times_come_in_their_zone_also_where_clocks_are_changed() {
+        for (cron, zone, after, next) in [
+            ("*/15 * * * *", "UTC", "2026-11-24T10:07:00Z", "2026-11-24T10:15:00.000Z"),
+            ("0 9 * * 1-5", "Europe/Berlin", "2026-11-27T09:00:00Z", "2026-11-30T08:00:00.000Z"),
+            // At two the clocks are set to three: half past two comes when it is three.
+            ("30 2 * * *", "Europe/Berlin", "2026-03-28T12:00:00Z", "2026-03-29T01:00:00.000Z"),
+            ("0 0 29 2 *", "UTC", "2026-01-01T00:00:00Z", "2028-02-29T00:00:00.000Z"),
+        ] {
+            let found = schedule(cron, zone).next_after(at(after)).expect("it comes");
+            assert_eq!(rfc3339(found), next, "{cron} {zone}");
+        }
+        let last = schedule("0 * * * *", "UTC").last_until(at("2026-11-24T10:59:59Z"));
+        assert_eq!(rfc3339(last.expect("it came")), "2026-11-24T10:00:00.000Z");
+    }
+
+    #[test]
+    fn nonsense_is_refused_by_its_name() {
+        for (cron, zone, names) in [
+            ("* * * *", "UTC", "4 fields"),
+            ("* * * * * *", "UTC", "6 fields"),
+            ("@daily", "UTC", "1 fields"),
+            ("61 * * * *", "UTC", "cron"),
+            ("x * * * *", "UTC", "cron"),
+            ("0 0 31 2 *", "UTC", "never"),
+            ("* * * * *", "Europe/Atlantis", "Atlantis"),
+        ] {
+            let error = schedule(cron, zone).next_after(0).expect_err("it has no meaning");
+            assert!(error.to_string().contains(names), "{cron}: {error}");
+        }
+    }
+}

@@ -1,0 +1,180 @@
+//! GET, PUT and DELETE /api/projects/{projectId}/schedules/{name}: jobs by the calendar.
+
+use axum::extract::{Path, State, rejection::PathRejection};
+use job::{
+    Id, JobId, Json,
+    command::SetSchedule,
+    reply::Reply,
+    schedule::{IfLive, Schedule, Timed},
+};
+use mesh::{
+    ask::{AskProject, SchedulesAnswer},
+    names::{self, Verb},
+};
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+use super::{Answer, DURABLE, accepted, enqueue, max_attempts, ok, priority};
+use crate::{
+    app::App,
+    body::{self, Body},
+    error::Error,
+    ids,
+    submit::Submitted,
+    view::Time,
+};
+
+/// The time zone of a schedule that names none.
+const TIME_ZONE_DEFAULT: &str = "UTC";
+/// The priority of a schedule that names none.
+const PRIORITY_DEFAULT: u16 = 10;
+/// The longest cron pattern and the longest name of a time zone, in bytes.
+const TEXT_BYTES_MAX: usize = 256;
+
+/// A path: which project, which schedule.
+type Named = Result<Path<(String, String)>, PathRejection>;
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, expecting = "a JSON object")]
+struct Request {
+    cron: Option<String>,
+    time_zone: Option<String>,
+    batch_id: Option<String>,
+    priority: Option<serde_json::Number>,
+    max_attempts: Option<serde_json::Number>,
+    data: Option<Box<RawValue>>,
+    if_live: Option<IfLive>,
+}
+
+#[derive(Serialize)]
+pub(crate) struct Response {
+    success: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    schedule: Option<View>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    message: Option<String>,
+}
+
+#[derive(Serialize)]
+pub(crate) struct Listed {
+    success: bool,
+    schedules: Vec<View>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct View {
+    name: Id,
+    #[serde(flatten)]
+    schedule: Schedule,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    next_at: Option<Time>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    last_at: Option<Time>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    last_job_id: Option<JobId>,
+}
+
+impl View {
+    fn new(name: Id, timed: Timed) -> Self {
+        let Timed { schedule, next_at, last_at, last_job_id } = timed;
+        Self { name, schedule, next_at: next_at.map(Time), last_at: last_at.map(Time), last_job_id }
+    }
+}
+
+/// Shows the schedules of a project.
+pub(crate) async fn list_schedules(
+    State(app): State<App>,
+    id: Result<Path<String>, PathRejection>,
+) -> Answer<Listed> {
+    let Path(id) = id.map_err(|_| Error::invalid("projectId in the path must be UTF-8"))?;
+    let project = ids::id("projectId", &id)?;
+    let schedules = schedules(&app, project).await?;
+    let schedules = schedules.into_iter().map(|(name, timed)| View::new(name, timed)).collect();
+    ok(Listed { success: true, schedules })
+}
+
+/// Shows one schedule.
+pub(crate) async fn get_schedule(State(app): State<App>, path: Named) -> Answer<Response> {
+    let (project, name) = named(path)?;
+    let schedules = schedules(&app, project.clone()).await?;
+    let found = schedules.into_iter().find(|(known, _)| *known == name);
+    let Some((name, timed)) = found else {
+        let text = format!("project {project:?} has no schedule {name:?}");
+        return Err(Error::schedule_not_found(text));
+    };
+    ok(Response { success: true, schedule: Some(View::new(name, timed)), message: None })
+}
+
+/// Sets a schedule, in the place of the one of that name.
+pub(crate) async fn put_schedule(
+    State(app): State<App>,
+    path: Named,
+    body: Body,
+) -> Answer<Response> {
+    let (project, name) = named(path)?;
+    let request: Request = body::read(&body::bytes(body)?)?;
+    let schedule = schedule(request, &name)?;
+    // State says the same of it; here it costs the stream nothing.
+    schedule.next_after(service::now_ms()).map_err(|error| Error::invalid(error.to_string()))?;
+    set(&app, SetSchedule { project, name, schedule: Some(schedule) }).await
+}
+
+/// Removes a schedule; jobs that it enqueued stay.
+pub(crate) async fn delete_schedule(State(app): State<App>, path: Named) -> Answer<Response> {
+    let (project, name) = named(path)?;
+    set(&app, SetSchedule { project, name, schedule: None }).await
+}
+
+async fn set(app: &App, ask: SetSchedule) -> Answer<Response> {
+    let name = ask.name.clone();
+    match app.submitter.submit(Verb::Schedule, ask).await? {
+        Submitted::Durable => {
+            let message = Some(DURABLE.to_owned());
+            accepted(Response { success: true, schedule: None, message })
+        }
+        Submitted::Folded(Reply::ScheduleSet(Some(timed))) => {
+            let schedule = Some(View::new(name, *timed));
+            ok(Response { success: true, schedule, message: None })
+        }
+        Submitted::Folded(Reply::ScheduleSet(None)) => {
+            let message = Some(format!("removed schedule {name:?}"));
+            ok(Response { success: true, schedule: None, message })
+        }
+        Submitted::Folded(_) => Err(Error::internal("schedule was answered with another reply")),
+    }
+}
+
+fn named(path: Named) -> Result<(Id, Id), Error> {
+    let Path((project, name)) = path.map_err(|_| Error::invalid("the path must be UTF-8"))?;
+    Ok((ids::id("projectId", &project)?, ids::id("name", &name)?))
+}
+
+fn schedule(request: Request, name: &Id) -> Result<Schedule, Error> {
+    let text = |field: &str, value: String| {
+        if value.len() > TEXT_BYTES_MAX {
+            return Err(Error::invalid(format!("{field} is longer than {TEXT_BYTES_MAX} bytes")));
+        }
+        Ok(Id::from(value))
+    };
+    let batch_id = request.batch_id.map(|id| ids::id("batchId", &id)).transpose()?;
+    let data = request.data.map(|data| enqueue::object("data", data)).transpose()?;
+    Ok(Schedule {
+        cron: text("cron", request.cron.ok_or_else(|| Error::missing("cron"))?)?,
+        time_zone: text("timeZone", request.time_zone.unwrap_or(TIME_ZONE_DEFAULT.to_owned()))?,
+        batch_id: batch_id.unwrap_or_else(|| name.clone()),
+        priority: priority(request.priority.as_ref(), PRIORITY_DEFAULT)?,
+        max_attempts: max_attempts(request.max_attempts.as_ref())?,
+        data: data.unwrap_or_else(Json::default),
+        if_live: request.if_live.unwrap_or_default(),
+    })
+}
+
+async fn schedules(app: &App, project: Id) -> Result<Vec<(Id, Timed)>, Error> {
+    let answer = app.ask_state(names::ASK_SCHEDULES, &AskProject { project }).await;
+    let answer: SchedulesAnswer = answer.map_err(|error| {
+        tracing::warn!(error = %error, "schedules without state");
+        Error::away("state", "state does not answer, and only it knows the schedules")
+    })?;
+    Ok(answer.schedules)
+}
