@@ -175,6 +175,7 @@ async fn bad_input_is_refused_by_name_and_changes_nothing() -> anyhow::Result<()
         ("/api/queue/status/%ff", 400, "invalid_field"),
         ("/api/queue/status/%3E", 400, "invalid_field"),
         ("/api/queue/status/01890a5d-ac96-774b-bcce-b302099a8057", 404, "job_not_found"),
+        ("/api/queue/status/01890a5d-ac96-774b-bcce-b302099a8057?x=1", 400, "invalid_field"),
         ("/api/queue/stats?projectId=", 400, "invalid_field"),
         ("/api/queue/stats?project=p", 400, "invalid_field"),
         ("/api/queue/metrics?timeRange=1h", 400, "invalid_field"),

@@ -51,6 +51,8 @@ pub struct Facts {
     pub answers: HashMap<Digest, Option<Answer>>,
     /// Runs that a live processor says it works on.
     pub held: HashSet<(JobId, Run)>,
+    /// Whether it is too early to say that what nobody says it works on is in nobody's hands.
+    pub unsettled: bool,
 }
 
 /// What must be read before a command can be decided.

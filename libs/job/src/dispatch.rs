@@ -125,10 +125,10 @@ impl Dispatch {
         capacity: Capacity,
         busy: [bool; 3],
     ) -> Option<JobId> {
+        self.reopen(state, now);
         if !self.ready || capacity.total == 0 {
             return None;
         }
-        self.reopen(state, now);
         let ahead = self.rate.ahead(now);
         if self.out.len() >= capacity.total + ahead {
             return None;

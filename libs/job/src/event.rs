@@ -98,9 +98,12 @@ pub enum Event {
         #[serde(skip_serializing_if = "Option::is_none", default)]
         next: Option<Millis>,
     },
-    /// A command with too many events for one message goes on in the next.
+    /// A message of COMMANDS with too many events for one message goes on in the next: with this
+    /// item of it, those before are done.
     Partial {
-        /// Jobs cancelled or queued again so far.
+        /// The place of the item in its message, from 0.
+        item: u32,
+        /// Jobs that the item cancelled or queued again so far.
         jobs: u64,
         /// Batches they belonged to.
         batches: u64,

@@ -53,10 +53,22 @@ pub(crate) struct Known {
     pub recent: Recent,
     /// Answers that the bucket does not have yet.
     pub answers: HashMap<Digest, (Position, Answer)>,
-    /// The jobs and batches that the command which is folded in part has reached already.
-    pub partial: Option<(u64, u64)>,
+    /// How far the message of COMMANDS is folded that comes next.
+    #[serde(default)]
+    pub partial: Option<Partial>,
     /// The first message of each hour: where to cut EVENTS by age.
     pub hours: VecDeque<(Millis, u64)>,
+}
+
+/// How far a message of COMMANDS is folded, where its events needed more than one message.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Partial {
+    /// The item that is to be gone on with; those before it are done.
+    pub item: u32,
+    /// Jobs that this item cancelled or queued again so far.
+    pub jobs: u64,
+    /// Batches they belonged to.
+    pub batches: u64,
 }
 
 /// The state of all jobs, and what follows from it.
@@ -169,13 +181,24 @@ impl State {
 
     /// Takes in message `sequence` of EVENTS, which reaches up to command `through`.
     pub fn apply_batch(&mut self, sequence: u64, through: u64, batch: &Batch) {
+        // First: what the events say of a message that is folded in part is of the next one.
+        self.folded(through);
         for (position, event) in batch.at_sequence(sequence) {
             self.apply(batch.at, position, event);
         }
         for id in &batch.commands {
             self.note(batch.at, *id);
         }
-        self.folded(through);
+    }
+
+    /// How far the next message of COMMANDS is folded.
+    pub fn partial(&self) -> Option<Partial> {
+        self.known.partial
+    }
+
+    /// Notes that the item of a message of COMMANDS is folded which was gone on with.
+    pub fn item_folded(&mut self) {
+        self.known.partial = None;
     }
 
     /// Notes that a message of COMMANDS was folded.
@@ -245,7 +268,9 @@ impl State {
                 });
                 self.schedule(project, name, timed);
             }
-            Event::Partial { jobs, batches } => self.known.partial = Some((*jobs, *batches)),
+            Event::Partial { item, jobs, batches } => {
+                self.known.partial = Some(Partial { item: *item, jobs: *jobs, batches: *batches });
+            }
         }
     }
 
@@ -596,6 +621,9 @@ impl State {
         let hour = at.div_euclid(3_600_000);
         if self.known.hours.back().is_none_or(|(last, _)| last.div_euclid(3_600_000) < hour) {
             self.known.hours.push_back((at, sequence));
+            for project in self.known.projects.values_mut() {
+                project.failed.retain(|_, until| *until > at);
+            }
         }
         // A year of hours: more than any retention of events that is worth its disk.
         if self.known.hours.len() > 24 * 366 {

@@ -31,7 +31,7 @@ pub use config::Config;
 pub use counts::Counts;
 pub use decide::{Decision, Facts, Need};
 pub use dispatch::{Capacity, Dispatch};
-pub use fold::{Queued, Restored, State, Usage};
+pub use fold::{Partial, Queued, Restored, State, Usage};
 pub use identity::{Id, JobId, Run};
 pub use job::{Job, Kind, Spent, Status, Step};
 pub use json::Json;

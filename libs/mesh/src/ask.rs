@@ -47,6 +47,8 @@ pub struct AskJob {
 pub struct JobAnswer {
     /// The job.
     pub job: Option<Job>,
+    /// Up to which message of COMMANDS this is so.
+    pub through: u64,
 }
 
 /// For the counts of a project, or of all.

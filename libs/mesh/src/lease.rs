@@ -96,6 +96,17 @@ impl Lease {
         }
     }
 
+    /// Whose the key is, after a replacement was refused: perhaps one's own, whose ack was lost.
+    async fn look(&self, epoch: u64) -> Result<Option<u64>, Error> {
+        let entry = self.store.entry(self.key).await;
+        let entry =
+            entry.map_err(|error| Error { key: self.key, step: "read", why: error.to_string() })?;
+        let Some(entry) = entry else { return Ok(None) };
+        let held: Option<Held> = serde_json::from_slice(&entry.value).ok();
+        let own = held.is_some_and(|held| held.holder == self.holder && held.epoch == epoch);
+        Ok(own.then_some(entry.revision))
+    }
+
     /// Replaces the key where it is still at `revision`; returns its new one.
     async fn replace(
         &self,
@@ -110,7 +121,7 @@ impl Lease {
             Err(error) => {
                 use async_nats::jetstream::kv::UpdateErrorKind;
                 match error.kind() {
-                    UpdateErrorKind::WrongLastRevision => Ok(None),
+                    UpdateErrorKind::WrongLastRevision => self.look(epoch).await,
                     _ => Err(Error { key: self.key, step: "written", why: error.to_string() }),
                 }
             }

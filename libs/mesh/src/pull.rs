@@ -73,6 +73,11 @@ impl Delivery {
 pub struct Lease(jetstream::Message);
 
 impl Lease {
+    /// Lets the broker forget the run.
+    pub async fn ack(self) {
+        let _ = self.0.ack().await;
+    }
+
     /// Says that the run is still in good hands.
     pub async fn extend(&self) {
         let _ = self.0.ack_with(AckKind::Progress).await;
@@ -134,12 +139,15 @@ impl Pullers {
                 break;
             }
             // With an expiry the broker would wait for a first message, one consumer after the other.
-            let fetch = consumer.fetch().max_messages(left).messages();
-            let mut messages = fetch.await.map_err(|error| failed(error.to_string()))?;
-            // A broker that dies in the middle never says that this is all there is.
-            while let Ok(Some(message)) = timeout(ANSWER_WITHIN, messages.next()).await {
-                let message = message.map_err(|error| failed(error.to_string()))?;
-                taken.extend(delivery(class, message).await);
+            let end = take_from(consumer, class, left, &mut taken).await;
+            match end {
+                Ok(()) => {}
+                // What was brought before must not be dropped: it is in these hands now.
+                Err(why) if !taken.is_empty() => {
+                    tracing::warn!(error = why, class = class.name(), "pull cut short");
+                    return Ok(taken);
+                }
+                Err(why) => return Err(failed(why)),
             }
         }
         Ok(taken)
@@ -160,6 +168,23 @@ impl Pullers {
             Some(Ok(message)) => Ok(delivery(class, message).await),
         }
     }
+}
+
+/// Takes what one consumer has now.
+async fn take_from(
+    consumer: &PullConsumer,
+    class: Class,
+    max: usize,
+    taken: &mut Vec<Delivery>,
+) -> Result<(), String> {
+    let fetch = consumer.fetch().max_messages(max).messages();
+    let mut messages = fetch.await.map_err(|error| error.to_string())?;
+    // A broker that dies in the middle never says that this is all there is.
+    while let Ok(Some(message)) = timeout(ANSWER_WITHIN, messages.next()).await {
+        let message = message.map_err(|error| error.to_string())?;
+        taken.extend(delivery(class, message).await);
+    }
+    Ok(())
 }
 
 /// Reads a delivered message. One that cannot be read is acked and reported in the log: the

@@ -19,24 +19,39 @@ pub struct Error {
     why: String,
 }
 
-/// A snapshot's name says how far it reaches, so that names sort by age.
-fn name(sequence: u64) -> String {
-    format!("state-{sequence:020}")
+/// How far a snapshot reaches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Reach {
+    /// The last message of EVENTS in it.
+    pub events: u64,
+    /// The last message of COMMANDS in it.
+    pub commands: u64,
+}
+
+impl Reach {
+    /// The name of the snapshot: names sort by age.
+    fn name(self) -> String {
+        format!("state-{:020}-{:020}", self.events, self.commands)
+    }
+
+    fn of(name: &str) -> Option<Self> {
+        let (events, commands) = name.strip_prefix("state-")?.split_once('-')?;
+        Some(Self { events: events.parse().ok()?, commands: commands.parse().ok()? })
+    }
 }
 
 impl Broker {
-    /// Writes the snapshot that reaches up to message `sequence` of EVENTS, and lets go of all
-    /// but the two newest.
+    /// Writes a snapshot, and lets go of all but the two newest.
     ///
     /// # Errors
     /// Where the object store did not take it.
-    pub async fn put_snapshot(&self, sequence: u64, bytes: Vec<u8>) -> Result<(), Error> {
+    pub async fn put_snapshot(&self, reach: Reach, bytes: Vec<u8>) -> Result<(), Error> {
         let failed = |why: String| Error { step: "written", why };
         let store = self.js.get_object_store(names::SNAPSHOTS).await;
         let store = store.map_err(|error| failed(error.to_string()))?;
         let mut content = Sha256::digest(&bytes).to_vec();
         content.extend_from_slice(&bytes);
-        let put = store.put(name(sequence).as_str(), &mut content.as_slice()).await;
+        let put = store.put(reach.name().as_str(), &mut content.as_slice()).await;
         put.map_err(|error| failed(error.to_string()))?;
         let mut names = self.snapshot_names().await?;
         names.truncate(names.len().saturating_sub(2));
@@ -63,6 +78,15 @@ impl Broker {
             return Ok(None);
         }
         Err(Error { step: "read", why: format!("none of {} is whole", names.join(", ")) })
+    }
+
+    /// How far the snapshots reach that are kept, oldest first.
+    ///
+    /// # Errors
+    /// Where the object store cannot be read.
+    pub async fn snapshot_reaches(&self) -> Result<Vec<Reach>, Error> {
+        let names = self.snapshot_names().await?;
+        Ok(names.iter().filter_map(|name| Reach::of(name)).collect())
     }
 
     /// The names of the snapshots, oldest first.

@@ -14,6 +14,8 @@ use crate::{Broker, names};
 
 /// How long the broker knows the ids of messages.
 const DUPLICATE_WINDOW: Duration = Duration::from_secs(120);
+/// The largest message that the broker has to take.
+const PAYLOAD_BYTES_MIN: usize = 8_000_000;
 const MIB: i64 = 1 << 20;
 
 /// How much disk each stream may take, and on how many servers it is kept.
@@ -54,6 +56,17 @@ pub enum Error {
         /// What the broker said.
         why: String,
     },
+    /// The broker takes no messages as large as ours.
+    #[error(
+        "the broker takes messages of at most {found} bytes; Jobmesh needs {wanted}: \
+         set max_payload in its configuration, see deploy/nats/jobmesh.conf"
+    )]
+    Payload {
+        /// What it takes.
+        found: usize,
+        /// What is needed.
+        wanted: usize,
+    },
     /// A stream is there with settings that lose or repeat work.
     #[error(
         "stream {stream} has {found}; Jobmesh needs {wanted}: \
@@ -74,6 +87,10 @@ pub enum Error {
 /// # Errors
 /// See [`Error`].
 pub async fn ensure(broker: &Broker, sizes: Sizes) -> Result<(), Error> {
+    let max_payload = broker.client.server_info().max_payload;
+    if max_payload < PAYLOAD_BYTES_MIN {
+        return Err(Error::Payload { found: max_payload, wanted: PAYLOAD_BYTES_MIN });
+    }
     for config in streams(sizes) {
         ensure_stream(broker, config).await?;
     }

@@ -11,6 +11,7 @@ use mesh::{
     bucket::Write,
     follow, names,
     publish::{LIMITS, Message, WRONG_LAST_SEQUENCE},
+    snapshot::Reach,
     topology::{self, Sizes},
     wire::Through,
     work,
@@ -213,11 +214,16 @@ async fn a_broken_snapshot_is_passed_over_for_the_one_before() -> anyhow::Result
     let broker = connect(&nats.url()).await?;
     assert_eq!(broker.get_snapshot().await?, None);
     for sequence in [5, 90, 100] {
-        broker.put_snapshot(sequence, format!("state {sequence}").into_bytes()).await?;
+        let reach = Reach { events: sequence, commands: 7 };
+        broker.put_snapshot(reach, format!("state {sequence}").into_bytes()).await?;
     }
     assert_eq!(broker.get_snapshot().await?.as_deref(), Some(b"state 100".as_slice()));
+    let reaches = broker.snapshot_reaches().await?;
+    assert_eq!(reaches.iter().map(|reach| reach.events).collect::<Vec<_>>(), [90, 100]);
     let store = broker.js.get_object_store(names::SNAPSHOTS).await?;
-    store.put("state-00000000000000000100", &mut b"cut short".as_slice()).await?;
+    store
+        .put("state-00000000000000000100-00000000000000000007", &mut b"cut short".as_slice())
+        .await?;
     assert_eq!(broker.get_snapshot().await?.as_deref(), Some(b"state 90".as_slice()));
     Ok(())
 }

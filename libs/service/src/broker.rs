@@ -16,6 +16,18 @@ pub struct Nats {
     /// On how many servers of a cluster each stream is kept. Read where a stream is made.
     #[arg(long, env = "JOBMESH_REPLICAS", default_value_t = 1)]
     pub replicas: usize,
+    /// The size of COMMANDS in MB, so with the next. Read where a stream is made.
+    #[arg(long, env = "JOBMESH_COMMANDS_MB", default_value_t = 1_024)]
+    pub commands_mb: u32,
+    /// The size of EVENTS in MB.
+    #[arg(long, env = "JOBMESH_EVENTS_MB", default_value_t = 4_096)]
+    pub events_mb: u32,
+    /// The size of each stream of ready work in MB.
+    #[arg(long, env = "JOBMESH_WORK_MB", default_value_t = 512)]
+    pub work_mb: u32,
+    /// The size of the bucket of jobs in MB.
+    #[arg(long, env = "JOBMESH_JOBS_MB", default_value_t = 8_192)]
+    pub jobs_mb: u32,
 }
 
 impl Nats {
@@ -31,11 +43,20 @@ impl Nats {
         let Some(broker) = Broker::connect_until(&self.nats_url, name, stop).await else {
             return Ok(None);
         };
-        let sizes = Sizes { replicas: self.replicas, ..Sizes::default() };
+        let bytes = |mb: u32| i64::from(mb) << 20;
+        let sizes = Sizes {
+            commands_bytes: bytes(self.commands_mb),
+            events_bytes: bytes(self.events_mb),
+            work_bytes: bytes(self.work_mb),
+            jobs_bytes: bytes(self.jobs_mb),
+            replicas: self.replicas,
+        };
         loop {
             match topology::ensure(&broker, sizes).await {
                 Ok(()) => return Ok(Some(broker)),
-                Err(error @ topology::Error::Mismatch { .. }) => {
+                Err(
+                    error @ (topology::Error::Mismatch { .. } | topology::Error::Payload { .. }),
+                ) => {
                     return Err(error).context("the NATS account is not usable");
                 }
                 Err(error) => {

@@ -17,11 +17,13 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{Config, events::Feed, submit::Submitter};
 
-/// The share of COMMANDS above which new work is refused: the rest belongs to outcomes.
-const QUEUE_FULL: f64 = 0.8;
+/// The streams of which a share beyond this makes new work be refused: what is left belongs to
+/// the outcomes of what was accepted.
+const FULL: [(&str, f64); 3] =
+    [(names::COMMANDS, 0.8), (names::EVENTS, 0.9), (names::JOBS_STREAM, 0.9)];
 /// How long the state services may take to answer.
 const STATE_PATIENCE: Duration = Duration::from_millis(1_600);
-/// How often the fill of COMMANDS is looked at.
+/// How often their fill is looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// The edge's parts.
@@ -67,13 +69,17 @@ impl App {
 
 async fn look_at_fill(broker: Broker, full: Arc<AtomicBool>, stop: CancellationToken) {
     loop {
-        if let Ok(stream) = broker.js.get_stream(names::COMMANDS).await {
-            let info = stream.cached_info();
-            let max = info.config.max_bytes;
-            let fill = if max > 0 { info.state.bytes as f64 / max as f64 } else { 0.0 };
-            let now = fill >= QUEUE_FULL;
-            if full.swap(now, Ordering::Relaxed) != now {
-                tracing::warn!(fill, full = now, "COMMANDS fills up or is free again");
+        let mut now = None;
+        for (stream, limit) in FULL {
+            match fill(&broker, stream).await {
+                Some(fill) if fill >= limit => now = Some((stream, fill)),
+                _ => {}
+            }
+        }
+        if full.swap(now.is_some(), Ordering::Relaxed) != now.is_some() {
+            match now {
+                Some((stream, fill)) => tracing::error!(stream, fill, "new work is refused"),
+                None => tracing::warn!("new work is taken again"),
             }
         }
         tokio::select! {
@@ -81,4 +87,12 @@ async fn look_at_fill(broker: Broker, full: Arc<AtomicBool>, stop: CancellationT
             () = tokio::time::sleep(LOOK_EVERY) => {}
         }
     }
+}
+
+/// The share of its size that a stream has used.
+async fn fill(broker: &Broker, stream: &str) -> Option<f64> {
+    let stream = broker.js.get_stream(stream).await.ok()?;
+    let info = stream.cached_info();
+    let max = info.config.max_bytes;
+    (max > 0).then(|| info.state.bytes as f64 / max as f64)
 }

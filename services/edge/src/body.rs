@@ -68,8 +68,8 @@ pub(crate) fn query<const N: usize>(
     let pairs = pairs.map_err(|_| Error::invalid("the query string could not be read"))?;
     for (name, value) in pairs.0 {
         let Some(place) = known.iter().position(|known| **known == name) else {
-            let known = known.join(", ");
-            return Err(Error::invalid(format!("unknown parameter {name:?}; known are {known}")));
+            let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
+            return Err(Error::invalid(format!("unknown parameter {name:?}; known: {known}")));
         };
         if values[place].replace(value).is_some() {
             return Err(Error::invalid(format!("{name} is given twice")));

@@ -15,6 +15,8 @@ mod router;
 mod submit;
 mod view;
 
+use std::net::SocketAddr;
+
 use anyhow::{Context, ensure};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -26,12 +28,7 @@ pub use config::Config;
 /// # Errors
 /// Where the address cannot or must not be listened on, or the NATS account not be used.
 pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> {
-    ensure!(
-        config.listen.ip().is_loopback() || config.insecure,
-        "{} is not a loopback address, and the edge knows no keys: anyone could use it. \
-         Listen on 127.0.0.1, or say --insecure if something else guards it",
-        config.listen
-    );
+    check_listen(config.listen, config.insecure)?;
     let name = service::instance("edge");
     let Some(broker) = config.nats.connect(&name, &stop).await? else { return Ok(()) };
     let listener = TcpListener::bind(config.listen).await;
@@ -42,5 +39,18 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     served.with_graceful_shutdown(stop.cancelled_owned()).await?;
     app.broker.client.flush().await.ok();
     tracing::info!("edge drained");
+    Ok(())
+}
+
+/// Whether the edge may listen on an address.
+///
+/// # Errors
+/// Where others could reach it, and nobody said that this is meant.
+pub fn check_listen(listen: SocketAddr, insecure: bool) -> anyhow::Result<()> {
+    ensure!(
+        listen.ip().is_loopback() || insecure,
+        "{listen} is not a loopback address, and the edge knows no keys: anyone could use it. \
+         Listen on 127.0.0.1, or say --insecure if something else guards it"
+    );
     Ok(())
 }

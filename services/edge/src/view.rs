@@ -100,7 +100,7 @@ impl JobView {
             data: None,
             attempts: job.attempts,
             max_attempts: None,
-            created_at: Time(job.queued_at),
+            created_at: Time(created_at(id).unwrap_or(job.queued_at)),
             run_at: None,
             started_at: job.started_at.map(Time),
             completed_at: Some(Time(job.finished_at)),
@@ -113,4 +113,10 @@ impl JobView {
             archived: true,
         }
     }
+}
+
+/// When a job was made, which a UUIDv7 tells in ms.
+fn created_at(id: JobId) -> Option<Millis> {
+    let (seconds, nanos) = id.get_timestamp()?.to_unix();
+    Some(i64::try_from(seconds).ok()? * 1_000 + i64::from(nanos / 1_000_000))
 }

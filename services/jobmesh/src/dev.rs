@@ -9,6 +9,7 @@ mod ready;
 use std::{
     fs::{self, File},
     io::Write,
+    net::TcpListener,
     path::Path,
 };
 
@@ -31,6 +32,13 @@ async fn supervise(config: Config) -> anyhow::Result<()> {
         .with_context(|| format!("no folder {}", config.data_dir.display()))?;
     let data_dir = fs::canonicalize(&config.data_dir)?;
     let _lock = lock(&data_dir)?;
+    // Said here, where it is seen: a child would say it in its log, and another edge on that
+    // address would answer in its place.
+    edge::check_listen(config.listen, config.insecure)?;
+    drop(
+        TcpListener::bind(config.listen)
+            .with_context(|| format!("cannot listen on {}", config.listen))?,
+    );
     // What is missing is fetched on the way: Ctrl-C is not to wait for that.
     let planning = tokio::task::spawn_blocking({
         let (config, data_dir) = (config.clone(), data_dir.clone());

@@ -5,6 +5,7 @@
 //! ClickHouse drops where it has it.
 
 use async_nats::jetstream::kv::{Operation, Store};
+use job::time::Millis;
 use mesh::{Broker, names};
 use serde::{Deserialize, Serialize};
 
@@ -15,6 +16,9 @@ pub(crate) struct Place {
     pub next: u64,
     /// The last message of the block under way, which begins at `next`.
     pub pending: Option<u64>,
+    /// When the last message before `next` was written, in ms since 1970.
+    #[serde(default)]
+    pub at: Millis,
 }
 
 /// The place, and the right to move it.
@@ -32,7 +36,7 @@ impl Keeper {
         let entry = store.entry(names::METRICS_PLACE).await?;
         let entry = entry.filter(|entry| entry.operation == Operation::Put);
         let (revision, place) = match entry {
-            None => (0, Place { next: 1, pending: None }),
+            None => (0, Place { next: 1, pending: None, at: 0 }),
             Some(entry) => (entry.revision, serde_json::from_slice(&entry.value)?),
         };
         Ok(Self { store, revision, place })

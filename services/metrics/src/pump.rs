@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use job::time::Millis;
 use mesh::{Broker, follow, lease::Lease, names, wire};
 use tokio::sync::mpsc;
@@ -111,11 +111,19 @@ async fn pump(
     let following = CancellationToken::new();
     let _following = following.clone().drop_guard();
     let next = keeper.place().next;
-    progress.reach(Reached { sequence: next - 1, ..progress.reached() });
+    progress.reach(Reached { sequence: next - 1, at: keeper.place().at });
     let mut events = follow::follow(broker.clone(), names::EVENTS, next, following);
     loop {
         let pending = keeper.place().pending;
-        let block = Block::gather(&mut events, pending).await?;
+        let first = events.recv().await.context("EVENTS can be followed no more")?;
+        if pending.is_some_and(|until| first.sequence > until) {
+            let (from, to) = (keeper.place().next, first.sequence - 1);
+            tracing::error!(from, to, "EVENTS was cut before metrics had it: rows are missing");
+            let at = keeper.place().at;
+            keeper.put(Place { next: first.sequence, pending: None, at }).await?;
+            bail!("EVENTS was cut in the middle of a block");
+        }
+        let block = Block::gather(first, &mut events, pending).await?;
         if block.gap > 0 {
             tracing::error!(
                 messages = block.gap,
@@ -124,13 +132,15 @@ async fn pump(
         }
         let first = keeper.place().next;
         if pending.is_none() && !block.rows.is_empty() {
-            keeper.put(Place { next: first, pending: Some(block.last) }).await?;
+            keeper
+                .put(Place { next: first, pending: Some(block.last), at: keeper.place().at })
+                .await?;
         }
         if !block.rows.is_empty() {
             let token = format!("{stream}-{first}-{}", block.last);
             insert_until_done(client, &block.rows, &token).await;
         }
-        keeper.put(Place { next: block.last + 1, pending: None }).await?;
+        keeper.put(Place { next: block.last + 1, pending: None, at: block.at }).await?;
         progress.reach(Reached { sequence: block.last, at: block.at });
     }
 }
@@ -153,10 +163,10 @@ impl Block {
     /// Gathers the next block: up to message `until` where its range was fixed before, else
     /// until it is full or nothing more comes for a moment.
     async fn gather(
+        first: follow::Message,
         events: &mut mpsc::Receiver<follow::Message>,
         until: Option<u64>,
     ) -> anyhow::Result<Self> {
-        let first = events.recv().await.context("EVENTS can be followed no more")?;
         let mut block = Self { rows: Vec::new(), last: 0, at: 0, gap: 0 };
         block.add(&first)?;
         let deadline = tokio::time::Instant::now() + BLOCK_WAIT;

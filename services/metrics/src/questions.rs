@@ -12,7 +12,7 @@ use mesh::{
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio_util::sync::CancellationToken;
 
-use crate::{pump::Progress, sums};
+use crate::{place::Keeper, pump::Progress, sums};
 
 /// Questions that are worked on at once.
 const AT_ONCE_MAX: usize = 16;
@@ -65,7 +65,12 @@ async fn answer_sums(
 async fn as_of(broker: &Broker, progress: &Progress, now: Millis) -> anyhow::Result<Millis> {
     let reached = progress.reached();
     let last = broker.last_sequence(names::EVENTS).await?;
-    Ok(if reached.sequence >= last { now } else { reached.at })
+    if reached.sequence >= last {
+        return Ok(now);
+    }
+    // Another one pumps, or this one has only begun: the place that was left tells.
+    let place = Keeper::open(broker).await?.place();
+    Ok(if place.next > last { now } else { place.at.max(reached.at) })
 }
 
 #[derive(Row, Deserialize)]

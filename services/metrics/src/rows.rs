@@ -66,6 +66,10 @@ fn ended_row(position: Position, at: Millis, ended: &Ended) -> RunRow {
         },
     }
     .to_owned();
+    // A run that was handed back says nothing of how long the work takes.
+    if row.outcome == "released" {
+        row.ran = 0;
+    }
     row.r#final = u8::from(ended.to.status().is_terminal());
     row.worker = ended.worker.as_deref().unwrap_or_default().to_owned();
     row.error = ended.error.as_deref().unwrap_or_default().to_owned();

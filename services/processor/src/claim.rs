@@ -5,7 +5,10 @@
 //! job's next run. What waited in the streams when this processor started is put to state in one
 //! question, and run where nobody is known to have begun it.
 
-use std::{sync::atomic::Ordering, time::Duration};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use job::{
     About, Class, Spent,
@@ -19,7 +22,10 @@ use mesh::{
     pull::Delivery,
     wire::{Item, Work},
 };
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
+
+use crate::hands::Hands;
 
 /// How long an answer about waiting runs may take before it is asked for again.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -32,6 +38,8 @@ pub(crate) struct Claims {
     broker: Broker,
     processor: String,
     outcomes: Committer,
+    hands: Arc<Hands>,
+    stop: CancellationToken,
     connects: u64,
     at_start: [u64; 3],
     at_reconnect: [u64; 3],
@@ -39,10 +47,17 @@ pub(crate) struct Claims {
 
 impl Claims {
     /// Reads the ends of the streams as they are at the start.
-    pub async fn new(broker: Broker, processor: String, outcomes: Committer) -> Self {
+    pub async fn new(
+        broker: Broker,
+        processor: String,
+        outcomes: Committer,
+        hands: Arc<Hands>,
+        stop: CancellationToken,
+    ) -> Self {
         let connects = connects(&broker);
-        let at_start = ends(&broker).await;
-        Self { broker, processor, outcomes, connects, at_start, at_reconnect: [0; 3] }
+        let at_start = ends(&broker, &stop).await;
+        let at_reconnect = [0; 3];
+        Self { broker, processor, outcomes, hands, stop, connects, at_start, at_reconnect }
     }
 
     /// The deliveries that may be run; the others are reported and acked.
@@ -52,7 +67,10 @@ impl Claims {
         let mut waiting = Vec::new();
         for delivery in deliveries {
             let class = delivery.class as usize;
-            if delivery.redelivered || delivery.sequence <= self.at_reconnect[class] {
+            let again = self.hands.adopt(delivery.work.job, delivery.work.run, delivery.lease());
+            if again {
+                tracing::info!(job.id = %delivery.work.job, "handed out again what runs here");
+            } else if delivery.redelivered || delivery.sequence <= self.at_reconnect[class] {
                 self.report(delivery).await;
             } else if delivery.sequence <= self.at_start[class] {
                 waiting.push(delivery);
@@ -71,7 +89,7 @@ impl Claims {
         // The client counts a connection before it hands over anything that came through it.
         while self.connects != connects(&self.broker) {
             self.connects = connects(&self.broker);
-            self.at_reconnect = ends(&self.broker).await;
+            self.at_reconnect = ends(&self.broker, &self.stop).await;
             tracing::info!(ends = ?self.at_reconnect, "connected again: older deliveries are reported");
         }
     }
@@ -89,6 +107,10 @@ impl Claims {
             }
             for delivery in &waiting {
                 delivery.extend().await;
+            }
+            if self.stop.is_cancelled() {
+                // Nobody can say what these are: they come again, at another processor.
+                return Vec::new();
             }
             tokio::time::sleep(PAUSE).await;
         };
@@ -147,8 +169,9 @@ fn connects(broker: &Broker) -> u64 {
     broker.client.statistics().connects.load(Ordering::Acquire)
 }
 
-/// The last sequences of the work streams; waits until the broker tells them.
-async fn ends(broker: &Broker) -> [u64; 3] {
+/// The last sequences of the work streams; waits until the broker tells them. Where `stop` comes
+/// first, nothing counts as new.
+async fn ends(broker: &Broker, stop: &CancellationToken) -> [u64; 3] {
     let mut ends = [0; 3];
     for class in Class::ALL {
         ends[class as usize] = loop {
@@ -157,6 +180,9 @@ async fn ends(broker: &Broker) -> [u64; 3] {
                 Err(error) => {
                     tracing::warn!(error = %error, "end of ready work not read, trying again")
                 }
+            }
+            if stop.is_cancelled() {
+                break u64::MAX;
             }
             tokio::time::sleep(PAUSE).await;
         };
@@ -176,7 +202,6 @@ mod tests {
         wire,
     };
     use testkit::Nats;
-    use tokio_util::sync::CancellationToken;
 
     use super::*;
 
@@ -204,8 +229,8 @@ mod tests {
 
     async fn claims(broker: &Broker, name: &str) -> Claims {
         let stop = CancellationToken::new();
-        let (outcomes, _) = Committer::start(broker.clone(), Verb::Outcome, None, stop);
-        Claims::new(broker.clone(), name.into(), outcomes).await
+        let (outcomes, _) = Committer::start(broker.clone(), Verb::Outcome, None, stop.clone());
+        Claims::new(broker.clone(), name.into(), outcomes, Arc::default(), stop).await
     }
 
     /// Hazard 6: a broker that was killed hands out again, as if for the first time, what runs

@@ -3,7 +3,7 @@
 
 use std::{
     collections::HashMap,
-    sync::{Mutex, MutexGuard},
+    sync::{Arc, Mutex, MutexGuard},
     time::{Duration, Instant},
 };
 
@@ -25,6 +25,9 @@ pub(crate) struct Hands {
 #[derive(Debug, Default)]
 struct Inner {
     runs: HashMap<(JobId, Run), InHand>,
+    /// Deliveries that came in and are not in hand yet.
+    waiting: HashMap<u64, Lease>,
+    next_waiting: u64,
     stops: HashMap<JobId, (Run, Instant)>,
 }
 
@@ -32,6 +35,8 @@ struct Inner {
 struct InHand {
     lease: Lease,
     stop: CancellationToken,
+    /// The same run, handed out once more by a broker that had forgotten it.
+    again: Option<Lease>,
 }
 
 impl Hands {
@@ -45,13 +50,31 @@ impl Hands {
             return Taken::Stopped;
         }
         let stop = CancellationToken::new();
-        inner.runs.insert((job, run), InHand { lease, stop: stop.clone() });
+        inner.runs.insert((job, run), InHand { lease, stop: stop.clone(), again: None });
         Taken::InHand(stop)
     }
 
-    /// Lets a run go.
-    pub fn release(&self, job: JobId, run: Run) {
-        self.lock().runs.remove(&(job, run));
+    /// Lets a run go; returns what else is to be acked with it.
+    pub fn release(&self, job: JobId, run: Run) -> Option<Lease> {
+        self.lock().runs.remove(&(job, run))?.again
+    }
+
+    /// Takes a further delivery of a run that is in hand: its lease is extended from here on.
+    /// Says whether the run is in hand.
+    pub fn adopt(&self, job: JobId, run: Run, lease: Lease) -> bool {
+        let mut inner = self.lock();
+        let Some(in_hand) = inner.runs.get_mut(&(job, run)) else { return false };
+        in_hand.again = Some(lease);
+        true
+    }
+
+    /// Extends the lease of a delivery that is not in hand yet, until the returned guard goes.
+    pub fn keep(self: &Arc<Self>, lease: Lease) -> Kept {
+        let mut inner = self.lock();
+        inner.next_waiting += 1;
+        let place = inner.next_waiting;
+        inner.waiting.insert(place, lease);
+        Kept { hands: self.clone(), place }
     }
 
     /// Stops a job's runs up to and with `run`, now and in the time to come.
@@ -75,14 +98,30 @@ impl Hands {
         self.lock().runs.keys().copied().collect()
     }
 
-    /// The leases of the runs in hand.
+    /// The leases of all that was delivered here and is not acked.
     pub fn leases(&self) -> Vec<Lease> {
-        self.lock().runs.values().map(|run| run.lease.clone()).collect()
+        let inner = self.lock();
+        let in_hand = inner.runs.values();
+        let in_hand = in_hand.map(|run| run.again.as_ref().unwrap_or(&run.lease));
+        in_hand.chain(inner.waiting.values()).cloned().collect()
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
         // No code panics while it holds the lock; what is behind it is whole in any case.
         self.inner.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+/// Keeps the lease of a delivery that waits.
+#[derive(Debug)]
+pub(crate) struct Kept {
+    hands: Arc<Hands>,
+    place: u64,
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        self.hands.lock().waiting.remove(&self.place);
     }
 }
 

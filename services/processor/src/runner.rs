@@ -1,11 +1,15 @@
 //! The runner: free slots are filled from the streams, class by class; surplus is held and run
 //! next; leases are extended and runs that are not wanted any more are stopped.
 
-use std::{collections::VecDeque, sync::Arc, time::Duration};
+use std::{
+    collections::VecDeque,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use futures_util::StreamExt;
 use job::{
-    Class, Kind,
+    Class, JobId, Kind, Run,
     command::{End, Started},
 };
 use mesh::{
@@ -24,7 +28,7 @@ use uuid::Uuid;
 use crate::{
     Config, Registry,
     claim::{self, Claims},
-    hands::{Hands, Taken},
+    hands::{Hands, Kept, Taken},
     running::{self, Ended},
 };
 
@@ -32,6 +36,12 @@ use crate::{
 const PULL_PAUSE: Duration = Duration::from_millis(250);
 /// How long an answer about current runs may take; the next extension asks again.
 const CURRENT_PATIENCE: Duration = Duration::from_secs(2);
+/// How long a delivery waits for a slot before it is handed back for others.
+const SURPLUS_WAITS: Duration = Duration::from_secs(1);
+/// Deliveries beyond the free slots that are held at most.
+const SURPLUS_MAX: usize = 16;
+/// How long words are still said after the grace, before they are given up.
+const LAST_WORDS: Duration = Duration::from_secs(5);
 /// Every so many turns the lowest class is asked first, so that it never starves behind the others.
 const LOW_FIRST_TURN: usize = 10;
 
@@ -56,7 +66,7 @@ pub async fn run(
         slots: Arc::new(Semaphore::new(config.concurrency)),
         started: commit(Verb::Started),
         outcomes: commit(Verb::Outcome),
-        hands: Hands::default(),
+        hands: Arc::default(),
         tasks: TaskTracker::new(),
         release: CancellationToken::new(),
         broker,
@@ -65,6 +75,14 @@ pub async fn run(
         name,
         pullers,
         stop,
+    });
+    let (stop, grace) = (runner.stop.clone(), runner.config.grace());
+    let last_words = silence.clone();
+    // A broker that is away must not keep a processor from its end: what runs then comes again.
+    tokio::spawn(async move {
+        stop.cancelled().await;
+        tokio::time::sleep(grace + LAST_WORDS).await;
+        last_words.cancel();
     });
     runner.clone().work().await?;
     silence.cancel();
@@ -97,16 +115,32 @@ struct Runner {
     slots: Arc<Semaphore>,
     started: Committer,
     outcomes: Committer,
-    hands: Hands,
+    hands: Arc<Hands>,
     tasks: TaskTracker,
     release: CancellationToken,
     stop: CancellationToken,
+}
+
+/// A delivery that came in and is not judged; its lease is kept.
+struct Arrival {
+    delivery: Delivery,
+    kept: Kept,
+    since: Instant,
 }
 
 /// A run in hand that waits for a slot.
 struct Held {
     delivery: Delivery,
     stop: CancellationToken,
+    since: Instant,
+}
+
+/// Waits for a time, or for ever.
+async fn until(time: Option<Instant>) {
+    match time {
+        Some(time) => tokio::time::sleep_until(time.into()).await,
+        None => std::future::pending().await,
+    }
 }
 
 impl Runner {
@@ -121,8 +155,8 @@ impl Runner {
             }
         }
         drop(parked);
-        self.fill_slots(&mut arrivals).await;
-        self.drain(arrivals).await;
+        let claims = self.fill_slots(&mut arrivals).await;
+        self.drain(claims, arrivals).await;
         done.cancel();
         upkeep.await?;
         listening.await??;
@@ -130,58 +164,93 @@ impl Runner {
         Ok(())
     }
 
-    /// Fills free slots until it is time to stop.
-    async fn fill_slots(self: &Arc<Self>, arrivals: &mut mpsc::Receiver<Delivery>) {
+    /// Fills free slots until it is time to stop; returns who judges deliveries.
+    async fn fill_slots(self: &Arc<Self>, arrivals: &mut mpsc::Receiver<Arrival>) -> Claims {
         let (broker, outcomes) = (self.broker.clone(), self.outcomes.clone());
-        let mut claims = Claims::new(broker, self.name.clone(), outcomes).await;
+        let (hands, stop) = (self.hands.clone(), self.stop.clone());
+        let mut claims = Claims::new(broker, self.name.clone(), outcomes, hands, stop).await;
         let mut held: VecDeque<Held> = VecDeque::new();
+        let mut surplus: Vec<Arrival> = Vec::new();
         for turn in 1.. {
+            let oldest = held.front().map(|held| held.since);
+            let oldest = oldest.into_iter().chain(surplus.first().map(|first| first.since)).min();
             let permit = tokio::select! {
+                biased;
                 () = self.stop.cancelled() => break,
                 permit = self.slots.clone().acquire_owned() => permit,
+                Some(arrival) = arrivals.recv(), if surplus.len() < SURPLUS_MAX => {
+                    surplus.push(arrival);
+                    continue;
+                }
+                () = until(oldest.map(|since| since + SURPLUS_WAITS)) => {
+                    // Another processor may have a slot for them.
+                    self.hand_back_surplus(&mut claims, &mut held, &mut surplus).await;
+                    continue;
+                }
             };
             let Ok(permit) = permit else { break };
             if held.is_empty() {
-                let deliveries = tokio::select! {
-                    () = self.stop.cancelled() => break,
-                    deliveries = self.next_deliveries(turn, arrivals) => deliveries,
-                };
-                let runnable = claims.judge(deliveries).await;
-                for delivery in runnable {
-                    held.extend(self.take_in_hand(delivery).await);
+                let mut deliveries = std::mem::take(&mut surplus);
+                if deliveries.is_empty() {
+                    deliveries = self.next_deliveries(turn, arrivals).await;
                 }
+                held.extend(self.judge(&mut claims, deliveries).await);
             }
             if let Some(next) = held.pop_front() {
                 self.tasks.spawn(self.clone().run(next, permit));
             }
         }
-        for unbegun in held {
+        self.hand_back_surplus(&mut claims, &mut held, &mut surplus).await;
+        claims
+    }
+
+    /// Takes those in hand that may be run.
+    async fn judge(&self, claims: &mut Claims, arrivals: Vec<Arrival>) -> Vec<Held> {
+        let (deliveries, kept): (Vec<_>, Vec<_>) =
+            arrivals.into_iter().map(|arrival| (arrival.delivery, arrival.kept)).unzip();
+        let mut held = Vec::new();
+        for delivery in claims.judge(deliveries).await {
+            held.extend(self.take_in_hand(delivery).await);
+        }
+        drop(kept);
+        held
+    }
+
+    async fn hand_back_surplus(
+        &self,
+        claims: &mut Claims,
+        held: &mut VecDeque<Held>,
+        surplus: &mut Vec<Arrival>,
+    ) {
+        held.extend(self.judge(claims, std::mem::take(surplus)).await);
+        for unbegun in held.drain(..) {
             self.hand_back(unbegun.delivery).await;
         }
     }
 
-    /// Takes as many runs as slots are free, class by class; waits where there are none.
+    /// Takes as many runs as slots are free, class by class; waits where there are none. Not to
+    /// be cancelled: what it has pulled is in nobody else's hands.
     async fn next_deliveries(
         &self,
         turn: usize,
-        arrivals: &mut mpsc::Receiver<Delivery>,
-    ) -> Vec<Delivery> {
+        arrivals: &mut mpsc::Receiver<Arrival>,
+    ) -> Vec<Arrival> {
         // The caller holds the permit of one more slot.
         let free = self.slots.available_permits() + 1;
         let mut taken = Vec::new();
-        while let Ok(delivery) = arrivals.try_recv() {
-            taken.push(delivery);
+        while let Ok(arrival) = arrivals.try_recv() {
+            taken.push(arrival);
         }
         let mut classes = Class::ALL;
         if turn.is_multiple_of(LOW_FIRST_TURN) {
             classes.reverse();
         }
         for class in classes {
-            if taken.len() >= free {
+            if taken.len() >= free || self.stop.is_cancelled() {
                 break;
             }
             match self.pullers.take(class, free - taken.len()).await {
-                Ok(more) => taken.extend(more),
+                Ok(more) => taken.extend(more.into_iter().map(|delivery| self.arrival(delivery))),
                 Err(error) => {
                     tracing::warn!(error = %error, "ready work not pulled, trying again");
                     tokio::time::sleep(PULL_PAUSE).await;
@@ -189,13 +258,21 @@ impl Runner {
             }
         }
         if taken.is_empty() {
-            taken.extend(arrivals.recv().await);
+            tokio::select! {
+                () = self.stop.cancelled() => {}
+                arrival = arrivals.recv() => taken.extend(arrival),
+            }
         }
         taken
     }
 
+    fn arrival(&self, delivery: Delivery) -> Arrival {
+        let kept = self.hands.keep(delivery.lease());
+        Arrival { delivery, kept, since: Instant::now() }
+    }
+
     /// Waits for work of one class and kind, one run at a time, for as long as slots are free.
-    async fn park(self: Arc<Self>, class: Class, kind: Kind, parked: mpsc::Sender<Delivery>) {
+    async fn park(self: Arc<Self>, class: Class, kind: Kind, parked: mpsc::Sender<Arrival>) {
         while !self.stop.is_cancelled() {
             // A slot is looked for and given back at once: this only waits for there to be one.
             let free = tokio::select! {
@@ -207,16 +284,7 @@ impl Runner {
             match self.pullers.wait(class, kind).await {
                 Ok(None) => {}
                 Ok(Some(delivery)) => {
-                    let lease = delivery.lease();
-                    let sending = parked.send(delivery);
-                    tokio::pin!(sending);
-                    let sent = loop {
-                        tokio::select! {
-                            sent = &mut sending => break sent,
-                            () = tokio::time::sleep(pull::EXTEND_EVERY) => lease.extend().await,
-                        }
-                    };
-                    if sent.is_err() {
+                    if parked.send(self.arrival(delivery)).await.is_err() {
                         return;
                     }
                 }
@@ -231,7 +299,7 @@ impl Runner {
     async fn take_in_hand(&self, delivery: Delivery) -> Option<Held> {
         let (job, run) = (delivery.work.job, delivery.work.run);
         match self.hands.take(job, run, delivery.lease()) {
-            Taken::InHand(stop) => Some(Held { delivery, stop }),
+            Taken::InHand(stop) => Some(Held { delivery, stop, since: Instant::now() }),
             Taken::Already => None,
             Taken::Stopped => {
                 delivery.ack().await;
@@ -242,11 +310,11 @@ impl Runner {
 
     /// Runs one job in its slot.
     async fn run(self: Arc<Self>, held: Held, permit: OwnedSemaphorePermit) {
-        let Held { delivery, stop } = held;
+        let Held { delivery, stop, .. } = held;
         let class = delivery.class;
         let work = Arc::new(delivery.work.clone());
         let started_at = service::now_ms();
-        let begun = std::time::Instant::now();
+        let begun = Instant::now();
         self.say_started(&work, started_at);
         let run = async |_: &_| {
             let limit = self.config.time_limit();
@@ -268,7 +336,7 @@ impl Runner {
         if let Err(error) = pull::run_record_ack(delivery, run, record).await {
             tracing::error!(job.id = %work.job, error = %error, "outcome not recorded: the run comes again");
         }
-        self.hands.release(work.job, work.run);
+        self.let_go(work.job, work.run).await;
         drop(permit);
     }
 
@@ -284,7 +352,7 @@ impl Runner {
     }
 
     /// Waits for what runs, hands back what does not end in time.
-    async fn drain(self: &Arc<Self>, mut arrivals: mpsc::Receiver<Delivery>) {
+    async fn drain(self: &Arc<Self>, mut claims: Claims, mut arrivals: mpsc::Receiver<Arrival>) {
         tracing::info!(running = self.hands.runs().len(), "draining");
         self.say_presence().await;
         self.tasks.close();
@@ -295,12 +363,17 @@ impl Runner {
         let mut open = true;
         loop {
             tokio::select! {
-                () = &mut ended => return,
-                () = &mut grace, if !self.release.is_cancelled() => self.release.cancel(),
+                biased;
                 arrival = arrivals.recv(), if open => match arrival {
-                    Some(delivery) => self.hand_back(delivery).await,
+                    Some(arrival) => {
+                        for held in self.judge(&mut claims, vec![arrival]).await {
+                            self.hand_back(held.delivery).await;
+                        }
+                    }
                     None => open = false,
                 },
+                () = &mut grace, if !self.release.is_cancelled() => self.release.cancel(),
+                () = &mut ended => return,
             }
         }
     }
@@ -313,7 +386,13 @@ impl Runner {
         if claim::commit(&self.outcomes, outcome).await.is_ok() {
             delivery.ack().await;
         }
-        self.hands.release(job, run);
+        self.let_go(job, run).await;
+    }
+
+    async fn let_go(&self, job: JobId, run: Run) {
+        if let Some(again) = self.hands.release(job, run) {
+            again.ack().await;
+        }
     }
 
     /// Extends the leases of what is in hand, asks which of it is still wanted, and says that

@@ -254,7 +254,7 @@ impl Known<'_> {
             job.max_attempts = self.state.max_attempts(&job);
             job
         });
-        JobAnswer { job }
+        JobAnswer { job, through: self.state.through() }
     }
 
     fn stats(&mut self, ask: &AskStats, roll: &Roll) -> StatsAnswer {

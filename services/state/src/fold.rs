@@ -26,6 +26,8 @@ use crate::{
 
 /// Reads of the bucket at the same time.
 const READS_MAX: usize = 64;
+/// Replies in one message: each may name 10,000 jobs.
+const REPLIES_MAX: usize = 10;
 /// Schedules fired at once.
 const FIRE_MAX: usize = 1_000;
 /// Runs named in one hint to processors.
@@ -86,6 +88,14 @@ impl Leader<'_> {
             if message.sequence <= self.state.through() {
                 continue;
             }
+            if message.sequence > self.state.through() + 1 {
+                let (from, to) = (self.state.through() + 1, message.sequence - 1);
+                tracing::error!(
+                    from,
+                    to,
+                    "COMMANDS was cut before it was folded: requests are lost"
+                );
+            }
             let known = message.message.is_some_and(|id| self.state.is_recent(id));
             if !known {
                 self.fold_message(&message, now, &mut facts, &mut packer, &mut effects).await?;
@@ -115,7 +125,11 @@ impl Leader<'_> {
                 return Ok(());
             }
         };
-        for item in items {
+        let partial = self.state.partial();
+        let done = partial.map_or(0, |partial| partial.item as usize);
+        for (place, item) in (0..).zip(items).skip(done) {
+            let before = self.state.partial().unwrap_or_default();
+            packer.begin_item(place, before);
             let reply = if message.is_expired() {
                 let error = "the request waited longer than its sender".to_owned();
                 Reply::Refused { code: Code::Expired, error }
@@ -133,6 +147,7 @@ impl Leader<'_> {
                 effects.stale.extend(decision.stale);
                 decision.reply
             };
+            packer.end_item(&mut self.state);
             if let Some(inbox) = &message.inbox {
                 let replies = effects.replies.entry(inbox.clone()).or_default();
                 replies.push((item.id, reply));
@@ -168,10 +183,10 @@ impl Leader<'_> {
         {
             fired += 1;
             let id = Uuid::now_v7();
-            for mut event in self.state.decide_fire(&self.rules, now, &project, &name, id) {
-                self.dispatcher.mark(&mut event);
-                packer.push(&mut self.state, event);
-            }
+            let mut events = self.state.decide_fire(&self.rules, now, &project, &name, id);
+            events.iter_mut().for_each(|event| self.dispatcher.mark(event));
+            // A job without the word that its time has fired would come again.
+            packer.push_together(&mut self.state, events);
         }
         self.commit(packer.finish(), Effects::default()).await
     }
@@ -189,8 +204,14 @@ impl Leader<'_> {
             let event = self.last;
             let answers = answers.into_iter().map(|(id, reply)| Answered { id, event, reply });
             let answers: Vec<Answered> = answers.collect();
-            let payload = serde_json::to_vec(&answers).context("replies are JSON")?;
-            self.broker.client.publish(inbox, payload.into()).await?;
+            for answers in answers.chunks(REPLIES_MAX) {
+                let payload = serde_json::to_vec(answers).context("replies are JSON")?;
+                // Who waits in vain is told that the request is durable.
+                if let Err(error) = self.broker.client.publish(inbox.clone(), payload.into()).await
+                {
+                    tracing::warn!(error = %error, replies = answers.len(), "not replied");
+                }
+            }
         }
         let mut stop = effects.stale;
         for (position, event) in &packed.events {
@@ -224,12 +245,19 @@ impl Leader<'_> {
         let mut facts = Facts::default();
         let now = std::time::Instant::now();
         facts.held = self.desk.roll.held(now).collect();
-        let mut jobs = Vec::new();
+        facts.unsettled = !self.is_settled();
+        let (mut jobs, mut keys) = (Vec::new(), Vec::new());
         for item in asked.iter().filter_map(|asked| asked.items.as_ref().ok()).flatten() {
             if let Command::Outcome(Outcome { job, .. }) = &item.ask
                 && self.state.job(*job).is_none()
             {
                 jobs.push(*job);
+            }
+            if let Command::Enqueue(ask) = &item.ask
+                && ask.idempotency.is_some()
+                && let Some(first) = ask.jobs.first().filter(|job| self.state.job(job.id).is_none())
+            {
+                jobs.push(first.id);
             }
             let key = match &item.ask {
                 Command::Enqueue(ask) => ask.idempotency,
@@ -240,12 +268,15 @@ impl Leader<'_> {
                 | Command::Started(_)
                 | Command::Outcome(_) => None,
             };
-            if let Some(key) =
-                key.map(|key| key.key).filter(|key| self.state.answer(*key).is_none())
-            {
-                read(&self.broker, Need::Answer(key), &mut facts).await?;
-            }
+            keys.extend(key.map(|key| key.key).filter(|key| self.state.answer(*key).is_none()));
         }
+        let reads =
+            keys.into_iter().map(|key| async move { (key, self.broker.read_answer(key).await) });
+        let mut reads = stream::iter(reads).buffer_unordered(READS_MAX);
+        while let Some((key, answer)) = reads.next().await {
+            facts.answers.insert(key, answer?);
+        }
+        drop(reads);
         // A job that was enqueued by a message of this very fold is not in the bucket either:
         // memory is asked first, so what is read here does not hide it.
         if !jobs.is_empty() {

@@ -53,7 +53,7 @@ async fn serve(
     let Some(state) = standby::stand_by(config, broker, desk, lease, stop).await? else {
         return Ok(());
     };
-    let started = start::start(broker, state, name).await?;
+    let started = start::start(config, broker, state, name).await?;
     let leader = Leader::new(config.clone(), broker.clone(), desk, lease.clone(), started);
     tokio::select! {
         ended = leader.run(stop.clone()) => ended,

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use job::{Class, State};
-use mesh::{Broker, bucket::Fence, follow, lease, names, publish};
+use mesh::{Broker, bucket::Fence, follow, lease, names, publish, snapshot::Reach};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -15,7 +15,6 @@ use crate::{
     lead::Held,
     project::Written,
     reconcile::Reading,
-    retain::Reach,
     start::Started,
 };
 
@@ -50,6 +49,8 @@ pub(crate) struct Leader<'a> {
     pub last: u64,
     pub bucket: Fence,
     pub writing: bool,
+    /// When a bucket that was full is written again.
+    pub write_again_at: Instant,
     pub dispatcher: Dispatcher,
     /// Since when presence can be trusted to be complete.
     pub settled_since: Instant,
@@ -83,12 +84,13 @@ impl<'a> Leader<'a> {
             last: started.last,
             bucket: started.bucket,
             writing: false,
+            write_again_at: now,
             dispatcher: Dispatcher::new(started.fences),
             settled_since: now,
             reading: None,
             reading_under_way: false,
             last_reading: now,
-            reaches: Vec::new(),
+            reaches: started.snapshots,
             last_snapshot: now,
             snapshotting: false,
             done,
@@ -225,7 +227,7 @@ impl<'a> Leader<'a> {
     /// Ends in order: a last snapshot, so that the next start has little to replay.
     async fn finish(&mut self) -> anyhow::Result<()> {
         let (reach, bytes) = self.snapshot()?;
-        self.broker.put_snapshot(reach.events, bytes).await.context("no last snapshot")?;
+        self.broker.put_snapshot(reach, bytes).await.context("no last snapshot")?;
         tracing::info!(events.last = reach.events, "stopped leading");
         Ok(())
     }

@@ -1,15 +1,16 @@
 //! Packing events into messages of EVENTS, bounded in bytes.
 //!
-//! Events are applied as they are packed, at the position that they will have. A command with
-//! more events than fit goes on in the next message, whose `Through` does not yet cover it: after
-//! a crash in between it is folded again, over what its first part did, and the `partial` event
-//! keeps its counts exact.
+//! Events are applied as they are packed, at the position that they will have. A message of
+//! COMMANDS with more events than fit goes on in the next message of EVENTS; the first ends with
+//! a `partial` event and a `Through` that does not cover it. After a crash in between it is folded
+//! again from the item that `partial` names, over what that item did already, whose counts
+//! `partial` keeps exact.
 
 use std::collections::HashSet;
 
 use bytes::Bytes;
 use job::{
-    Id, Position, State,
+    Id, Partial, Position, State,
     event::{Became, Event},
     time::Millis,
 };
@@ -41,15 +42,30 @@ pub(crate) struct Packer {
     json: Vec<u8>,
     count: u32,
     commands: Vec<Uuid>,
-    reached: Reached,
+    item: Option<Item>,
     packed: Packed,
 }
 
-/// The jobs and batches that the command at hand has reached.
-#[derive(Default)]
-struct Reached {
+/// The item at hand of a message of COMMANDS.
+struct Item {
+    /// How far a leader before was with it.
+    before: Partial,
+    /// The jobs that it has reached since.
     jobs: u64,
     batches: HashSet<Id>,
+}
+
+impl Item {
+    fn reach(&mut self, event: &Event) {
+        match event {
+            Event::Ended(ended) if matches!(ended.to, Became::Canceled { .. }) => {
+                self.jobs += 1;
+                self.batches.insert(ended.about.batch.clone());
+            }
+            Event::Revived(_) => self.jobs += 1,
+            _ => {}
+        }
+    }
 }
 
 impl Packer {
@@ -62,9 +78,22 @@ impl Packer {
             json: Vec::new(),
             count: 0,
             commands: Vec::new(),
-            reached: Reached::default(),
+            item: None,
             packed: Packed { messages: Vec::new(), events: Vec::new() },
         }
+    }
+
+    /// Begins an item of a message of COMMANDS, which perhaps goes on where a leader before
+    /// left it.
+    pub fn begin_item(&mut self, item: u32, before: Partial) {
+        self.item =
+            Some(Item { before: Partial { item, ..before }, jobs: 0, batches: HashSet::new() });
+    }
+
+    /// Ends the item.
+    pub fn end_item(&mut self, state: &mut State) {
+        self.item = None;
+        state.item_folded();
     }
 
     /// Applies an event and packs it.
@@ -73,23 +102,31 @@ impl Packer {
         if self.count > 0 && self.json.len() + json.len() > MESSAGE_BYTES_MAX {
             self.break_off(state);
         }
-        if let Event::Ended(ended) = &event
-            && matches!(ended.to, Became::Canceled { .. })
-        {
-            self.reached.jobs += 1;
-            self.reached.batches.insert(ended.about.batch.clone());
-        }
-        if let Event::Revived(_) = &event {
-            self.reached.jobs += 1;
+        if let Some(item) = &mut self.item {
+            item.reach(&event);
         }
         self.add(state, event, &json);
+    }
+
+    /// Applies events that mean nothing without each other, and packs them into one message.
+    pub fn push_together(&mut self, state: &mut State, events: Vec<Event>) {
+        let json: Vec<Vec<u8>> = events
+            .iter()
+            .map(|event| serde_json::to_vec(event).expect("events are JSON"))
+            .collect();
+        let bytes: usize = json.iter().map(Vec::len).sum();
+        if self.count > 0 && self.json.len() + bytes > MESSAGE_BYTES_MAX {
+            self.break_off(state);
+        }
+        for (event, json) in events.into_iter().zip(json) {
+            self.add(state, event, &json);
+        }
     }
 
     /// Ends a command: message `sequence` of COMMANDS with the id `message` is folded.
     pub fn end_command(&mut self, sequence: u64, message: Option<Uuid>) {
         self.through = sequence;
         self.commands.extend(message);
-        self.reached = Reached::default();
     }
 
     /// The messages and their events.
@@ -101,10 +138,13 @@ impl Packer {
     }
 
     fn break_off(&mut self, state: &mut State) {
-        let reached = &self.reached;
-        if reached.jobs > 0 {
-            let (jobs, batches) = (reached.jobs, reached.batches.len() as u64);
-            let partial = Event::Partial { jobs, batches };
+        if let Some(item) = &self.item {
+            let Partial { item: place, jobs, batches } = item.before;
+            let partial = Event::Partial {
+                item: place,
+                jobs: jobs + item.jobs,
+                batches: batches + item.batches.len() as u64,
+            };
             let json = serde_json::to_vec(&partial).expect("events are JSON");
             self.add(state, partial, &json);
         }
@@ -178,18 +218,26 @@ mod tests {
         })
     }
 
-    /// Folds a command as the leader does; returns its messages and its reply.
-    fn fold(state: &mut State, sequence: u64, command: &Command) -> (Vec<Message>, Reply) {
+    /// Folds a message of COMMANDS as the leader does; returns its messages and the last reply.
+    fn fold(state: &mut State, sequence: u64, commands: &[Command]) -> (Vec<Message>, Reply) {
         let last = state.position().sequence;
         let mut packer = Packer::new(last, state.through(), 1);
-        let decision = state.decide(&Config::default(), &Facts::default(), 1, command);
-        let decision = decision.expect("it needs no facts");
-        for event in decision.events {
-            packer.push(state, event);
+        let mut reply = Reply::Noted;
+        let partial = state.partial().unwrap_or_default();
+        for (item, command) in (0..).zip(commands).skip(partial.item as usize) {
+            let before = state.partial().unwrap_or_default();
+            packer.begin_item(item, before);
+            let decision = state.decide(&Config::default(), &Facts::default(), 1, command);
+            let decision = decision.expect("it needs no facts");
+            for event in decision.events {
+                packer.push(state, event);
+            }
+            packer.end_item(state);
+            reply = decision.reply;
         }
         state.folded(sequence);
         packer.end_command(sequence, None);
-        (packer.finish().messages, decision.reply)
+        (packer.finish().messages, reply)
     }
 
     fn take_in(state: &mut State, sequence: u64, message: &Message) {
@@ -202,10 +250,10 @@ mod tests {
     #[test]
     fn the_worst_request_fits_and_goes_on_after_a_crash_between_any_of_its_messages() {
         let mut leader = State::new(1_000);
-        let (first, _) = fold(&mut leader, 1, &worst(1));
+        let (first, _) = fold(&mut leader, 1, &[worst(1)]);
         let snapshot = leader.snapshot().expect("it is JSON");
         let begun = leader.position().sequence;
-        let (second, reply) = fold(&mut leader, 2, &worst(1 + BATCHES));
+        let (second, reply) = fold(&mut leader, 2, &[worst(1 + BATCHES)]);
         assert_eq!(reply, Reply::Enqueued { canceled: 10_000 });
         assert!(second.len() > 1, "the request is not large enough to be split");
         for message in first.iter().chain(&second) {
@@ -217,7 +265,7 @@ mod tests {
                 take_in(&mut next, sequence, message);
             }
             assert_eq!(next.through(), 1, "the command counts as folded in part");
-            let (_, reply) = fold(&mut next, 2, &worst(1 + BATCHES));
+            let (_, reply) = fold(&mut next, 2, &[worst(1 + BATCHES)]);
             assert_eq!(reply, Reply::Enqueued { canceled: 10_000 });
             let counts = next.counts(None);
             assert_eq!((counts.canceled, counts.queued[1]), (10_000, 10_000));
@@ -228,16 +276,70 @@ mod tests {
     fn a_cancel_that_goes_on_after_a_crash_says_how_many_jobs_it_stopped_in_all() {
         let mut leader = State::new(1_000);
         let project = long("project-".into());
-        fold(&mut leader, 1, &worst(1));
+        fold(&mut leader, 1, &[worst(1)]);
         let snapshot = leader.snapshot().expect("it is JSON");
         let begun = leader.position().sequence;
         let cancel = Command::Cancel(Cancel { project, batches: None, idempotency: None });
-        let (messages, reply) = fold(&mut leader, 2, &cancel);
+        let (messages, reply) = fold(&mut leader, 2, std::slice::from_ref(&cancel));
         assert_eq!(reply, Reply::Canceled { jobs: 10_000, batches: 10_000 });
         assert!(messages.len() > 1, "the cancel is not large enough to be split");
         let mut next = State::restore(&snapshot, 1_000).expect("it is a snapshot");
         take_in(&mut next, begun + 1, &messages[0]);
-        let (_, again) = fold(&mut next, 2, &cancel);
+        let (_, again) = fold(&mut next, 2, std::slice::from_ref(&cancel));
         assert_eq!(again, reply);
+    }
+
+    /// Many requests of one message, each over live jobs: who is broken off changes nobody's count,
+    /// also where two leaders in a row die before the end.
+    #[test]
+    fn each_item_of_a_message_is_folded_once_whatever_is_broken_off() {
+        let commands: Vec<Command> = (0..40).map(|n| request(n, 1 + n * 1_000)).collect();
+        let again: Vec<Command> = (0..40).map(|n| request(n, 100_000 + n * 1_000)).collect();
+        let mut leader = State::new(1_000);
+        fold(&mut leader, 1, &commands);
+        let snapshot = leader.snapshot().expect("it is JSON");
+        let begun = leader.position().sequence;
+        let (messages, reply) = fold(&mut leader, 2, &again);
+        assert_eq!(reply, Reply::Enqueued { canceled: 100 });
+        assert!(messages.len() > 2, "it is not large enough");
+        for cut in 1..messages.len() {
+            let mut next = State::restore(&snapshot, 1_000).expect("it is a snapshot");
+            for (sequence, message) in (begun + 1..).zip(&messages[..cut]) {
+                take_in(&mut next, sequence, message);
+            }
+            // A second leader dies after its first message, the third one ends it.
+            let second = next.snapshot().expect("it is JSON");
+            let at = next.position().sequence;
+            let (more, _) = fold(&mut next, 2, &again);
+            let mut third = State::restore(&second, 1_000).expect("it is a snapshot");
+            if more.len() > 1 {
+                take_in(&mut third, at + 1, &more[0]);
+            }
+            let (_, reply) = fold(&mut third, 2, &again);
+            assert_eq!(reply, Reply::Enqueued { canceled: 100 });
+            let counts = third.counts(None);
+            assert_eq!((counts.canceled, counts.queued[1]), (4_000, 4_000));
+        }
+    }
+
+    /// A request of a hundred batches, which are no other's.
+    fn request(n: u128, first_id: u128) -> Command {
+        let data = Json::of(&"y".repeat(2_000)).expect("a text is JSON");
+        let jobs = (0..100).map(|m| NewJob {
+            id: JobId::from_u128(first_id + m),
+            batch: format!("batch-{n}-{m}").into(),
+            data: data.clone(),
+        });
+        Command::Enqueue(Enqueue {
+            project: "p".into(),
+            kind: Kind::ProcessBatch,
+            priority: 10,
+            run_at: None,
+            max_attempts: None,
+            retry: None,
+            supersede: true,
+            jobs: jobs.collect(),
+            idempotency: None,
+        })
     }
 }

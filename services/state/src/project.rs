@@ -1,14 +1,14 @@
 //! The bucket follows the fold: changed jobs in atomic batches, one in flight, each fenced.
 //! A job that changes again before its turn is written once, as it is then.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use job::{Position, Queued};
 use mesh::{
     bucket::{Fence, WRITE_KEYS_MAX, Write},
     names,
-    publish::{self, WRONG_LAST_SEQUENCE},
+    publish::{self, LIMITS, WRONG_LAST_SEQUENCE},
     wire::Through,
 };
 
@@ -16,6 +16,9 @@ use crate::leader::{Done, Leader};
 
 /// The most bytes of one write.
 const WRITE_BYTES_MAX: usize = 8_000_000;
+
+/// How long a full bucket is left alone: what ended long ago leaves it meanwhile.
+const FULL_PAUSE: Duration = Duration::from_secs(1);
 
 /// What a write held, and what became of it.
 pub(crate) struct Written {
@@ -26,7 +29,8 @@ pub(crate) struct Written {
 impl Leader<'_> {
     /// Starts a write where the bucket is behind and none is under way.
     pub(crate) fn kick_projection(&mut self) -> anyhow::Result<()> {
-        if self.writing || !self.state.is_behind() {
+        let paused = Instant::now() < self.write_again_at;
+        if self.writing || paused || !self.state.is_behind() {
             return Ok(());
         }
         let mut keys = Vec::new();
@@ -60,6 +64,12 @@ impl Leader<'_> {
             Ok(fence) => fence,
             Err(error) if error.is(WRONG_LAST_SEQUENCE) => {
                 return Err(error).context("another state service writes the bucket");
+            }
+            Err(error) if error.is(LIMITS) => {
+                tracing::error!(error = %error, "the bucket of jobs is full: status falls behind");
+                self.write_again_at = Instant::now() + FULL_PAUSE;
+                self.state.settle(self.bucket.through.position);
+                return Ok(());
             }
             // The write may have been made or not: the start reads how far the bucket is.
             Err(error) => return Err(error).context("the bucket could not be written"),

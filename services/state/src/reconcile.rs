@@ -22,16 +22,23 @@ pub(crate) struct Reading {
     pub number: u64,
     pub present: HashSet<(JobId, Run)>,
     pub barrier: u64,
+    /// Runs that nobody had before the barrier was read: a processor stops naming a run once its
+    /// outcome is stored, so theirs would be in front of the barrier.
+    pub unattended: Vec<(JobId, Run)>,
 }
 
 /// Reads the streams, then the end of COMMANDS.
-pub(crate) async fn read(broker: &Broker, number: u64) -> Result<Reading, mesh::work::Error> {
+pub(crate) async fn read(
+    broker: &Broker,
+    number: u64,
+    unattended: Vec<(JobId, Run)>,
+) -> Result<Reading, mesh::work::Error> {
     let mut present = HashSet::new();
     for class in Class::ALL {
         present.extend(broker.list_work(class).await?);
     }
     let barrier = broker.last_sequence(names::COMMANDS).await?;
-    Ok(Reading { number, present, barrier })
+    Ok(Reading { number, present, barrier, unattended })
 }
 
 impl Leader<'_> {
@@ -47,9 +54,10 @@ impl Leader<'_> {
         self.reading_under_way = true;
         self.last_reading = Instant::now();
         let number = self.dispatcher.begin_reading();
+        let unattended = self.unattended();
         let (broker, done) = (self.broker.clone(), self.done.clone());
         tokio::spawn(async move {
-            let read = read(&broker, number).await;
+            let read = read(&broker, number, unattended).await;
             // A leader that is gone needs no answer.
             let _ = done.send(Done::Read(read)).await;
         });
@@ -65,19 +73,25 @@ impl Leader<'_> {
         let unwanted = self.dispatcher.judge(&mut self.state, reading.number, &reading.present);
         self.reading_under_way = false;
         self.tell_to_stop(&unwanted).await?;
-        self.watch_workers().await
+        self.watch_workers(&reading.unattended).await
     }
 
-    /// Gives up runs that have been processing for a while and that no live processor has.
-    /// Called right behind a barrier: no outcome of theirs is on the way.
-    async fn watch_workers(&mut self) -> anyhow::Result<()> {
-        let lost = self.unattended();
+    /// Gives up runs that have been processing for a while and that no live processor has, now
+    /// and before the barrier that the fold has passed: no outcome of theirs is on the way.
+    async fn watch_workers(&mut self, before: &[(JobId, Run)]) -> anyhow::Result<()> {
+        let mut lost = self.unattended();
+        lost.retain(|run| before.contains(run));
         if lost.is_empty() { Ok(()) } else { self.give_up(lost).await }
+    }
+
+    /// Whether presence has been heard for long enough to be complete.
+    pub(crate) fn is_settled(&self) -> bool {
+        self.settled_since.elapsed() >= presence::GONE_AFTER
     }
 
     /// Runs that have been processing for a while in nobody's hands.
     pub(crate) fn unattended(&self) -> Vec<(JobId, Run)> {
-        if self.settled_since.elapsed() < presence::GONE_AFTER {
+        if !self.is_settled() {
             return Vec::new();
         }
         let now = Instant::now();

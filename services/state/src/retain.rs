@@ -6,7 +6,7 @@
 use std::time::Instant;
 
 use anyhow::Context;
-use mesh::{Broker, names};
+use mesh::{Broker, names, snapshot::Reach};
 use serde::Deserialize;
 
 use crate::leader::{Done, Leader};
@@ -15,15 +15,6 @@ use crate::leader::{Done, Leader};
 const EVENTS_TIGHT: f64 = 0.5;
 /// Above this share metrics loses its say, and with it the rows that it has not taken yet.
 const EVENTS_FULL: f64 = 0.7;
-
-/// How far a snapshot reaches.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Reach {
-    /// The last message of EVENTS in it.
-    pub events: u64,
-    /// The last message of COMMANDS in it.
-    pub commands: u64,
-}
 
 /// How far metrics has taken EVENTS into ClickHouse: what it leaves in the bucket of leases.
 #[derive(Deserialize)]
@@ -44,7 +35,7 @@ impl Leader<'_> {
         let (reach, bytes) = self.snapshot()?;
         let (broker, done) = (self.broker.clone(), self.done.clone());
         tokio::spawn(async move {
-            let end = broker.put_snapshot(reach.events, bytes).await;
+            let end = broker.put_snapshot(reach, bytes).await;
             let _ = done.send(Done::Snapshot(reach, end)).await;
         });
         Ok(())

@@ -4,7 +4,14 @@ use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
 use job::{Class, State, event::Event};
-use mesh::{Broker, append::Appended, bucket::Fence, follow, names, wire};
+use mesh::{
+    Broker,
+    append::{self, Appended},
+    bucket::Fence,
+    follow, names, publish,
+    snapshot::Reach,
+    wire,
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::{Config, pack::Packer};
@@ -22,6 +29,8 @@ pub(crate) struct Started {
     pub bucket: Fence,
     /// The rights to dispatch, by class.
     pub fences: [u64; 3],
+    /// The snapshots that are kept, oldest first.
+    pub snapshots: Vec<Reach>,
 }
 
 /// The state of the last snapshot.
@@ -35,6 +44,7 @@ pub(crate) async fn load(config: &Config, broker: &Broker) -> anyhow::Result<Sta
 
 /// Catches up and claims to lead.
 pub(crate) async fn start(
+    config: &Config,
     broker: &Broker,
     mut state: State,
     name: &str,
@@ -43,7 +53,14 @@ pub(crate) async fn start(
     let from = state.position().sequence;
     let last = replay(broker, &mut state).await?;
     let term = state.term() + 1;
-    let last = claim(broker, &mut state, last, name, term).await?;
+    let snapshots = broker.snapshot_reaches().await?;
+    let last = match claim(broker, &mut state, last, name, term).await {
+        Err(error) if is_full(&error) => {
+            make_room(config, broker).await.context("EVENTS is full and stays so")?;
+            bail!("EVENTS was full: what a snapshot covers is cut");
+        }
+        claimed => claimed?,
+    };
     let bucket = fence_bucket(broker, term).await?;
     state.settle(bucket.through.position);
     let mut fences = [0; 3];
@@ -59,7 +76,7 @@ pub(crate) async fn start(
         duration_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX),
         "leading"
     );
-    Ok(Started { state, last, bucket, fences })
+    Ok(Started { state, last, bucket, fences, snapshots })
 }
 
 /// Applies the events after the snapshot; returns the last message of EVENTS.
@@ -114,6 +131,31 @@ async fn claim(
         Appended::At(sequence) => Ok(sequence),
         Appended::Lost => bail!("another state service claimed to lead at the same time"),
     }
+}
+
+fn is_full(error: &anyhow::Error) -> bool {
+    let refused = error.downcast_ref::<append::Error>();
+    matches!(refused, Some(append::Error::Publish(error)) if error.is(publish::LIMITS))
+}
+
+/// Makes room in EVENTS, which is so full that nobody can begin to lead: only a leader cuts it.
+/// What is written here anybody may write: a snapshot says nothing but what EVENTS says.
+async fn make_room(config: &Config, broker: &Broker) -> anyhow::Result<()> {
+    // Read anew: what the caller has holds its own claim, which is in no stream.
+    let mut state = load(config, broker).await?;
+    let last = replay(broker, &mut state).await?;
+    let reach = Reach { events: last, commands: state.through() };
+    let bytes = state.snapshot().context("the state could not be written")?;
+    broker.put_snapshot(reach, bytes).await?;
+    let events = broker.js.get_stream(names::EVENTS).await?;
+    let first = events.cached_info().state.first_sequence;
+    let kept = broker.snapshot_reaches().await?;
+    let older = kept.first().map_or(last, |reach| reach.events);
+    // The older one covers nothing that is still there: then the newer one has to do.
+    let below = if older >= first { older } else { last } + 1;
+    tracing::error!(from = first, to = below - 1, "EVENTS is full: it is cut before it is led");
+    events.purge().sequence(below).await?;
+    Ok(())
 }
 
 /// Moves the fence of the bucket, without saying that it shows more than it does.

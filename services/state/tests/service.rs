@@ -93,7 +93,7 @@ async fn ask<T: Serialize>(
     Ok(answered.remove(0).reply)
 }
 
-/// Publishes a word of a processor, which no reply follows.
+/// Publishes what no reply follows.
 async fn say<T: Serialize>(broker: &Broker, verb: Verb, word: T) -> anyhow::Result<()> {
     let payload = serde_json::to_vec(&[Item { id: Uuid::now_v7(), ask: word }])?.into();
     broker.publish(Message { subject: verb.subject(), headers: HeaderMap::new(), payload }).await?;
@@ -338,6 +338,73 @@ async fn a_missed_time_of_a_schedule_fires_once_with_three_replicas() -> anyhow:
         assert_eq!(fired().await?, [(last, true)]);
     }
     Ok(())
+}
+
+/// A bucket that is full makes status fall behind, and nothing else: who leads goes on leading,
+/// and writes what is missing once there is room.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_bucket_stops_nobody_and_is_caught_up_with() -> anyhow::Result<()> {
+    let nats = Nats::start()?;
+    let broker = Broker::connect(&nats.url(), "test").await?;
+    topology::ensure(&broker, Sizes { jobs_bytes: 20_000, ..Sizes::default() }).await?;
+    let service = Service::start(&nats.url());
+    let count = 100;
+    for job in 1..=count {
+        let mut command = one(job);
+        command.jobs[0].batch = format!("b{job}").into();
+        assert_eq!(
+            ask(&broker, Verb::Enqueue, command, in_a_while()).await?,
+            Reply::Enqueued { canceled: 0 }
+        );
+    }
+    assert!(broker.read_job(JobId::from_u128(count)).await?.is_none(), "the bucket is not full");
+    assert!(look_up(&broker, count).await?.is_some());
+    let stream = broker.js.get_stream(names::JOBS_STREAM).await?;
+    let mut config = stream.cached_info().config.clone();
+    config.max_bytes = 10_000_000;
+    broker.js.update_stream(config).await?;
+    let begun = Instant::now();
+    for job in 1..=count {
+        while broker.read_job(JobId::from_u128(job)).await?.is_none() {
+            assert!(begun.elapsed() < PATIENCE, "{job} never comes");
+        }
+    }
+    let events = broker.js.get_stream(names::EVENTS).await?;
+    let mut terms = 0;
+    for sequence in 1..=broker.last_sequence(names::EVENTS).await? {
+        let message = events.get_raw_message(sequence).await?;
+        let (_, batch) = wire::events(sequence, Some(&message.headers), &message.payload)?;
+        terms += batch.events.iter().filter(|event| matches!(event, Event::Led { .. })).count();
+    }
+    assert_eq!(terms, 1, "somebody else had to lead");
+    service.stop().await
+}
+
+/// EVENTS that is so full that nobody can claim to lead is cut below what a snapshot covers.
+#[tokio::test(flavor = "multi_thread")]
+async fn full_events_are_cut_and_led_again() -> anyhow::Result<()> {
+    let nats = Nats::start()?;
+    let broker = Broker::connect(&nats.url(), "test").await?;
+    topology::ensure(&broker, Sizes { events_bytes: 60_000, ..Sizes::default() }).await?;
+    let service = Service::start(&nats.url());
+    // Fills it to the brim, one message each: what does not fit is folded once there is room.
+    for job in 1..=100 {
+        let mut command = one(job);
+        command.jobs[0].batch = format!("b{job}").into();
+        command.jobs[0].data = Json::of(&"x".repeat(1_000))?;
+        let asked = ask(&broker, Verb::Enqueue, command, in_a_while());
+        // Who leads when it is full cannot reply.
+        let _ = tokio::time::timeout(Duration::from_secs(1), asked).await;
+    }
+    for job in 1..=100 {
+        let begun = Instant::now();
+        while look_up(&broker, job).await?.is_none() {
+            assert!(begun.elapsed() < PATIENCE, "job {job} is never folded");
+        }
+    }
+    let first = broker.js.get_stream(names::EVENTS).await?.cached_info().state.first_sequence;
+    assert!(first > 1, "it was never full");
+    service.stop().await
 }
 
 /// Hazard 18: nothing that the folding process is built from can call out.

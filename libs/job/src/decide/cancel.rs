@@ -15,12 +15,12 @@ impl State {
         if let Some(decision) = self.answered(facts, ask.idempotency)? {
             return Ok(decision);
         }
-        let (jobs_before, batches_before) = self.known.partial.unwrap_or_default();
+        let before = self.known.partial.unwrap_or_default();
         let live = self.live(ask);
         let batches: HashSet<_> = live.iter().map(|job| &job.batch).collect();
         let reply = Reply::Canceled {
-            jobs: jobs_before + live.len() as u64,
-            batches: batches_before + batches.len() as u64,
+            jobs: before.jobs + live.len() as u64,
+            batches: before.batches + batches.len() as u64,
         };
         let events =
             live.iter().map(|job| canceled(job, "canceled by a request".into(), None)).collect();

@@ -78,8 +78,7 @@ impl State {
         jobs.sort_unstable_by_key(|job| job.order);
         let left = (ids.len() - jobs.len()) as u64;
         let named = jobs.iter().take(REPLY_JOBS_MAX).map(|job| job.id).collect();
-        let (before, _) = self.known.partial.unwrap_or_default();
-        let count = before + jobs.len() as u64;
+        let count = self.known.partial.unwrap_or_default().jobs + jobs.len() as u64;
         Ok(Decision {
             events: jobs.iter().map(|job| revive(job, now)).collect(),
             reply: Reply::Retried { jobs: named, count, left },

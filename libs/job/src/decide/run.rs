@@ -37,7 +37,9 @@ impl State {
         };
         let mut decision = Decision::noted();
         if said.end == End::Reported {
-            if !facts.held.contains(&(said.job, said.run)) {
+            // Too early to tell: a run that began and is in nobody's hands is found later.
+            let later = facts.unsettled && job.status == Status::Processing;
+            if !later && !facts.held.contains(&(said.job, said.run)) {
                 decision.events.push(self.take_back(job));
             }
             return Ok(decision);

@@ -1,6 +1,11 @@
 //! GET /api/queue/status/{jobId}: from state's memory, else the bucket, else ClickHouse.
 
-use axum::extract::{Path, State, rejection::PathRejection};
+use std::time::{Duration, Instant};
+
+use axum::{
+    extract::{Path, State, rejection::PathRejection},
+    http::Uri,
+};
 use job::JobId;
 use mesh::{
     ask::{self, Archived, ArchivedAnswer, AskJob, JobAnswer},
@@ -9,7 +14,7 @@ use mesh::{
 use serde::Serialize;
 
 use super::{Answer, PATIENCE, ok};
-use crate::{app::App, error::Error, ids, view::JobView};
+use crate::{app::App, body, error::Error, ids, view::JobView};
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -21,42 +26,80 @@ pub(crate) struct Response {
     may_be_behind: bool,
 }
 
+/// How long a request that was accepted may take to be folded before the client has to ask again.
+const FOLDED_WITHIN: Duration = Duration::from_secs(1);
+/// How soon state is asked again meanwhile.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
+
 /// Shows one job.
 pub(crate) async fn status(
     State(app): State<App>,
+    uri: Uri,
     id: Result<Path<String>, PathRejection>,
 ) -> Answer<Response> {
+    let [] = body::query(&uri, [])?;
     let Path(id) = id.map_err(|_| Error::invalid("jobId must be the UUID of a job"))?;
     let id = ids::job_id("jobId", &id)?;
-    let mut state_away = false;
-    match app.ask_state::<_, JobAnswer>(names::ASK_JOB, &AskJob { job: id }).await {
-        Ok(JobAnswer { job: Some(job) }) => {
-            return ok(Response { success: true, job: JobView::job(job), may_be_behind: false });
-        }
-        Ok(JobAnswer { job: None }) => {}
-        Err(error) => {
-            tracing::warn!(error = %error, "status without state");
-            state_away = true;
-        }
+    let first = in_state(&app, id).await;
+    if let Ok(JobAnswer { job: Some(job), .. }) = first {
+        return ok(Response { success: true, job: JobView::job(job), may_be_behind: false });
     }
-    let read = app.broker.read_job(id).await.map_err(|error| {
-        tracing::warn!(error = %error, "status without the bucket");
-        Error::unconfirmed()
-    })?;
-    if let Some(job) = read {
-        let job = JobView::job(job);
-        return ok(Response { success: true, job, may_be_behind: state_away });
-    }
-    if let Ok(Some(job)) = archived(&app, id).await {
-        let job = JobView::archived(id, job);
-        return ok(Response { success: true, job, may_be_behind: state_away });
+    let state_away = first.is_err();
+    if let Some(response) = elsewhere(&app, id, state_away).await? {
+        return ok(response);
     }
     if state_away {
         let text =
             format!("job {id} is not in the bucket, and state, which may know it, does not answer");
         return Err(Error::away("state", text));
     }
-    Err(Error::job_not_found(format!("no job {id}")))
+    // A request that was accepted may not be folded yet: then nobody knows of its jobs.
+    let end = app.broker.last_sequence(names::COMMANDS).await.map_err(|_| Error::unconfirmed())?;
+    let begun = Instant::now();
+    while begun.elapsed() < FOLDED_WITHIN {
+        let Ok(answer) = in_state(&app, id).await else { break };
+        if let Some(job) = answer.job {
+            return ok(Response { success: true, job: JobView::job(job), may_be_behind: false });
+        }
+        if answer.through >= end {
+            // Between the two looks it may have ended, and left memory for the bucket.
+            return match elsewhere(&app, id, false).await? {
+                Some(response) => ok(response),
+                None => Err(Error::job_not_found(format!("no job {id}"))),
+            };
+        }
+        tokio::time::sleep(LOOK_AGAIN).await;
+    }
+    let text = format!("no job {id} is known yet, and requests wait to be folded; ask again");
+    Err(Error::away("state", text))
+}
+
+async fn in_state(app: &App, id: JobId) -> Result<JobAnswer, ask::Error> {
+    let answer = app.ask_state::<_, JobAnswer>(names::ASK_JOB, &AskJob { job: id }).await;
+    answer.inspect_err(|error| tracing::warn!(error = %error, "status without state"))
+}
+
+/// The job from the bucket, else from ClickHouse.
+async fn elsewhere(app: &App, id: JobId, may_be_behind: bool) -> Result<Option<Response>, Error> {
+    let read = app.broker.read_job(id).await.map_err(|error| {
+        tracing::warn!(error = %error, "status without the bucket");
+        Error::unconfirmed()
+    })?;
+    let job = match read {
+        Some(job) => Some(JobView::job(job)),
+        None => match archived(app, id).await {
+            Ok(job) => job.map(|job| JobView::archived(id, job)),
+            Err(error) => {
+                tracing::warn!(error = %error, "status without metrics");
+                let text = format!(
+                    "job {id} is not in the bucket, and metrics, which knows those past retention, \
+                     does not answer"
+                );
+                return Err(Error::away("metrics", text));
+            }
+        },
+    };
+    Ok(job.map(|job| Response { success: true, job, may_be_behind }))
 }
 
 /// The job as ClickHouse has it, where it has.
