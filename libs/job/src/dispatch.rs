@@ -14,7 +14,7 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use crate::{
     Config, Id, Job, JobId, Kind, Run, State, Status,
     event::{Became, Event, Why},
-    fold::Project,
+    known::Project,
     queue::{Gate, Open},
     settings::Limits,
     time::Millis,

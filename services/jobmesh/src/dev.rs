@@ -55,7 +55,7 @@ async fn supervise(config: Config) -> anyhow::Result<()> {
     let ready = tokio::select! {
         () = stop.cancelled() => Ok(()),
         () = first_failure(&running) => Err(anyhow::anyhow!("a service cannot start")),
-        ready = ready::wait(&config.listen) => ready,
+        ready = ready::wait(&config.listen, config.processors) => ready,
     };
     if ready.is_ok() && !stop.is_cancelled() {
         println!("ready http://{}", config.listen);

@@ -4,7 +4,7 @@ use anyhow::{Context, bail};
 use job::Kind;
 use processor::{
     Registry,
-    handlers::{Http, Tokenize},
+    handlers::{Http, Noop, Tokenize},
 };
 
 /// Settings of the processor of this binary.
@@ -24,7 +24,7 @@ pub struct Config {
 impl Config {
     /// The registry that the settings name: `tokenize` for all kinds, but where they say otherwise.
     pub fn registry(&self) -> anyhow::Result<Registry> {
-        let mut registry = Registry::new().named("tokenize", Tokenize);
+        let mut registry = Registry::new().named("tokenize", Tokenize).named("noop", Noop);
         if let Some(url) = &self.http_url {
             registry = registry.named("http", Http::new(url)?);
         }
@@ -41,11 +41,12 @@ impl Config {
             })?;
             registry = match handler {
                 "tokenize" => registry.with(kind, Tokenize),
+                "noop" => registry.with(kind, Noop),
                 "http" => {
                     let url = self.http_url.as_deref();
                     registry.with(kind, Http::new(url.context("handler http needs --http-url")?)?)
                 }
-                other => bail!("{other:?} is no handler; known are tokenize and http"),
+                other => bail!("{other:?} is no handler; known are tokenize, http and noop"),
             };
         }
         Ok(registry)

@@ -59,6 +59,8 @@ pub(crate) struct Leader<'a> {
     pub last_reading: Instant,
     pub reaches: Vec<Reach>,
     pub last_snapshot: Instant,
+    /// How long the state took to be written down.
+    pub snapshot_took: Duration,
     pub snapshotting: bool,
     pub done: mpsc::Sender<Done>,
     finished: mpsc::Receiver<Done>,
@@ -92,6 +94,7 @@ impl<'a> Leader<'a> {
             last_reading: now,
             reaches: started.snapshots,
             last_snapshot: now,
+            snapshot_took: Duration::ZERO,
             snapshotting: false,
             done,
             finished,

@@ -11,6 +11,8 @@ use serde::Deserialize;
 
 use crate::leader::{Done, Leader};
 
+/// Writing the state down takes at most one part in so many of the leader's time.
+const SNAPSHOT_SHARE: u32 = 50;
 /// Above this share of its size EVENTS keeps only what is needed.
 const EVENTS_TIGHT: f64 = 0.5;
 /// Above this share metrics loses its say, and with it the rows that it has not taken yet.
@@ -26,13 +28,16 @@ impl Leader<'_> {
     /// Starts a snapshot where one is due, something changed, and none is under way.
     pub(crate) fn kick_snapshot(&mut self) -> anyhow::Result<()> {
         let changed = self.reaches.last().is_none_or(|reach| reach.events < self.last);
-        let due = self.last_snapshot.elapsed() >= self.config.snapshot_every();
+        // What stops the fold for long is done rarely.
+        let every = self.config.snapshot_every().max(self.snapshot_took * SNAPSHOT_SHARE);
+        let due = self.last_snapshot.elapsed() >= every;
         if !due || !changed || self.snapshotting {
             return Ok(());
         }
         self.snapshotting = true;
         self.last_snapshot = Instant::now();
         let (reach, bytes) = self.snapshot()?;
+        self.snapshot_took = self.last_snapshot.elapsed();
         let (broker, done) = (self.broker.clone(), self.done.clone());
         tokio::spawn(async move {
             let end = broker.put_snapshot(reach, bytes).await;

@@ -3,14 +3,23 @@
 use std::{net::SocketAddr, time::Duration};
 
 use anyhow::bail;
+use serde::Deserialize;
 
 /// How long everything may take to come up.
 const UP_WITHIN: Duration = Duration::from_secs(60);
 /// How often the edge is asked.
 const ASK_EVERY: Duration = Duration::from_millis(25);
 
-/// Waits until every service behind the edge answers.
-pub(super) async fn wait(listen: &SocketAddr) -> anyhow::Result<()> {
+/// What the edge says of those behind it.
+#[derive(Deserialize)]
+struct Health {
+    nats: bool,
+    state: bool,
+    metrics: bool,
+}
+
+/// Waits until every service behind the edge answers; processors only where some are started.
+pub(super) async fn wait(listen: &SocketAddr, processors: usize) -> anyhow::Result<()> {
     // Another part of the process may have chosen first: then that choice holds.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let client = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(5)).build()?;
@@ -24,7 +33,14 @@ pub(super) async fn wait(listen: &SocketAddr) -> anyhow::Result<()> {
     while tokio::time::Instant::now() < deadline {
         match client.get(&url).send().await {
             Ok(answer) if answer.status().is_success() => return Ok(()),
-            Ok(answer) => last = answer.text().await.unwrap_or_default(),
+            Ok(answer) => {
+                last = answer.text().await.unwrap_or_default();
+                let health = serde_json::from_str::<Health>(&last);
+                let up = health.is_ok_and(|health| health.nats && health.state && health.metrics);
+                if processors == 0 && up {
+                    return Ok(());
+                }
+            }
             Err(error) => last = error.without_url().to_string(),
         }
         tokio::time::sleep(ASK_EVERY).await;

@@ -1,0 +1,107 @@
+//! What the bucket is behind with: keys that changed and are to be written, and what memory lets
+//! go once they are.
+
+use std::collections::{HashSet, VecDeque};
+
+use crate::{Digest, JobId, Position, State};
+
+/// Something that the bucket is to be told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Queued {
+    /// A job.
+    Job(JobId),
+    /// An answer under an idempotency key.
+    Answer(Digest),
+}
+
+/// Keys of the bucket that are behind, each once, in the order of their first change.
+#[derive(Debug, Default)]
+pub(crate) struct Touched {
+    pub order: VecDeque<(Position, Queued)>,
+    pub members: HashSet<Queued>,
+}
+
+impl Touched {
+    pub fn push(&mut self, position: Position, what: Queued) {
+        if self.members.insert(what) {
+            self.order.push_back((position, what));
+        }
+    }
+}
+
+impl State {
+    /// Ends a start: `covered` is the last event that the bucket has. What changed after it is to
+    /// be written again, and ended jobs that it has are let go.
+    pub fn settle(&mut self, covered: Position) {
+        let known = &mut self.known;
+        known.jobs.retain(|_, job| !job.status.is_terminal() || job.version > covered);
+        known.answers.retain(|_, (position, _)| *position > covered);
+        let jobs = known.jobs.values().map(|job| (job.version, Queued::Job(job.id)));
+        let answers = known.answers.iter().map(|(key, (at, _))| (*at, Queued::Answer(*key)));
+        let mut behind: Vec<_> = jobs.chain(answers).filter(|(at, _)| *at > covered).collect();
+        behind.sort_unstable_by_key(|(at, _)| *at);
+        self.touched = Touched::default();
+        for (at, what) in behind {
+            self.touched.push(at, what);
+        }
+    }
+
+    /// Up to `max` things that the bucket is behind with, oldest change first.
+    pub fn behind(&mut self, max: usize) -> Vec<Queued> {
+        let taken = self.touched.order.len().min(max);
+        let mut behind = Vec::with_capacity(taken);
+        for (_, what) in self.touched.order.drain(..taken) {
+            self.touched.members.remove(&what);
+            behind.push(what);
+        }
+        behind
+    }
+
+    /// Whether the bucket is behind with anything.
+    pub fn is_behind(&self) -> bool {
+        !self.touched.order.is_empty()
+    }
+
+    /// Up to which event the bucket is whole once all that [`behind`](Self::behind) gave out
+    /// so far is written.
+    pub fn covered(&self) -> Position {
+        match self.touched.order.front() {
+            None => self.known.position,
+            Some((first, _)) if first.index > 0 => Position::new(first.sequence, first.index - 1),
+            Some((first, _)) => Position::new(first.sequence - 1, u32::MAX),
+        }
+    }
+
+    /// For one that does not write the bucket: lets go of what the bucket has, which is whole up
+    /// to `covered`.
+    pub fn forget(&mut self, covered: Position) {
+        while self.touched.order.front().is_some_and(|(at, _)| *at <= covered) {
+            let Some((_, what)) = self.touched.order.pop_front() else { return };
+            self.touched.members.remove(&what);
+            let version = match what {
+                Queued::Job(id) => self.known.jobs.get(&id).map(|job| job.version),
+                Queued::Answer(key) => self.known.answers.get(&key).map(|(at, _)| *at),
+            };
+            match version {
+                Some(version) if version > covered => self.touched.push(version, what),
+                Some(version) => self.stored(what, version),
+                None => {}
+            }
+        }
+    }
+
+    /// Lets go of what the bucket has: an ended job at this version, an answer.
+    pub fn stored(&mut self, what: Queued, version: Position) {
+        match what {
+            Queued::Answer(key) => {
+                self.known.answers.remove(&key);
+            }
+            Queued::Job(id) => {
+                let done = self.known.jobs.get(&id);
+                if done.is_some_and(|job| job.status.is_terminal() && job.version == version) {
+                    self.known.jobs.remove(&id);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,18 @@
+//! `noop`: does nothing, at once. For measuring everything around a handler.
+
+use std::sync::Arc;
+
+use job::Spent;
+use mesh::wire::Work;
+
+use crate::handler::{Context, Handler, Outcome};
+
+/// Does nothing.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Noop;
+
+impl Handler for Noop {
+    async fn handle(&self, _: Arc<Work>, _: Context) -> Outcome {
+        Outcome::Done { result: None, spent: Spent::default() }
+    }
+}

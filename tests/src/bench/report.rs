@@ -1,0 +1,59 @@
+//! What was measured, as a table.
+
+use std::{fmt::Write, time::Duration};
+
+use super::{CONCURRENCY, DATA_BYTES, mesh::Mesh};
+
+/// The rows of the table.
+#[derive(Default)]
+pub struct Report {
+    rows: Vec<[String; 3]>,
+}
+
+impl Report {
+    /// A rate, in jobs a second.
+    pub fn rate(&mut self, what: &str, per_second: f64) {
+        self.row(what, format!("{per_second:.0}/s"), String::new());
+    }
+
+    /// A ratio, and what it should be at the least.
+    pub fn ratio(&mut self, what: &str, ratio: f64, goal: f64) {
+        let met = if ratio >= goal { "met" } else { "not met" };
+        self.row(what, format!("{ratio:.2}"), format!("{goal:.2} at least: {met}"));
+    }
+
+    /// A time, and what it should be at the most.
+    pub fn seconds(&mut self, what: &str, took: Duration, goal: f64) {
+        let seconds = took.as_secs_f64();
+        let met = if seconds <= goal { "met" } else { "not met" };
+        self.row(what, format!("{seconds:.1} s"), format!("{goal:.0} s at most: {met}"));
+    }
+
+    /// The memory of each service.
+    pub fn rss(&mut self, when: &str, mesh: &Mesh) -> anyhow::Result<()> {
+        for (service, mb) in mesh.rss_mb()? {
+            self.row(&format!("memory of {service}, {when}"), format!("{mb} MB"), String::new());
+        }
+        Ok(())
+    }
+
+    fn row(&mut self, what: &str, found: String, goal: String) {
+        eprintln!("{what}: {found} {goal}");
+        self.rows.push([what.to_owned(), found, goal]);
+    }
+
+    /// The table, with what it was made on.
+    pub fn markdown(&self) -> String {
+        let cores = std::thread::available_parallelism().map_or(0, usize::from);
+        let mut text = format!(
+            "{cores} cores, everything on one machine, durability `fast` (fsync each second), \
+             jobs of {DATA_BYTES} bytes that do nothing, {CONCURRENCY} at once.\n\n\
+             | what | found | goal |\n|---|---|---|\n"
+        );
+        for [what, found, goal] in &self.rows {
+            // Writing to a string cannot fail.
+            let _ = writeln!(text, "| {what} | {found} | {goal} |");
+        }
+        text
+    }
+}
