@@ -1,6 +1,6 @@
 //! The fold: events in, state out. The same for the leader, a follower and a restart.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, sync::Arc};
 
 use uuid::Uuid;
 
@@ -238,9 +238,9 @@ impl State {
     /// Notes that the costs of a run which ended late are counted, so that they are not again.
     fn late(&mut self, position: Position, late: &LateRun) {
         if let Some(job) = &late.forgotten {
-            self.known.jobs.entry(late.job).or_insert_with(|| job.clone());
+            self.known.jobs.entry(late.job).or_insert_with(|| Arc::new((**job).clone()));
         }
-        if let Some(job) = self.known.jobs.get_mut(&late.job) {
+        if let Some(job) = self.known.jobs.get_mut(&late.job).map(Arc::make_mut) {
             job.spent.add(&late.spent);
             job.closed |= job.run == late.run;
             job.version = position;
@@ -256,12 +256,12 @@ impl State {
         add_live(&mut project.live, &job);
         self.ready.insert(&job, self.known.at);
         self.touched.push(position, Queued::Job(job.id));
-        self.known.jobs.insert(job.id, Box::new(job));
+        self.known.jobs.insert(job.id, Arc::new(job));
     }
 
     /// Changes a live job and keeps counts, queue and live batches in step with it.
     fn change(&mut self, id: JobId, position: Position, change: impl FnOnce(&mut Job)) {
-        let Some(job) = self.known.jobs.get_mut(&id) else { return };
+        let Some(job) = self.known.jobs.get_mut(&id).map(Arc::make_mut) else { return };
         let project = self.known.projects.entry(job.project.clone()).or_default();
         project.counts.leave(job.status, job.class);
         self.known.total.leave(job.status, job.class);

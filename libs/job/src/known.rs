@@ -1,6 +1,9 @@
 //! What is known: everything that the events say, and no more. A snapshot holds it.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::{
+    collections::{BTreeMap, HashMap, VecDeque},
+    sync::Arc,
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -30,6 +33,21 @@ pub(crate) struct Project {
     pub live: HashMap<Id, Vec<JobId>>,
 }
 
+impl Project {
+    /// What a snapshot holds of it: without what follows from the jobs.
+    fn frozen(&self) -> Self {
+        Self {
+            counts: self.counts,
+            failed: self.failed.clone(),
+            settings: self.settings.clone(),
+            schedules: self.schedules.clone(),
+            starts: self.starts.clone(),
+            tokens: self.tokens.clone(),
+            live: HashMap::new(),
+        }
+    }
+}
+
 /// Everything that the events say, and no more: what a snapshot holds.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Known {
@@ -42,8 +60,8 @@ pub(crate) struct Known {
     /// The time of the last event.
     pub at: Millis,
     /// Live jobs, and ended ones that the bucket does not have yet.
-    /// Boxed: half of a large table is empty.
-    pub jobs: HashMap<JobId, Box<Job>>,
+    /// Shared with a snapshot while that is written down; a change of a job copies it then.
+    pub jobs: HashMap<JobId, Arc<Job>>,
     pub projects: HashMap<Id, Project>,
     pub total: Counts,
     pub recent: Recent,
@@ -54,6 +72,45 @@ pub(crate) struct Known {
     pub partial: Option<Partial>,
     /// The first message of each hour: where to cut EVENTS by age.
     pub hours: VecDeque<(Millis, u64)>,
+}
+
+impl Known {
+    /// What a snapshot holds, taken at once; the jobs are shared.
+    fn frozen(&self) -> Self {
+        let projects = self.projects.iter().map(|(id, project)| (id.clone(), project.frozen()));
+        Self {
+            through: self.through,
+            position: self.position,
+            term: self.term,
+            at: self.at,
+            jobs: self.jobs.clone(),
+            projects: projects.collect(),
+            total: self.total,
+            recent: self.recent.clone(),
+            answers: self.answers.clone(),
+            partial: self.partial,
+            hours: self.hours.clone(),
+        }
+    }
+}
+
+/// The state at one moment, to be written down while the state goes on.
+#[derive(Debug)]
+pub struct Frozen(Known);
+
+impl Frozen {
+    /// Takes what is known at this moment.
+    pub(crate) fn of(known: &Known) -> Self {
+        Self(known.frozen())
+    }
+
+    /// Appends the state as JSON, to be restored later.
+    ///
+    /// # Errors
+    /// Where it cannot be written, which no valid state causes.
+    pub fn write(&self, to: &mut Vec<u8>) -> Result<(), serde_json::Error> {
+        serde_json::to_writer(to, &self.0)
+    }
 }
 
 /// How far a message of COMMANDS is folded, where its events needed more than one message.

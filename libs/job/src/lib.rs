@@ -38,7 +38,7 @@ pub use dispatch::{Capacity, Dispatch};
 pub use identity::{Id, JobId, Run};
 pub use job::{Job, Kind, Spent, Status, Step};
 pub use json::Json;
-pub use known::{Partial, Usage};
+pub use known::{Frozen, Partial, Usage};
 pub use position::Position;
 pub use queue::{Gate, Open, Ready};
 pub use settings::{Limits, Patch, Settings};

@@ -1,12 +1,12 @@
 //! The state: made, written down, restored, and read.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, sync::Arc};
 
 use uuid::Uuid;
 
 use crate::{
-    Answer, Counts, Digest, Id, Job, JobId, Partial, Position, Ready, Settings, Status, Usage,
-    behind::Touched, fold::add_live, known::Known, schedule::Timed, time::Millis,
+    Answer, Counts, Digest, Frozen, Id, Job, JobId, Partial, Position, Ready, Settings, Status,
+    Usage, behind::Touched, fold::add_live, known::Known, schedule::Timed, time::Millis,
 };
 
 /// The state of all jobs, and what follows from it.
@@ -29,6 +29,11 @@ impl State {
     /// An empty state that keeps failed jobs in reach of a retry for `retention_ms`.
     pub fn new(retention_ms: i64) -> Self {
         Self { retention_ms, ..Self::default() }
+    }
+
+    /// The state of this moment, to be written down elsewhere while this one goes on.
+    pub fn freeze(&self) -> Frozen {
+        Frozen::of(&self.known)
     }
 
     /// The state as JSON, to be restored later.
@@ -54,6 +59,7 @@ impl State {
             }
         }
         for job in known.jobs.values_mut() {
+            let job = Arc::make_mut(job);
             job.timeline.shrink_to_fit();
             if !job.status.is_terminal() {
                 let project = known.projects.entry(job.project.clone()).or_default();

@@ -41,16 +41,28 @@ impl Reach {
 }
 
 impl Broker {
-    /// Writes a snapshot, and lets go of all but the two newest.
+    /// Writes a snapshot, and lets go of all but the two newest. `write` appends its bytes to
+    /// what it is given.
     ///
     /// # Errors
     /// Where the object store did not take it.
-    pub async fn put_snapshot(&self, reach: Reach, bytes: Vec<u8>) -> Result<(), Error> {
+    pub async fn put_snapshot(
+        &self,
+        reach: Reach,
+        write: impl FnOnce(&mut Vec<u8>) -> Result<(), String> + Send + 'static,
+    ) -> Result<(), Error> {
         let failed = |why: String| Error { step: "written", why };
         let store = self.js.get_object_store(names::SNAPSHOTS).await;
         let store = store.map_err(|error| failed(error.to_string()))?;
-        let mut content = Sha256::digest(&bytes).to_vec();
-        content.extend_from_slice(&bytes);
+        // It may take seconds: away from the threads that serve the network.
+        let content = tokio::task::spawn_blocking(move || {
+            let mut content = vec![0; CHECKSUM_BYTES];
+            write(&mut content)?;
+            let (checksum, bytes) = content.split_at_mut(CHECKSUM_BYTES);
+            checksum.copy_from_slice(&Sha256::digest(bytes));
+            Ok::<_, String>(content)
+        });
+        let content = content.await.map_err(|error| failed(error.to_string()))?.map_err(failed)?;
         let put = store.put(reach.name().as_str(), &mut content.as_slice()).await;
         put.map_err(|error| failed(error.to_string()))?;
         let mut names = self.snapshot_names().await?;

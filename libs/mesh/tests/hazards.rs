@@ -215,7 +215,11 @@ async fn a_broken_snapshot_is_passed_over_for_the_one_before() -> anyhow::Result
     assert_eq!(broker.get_snapshot().await?, None);
     for sequence in [5, 90, 100] {
         let reach = Reach { events: sequence, commands: 7 };
-        broker.put_snapshot(reach, format!("state {sequence}").into_bytes()).await?;
+        let write = move |to: &mut Vec<u8>| {
+            to.extend_from_slice(format!("state {sequence}").as_bytes());
+            Ok(())
+        };
+        broker.put_snapshot(reach, write).await?;
     }
     assert_eq!(broker.get_snapshot().await?.as_deref(), Some(b"state 100".as_slice()));
     let reaches = broker.snapshot_reaches().await?;

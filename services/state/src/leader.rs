@@ -15,6 +15,7 @@ use crate::{
     lead::Held,
     project::Written,
     reconcile::Reading,
+    retain,
     start::Started,
 };
 
@@ -169,7 +170,8 @@ impl<'a> Leader<'a> {
         self.kick_reading();
         self.kick_projection()?;
         self.kick_dispatch();
-        self.kick_snapshot()
+        self.kick_snapshot();
+        Ok(())
     }
 
     fn kick_dispatch(&mut self) {
@@ -229,8 +231,11 @@ impl<'a> Leader<'a> {
 
     /// Ends in order: a last snapshot, so that the next start has little to replay.
     async fn finish(&mut self) -> anyhow::Result<()> {
-        let (reach, bytes) = self.snapshot()?;
-        self.broker.put_snapshot(reach, bytes).await.context("no last snapshot")?;
+        let (reach, frozen) = self.snapshot();
+        self.broker
+            .put_snapshot(reach, retain::writer(frozen))
+            .await
+            .context("no last snapshot")?;
         tracing::info!(events.last = reach.events, "stopped leading");
         Ok(())
     }

@@ -5,14 +5,14 @@
 
 use std::time::Instant;
 
-use anyhow::Context;
+use job::Frozen;
 use mesh::{Broker, names, snapshot::Reach};
 use serde::Deserialize;
 
 use crate::leader::{Done, Leader};
 
-/// Writing the state down takes at most one part in so many of the leader's time.
-const SNAPSHOT_SHARE: u32 = 50;
+/// Writing the state down takes at most one part in so many of the time.
+const SNAPSHOT_SHARE: u32 = 20;
 /// Above this share of its size EVENTS keeps only what is needed.
 const EVENTS_TIGHT: f64 = 0.5;
 /// Above this share metrics loses its say, and with it the rows that it has not taken yet.
@@ -26,35 +26,34 @@ struct Place {
 
 impl Leader<'_> {
     /// Starts a snapshot where one is due, something changed, and none is under way.
-    pub(crate) fn kick_snapshot(&mut self) -> anyhow::Result<()> {
+    pub(crate) fn kick_snapshot(&mut self) {
         let changed = self.reaches.last().is_none_or(|reach| reach.events < self.last);
-        // What stops the fold for long is done rarely.
+        // What takes long is done rarely.
         let every = self.config.snapshot_every().max(self.snapshot_took * SNAPSHOT_SHARE);
         let due = self.last_snapshot.elapsed() >= every;
         if !due || !changed || self.snapshotting {
-            return Ok(());
+            return;
         }
         self.snapshotting = true;
         self.last_snapshot = Instant::now();
-        let (reach, bytes) = self.snapshot()?;
-        self.snapshot_took = self.last_snapshot.elapsed();
+        let (reach, frozen) = self.snapshot();
         let (broker, done) = (self.broker.clone(), self.done.clone());
         tokio::spawn(async move {
-            let end = broker.put_snapshot(reach, bytes).await;
+            let end = broker.put_snapshot(reach, writer(frozen)).await;
             let _ = done.send(Done::Snapshot(reach, end)).await;
         });
-        Ok(())
     }
 
-    /// The snapshot of now.
-    pub(crate) fn snapshot(&self) -> anyhow::Result<(Reach, Vec<u8>)> {
+    /// The state of now, and how far it reaches.
+    pub(crate) fn snapshot(&self) -> (Reach, Frozen) {
         let reach = Reach { events: self.last, commands: self.state.through() };
-        Ok((reach, self.state.snapshot().context("the state could not be written")?))
+        (reach, self.state.freeze())
     }
 
     /// Takes in the end of a snapshot, and cuts the streams below the one before.
     pub(crate) fn snapshot_put(&mut self, reach: Reach, end: Result<(), mesh::snapshot::Error>) {
         self.snapshotting = false;
+        self.snapshot_took = self.last_snapshot.elapsed();
         if let Err(error) = end {
             tracing::error!(error = %error, "snapshot not written, nothing is cut");
             return;
@@ -73,6 +72,11 @@ impl Leader<'_> {
             }
         });
     }
+}
+
+/// Writes a state down.
+pub(crate) fn writer(frozen: Frozen) -> impl FnOnce(&mut Vec<u8>) -> Result<(), String> {
+    move |to| frozen.write(to).map_err(|error| error.to_string())
 }
 
 /// Cuts COMMANDS and EVENTS below what `older` covers; EVENTS not where somebody reads it still.

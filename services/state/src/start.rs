@@ -14,7 +14,7 @@ use mesh::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::{Config, pack::Packer};
+use crate::{Config, pack::Packer, retain};
 
 /// How long the next message of a replay may take.
 const REPLAY_STALL: Duration = Duration::from_secs(10);
@@ -145,8 +145,7 @@ async fn make_room(config: &Config, broker: &Broker) -> anyhow::Result<()> {
     let mut state = load(config, broker).await?;
     let last = replay(broker, &mut state).await?;
     let reach = Reach { events: last, commands: state.through() };
-    let bytes = state.snapshot().context("the state could not be written")?;
-    broker.put_snapshot(reach, bytes).await?;
+    broker.put_snapshot(reach, retain::writer(state.freeze())).await?;
     let events = broker.js.get_stream(names::EVENTS).await?;
     let first = events.cached_info().state.first_sequence;
     let kept = broker.snapshot_reaches().await?;
