@@ -101,8 +101,8 @@ SELECT
     min(if(ran, duration_ms, 18446744073709551615))              AS duration_min,
     maxIf(duration_ms, ran)                                      AS duration_max,
     quantilesTDigestStateIf(0.5, 0.95, 0.99)(duration_ms, ran)   AS durations,
-    countIf(started_at != 0)                                     AS waits,
-    sumIf(wait_ms, started_at != 0)                              AS wait_sum,
+    countIf(ran)                                                 AS waits,
+    sumIf(wait_ms, ran)                                          AS wait_sum,
     sum(tokens_in)                                               AS tokens_in,
     sum(tokens_out)                                              AS tokens_out
 FROM job_runs
@@ -122,8 +122,8 @@ SELECT
     min(if(ran, duration_ms, 18446744073709551615))              AS duration_min,
     maxIf(duration_ms, ran)                                      AS duration_max,
     quantilesTDigestStateIf(0.5, 0.95, 0.99)(duration_ms, ran)   AS durations,
-    countIf(started_at != 0)                                     AS waits,
-    sumIf(wait_ms, started_at != 0)                              AS wait_sum,
+    countIf(ran)                                                 AS waits,
+    sumIf(wait_ms, ran)                                          AS wait_sum,
     sum(tokens_in)                                               AS tokens_in,
     sum(tokens_out)                                              AS tokens_out
 FROM job_runs

@@ -41,7 +41,95 @@ async fn each_endpoint_answers_field_by_field() -> anyhow::Result<()> {
     redo(&mesh).await?;
     failed_and_retried(&mesh).await?;
     canceled(&mesh, &receiver).await?;
-    stats_of_an_unknown_project(&mesh).await
+    stats_of_an_unknown_project(&mesh).await?;
+    metrics(&mesh).await?;
+    repeats(&mesh).await
+}
+
+/// Every field of metrics, for each range.
+async fn metrics(mesh: &Mesh) -> anyhow::Result<()> {
+    let body = json!({ "projectId": "sums", "batchIds": ["a", "b"],
+        "data": { "a": { "do": "done" }, "b": { "do": "reject" } } });
+    mesh.post("/api/queue/enqueue", body).await?;
+    until("both in ClickHouse", async || {
+        let (_, answer) = mesh.get("/api/queue/metrics?projectId=sums").await?;
+        Ok(if answer["stats"]["total"] == 2 { Ok(()) } else { Err(answer.to_string()) })
+    })
+    .await?;
+    for (range, hours, days) in [("24h", 24, None), ("7d", 168, None), ("30d", 720, Some(30))] {
+        let path = format!("/api/queue/metrics?projectId=sums&timeRange={range}");
+        let stats = mesh.get(&path).await?.1["stats"].clone();
+        assert_eq!(stats["hourlyBreakdown"].as_array().map(Vec::len), Some(hours), "{range}");
+        // Thirty times 24 hours touch 31 days, but at midnight.
+        let shown = stats["dailyBreakdown"].as_array().map(Vec::len);
+        assert!(shown == days || (days.is_some() && shown == Some(31)), "{range}: {shown:?}");
+    }
+    let path = "/api/queue/metrics?projectId=sums&timeRange=all";
+    let stats = mesh.get(path).await?.1["stats"].clone();
+    assert_fields(
+        &stats,
+        &[
+            "timeRange",
+            "asOf",
+            "total",
+            "successful",
+            "failed",
+            "canceled",
+            "successRate",
+            "avgDuration",
+            "minDuration",
+            "maxDuration",
+            "p50Duration",
+            "p95Duration",
+            "p99Duration",
+            "avgWait",
+            "totalTokens",
+            "totalInputTokens",
+            "totalOutputTokens",
+            "byType",
+            "byModel",
+            "hourlyBreakdown",
+            "dailyBreakdown",
+        ],
+    );
+    assert_eq!((&stats["timeRange"], &stats["successRate"]), (&json!("all"), &json!(0.5)));
+    for (field, value) in [("total", 2), ("successful", 1), ("failed", 1), ("canceled", 0)] {
+        assert_eq!(stats[field], value, "{field}");
+    }
+    assert_eq!((&stats["totalInputTokens"], &stats["totalOutputTokens"]), (&json!(10), &json!(3)));
+    assert_eq!(stats["totalTokens"], 13);
+    assert_eq!(stats["byType"]["process_batch"]["count"], 2);
+    assert_eq!(stats["byModel"]["small"]["totalTokens"], 13);
+    assert_time(&stats["asOf"]);
+    let of = |field: &str| stats[field].as_f64().unwrap_or(-1.0);
+    assert!(of("minDuration") >= 0.0 && of("minDuration") <= of("avgDuration"), "{stats}");
+    assert!(of("avgDuration") <= of("maxDuration") && of("avgWait") >= 0.0, "{stats}");
+    assert!(of("p50Duration") <= of("p95Duration") && of("p95Duration") <= of("p99Duration"));
+    Ok(())
+}
+
+/// Hazard 11: a repeat of any request with its key changes nothing more, and gets the same answer.
+async fn repeats(mesh: &Mesh) -> anyhow::Result<()> {
+    let failing = json!({ "projectId": "again", "batchId": "b", "data": { "do": "reject" } });
+    let job = mesh.post("/api/queue/enqueue", failing).await?["jobId"].clone();
+    until_status(mesh, &job, "failed").await?;
+    let redo = json!({ "projectId": "again", "batchId": "r", "rowIndex": 0,
+        "redoColumnIds": ["c"], "croppedImageIds": { "c": "i" } });
+    let retry = json!({ "projectId": "again", "jobId": job });
+    let cancel = json!({ "projectId": "again" });
+    for (verb, body) in [("redo", redo), ("retry", retry), ("cancel", cancel)] {
+        let path = format!("/api/queue/{verb}");
+        let (status, first) = mesh.post_keyed(&path, body.to_string(), Some("k")).await?;
+        assert_eq!(status, 200, "{verb}: {first}");
+        let total = mesh.counts("again").await?["totalJobs"].clone();
+        let (status, again) = mesh.post_keyed(&path, body.to_string(), Some("k")).await?;
+        assert_eq!((status, &again), (200, &first), "{verb}");
+        assert_eq!(mesh.counts("again").await?["totalJobs"], total, "{verb}");
+        let other = json!({ "projectId": "again", "x": 1 }).to_string();
+        let (status, _) = mesh.post_keyed(&path, other, Some("k")).await?;
+        assert_eq!(status, 400, "{verb}");
+    }
+    Ok(())
 }
 
 async fn enqueue_and_status(mesh: &Mesh) -> anyhow::Result<()> {

@@ -99,16 +99,40 @@ async fn a_processor_that_stops_finishes_what_runs() -> anyhow::Result<()> {
     receiver.until_running(1).await?;
     let processor = mesh.child("processor")?;
     mesh.signal("processor", libc::SIGTERM)?;
+    until("draining", async || {
+        let (_, answer) = mesh.get("/api/queue/stats").await?;
+        let worker = &answer["worker"];
+        Ok(if worker["maxConcurrency"] == 0 { Ok(()) } else { Err(worker.to_string()) })
+    })
+    .await?;
+    // It has free slots, and takes no new work: that waits for the one that comes after it.
     let next = enqueue(&mesh, "c", "done").await?;
-    // The stopping one takes no new work: nobody does, until it is gone and the next one comes.
-    until_job(&mesh, &next, "queued", |job| job["status"] == "queued").await?;
     receiver.open();
+    let mut workers = Vec::new();
     for job in [&job, &next] {
         let ended = until_job(&mesh, job, "completed", |job| job["status"] == "completed").await?;
         assert_eq!(ended["attempts"], 1, "{ended}");
         assert_eq!(receiver.runs(job).len(), 1);
+        workers.push(ended["worker"].clone());
     }
+    assert_ne!(workers[0], workers[1], "the stopping one took new work");
     assert!(!crate::mesh::is_alive(processor));
+    Ok(())
+}
+
+/// Hazard 15: the lease of a run that takes longer than the broker waits is extended: it is
+/// handed out once.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_long_run_is_run_once() -> anyhow::Result<()> {
+    let receiver = Receiver::start().await?;
+    let mesh = receiver.mesh(&[("JOBMESH_PROCESSORS", "2")])?;
+    let data = json!({ "do": "work", "ms": 14_000 });
+    let body = json!({ "projectId": "p", "batchId": "long", "data": data });
+    let answer = mesh.post("/api/queue/enqueue", body).await?;
+    let id = answer["jobId"].as_str().unwrap();
+    let ended = until_job(&mesh, id, "completed", |job| job["status"] == "completed").await?;
+    assert_eq!(ended["attempts"], 1, "{ended}");
+    assert_eq!(receiver.runs(id).len(), 1);
     Ok(())
 }
 

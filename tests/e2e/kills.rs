@@ -9,14 +9,16 @@ const JOBS: usize = 2_000;
 
 async fn survives_the_kill_of(service: &str) -> anyhow::Result<()> {
     let mesh = Mesh::start()?;
+    let killed = mesh.child(service)?;
     let jobs = mesh.enqueue("p", JOBS).await?;
+    let mut done = 0;
     until("under way", async || {
         let counts = mesh.counts("p").await?;
-        let done = counts["completed"].as_u64().unwrap_or(0);
+        done = counts["completed"].as_u64().unwrap_or(0);
         Ok(if done > 50 { Ok(()) } else { Err(counts.to_string()) })
     })
     .await?;
-    let killed = mesh.child(service)?;
+    assert!(done < JOBS as u64, "all is done before the kill: nothing is shown");
     mesh.signal(service, libc::SIGKILL)?;
     until("started again", async || {
         let now = mesh.child(service)?;

@@ -6,12 +6,15 @@
 mod answers;
 mod bad_input;
 mod clickhouse_away;
+mod clients;
 mod dev;
 mod failures;
 mod following;
+mod handlers;
 mod kills;
 mod mesh;
 mod projects;
+mod reading;
 mod receiver;
 mod replicas;
 mod schedules;

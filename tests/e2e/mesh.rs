@@ -60,9 +60,23 @@ impl Mesh {
         bail!("dev ended before it was ready: {ended}; logs:\n{}", mesh.logs())
     }
 
-    fn logs(&self) -> String {
+    /// What all children have logged.
+    pub fn logs(&self) -> String {
         let files = fs::read_dir(self.dir.path().join("logs")).into_iter().flatten().flatten();
         files.map(|file| fs::read_to_string(file.path()).unwrap_or_default()).collect()
+    }
+
+    /// The URL of a path.
+    pub fn url(&self, path: &str) -> String {
+        format!("{}{path}", self.base)
+    }
+
+    /// The URL of the broker.
+    pub fn nats_url(&self) -> anyhow::Result<String> {
+        let log = fs::read_to_string(self.dir.path().join("logs/nats-server.log"))?;
+        let address =
+            log.lines().rev().find_map(|line| line.split("client connections on ").nth(1));
+        Ok(format!("nats://{}", address.context("the broker says where it is")?.trim()))
     }
 
     /// The process id of `dev`.

@@ -1,5 +1,7 @@
 //! Settings of projects: limits, weight, pause, handler, attempts, retention.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 
 use crate::{
@@ -111,7 +113,15 @@ async fn max_concurrency_holds_over_two_processors_and_a_crash_of_one() -> anyho
     receiver.until_running(3).await?;
     mesh.signal("processor", libc::SIGKILL)?;
     // What the dead one ran is given up and handed out again: three run, never more.
-    receiver.until_running(3).await?;
+    let ran: std::collections::HashSet<String> =
+        receiver.all().iter().map(|run| run.job.clone()).collect();
+    until("a run given up where the dead one had any", async || {
+        let counts = mesh.counts("p").await?;
+        let alive = (receiver.running(), &counts["processing"]) == (3, &json!(3));
+        Ok(if alive { Ok(()) } else { Err(format!("{} run, {counts}", receiver.running())) })
+    })
+    .await?;
+    assert_eq!(ran.len(), 63);
     receiver.open();
     until_counts(&mesh, "p", "completed", 70).await?;
     assert_eq!(receiver.most_running(), 3);
@@ -128,9 +138,10 @@ async fn a_freed_slot_is_refilled_at_once() -> anyhow::Result<()> {
     until_counts(&mesh, "p", "completed", 100).await?;
     let mut gaps: Vec<_> = receiver.all().iter().filter_map(|run| run.since_an_end).collect();
     gaps.sort_unstable();
-    let median = gaps[gaps.len() / 2];
+    let (median, most) = (gaps[gaps.len() / 2], gaps[gaps.len() * 9 / 10]);
     println!("a freed slot is refilled after {median:?} (median), {:?} (longest)", gaps.last());
-    assert!(median.as_millis() < 20, "median {median:?}, longest {:?}", gaps.last());
+    // Nine of ten: other tests share the cores.
+    assert!(most.as_millis() < 20, "median {median:?}, nine of ten {most:?}, {:?}", gaps.last());
     Ok(())
 }
 
@@ -182,27 +193,84 @@ async fn a_paused_project_starts_nothing_until_it_is_resumed() -> anyhow::Result
     until_counts(&mesh, "still", "completed", 5).await
 }
 
-/// A crowd of one project delays another's job by what runs already, not by what waits.
+/// A crowd of 100,000 delays another project's single job by what runs already and 50 ms.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_long_queue_of_one_project_does_not_delay_anothers_job() -> anyhow::Result<()> {
+    const RUN_MS: u64 = 300;
     let receiver = Receiver::start().await?;
     let mesh = receiver.mesh(&[("JOBMESH_CONCURRENCY", "4")])?;
-    for n in 0..4 {
-        let batches: Vec<String> = (0..5_000).map(|m| format!("b{n}-{m}")).collect();
+    for n in 0..10 {
+        let batches: Vec<String> = (0..10_000).map(|m| format!("b{n}-{m}")).collect();
         let data: serde_json::Map<String, Value> =
-            batches.iter().map(|b| (b.clone(), json!({ "do": "work", "ms": 300 }))).collect();
+            batches.iter().map(|b| (b.clone(), json!({ "do": "work", "ms": RUN_MS }))).collect();
         let body = json!({ "projectId": "crowd", "batchIds": batches, "data": data });
         mesh.post("/api/queue/enqueue", body).await?;
     }
     receiver.until_running(4).await?;
-    let before = receiver.all().len();
-    let one = enqueue(&mesh, "single", 1, json!({ "do": "done" })).await?;
-    until_counts(&mesh, "single", "completed", 1).await?;
+    assert!(mesh.counts("crowd").await?["queued"].as_u64() > Some(99_000));
+    let mut waits = Vec::new();
+    for n in 1..=5 {
+        let before = receiver.all().len();
+        let one = enqueue(&mesh, "single", 1, json!({ "do": "done" })).await?;
+        let accepted = std::time::Instant::now();
+        until_counts(&mesh, "single", "completed", n).await?;
+        let id = one["jobIds"][0].as_str().unwrap();
+        let runs = receiver.all();
+        let started = runs.iter().position(|run| run.job == id).unwrap();
+        waits.push(runs[started].at.saturating_duration_since(accepted));
+        // The slots that were free when it came, and what was put out ahead of them: one or two.
+        assert!(started <= before + 4, "{} of the crowd went before", started - before);
+    }
+    waits.sort_unstable();
+    println!("a single job behind 100,000 waited {waits:?}");
+    // Four of five: other tests share the cores.
+    assert!(waits[3] <= Duration::from_millis(RUN_MS + 50), "{waits:?}");
+    Ok(())
+}
+
+/// The lowest class keeps its share, 10 %, of the starts while a higher one waits.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lower_class_keeps_its_share_of_the_starts() -> anyhow::Result<()> {
+    let receiver = Receiver::start().await?;
+    let mesh = receiver.mesh(&[("JOBMESH_CONCURRENCY", "4")])?;
+    mesh.set("p", json!({ "paused": true })).await?;
+    let mut low = Vec::new();
+    for (batch, priority) in [("high", 0), ("low", 500)] {
+        let batches: Vec<String> = (0..300).map(|n| format!("{batch}-{n}")).collect();
+        let data: serde_json::Map<String, Value> =
+            batches.iter().map(|b| (b.clone(), json!({ "do": "work", "ms": 5 }))).collect();
+        let body =
+            json!({ "projectId": "p", "batchIds": batches, "data": data, "priority": priority });
+        let ids = mesh.post("/api/queue/enqueue", body).await?["jobIds"].clone();
+        low = ids.as_array().unwrap().clone();
+    }
+    mesh.set("p", json!({ "paused": false })).await?;
+    until_counts(&mesh, "p", "completed", 600).await?;
     let runs = receiver.all();
-    let id = one["jobIds"][0].as_str().unwrap();
-    let started = runs.iter().position(|run| run.job == id).unwrap();
-    // The slots that were free when it came, and what was put out ahead of them: one or two.
-    assert!(started <= before + 4, "{} of the crowd went before", started - before);
+    let first = runs[..200].iter().filter(|run| low.contains(&json!(run.job))).count();
+    println!("{first} of the first 200 starts were of the lowest class");
+    assert!((14..=30).contains(&first), "{first} of 200");
+    Ok(())
+}
+
+/// Where both wait, a project of weight 3 has three starts for one of weight 1.
+#[tokio::test(flavor = "multi_thread")]
+async fn starts_are_shared_by_weight() -> anyhow::Result<()> {
+    let receiver = Receiver::start().await?;
+    let mesh = receiver.mesh(&[("JOBMESH_CONCURRENCY", "4")])?;
+    for (project, weight) in [("heavy", 3), ("light", 1)] {
+        mesh.set(project, json!({ "paused": true, "weight": weight })).await?;
+        enqueue(&mesh, project, 200, json!({ "do": "work", "ms": 5 })).await?;
+    }
+    for project in ["light", "heavy"] {
+        mesh.set(project, json!({ "paused": false })).await?;
+    }
+    until_counts(&mesh, "light", "completed", 200).await?;
+    let runs = receiver.all();
+    let both = runs.iter().skip_while(|run| run.project == "light");
+    let heavy = both.take(160).filter(|run| run.project == "heavy").count();
+    println!("{heavy} of 160 starts were of weight 3");
+    assert!((110..=130).contains(&heavy), "{heavy} of 160");
     Ok(())
 }
 
@@ -229,7 +297,7 @@ async fn a_project_names_its_handler_its_attempts_and_its_waits() -> anyhow::Res
             "/api/queue/enqueue",
             json!({
                 "projectId": "posts", "batchId": "own", "data": fail, "maxAttempts": 2,
-                "retry": { "baseMs": 1, "capMs": 1 },
+                "retry": { "baseMs": 700, "jitter": 0 },
             }),
         )
         .await?["jobId"]
@@ -237,8 +305,15 @@ async fn a_project_names_its_handler_its_attempts_and_its_waits() -> anyhow::Res
     let retry = json!({ "baseMs": 1, "factor": 1, "capMs": 1 });
     mesh.set("posts", json!({ "paused": false, "maxAttempts": 5, "retry": retry })).await?;
     until_counts(&mesh, "posts", "failed", 2).await?;
-    assert_eq!(receiver.runs(by_project.as_str().unwrap()).len(), 5);
-    assert_eq!(receiver.runs(own.as_str().unwrap()).len(), 2);
+    let runs = receiver.runs(by_project.as_str().unwrap());
+    assert_eq!(runs.len(), 5);
+    // The configuration's waits would take 2.4 s at the least, the project's 4 ms.
+    let took = runs[4].at - runs[0].at;
+    assert!(took < Duration::from_millis(2_000), "the project's waits hold: {took:?}");
+    let runs = receiver.runs(own.as_str().unwrap());
+    assert_eq!(runs.len(), 2);
+    let waited = runs[1].at - runs[0].at;
+    assert!(waited >= Duration::from_millis(700), "the job's own wait holds: {waited:?}");
     Ok(())
 }
 

@@ -64,7 +64,7 @@ impl Take {
         if begun {
             return Self { attempts: job.attempts, take_backs: 0 };
         }
-        let take_backs = job.take_backs + 1;
+        let take_backs = job.past().take_backs + 1;
         if take_backs < TAKE_BACKS_PER_ATTEMPT {
             return Self { attempts: job.attempts, take_backs };
         }

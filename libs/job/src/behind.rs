@@ -5,6 +5,9 @@ use std::collections::{HashSet, VecDeque};
 
 use crate::{Digest, JobId, Position, State};
 
+/// Beyond this many places an empty queue lets go of its memory.
+const CAPACITY_KEPT: usize = 10_000;
+
 /// Something that the bucket is to be told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Queued {
@@ -19,24 +22,32 @@ pub enum Queued {
 pub(crate) struct Touched {
     pub order: VecDeque<(Position, Queued)>,
     pub members: HashSet<Queued>,
+    /// Whether a replay is under way: its end finds out what the bucket is behind with.
+    pub replaying: bool,
 }
 
 impl Touched {
     pub fn push(&mut self, position: Position, what: Queued) {
-        if self.members.insert(what) {
+        if !self.replaying && self.members.insert(what) {
             self.order.push_back((position, what));
         }
     }
 }
 
 impl State {
+    /// Begins a replay, which [`settle`](Self::settle) ends: until then nobody asks what the
+    /// bucket is behind with.
+    pub fn begin_replay(&mut self) {
+        self.touched = Touched { replaying: true, ..Touched::default() };
+    }
+
     /// Ends a start: `covered` is the last event that the bucket has. What changed after it is to
     /// be written again, and ended jobs that it has are let go.
     pub fn settle(&mut self, covered: Position) {
         let known = &mut self.known;
-        known.jobs.retain(|_, job| !job.status.is_terminal() || job.version > covered);
+        known.jobs.retain(|job| job.version > covered);
         known.answers.retain(|_, (position, _)| *position > covered);
-        let jobs = known.jobs.values().map(|job| (job.version, Queued::Job(job.id)));
+        let jobs = known.jobs.versions().map(|(id, version)| (version, Queued::Job(id)));
         let answers = known.answers.iter().map(|(key, (at, _))| (*at, Queued::Answer(*key)));
         let mut behind: Vec<_> = jobs.chain(answers).filter(|(at, _)| *at > covered).collect();
         behind.sort_unstable_by_key(|(at, _)| *at);
@@ -53,6 +64,9 @@ impl State {
         for (_, what) in self.touched.order.drain(..taken) {
             self.touched.members.remove(&what);
             behind.push(what);
+        }
+        if self.touched.order.is_empty() && self.touched.order.capacity() > CAPACITY_KEPT {
+            self.touched = Touched::default();
         }
         behind
     }
@@ -79,7 +93,7 @@ impl State {
             let Some((_, what)) = self.touched.order.pop_front() else { return };
             self.touched.members.remove(&what);
             let version = match what {
-                Queued::Job(id) => self.known.jobs.get(&id).map(|job| job.version),
+                Queued::Job(id) => self.known.jobs.version(id),
                 Queued::Answer(key) => self.known.answers.get(&key).map(|(at, _)| *at),
             };
             match version {
@@ -97,9 +111,12 @@ impl State {
                 self.known.answers.remove(&key);
             }
             Queued::Job(id) => {
-                let done = self.known.jobs.get(&id);
-                if done.is_some_and(|job| job.status.is_terminal() && job.version == version) {
-                    self.known.jobs.remove(&id);
+                if self.known.jobs.version(id) != Some(version) {
+                    return;
+                }
+                match self.known.jobs.status(id) {
+                    Some(status) if status.is_terminal() => self.known.jobs.remove(id),
+                    _ => self.known.jobs.rest(id, self.room.as_ref()),
                 }
             }
         }

@@ -22,6 +22,8 @@ pub enum Command {
     Schedule(SetSchedule),
     /// A processor began a run.
     Started(Started),
+    /// A processor says how far a run is.
+    Progress(Progress),
     /// A run ended.
     Outcome(Outcome),
 }
@@ -126,6 +128,18 @@ pub struct Started {
     pub worker: Id,
     /// When, by the worker's clock.
     pub at: Millis,
+}
+
+/// How far a run is. What comes late, or not at all, harms nothing.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Progress {
+    /// The job.
+    pub job: JobId,
+    /// The run.
+    pub run: Run,
+    /// What its handler says.
+    pub progress: Json,
 }
 
 /// A run ended, or never began.

@@ -7,7 +7,10 @@ mod retry;
 mod run;
 mod schedule;
 
-use std::collections::{HashMap, HashSet};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
 
 use crate::{
     About, Answer, Config, Digest, Id, Idempotency, Job, JobId, Run, State,
@@ -37,6 +40,11 @@ impl Decision {
         Self { events: Vec::new(), reply, stale: Vec::new() }
     }
 
+    fn key_reused() -> Self {
+        let error = "this Idempotency-Key was used for another request; use a new key";
+        Self::refused(Code::IdempotencyKeyReused, error.to_owned())
+    }
+
     fn refused(code: Code, error: String) -> Self {
         Self::reply(Reply::Refused { code, error })
     }
@@ -46,7 +54,7 @@ impl Decision {
 #[derive(Clone, Debug, Default)]
 pub struct Facts {
     /// Ended jobs, from the bucket; `None` where it has none.
-    pub jobs: HashMap<JobId, Option<Job>>,
+    pub jobs: HashMap<JobId, Option<Arc<Job>>>,
     /// Answers under idempotency keys, from the bucket; `None` where it has none.
     pub answers: HashMap<Digest, Option<Answer>>,
     /// Runs that a live processor says it works on.
@@ -83,6 +91,7 @@ impl State {
             Command::Project(ask) => Ok(self.decide_project(ask)),
             Command::Schedule(ask) => Ok(self.decide_schedule(now, ask)),
             Command::Started(said) => Ok(self.decide_started(said)),
+            Command::Progress(said) => Ok(self.decide_progress(said)),
             Command::Outcome(said) => self.decide_outcome(config, facts, now, said),
         }
     }
@@ -111,18 +120,15 @@ impl State {
         if answer.request == request {
             return Ok(Some(Decision::reply(answer.reply.clone())));
         }
-        Ok(Some(Decision::refused(
-            Code::IdempotencyKeyReused,
-            "this Idempotency-Key was used for another request; use a new key".into(),
-        )))
+        Ok(Some(Decision::key_reused()))
     }
 
     /// A job from memory or from what was read.
-    fn look_up<'a>(&'a self, facts: &'a Facts, id: JobId) -> Result<Option<&'a Job>, Need> {
+    fn look_up(&self, facts: &Facts, id: JobId) -> Result<Option<Arc<Job>>, Need> {
         match self.job(id) {
             Some(job) => Ok(Some(job)),
             None => match facts.jobs.get(&id) {
-                Some(read) => Ok(read.as_ref()),
+                Some(read) => Ok(read.clone()),
                 None => Err(Need::Jobs(vec![id])),
             },
         }
@@ -144,8 +150,8 @@ fn canceled(job: &Job, error: Id, superseded_by: Option<JobId>) -> Event {
         job: job.id,
         about: About::job(job),
         run: job.run,
-        worker: job.worker.clone(),
-        started_at: job.started_at,
+        worker: job.past().worker.clone(),
+        started_at: job.past().started_at,
         finished_at: None,
         spent: crate::Spent::default(),
         doubtful: false,

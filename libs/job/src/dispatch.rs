@@ -116,7 +116,8 @@ impl Dispatch {
     }
 
     /// Takes the next job to be dispatched; it counts as out from here on. `busy` names the
-    /// classes that cannot take any now.
+    /// classes that cannot take any for a moment, and keep their turns; `rests` those that cannot
+    /// for longer.
     pub fn next(
         &mut self,
         state: &mut State,
@@ -124,6 +125,7 @@ impl Dispatch {
         now: Millis,
         capacity: Capacity,
         busy: [bool; 3],
+        rests: [bool; 3],
     ) -> Option<JobId> {
         self.reopen(state, now);
         if !self.ready || capacity.total == 0 {
@@ -136,7 +138,7 @@ impl Dispatch {
         let kinds = [0, 1].map(|kind: usize| {
             capacity.kinds[kind] > 0 && self.kinds[kind] < capacity.kinds[kind] + ahead
         });
-        let open: Open = busy.map(|busy| kinds.map(|open| open && !busy));
+        let open: Open = rests.map(|rests| kinds.map(|open| open && !rests));
         let Self { projects, reopen, .. } = self;
         let gate = |id: &Id, project: &Project| {
             let limits = project.settings.limits(&config.limits);
@@ -148,9 +150,9 @@ impl Dispatch {
                 }
             }
         };
-        let id = state.next_ready(config.lower_share, open, gate)?;
+        let id = state.next_ready(config.lower_share, open, busy, gate)?;
         let job = state.job(id)?;
-        self.put_out(id, out_of(job, self.readings));
+        self.put_out(id, out_of(&job, self.readings));
         Some(id)
     }
 
@@ -177,18 +179,15 @@ impl Dispatch {
         let mut unwanted = Vec::new();
         for (id, run) in present {
             let wanted = state.job(*id).filter(|job| job.run == *run && !job.status.is_terminal());
-            let Some(job) = wanted.cloned() else {
+            let Some(job) = wanted else {
                 unwanted.push((*id, *run));
                 continue;
             };
             state.ready().remove(&job);
             self.put_out(*id, out_of(&job, reading));
         }
-        let running: Vec<(JobId, Out)> = state
-            .jobs()
-            .filter(|job| job.status == Status::Processing)
-            .map(|job| (job.id, out_of(job, reading)))
-            .collect();
+        let running: Vec<(JobId, Out)> =
+            state.processing().map(|job| (job.id, out_of(job, reading))).collect();
         for (id, out) in running {
             self.put_out(id, out);
         }

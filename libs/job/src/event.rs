@@ -47,6 +47,17 @@ pub enum Event {
         /// When, by the worker's clock.
         at: Millis,
     },
+    /// A run is so far.
+    Progressed {
+        /// The job.
+        job: JobId,
+        /// The project and batch it belongs to.
+        of: Of,
+        /// The run.
+        run: Run,
+        /// What its handler says.
+        progress: Json,
+    },
     /// A run ended, and with it perhaps its job.
     Ended(Box<Ended>),
     /// A failed or cancelled job was queued again by hand.
@@ -297,6 +308,8 @@ pub struct Change<'a> {
     pub error: Option<&'a Id>,
     /// Who runs it, or ran it.
     pub worker: Option<&'a Id>,
+    /// How far its handler says it is.
+    pub progress: Option<&'a Json>,
 }
 
 impl Event {
@@ -311,6 +324,7 @@ impl Event {
                 run: 1,
                 error: None,
                 worker: None,
+                progress: None,
             }),
             Self::Started { job, of, run, worker, .. } => Some(Change {
                 job: *job,
@@ -320,6 +334,17 @@ impl Event {
                 run: *run,
                 error: None,
                 worker: Some(worker),
+                progress: None,
+            }),
+            Self::Progressed { job, of, run, progress } => Some(Change {
+                job: *job,
+                project: &of.project,
+                batch: &of.batch,
+                status: Status::Processing,
+                run: *run,
+                error: None,
+                worker: None,
+                progress: Some(progress),
             }),
             Self::Ended(ended) => Some(Change {
                 job: ended.job,
@@ -329,6 +354,7 @@ impl Event {
                 run: ended.to.next_run().unwrap_or(ended.run),
                 error: ended.error.as_ref(),
                 worker: ended.worker.as_ref(),
+                progress: None,
             }),
             Self::Revived(revived) => Some(Change {
                 job: revived.job.id,
@@ -338,6 +364,7 @@ impl Event {
                 run: revived.job.run,
                 error: None,
                 worker: None,
+                progress: None,
             }),
             Self::Led { .. }
             | Self::Refused(_)

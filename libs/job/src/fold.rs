@@ -1,13 +1,11 @@
 //! The fold: events in, state out. The same for the leader, a follower and a restart.
 
-use std::{collections::HashMap, sync::Arc};
-
 use uuid::Uuid;
 
 use crate::{
     Gate, Id, Job, JobId, Open, Partial, Position, Queued, Ready, State, Status,
     event::{Batch, Became, Ended, Enqueued, Event, LateRun, Requeued, Revived},
-    known::Project,
+    known::{Project, batch_key},
     schedule::Timed,
     time::Millis,
 };
@@ -59,13 +57,17 @@ impl State {
                 self.change(*job, position, |job| {
                     job.status = Status::Processing;
                     job.attempts += 1;
-                    job.take_backs = 0;
                     job.run_at = None;
-                    job.started_at = Some(*began);
-                    job.worker = Some(worker.clone());
+                    let past = job.past_mut();
+                    past.take_backs = 0;
+                    past.started_at = Some(*began);
+                    past.worker = Some(worker.clone());
                     job.step(at);
                 });
             }
+            Event::Progressed { job, progress, .. } => self.change(*job, position, |job| {
+                job.past_mut().progress = Some(progress.clone());
+            }),
             Event::Ended(ended) => self.ended(at, position, ended),
             Event::Revived(revived) => self.revived(position, revived),
             Event::Refused(refused) => {
@@ -106,8 +108,8 @@ impl State {
     /// Moves jobs whose time has come among those that may run.
     pub fn wake(&mut self, now: Millis) {
         for id in self.ready.due(now) {
-            if let Some(job) = self.known.jobs.get(&id) {
-                self.ready.insert(job, now);
+            if let Some(job) = self.known.jobs.get(id) {
+                self.ready.insert(&job, now);
             }
         }
     }
@@ -122,55 +124,24 @@ impl State {
         &mut self,
         lower_share: f64,
         open: Open,
+        busy: [bool; 3],
         mut gate: impl FnMut(&Id, &Project) -> Gate,
     ) -> Option<JobId> {
         let Self { known, ready, .. } = self;
-        ready.next(lower_share, open, |id| {
+        ready.next(lower_share, open, busy, |id| {
             known.projects.get(id).map_or(Gate::Open(1), |project| gate(id, project))
         })
     }
 
     /// Puts a job that was taken for dispatch back among those that may run.
     pub fn put_back(&mut self, id: JobId) {
-        if let Some(job) = self.known.jobs.get(&id).filter(|job| job.status == Status::Queued) {
-            self.ready.insert(job, self.known.at);
+        if let Some(job) = self.known.jobs.get(id).filter(|job| job.status == Status::Queued) {
+            self.ready.insert(&job, self.known.at);
         }
     }
 
     fn enqueued(&mut self, at: Millis, position: Position, new: &Enqueued) {
-        let mut job = Job {
-            id: new.job,
-            project: new.project.clone(),
-            batch: new.batch.clone(),
-            kind: new.kind,
-            priority: new.priority,
-            class: new.class,
-            data: new.data.clone(),
-            status: Status::Queued,
-            run: 1,
-            attempts: 0,
-            max_attempts: new.max_attempts,
-            own_attempts: new.own_attempts,
-            retry: new.retry.map(Box::new),
-            take_backs: 0,
-            closed: false,
-            created_at: at,
-            queued_at: at,
-            run_at: new.run_at,
-            started_at: None,
-            completed_at: None,
-            error: None,
-            superseded_by: None,
-            result: None,
-            spent: crate::Spent::default(),
-            worker: None,
-            // Most wait with one step for most of their life.
-            timeline: Vec::with_capacity(1),
-            order: position,
-            version: position,
-        };
-        job.step(at);
-        self.enter(position, job);
+        self.enter(position, Job::new(at, position, new));
     }
 
     fn ended(&mut self, at: Millis, position: Position, ended: &Ended) {
@@ -181,19 +152,20 @@ impl State {
         }
         let retention_ms = self.retention_ms(&ended.about.project);
         self.change(ended.job, position, |job| {
-            job.spent.add(&ended.spent);
-            job.closed = ended.finished_at.is_some();
-            job.error.clone_from(&ended.error);
             job.status = ended.to.status();
+            let past = job.past_mut();
+            past.spent.add(&ended.spent);
+            past.closed = ended.finished_at.is_some();
+            past.error.clone_from(&ended.error);
             match &ended.to {
                 Became::Queued(again) => requeue(job, at, again),
-                Became::Completed { result } => job.result.clone_from(result),
+                Became::Completed { result } => past.result.clone_from(result),
                 Became::Failed => {}
-                Became::Canceled { superseded_by } => job.superseded_by = *superseded_by,
+                Became::Canceled { superseded_by } => past.superseded_by = *superseded_by,
             }
             if job.status.is_terminal() {
                 job.run_at = None;
-                job.completed_at = Some(at);
+                job.past_mut().completed_at = Some(at);
             }
             job.step(at);
         });
@@ -206,7 +178,7 @@ impl State {
     fn revived(&mut self, position: Position, revived: &Revived) {
         let mut job = revived.job.clone();
         job.version = position;
-        self.known.jobs.remove(&job.id);
+        self.known.jobs.remove(job.id);
         let project = self.known.projects.entry(job.project.clone()).or_default();
         project.failed.remove(&job.id);
         project.counts.leave(revived.was, job.class);
@@ -237,12 +209,16 @@ impl State {
 
     /// Notes that the costs of a run which ended late are counted, so that they are not again.
     fn late(&mut self, position: Position, late: &LateRun) {
-        if let Some(job) = &late.forgotten {
-            self.known.jobs.entry(late.job).or_insert_with(|| Arc::new((**job).clone()));
+        if let Some(job) = &late.forgotten
+            && !self.known.jobs.contains(late.job)
+        {
+            self.insert((**job).clone());
         }
-        if let Some(job) = self.known.jobs.get_mut(&late.job).map(Arc::make_mut) {
-            job.spent.add(&late.spent);
-            job.closed |= job.run == late.run;
+        if let Some(job) = self.known.jobs.get_mut(late.job) {
+            let closed = job.run == late.run;
+            let past = job.past_mut();
+            past.spent.add(&late.spent);
+            past.closed |= closed;
             job.version = position;
             self.touched.push(position, Queued::Job(late.job));
         }
@@ -253,15 +229,20 @@ impl State {
         let project = self.known.projects.entry(job.project.clone()).or_default();
         project.counts.enter(job.status, job.class);
         self.known.total.enter(job.status, job.class);
-        add_live(&mut project.live, &job);
+        project.live.insert((batch_key(&job.batch), job.id));
         self.ready.insert(&job, self.known.at);
         self.touched.push(position, Queued::Job(job.id));
-        self.known.jobs.insert(job.id, Arc::new(job));
+        self.insert(job);
+    }
+
+    /// Takes a job in; it sleeps where memory has no room for it.
+    fn insert(&mut self, job: Job) {
+        self.known.jobs.insert(job, None, self.room.as_ref());
     }
 
     /// Changes a live job and keeps counts, queue and live batches in step with it.
     fn change(&mut self, id: JobId, position: Position, change: impl FnOnce(&mut Job)) {
-        let Some(job) = self.known.jobs.get_mut(&id).map(Arc::make_mut) else { return };
+        let Some(job) = self.known.jobs.get_mut(id) else { return };
         let project = self.known.projects.entry(job.project.clone()).or_default();
         project.counts.leave(job.status, job.class);
         self.known.total.leave(job.status, job.class);
@@ -276,7 +257,7 @@ impl State {
             self.ready.insert(job, self.known.at);
         }
         if job.status.is_terminal() {
-            remove_live(&mut project.live, job);
+            project.live.remove(&(batch_key(&job.batch), job.id));
         }
         self.touched.push(position, Queued::Job(id));
     }
@@ -299,24 +280,12 @@ impl State {
 fn requeue(job: &mut Job, at: Millis, again: &Requeued) {
     job.run = again.run;
     job.attempts = again.attempts;
-    job.take_backs = again.take_backs;
     job.run_at = again.run_at;
     job.queued_at = at;
-    job.started_at = None;
-    job.worker = None;
-    job.closed = false;
-}
-
-pub(crate) fn add_live(live: &mut HashMap<Id, Vec<JobId>>, job: &Job) {
-    // One job a batch is the rule.
-    live.entry(job.batch.clone()).or_insert_with(|| Vec::with_capacity(1)).push(job.id);
-}
-
-fn remove_live(live: &mut HashMap<Id, Vec<JobId>>, job: &Job) {
-    if let Some(jobs) = live.get_mut(&job.batch) {
-        jobs.retain(|id| *id != job.id);
-        if jobs.is_empty() {
-            live.remove(&job.batch);
-        }
-    }
+    let past = job.past_mut();
+    past.take_backs = again.take_backs;
+    past.progress = None;
+    past.started_at = None;
+    past.worker = None;
+    past.closed = false;
 }

@@ -15,9 +15,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Backoff, Class, Id, JobId, Json, Position, Run, time::Millis};
+use crate::{Backoff, Class, Id, JobId, Json, Position, Run, event::Enqueued, time::Millis};
 
-/// How many steps of its life a job keeps; the oldest but the first go first.
+/// How many steps of its life a job keeps beside its first; the oldest go first.
 const TIMELINE_STEPS_MAX: usize = 40;
 
 /// What kind of work a job is.
@@ -127,12 +127,75 @@ pub struct Step {
     pub status: Status,
     /// The run it belongs to.
     pub run: Run,
+    /// The attempts that had begun.
+    #[serde(default)]
+    pub attempts: u32,
     /// Who ran it.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub worker: Option<Id>,
     /// What went wrong.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub error: Option<Id>,
+}
+
+/// What happened to a job since it was enqueued.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Past {
+    /// How often in a row it was taken back from a processor that had not begun it.
+    #[serde(skip_serializing_if = "is_zero_u32")]
+    pub take_backs: u32,
+    /// Whether the end of the current run came from its own worker. Until then a late outcome
+    /// still brings costs that nobody counted.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub closed: bool,
+    /// When its last run began.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub started_at: Option<Millis>,
+    /// When it ended.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub completed_at: Option<Millis>,
+    /// The last failure, or what cancelled it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<Id>,
+    /// The job that took its place.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub superseded_by: Option<JobId>,
+    /// What its handler returned.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub result: Option<Json>,
+    /// How far its handler says it is with the current run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub progress: Option<Json>,
+    /// What all its runs cost.
+    pub spent: Spent,
+    /// Who runs it, or ran it last.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub worker: Option<Id>,
+    /// Its steps after it was enqueued, oldest first.
+    pub timeline: Vec<Step>,
+}
+
+impl Past {
+    const NOTHING: Self = Self {
+        take_backs: 0,
+        closed: false,
+        started_at: None,
+        completed_at: None,
+        error: None,
+        superseded_by: None,
+        result: None,
+        progress: None,
+        spent: Spent { input_tokens: 0, output_tokens: 0, images: 0, model: None },
+        worker: None,
+        timeline: Vec::new(),
+    };
+}
+
+impl Default for Past {
+    fn default() -> Self {
+        Self::NOTHING
+    }
 }
 
 /// A job: what was asked, where it stands, and what became of it.
@@ -168,13 +231,6 @@ pub struct Job {
     /// How long its failed attempts wait, where its request says so.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub retry: Option<Box<Backoff>>,
-    /// How often in a row it was taken back from a processor that had not begun it.
-    #[serde(skip_serializing_if = "is_zero_u32", default)]
-    pub take_backs: u32,
-    /// Whether the end of the current run came from its own worker. Until then a late outcome
-    /// still brings costs that nobody counted.
-    #[serde(skip_serializing_if = "std::ops::Not::not", default)]
-    pub closed: bool,
     /// When it was enqueued.
     pub created_at: Millis,
     /// When it last became queued.
@@ -182,30 +238,9 @@ pub struct Job {
     /// Not to be run before this time.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub run_at: Option<Millis>,
-    /// When its last run began.
+    /// What happened to it since; nothing, for most that wait.
     #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub started_at: Option<Millis>,
-    /// When it ended.
-    #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub completed_at: Option<Millis>,
-    /// The last failure, or what cancelled it.
-    #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub error: Option<Id>,
-    /// The job that took its place.
-    #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub superseded_by: Option<JobId>,
-    /// What its handler returned.
-    #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub result: Option<Json>,
-    /// What all its runs cost.
-    #[serde(default)]
-    pub spent: Spent,
-    /// Who runs it, or ran it last.
-    #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub worker: Option<Id>,
-    /// Its steps, oldest first.
-    #[serde(default)]
-    pub timeline: Vec<Step>,
+    past: Option<Box<Past>>,
     /// Where it was enqueued: its age among equals.
     pub order: Position,
     /// Where its last event is: its version.
@@ -218,18 +253,68 @@ fn is_zero_u32(n: &u32) -> bool {
 }
 
 impl Job {
+    /// A job that was enqueued at `at`, as the event at `position` says.
+    pub fn new(at: Millis, position: Position, new: &Enqueued) -> Self {
+        Self {
+            id: new.job,
+            project: new.project.clone(),
+            batch: new.batch.clone(),
+            kind: new.kind,
+            priority: new.priority,
+            class: new.class,
+            data: new.data.clone(),
+            status: Status::Queued,
+            run: 1,
+            attempts: 0,
+            max_attempts: new.max_attempts,
+            own_attempts: new.own_attempts,
+            retry: new.retry.map(Box::new),
+            created_at: at,
+            queued_at: at,
+            run_at: new.run_at,
+            past: None,
+            order: position,
+            version: position,
+        }
+    }
+
+    /// The job for a list: without its data and its result, which may be large.
+    #[must_use]
+    pub fn without_data(mut self) -> Self {
+        self.data = Json::default();
+        if let Some(past) = &mut self.past {
+            past.result = None;
+            past.timeline = Vec::new();
+        }
+        self
+    }
+
+    /// What happened to it since it was enqueued.
+    pub fn past(&self) -> &Past {
+        static NOTHING: Past = Past::NOTHING;
+        self.past.as_deref().unwrap_or(&NOTHING)
+    }
+
+    /// What happened to it, to be added to.
+    pub(crate) fn past_mut(&mut self) -> &mut Past {
+        self.past.get_or_insert_default()
+    }
+
     /// Notes a step of its life, within the bound on how many are kept.
     pub(crate) fn step(&mut self, at: Millis) {
-        if self.timeline.len() >= TIMELINE_STEPS_MAX {
-            self.timeline.remove(1);
+        let (status, run, attempts) = (self.status, self.run, self.attempts);
+        let past = self.past_mut();
+        if past.timeline.len() >= TIMELINE_STEPS_MAX {
+            past.timeline.remove(0);
         }
-        let live = self.status == Status::Processing;
-        self.timeline.push(Step {
+        let live = status == Status::Processing;
+        past.timeline.push(Step {
             at,
-            status: self.status,
-            run: self.run,
-            worker: self.worker.clone().filter(|_| live),
-            error: self.error.clone().filter(|_| !live),
+            status,
+            run,
+            attempts,
+            worker: past.worker.clone().filter(|_| live),
+            error: past.error.clone().filter(|_| !live),
         });
     }
 }

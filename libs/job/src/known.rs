@@ -1,15 +1,16 @@
 //! What is known: everything that the events say, and no more. A snapshot holds it.
 
 use std::{
-    collections::{BTreeMap, HashMap, VecDeque},
-    sync::Arc,
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
+    hash::{DefaultHasher, Hash, Hasher},
+    io::{self, BufRead, Write},
 };
 
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Answer, Counts, Digest, Id, Job, JobId, Position, Settings, minute::Minute, recent::Recent,
-    schedule::Timed, time::Millis,
+    Answer, Counts, Digest, Id, Job, JobId, Position, Settings, jobs::Jobs, minute::Minute,
+    recent::Recent, schedule::Timed, time::Millis,
 };
 
 /// What one project has.
@@ -28,12 +29,18 @@ pub(crate) struct Project {
     /// Tokens that were counted in the last minute.
     #[serde(default)]
     pub tokens: Minute,
-    /// Live jobs by batch.
+    /// Live jobs by the [`key`](batch_key) of their batch.
     #[serde(skip)]
-    pub live: HashMap<Id, Vec<JobId>>,
+    pub live: BTreeSet<(u64, JobId)>,
 }
 
 impl Project {
+    /// The live jobs that may be of a batch; who looks at them sees whether they are.
+    pub fn perhaps_of(&self, batch: &Id) -> impl Iterator<Item = JobId> {
+        let key = batch_key(batch);
+        self.live.range((key, JobId::nil())..=(key, JobId::max())).map(|(_, id)| *id)
+    }
+
     /// What a snapshot holds of it: without what follows from the jobs.
     fn frozen(&self) -> Self {
         Self {
@@ -43,9 +50,17 @@ impl Project {
             schedules: self.schedules.clone(),
             starts: self.starts.clone(),
             tokens: self.tokens.clone(),
-            live: HashMap::new(),
+            live: BTreeSet::new(),
         }
     }
+}
+
+/// A number in the place of a batch's id, which for a million jobs takes too much memory. Two
+/// batches may share one.
+pub(crate) fn batch_key(batch: &Id) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    batch.hash(&mut hasher);
+    hasher.finish()
 }
 
 /// Everything that the events say, and no more: what a snapshot holds.
@@ -60,8 +75,8 @@ pub(crate) struct Known {
     /// The time of the last event.
     pub at: Millis,
     /// Live jobs, and ended ones that the bucket does not have yet.
-    /// Shared with a snapshot while that is written down; a change of a job copies it then.
-    pub jobs: HashMap<JobId, Arc<Job>>,
+    #[serde(skip)]
+    pub jobs: Jobs,
     pub projects: HashMap<Id, Project>,
     pub total: Counts,
     pub recent: Recent,
@@ -95,7 +110,7 @@ impl Known {
 }
 
 /// The state at one moment, to be written down while the state goes on.
-#[derive(Debug)]
+#[derive(Debug, PartialEq)]
 pub struct Frozen(Known);
 
 impl Frozen {
@@ -104,12 +119,38 @@ impl Frozen {
         Self(known.frozen())
     }
 
-    /// Appends the state as JSON, to be restored later.
+    /// Writes the state as lines of JSON: what is known but the jobs, their number, each job.
     ///
     /// # Errors
-    /// Where it cannot be written, which no valid state causes.
-    pub fn write(&self, to: &mut Vec<u8>) -> Result<(), serde_json::Error> {
-        serde_json::to_writer(to, &self.0)
+    /// Where it cannot be written, or the data of a job not be read.
+    pub fn write(&self, to: &mut dyn Write) -> io::Result<()> {
+        let mut line = |value: &dyn Fn(&mut Vec<u8>) -> serde_json::Result<()>| {
+            let mut bytes = Vec::new();
+            value(&mut bytes)?;
+            bytes.push(b'\n');
+            to.write_all(&bytes)
+        };
+        line(&|to| serde_json::to_writer(to, &self.0))?;
+        line(&|to| serde_json::to_writer(to, &self.0.jobs.len()))?;
+        self.0.jobs.write(to)
+    }
+}
+
+impl Known {
+    /// Reads what [`Frozen::write`] wrote; each job goes to `take`, with its JSON.
+    pub fn read(
+        from: &mut dyn BufRead,
+        mut take: impl FnMut(&mut Self, Job, &str),
+    ) -> io::Result<Self> {
+        let mut lines = from.lines();
+        let mut line = || lines.next().unwrap_or_else(|| Err(io::ErrorKind::UnexpectedEof.into()));
+        let mut known: Self = serde_json::from_str(&line()?)?;
+        let jobs: usize = serde_json::from_str(&line()?)?;
+        for _ in 0..jobs {
+            let json = line()?;
+            take(&mut known, serde_json::from_str(&json)?, &json);
+        }
+        Ok(known)
     }
 }
 

@@ -23,14 +23,15 @@ impl Minute {
         self.forget(at);
         let step = at.div_euclid(STEP_MS) * STEP_MS + STEP_MS;
         match self.0.back_mut() {
-            Some((last, sum)) if *last >= step => *sum += amount,
+            Some((last, sum)) if *last >= step => *sum = sum.saturating_add(amount),
             _ => self.0.push_back((step, amount)),
         }
     }
 
     /// The sum over the 60 s before `now`.
     pub fn sum(&self, now: Millis) -> u64 {
-        self.0.iter().filter(|(at, _)| at + LENGTH_MS > now).map(|(_, amount)| amount).sum()
+        let counted = self.0.iter().filter(|(at, _)| at + LENGTH_MS > now);
+        counted.fold(0, |sum: u64, (_, amount)| sum.saturating_add(*amount))
     }
 
     /// When the sum will have sunk below `limit`, if nothing is added; `None` where nothing that
@@ -43,7 +44,7 @@ impl Minute {
             if sum < limit {
                 break;
             }
-            sum -= amount;
+            sum = sum.saturating_sub(*amount);
             until = Some(at + LENGTH_MS);
         }
         until

@@ -7,12 +7,13 @@
 //! A project that may start nothing now is parked: it costs nothing until it is unparked.
 //! All of it is derived from the jobs: a restart builds it anew.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 
-use crate::{Class, Id, Job, JobId, Kind, Position, time::Millis};
-
-/// A job's place among those of its project: number, age, id.
-type Place = (u16, Position, JobId);
+use crate::{
+    Class, Id, Job, JobId, Kind,
+    line::{Line, Place, place},
+    time::Millis,
+};
 
 /// Which kinds of work may be taken, by class.
 pub type Open = [[bool; Kind::ALL.len()]; Class::ALL.len()];
@@ -48,7 +49,7 @@ struct Lane {
 /// A project's jobs in one class.
 #[derive(Debug, Default)]
 struct Waiting {
-    places: [BTreeSet<Place>; Kind::ALL.len()],
+    places: [Line; Kind::ALL.len()],
     in_ring: bool,
     /// Turns left before the next project's.
     turns: u32,
@@ -130,17 +131,22 @@ impl Ready {
     }
 
     /// Takes the next job to dispatch from what `open` allows. `lower_share` of the turns (from 0 to
-    /// 1.0) go to each class below the first one that waits. `gate` says of a project whether it
-    /// may start a run; a project that may not is parked.
+    /// 1.0) go to each class below the first one that waits. A class that is `busy` can take
+    /// nothing now, and keeps its turns: no lower one takes them meanwhile. `gate` says of a
+    /// project whether it may start a run; a project that may not is parked.
     pub fn next(
         &mut self,
         lower_share: f64,
         open: Open,
+        busy: [bool; Class::ALL.len()],
         mut gate: impl FnMut(&Id) -> Gate,
     ) -> Option<JobId> {
         let mut asked = [0, 1, 2].map(|class: usize| self.lanes[class].may_have(open[class]));
         loop {
             let class = self.class_in_turn(lower_share, asked)?;
+            if busy[class] {
+                return None;
+            }
             match self.lanes[class].take(open[class], &mut self.parked, &mut gate) {
                 Turn::Took(id) => {
                     self.turn = (self.turn + 1.0) % 1_000.0;
@@ -268,7 +274,7 @@ impl Lane {
 
 impl Waiting {
     fn is_empty(&self) -> bool {
-        self.places.iter().all(BTreeSet::is_empty)
+        self.places.iter().all(Line::is_empty)
     }
 
     fn leave_ring(&mut self) {
@@ -279,10 +285,6 @@ impl Waiting {
     /// The first job of an open kind, with its kind.
     fn first(&self, open: [bool; 2]) -> Option<(usize, Place)> {
         let firsts = self.places.iter().enumerate().filter(|(kind, _)| open[*kind]);
-        firsts.filter_map(|(kind, places)| Some((kind, *places.first()?))).min_by_key(|(_, p)| *p)
+        firsts.filter_map(|(kind, line)| Some((kind, line.first()?))).min_by_key(|(_, p)| *p)
     }
-}
-
-fn place(job: &Job) -> Place {
-    (job.priority, job.order, job.id)
 }

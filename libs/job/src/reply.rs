@@ -26,7 +26,8 @@ pub enum Reply {
         jobs: Vec<JobId>,
         /// How many.
         count: u64,
-        /// Failed jobs that could not be: superseded by a newer job, or past their retention.
+        /// Failed jobs that were not: superseded by a newer job, past their retention, or beyond
+        /// what one request takes.
         left: u64,
     },
     /// The settings of the project are these now.
@@ -58,7 +59,7 @@ pub enum Code {
     IdempotencyKeyReused,
     /// No such schedule in that project.
     ScheduleNotFound,
-    /// The project has as many schedules as it may.
+    /// The project has as many schedules as it may, or as much data in them.
     TooManySchedules,
     /// A schedule that has no meaning.
     ScheduleMalformed,

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Deserializer, Serialize};
 
-use crate::{Backoff, Id};
+use crate::{Backoff, Id, Json};
 
 /// The settings of a project. What is absent follows the configuration; a limit of 0 is none.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -35,6 +35,9 @@ pub struct Settings {
     /// The handler that runs its jobs, by name; the processor's own choice where absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub handler: Option<Id>,
+    /// What that handler is given beside each job: a JSON object that it knows the meaning of.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub options: Option<Json>,
 }
 
 /// A change of settings: a field that is absent stays as it is, one that is null goes back to
@@ -69,6 +72,9 @@ pub struct Patch {
     #[expect(missing_docs, reason = "see Settings")]
     #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "named")]
     pub handler: Option<Option<Id>>,
+    #[expect(missing_docs, reason = "see Settings")]
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "named")]
+    pub options: Option<Option<Json>>,
 }
 
 /// Tells a field that is null from one that is absent.
@@ -96,6 +102,7 @@ impl Patch {
             retry: pick(&self.retry, &to.retry),
             retention: pick(&self.retention, &to.retention),
             handler: pick(&self.handler, &to.handler),
+            options: pick(&self.options, &to.options),
         }
     }
 }
@@ -126,6 +133,7 @@ impl Settings {
             retry: self.retry.or(Some(config.backoff)),
             retention: self.retention.or(Some(retention)),
             handler: self.handler,
+            options: self.options,
         }
     }
 

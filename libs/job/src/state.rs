@@ -1,13 +1,25 @@
 //! The state: made, written down, restored, and read.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{
+    collections::BTreeSet,
+    io::{self, BufRead},
+    sync::Arc,
+};
 
 use uuid::Uuid;
 
 use crate::{
-    Answer, Counts, Digest, Frozen, Id, Job, JobId, Partial, Position, Ready, Settings, Status,
-    Usage, behind::Touched, fold::add_live, known::Known, schedule::Timed, time::Millis,
+    Answer, Attic, Counts, Digest, Frozen, Id, Job, JobId, Partial, Position, Ready, Settings,
+    Status, Usage,
+    attic::Room,
+    behind::Touched,
+    known::{Known, batch_key},
+    schedule::Timed,
+    time::Millis,
 };
+
+/// Jobs that are looked at for one page of a list.
+const LOOK_JOBS_MAX: usize = 2_000;
 
 /// The state of all jobs, and what follows from it.
 #[derive(Debug, Default)]
@@ -18,12 +30,14 @@ pub struct State {
     /// When which schedule of which project fires next.
     pub(crate) calendar: BTreeSet<(Millis, Id, Id)>,
     pub(crate) retention_ms: i64,
+    /// Where queued jobs sleep that memory has no room for.
+    pub(crate) room: Option<Room>,
 }
 
 /// A snapshot that cannot be taken back in.
 #[derive(Debug, thiserror::Error)]
 #[error("a snapshot of the state could not be read")]
-pub struct Restored(#[from] serde_json::Error);
+pub struct Restored(#[from] io::Error);
 
 impl State {
     /// An empty state that keeps failed jobs in reach of a retry for `retention_ms`.
@@ -36,40 +50,37 @@ impl State {
         Frozen::of(&self.known)
     }
 
-    /// The state as JSON, to be restored later.
-    ///
-    /// # Errors
-    /// Where it cannot be written, which no valid state causes.
-    pub fn snapshot(&self) -> Result<Vec<u8>, serde_json::Error> {
-        serde_json::to_vec(&self.known)
+    /// Lets queued jobs sleep in `attic` once those in memory take `budget` bytes.
+    #[must_use]
+    pub fn with_attic(self, attic: Arc<dyn Attic>, budget: usize) -> Self {
+        Self { room: Some(Room { attic, budget }), ..self }
     }
 
-    /// The state of a snapshot, to be followed by the events after it and by
-    /// [`settle`](Self::settle).
+    /// Takes a snapshot into a state that knows nothing yet, to be followed by the events after
+    /// it and by [`settle`](Self::settle).
     ///
     /// # Errors
-    /// Where the bytes are no snapshot.
-    pub fn restore(bytes: &[u8], retention_ms: i64) -> Result<Self, Restored> {
-        let mut state =
-            Self { known: serde_json::from_slice(bytes)?, retention_ms, ..Self::default() };
-        let Self { known, ready, calendar, .. } = &mut state;
-        for (project, known) in &known.projects {
-            for (name, timed) in &known.schedules {
-                calendar.extend(timed.next_at.map(|at| (at, project.clone(), name.clone())));
-            }
-        }
-        for job in known.jobs.values_mut() {
-            let job = Arc::make_mut(job);
-            job.timeline.shrink_to_fit();
+    /// Where it is no snapshot, or not whole.
+    pub fn restore(mut self, mut from: impl BufRead) -> Result<Self, Restored> {
+        let Self { ready, room, .. } = &mut self;
+        let known = Known::read(&mut from, |known, job, json| {
             if !job.status.is_terminal() {
                 let project = known.projects.entry(job.project.clone()).or_default();
-                add_live(&mut project.live, job);
+                project.live.insert((batch_key(&job.batch), job.id));
             }
             if job.status == Status::Queued {
-                ready.insert(job, known.at);
+                ready.insert(&job, known.at);
+            }
+            known.jobs.insert(job, Some(json), room.as_ref());
+        })?;
+        for (project, known) in &known.projects {
+            for (name, timed) in &known.schedules {
+                let next = timed.next_at.map(|at| (at, project.clone(), name.clone()));
+                self.calendar.extend(next);
             }
         }
-        Ok(state)
+        self.known = known;
+        Ok(self)
     }
 
     /// How far the next message of COMMANDS is folded.
@@ -78,13 +89,70 @@ impl State {
     }
 
     /// A job in memory: any live one, and ended ones that the bucket does not have yet.
-    pub fn job(&self, id: JobId) -> Option<&Job> {
-        self.known.jobs.get(&id).map(AsRef::as_ref)
+    pub fn job(&self, id: JobId) -> Option<Arc<Job>> {
+        self.known.jobs.get(id)
     }
 
-    /// The jobs in memory.
-    pub fn jobs(&self) -> impl Iterator<Item = &Job> {
-        self.known.jobs.values().map(AsRef::as_ref)
+    /// The JSON of a job that sleeps, which is queued, and its version: cheaper than the job.
+    pub fn asleep_json(&self, id: JobId) -> Option<(Position, String)> {
+        self.known.jobs.asleep_json(id)
+    }
+
+    /// The live jobs of a batch.
+    pub(crate) fn live_of(&self, project: &Id, batch: &Id) -> impl Iterator<Item = Arc<Job>> {
+        let project = self.known.projects.get(project).into_iter();
+        let perhaps = project.flat_map(move |project| project.perhaps_of(batch));
+        perhaps.filter_map(|id| self.job(id)).filter(move |job| job.batch == *batch)
+    }
+
+    /// Live jobs of a project that `wanted` names, the newest first by their ids: at most `limit`
+    /// whose ids come before `before`, and where the next page begins.
+    pub fn live_page(
+        &self,
+        project: &Id,
+        batch: Option<&Id>,
+        before: Option<JobId>,
+        limit: usize,
+        wanted: impl Fn(&Job) -> bool,
+    ) -> (Vec<Arc<Job>>, Option<JobId>) {
+        let Some(known) = self.known.projects.get(project) else { return (Vec::new(), None) };
+        let below = |id: &JobId| before.is_none_or(|before| *id < before);
+        let mut ids: Vec<JobId> = match batch {
+            Some(batch) => known.perhaps_of(batch).filter(below).collect(),
+            None => known.live.iter().map(|(_, id)| *id).filter(below).collect(),
+        };
+        // Only the newest are put in order: of a million the rest is not looked at.
+        let looked_at = ids.len().min(LOOK_JOBS_MAX);
+        if looked_at < ids.len() {
+            ids.select_nth_unstable_by(looked_at - 1, |one, other| other.cmp(one));
+        }
+        let more = ids.len() > looked_at;
+        ids.truncate(looked_at);
+        ids.sort_unstable_by(|one, other| other.cmp(one));
+        let mut page = Vec::new();
+        for id in &ids {
+            if page.len() >= limit {
+                return (page, Some(JobId::from_u128(id.as_u128().saturating_add(1))));
+            }
+            let job = self.job(*id).filter(|job| batch.is_none_or(|batch| job.batch == *batch));
+            page.extend(job.filter(|job| wanted(job)));
+        }
+        (page, ids.last().copied().filter(|_| more))
+    }
+
+    /// Whether [`job`](Self::job) has a job, at less cost.
+    pub fn has(&self, id: JobId) -> bool {
+        self.known.jobs.contains(id)
+    }
+
+    /// The jobs in memory. Those that sleep are read one by one.
+    pub fn jobs(&self) -> impl Iterator<Item = Arc<Job>> {
+        self.known.jobs.iter()
+    }
+
+    /// The jobs that run.
+    pub fn processing(&self) -> impl Iterator<Item = &Job> {
+        self.known.jobs.awake().filter(|job| job.status == Status::Processing)
     }
 
     /// The counts of a project, or of all.
@@ -146,6 +214,12 @@ impl State {
         let project = self.known.projects.get(project);
         let own = project.and_then(|project| project.settings.retention);
         own.map_or(self.retention_ms, |seconds| i64::from(seconds) * 1_000)
+    }
+
+    /// How long ended jobs of any project are kept, in ms.
+    pub fn longest_retention_ms(&self) -> i64 {
+        let own = self.known.projects.values().filter_map(|project| project.settings.retention);
+        own.max().map_or(0, |seconds| i64::from(seconds) * 1_000).max(self.retention_ms)
     }
 
     /// The last message of COMMANDS that is folded.

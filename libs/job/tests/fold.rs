@@ -3,11 +3,15 @@
 
 #![expect(clippy::unwrap_used, reason = "a test ends at the first surprise")]
 
-use std::collections::HashMap;
+use std::{
+    collections::HashMap,
+    io,
+    sync::{Arc, Mutex},
+};
 
 use job::{
-    About, Class, Config, Counts, Facts, Gate, Job, JobId, Json, Kind, Need, Position, Spent,
-    State, Status,
+    About, Attic, Class, Config, Counts, Facts, Gate, Job, JobId, Json, Kind, Need, Place,
+    Position, Shelf, Spent, State, Status,
     command::{Cancel, Command, End, Enqueue, NewJob, Outcome, Retry, Started},
     event::{Batch, Event},
     time::Millis,
@@ -18,6 +22,40 @@ use proptest::prelude::*;
 const ALL: job::Open = [[true; 2]; 3];
 /// How long ended jobs are kept here.
 const RETENTION_MS: i64 = 1_000_000;
+
+/// Puts away more than a few bytes of data, as a state service does where a million jobs wait.
+#[derive(Debug, Default)]
+struct Elsewhere(Arc<Texts>);
+
+#[derive(Debug, Default)]
+struct Texts(Mutex<String>);
+
+impl Attic for Elsewhere {
+    fn put(&self, text: &str) -> Option<Place> {
+        let mut texts = self.0.0.lock().unwrap();
+        let at = texts.len() as u32;
+        texts.push_str(text);
+        Some(Place { shelf: self.0.clone(), at, bytes: text.len() as u32 })
+    }
+}
+
+impl Shelf for Texts {
+    fn read(&self, at: u32, bytes: u32) -> io::Result<String> {
+        let (at, bytes) = (at as usize, bytes as usize);
+        Ok(self.0.lock().unwrap()[at..at + bytes].to_owned())
+    }
+}
+
+fn empty() -> State {
+    State::new(RETENTION_MS).with_attic(Arc::new(Elsewhere::default()), 1_000)
+}
+
+/// A snapshot of `state`.
+fn written(state: &State) -> Vec<u8> {
+    let mut snapshot = Vec::new();
+    state.freeze().write(&mut snapshot).unwrap();
+    snapshot
+}
 
 /// One thing that happens to the fold.
 #[derive(Clone, Debug)]
@@ -80,16 +118,16 @@ struct World {
     ids: Vec<JobId>,
     history: Vec<Batch>,
     snapshot: (usize, Vec<u8>),
-    bucket: HashMap<JobId, Job>,
+    bucket: HashMap<JobId, Arc<Job>>,
     covered: Position,
     completed: HashMap<JobId, u32>,
 }
 
 impl World {
     fn new() -> Self {
-        let state = State::new(RETENTION_MS);
+        let state = empty();
         Self {
-            snapshot: (0, state.snapshot().unwrap()),
+            snapshot: (0, written(&state)),
             state,
             now: 1_000,
             next_id: 1,
@@ -141,7 +179,8 @@ impl World {
                     let id = JobId::from_u128(self.next_id);
                     self.next_id += 1;
                     self.ids.push(id);
-                    jobs.push(NewJob { id, batch, data: Json::default() });
+                    let data = Json::of(&format!("data of {id}")).unwrap();
+                    jobs.push(NewJob { id, batch, data });
                 }
                 Command::Enqueue(Enqueue {
                     project: name(project),
@@ -162,7 +201,7 @@ impl World {
             }),
             Action::Retry { nth } => {
                 let id = self.pick(*nth)?;
-                let project = self.look(id)?.project;
+                let project = self.look(id)?.project.clone();
                 Command::Retry(Retry { project, job: Some(id), idempotency: None })
             }
             Action::RetryAll { project } => {
@@ -200,8 +239,8 @@ impl World {
         (!self.ids.is_empty()).then(|| self.ids[nth % self.ids.len()])
     }
 
-    fn look(&self, id: JobId) -> Option<Job> {
-        self.state.job(id).or_else(|| self.bucket.get(&id)).cloned()
+    fn look(&self, id: JobId) -> Option<Arc<Job>> {
+        self.state.job(id).or_else(|| self.bucket.get(&id).cloned())
     }
 
     fn decide(&mut self, command: &Command) {
@@ -236,7 +275,7 @@ impl World {
         let sequence = self.history.len() as u64;
         self.state.apply_batch(sequence, sequence, &self.history[self.history.len() - 1]);
         if sequence.is_multiple_of(5) {
-            self.snapshot = (self.history.len(), self.state.snapshot().unwrap());
+            self.snapshot = (self.history.len(), written(&self.state));
         }
     }
 
@@ -245,7 +284,7 @@ impl World {
         while self.state.is_behind() {
             for what in self.state.behind(3) {
                 let job::Queued::Job(id) = what else { continue };
-                let Some(job) = self.state.job(id).cloned() else { continue };
+                let Some(job) = self.state.job(id) else { continue };
                 self.state.stored(what, job.version);
                 self.bucket.insert(id, job);
             }
@@ -256,7 +295,7 @@ impl World {
     /// Starts over from the snapshot and the events after it.
     fn restart(&mut self) {
         let (at, bytes) = &self.snapshot;
-        let mut state = State::restore(bytes, RETENTION_MS).unwrap();
+        let mut state = empty().restore(&**bytes).unwrap();
         for (index, batch) in self.history.iter().enumerate().skip(*at) {
             let sequence = index as u64 + 1;
             // A message that is applied twice changes nothing.
@@ -277,6 +316,8 @@ impl World {
                 "a restart changed counts"
             );
         }
+        self.state.settle(self.covered);
+        assert_eq!(state.freeze(), self.state.freeze(), "a restart changed what is known");
         assert_eq!(state.position(), self.state.position());
         assert_eq!(state.through(), self.state.through());
         self.state = state;
@@ -289,6 +330,7 @@ impl World {
             counted.enter(job.status, job.class);
             assert!(job.attempts <= job.max_attempts, "{job:?}");
             assert!(job.run >= 1 && job.version >= job.order);
+            assert_eq!(job.data.get(), format!("\"data of {id}\""));
         }
         assert_eq!(counted, self.state.counts(None), "counts differ from the jobs");
         assert!(self.completed.values().all(|times| *times == 1), "a job completed twice");
@@ -343,10 +385,24 @@ fn dispatch_goes_by_class_then_round_robin_over_projects_then_by_number_and_age(
     enqueue(&mut state, 1, "a", &[(1, 9), (2, 7), (3, 7), (4, 8)]);
     enqueue(&mut state, 2, "b", &[(5, 10), (6, 10)]);
     enqueue(&mut state, 3, "b", &[(7, 0)]);
-    let order: Vec<u128> = std::iter::from_fn(|| state.ready().next(0.0, ALL, |_| Gate::Open(1)))
-        .map(|id| id.as_u128())
-        .collect();
+    let order: Vec<u128> =
+        std::iter::from_fn(|| state.ready().next(0.0, ALL, [false; 3], |_| Gate::Open(1)))
+            .map(|id| id.as_u128())
+            .collect();
     assert_eq!(order, [7, 2, 5, 3, 6, 4, 1]);
+}
+
+#[test]
+fn a_heavier_project_has_as_many_more_turns() {
+    let mut state = State::new(RETENTION_MS);
+    let jobs = |from: u128| (from..from + 8).map(|id| (id, 10)).collect::<Vec<_>>();
+    enqueue(&mut state, 1, "a", &jobs(1));
+    enqueue(&mut state, 2, "b", &jobs(101));
+    let weight = |project: &job::Id| Gate::Open(if &**project == "a" { 3 } else { 1 });
+    let turns = std::iter::from_fn(|| state.ready().next(0.0, ALL, [false; 3], weight)).take(8);
+    let of_b: Vec<usize> =
+        (0..).zip(turns).filter(|(_, id)| id.as_u128() > 100).map(|(turn, _)| turn).collect();
+    assert_eq!(of_b, [3, 7]);
 }
 
 #[test]
@@ -357,7 +413,7 @@ fn a_lower_class_keeps_its_share_of_the_turns() {
     enqueue(&mut state, 1, "a", &high);
     enqueue(&mut state, 2, "a", &low);
     let first: Vec<u128> = (0..100)
-        .filter_map(|_| state.ready().next(0.1, ALL, |_| Gate::Open(1)))
+        .filter_map(|_| state.ready().next(0.1, ALL, [false; 3], |_| Gate::Open(1)))
         .map(|id| id.as_u128())
         .collect();
     assert_eq!(first.iter().filter(|id| **id > 1_000).count(), 10);

@@ -10,7 +10,10 @@
 use std::{
     collections::{HashMap, HashSet},
     panic::AssertUnwindSafe,
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use job::{
@@ -125,6 +128,13 @@ impl Leader {
     }
 }
 
+/// A snapshot of `state`.
+fn written(state: &State) -> Vec<u8> {
+    let mut snapshot = Vec::new();
+    state.freeze().write(&mut snapshot).unwrap();
+    snapshot
+}
+
 impl World {
     fn new(seed: u64) -> Self {
         let mut random = Random(seed);
@@ -144,7 +154,7 @@ impl World {
             projects,
             commands: Vec::new(),
             history: Vec::new(),
-            snapshot: (0, state.snapshot().unwrap()),
+            snapshot: (0, written(&state)),
             streams: [Vec::new(), Vec::new(), Vec::new()],
             processors,
             leader: Leader::new(state),
@@ -295,7 +305,8 @@ impl World {
         loop {
             let before = self.eligible();
             let Leader { state, dispatch, .. } = &mut self.leader;
-            let next = dispatch.next(state, &self.config, self.now, capacity, [false; 3]);
+            let next =
+                dispatch.next(state, &self.config, self.now, capacity, [false; 3], [false; 3]);
             let Some(id) = next else {
                 self.check_conserving(&before);
                 return;
@@ -358,7 +369,7 @@ impl World {
         if state.settings(project).paused {
             return false;
         }
-        let out: Vec<&job::Job> = self
+        let out: Vec<Arc<job::Job>> = self
             .leader
             .dispatch
             .out()
@@ -420,7 +431,7 @@ impl World {
             let ready = &mut self.streams[class][index];
             let again = ready.delivered.replace((at, self.now)).is_some();
             let ready = ready.clone();
-            let Some(job) = self.leader.state.job(ready.job).cloned() else { continue };
+            let Some(job) = self.leader.state.job(ready.job) else { continue };
             let about = About { attempt: job.attempts + 1, ..About::job(&job) };
             if again {
                 let reported = self.outcome(&ready, about, None, End::Reported, 0);
@@ -579,13 +590,13 @@ impl World {
     }
 
     fn snapshot(&mut self) {
-        self.snapshot = (self.history.len(), self.leader.state.snapshot().unwrap());
+        self.snapshot = (self.history.len(), written(&self.leader.state));
     }
 
     /// Another leads: snapshot, events after it, and nothing of what only the old one knew.
     fn crash_leader(&mut self) {
         let (from, bytes) = &self.snapshot;
-        let mut state = State::restore(bytes, RETENTION_MS).unwrap();
+        let mut state = State::new(RETENTION_MS).restore(&**bytes).unwrap();
         for (index, (through, batch)) in self.history.iter().enumerate().skip(*from) {
             state.apply_batch(index as u64 + 1, *through, batch);
         }

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use async_nats::{HeaderMap, client::RequestErrorKind};
 use job::{
-    Counts, Id, Job, JobId, Limits, Position, Run, Settings, Usage, schedule::Timed, time::Millis,
+    Counts, Id, Job, JobId, Kind, Limits, Position, Run, Settings, Status, Usage, schedule::Timed,
+    time::Millis,
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
@@ -98,6 +99,66 @@ pub struct SchedulesAnswer {
     pub schedules: Vec<(Id, Timed)>,
 }
 
+/// For the jobs of a project that are live.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct AskJobs {
+    /// The project.
+    pub project: Id,
+    /// Of this batch alone.
+    pub batch: Option<Id>,
+    /// In this status alone.
+    pub status: Option<Status>,
+    /// Of this kind alone.
+    pub kind: Option<Kind>,
+    /// Whose ids come before this one: the page before ended there.
+    pub before: Option<JobId>,
+    /// At most so many.
+    pub limit: usize,
+    /// Which of these ended jobs are live again.
+    pub live: Vec<JobId>,
+}
+
+/// Live jobs, the newest first by their ids, without data and results.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct JobsAnswer {
+    /// The jobs.
+    pub jobs: Vec<Job>,
+    /// Where the next page begins; none where this is the last.
+    pub next: Option<JobId>,
+    /// Of the jobs that were asked about, those that are live.
+    pub live: Vec<JobId>,
+    /// The last message of EVENTS that this follows from.
+    pub event: u64,
+}
+
+/// For the jobs of a project that ended, the last first.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct AskEnded {
+    /// The project.
+    pub project: String,
+    /// Of this batch alone.
+    pub batch: Option<String>,
+    /// With this outcome alone: completed, failed or canceled.
+    pub outcome: Option<String>,
+    /// Of this kind alone.
+    pub kind: Option<String>,
+    /// Which ended before this event.
+    pub before: Option<Position>,
+    /// At most so many.
+    pub limit: usize,
+    /// The message of EVENTS that the answer has to follow from.
+    pub event: u64,
+}
+
+/// Ended jobs.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct EndedAnswer {
+    /// The jobs, with the event of their end.
+    pub jobs: Vec<(Position, JobId, Archived)>,
+    /// Where the next page begins; none where this is the last.
+    pub next: Option<Position>,
+}
+
 /// Which of these runs a processor may run, or go on with.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct AskRuns {
@@ -174,6 +235,32 @@ pub struct Archived {
     pub started_at: Option<Millis>,
     /// When it ended.
     pub finished_at: Millis,
+    /// What went wrong.
+    pub error: String,
+    /// Who ran it last.
+    pub worker: String,
+    /// Tokens read by the model in its last run, and written.
+    pub tokens: (u64, u64),
+    /// The model that was asked.
+    pub model: String,
+    /// Its ended runs, oldest first; only where one job is asked for.
+    #[serde(default)]
+    pub runs: Vec<ArchivedRun>,
+}
+
+/// One ended run of a job, as ClickHouse has it.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct ArchivedRun {
+    /// When its end was recorded.
+    pub at: Millis,
+    /// The run.
+    pub run: Run,
+    /// The attempts that had begun.
+    pub attempts: u32,
+    /// How it ended.
+    pub outcome: String,
+    /// Who ran it.
+    pub worker: String,
     /// What went wrong.
     pub error: String,
 }

@@ -4,7 +4,7 @@
 //! library that had received nothing came back at sequence 1. So the place is held here: whatever
 //! happens, reading goes on at `next`, what is below is dropped, and a jump is reported.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use async_nats::{
     HeaderMap,
@@ -13,7 +13,7 @@ use async_nats::{
 use bytes::Bytes;
 use futures_util::StreamExt;
 use job::time::Millis;
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use crate::Broker;
@@ -26,6 +26,10 @@ const INACTIVE_THRESHOLD: Duration = Duration::from_secs(30);
 const REBUILD_PAUSE: Duration = Duration::from_millis(100);
 /// Messages read ahead: by the client, and in the channel to the reader.
 const AHEAD_MESSAGES_MAX: usize = 64;
+/// Bytes read ahead by the client; more than the largest message.
+const AHEAD_BYTES_MAX: usize = 16 << 20;
+/// Bytes in the channel to the reader, in KiB.
+const ROOM_KIB: u32 = 16 << 10;
 
 /// A message of the stream.
 #[derive(Debug)]
@@ -42,6 +46,8 @@ pub struct Message {
     pub headers: Option<HeaderMap>,
     /// What it says.
     pub payload: Bytes,
+    /// Its place among what was read ahead; free once it is dropped.
+    _room: OwnedSemaphorePermit,
 }
 
 /// Reads `stream` from message `next` on, until `stop` is done or the receiver is dropped.
@@ -53,7 +59,8 @@ pub fn follow(
 ) -> mpsc::Receiver<Message> {
     let (messages, reader) = mpsc::channel(AHEAD_MESSAGES_MAX);
     let closed = messages.clone();
-    let mut follower = Follower { broker, stream, next: next.max(1), messages };
+    let room = Arc::new(Semaphore::new(ROOM_KIB as usize));
+    let mut follower = Follower { broker, stream, next: next.max(1), messages, room };
     tokio::spawn(async move {
         loop {
             tokio::select! {
@@ -77,6 +84,7 @@ struct Follower {
     stream: &'static str,
     next: u64,
     messages: mpsc::Sender<Message>,
+    room: Arc<Semaphore>,
 }
 
 impl Follower {
@@ -102,6 +110,7 @@ impl Follower {
         let mut stream = consumer
             .stream()
             .max_messages_per_batch(AHEAD_MESSAGES_MAX)
+            .max_bytes_per_batch(AHEAD_BYTES_MAX)
             .heartbeat(IDLE_HEARTBEAT)
             .expires(Duration::from_secs(10))
             .messages()
@@ -116,9 +125,13 @@ impl Follower {
             let skipped = sequence - self.next;
             let at = i64::try_from(info.published.unix_timestamp_nanos() / 1_000_000)?;
             let async_nats::Message { subject, headers, payload, .. } = message.message;
+            let kib = u32::try_from(payload.len() / 1_024 + 1)?.min(ROOM_KIB);
+            let Ok(room) = self.room.clone().acquire_many_owned(kib).await else {
+                return Ok("its room was closed");
+            };
             self.next = sequence + 1;
             let subject = subject.to_string();
-            let message = Message { sequence, at, skipped, subject, headers, payload };
+            let message = Message { sequence, at, skipped, subject, headers, payload, _room: room };
             if self.messages.send(message).await.is_err() {
                 return Ok("its reader went away");
             }

@@ -88,6 +88,28 @@ impl Lease {
         Ok(self.held.is_some())
     }
 
+    /// Renews the lease, and says how far the broker's clock is ahead of `now_ms`, in ms: less
+    /// than nothing where it is behind, 0 where the difference is within the time that the
+    /// question took. `None` where the lease is not held.
+    ///
+    /// # Errors
+    /// As of [`hold`](Self::hold).
+    pub async fn clock_skew_ms(&mut self, now_ms: impl Fn() -> i64) -> Result<Option<i64>, Error> {
+        let key = self.key;
+        let failed = |why: String| Error { key, step: "read", why };
+        let before = now_ms();
+        if !self.hold().await? {
+            return Ok(None);
+        }
+        let after = now_ms();
+        let entry = self.store.entry(self.key).await.map_err(|error| failed(error.to_string()))?;
+        let Some(entry) = entry else { return Ok(None) };
+        let stored = i64::try_from(entry.created.unix_timestamp_nanos() / 1_000_000);
+        let stored = stored.map_err(|error| failed(error.to_string()))?;
+        // The broker's time is cut to the ms.
+        Ok(Some((stored - after).max(0) + (stored - before + 1).min(0)))
+    }
+
     /// Gives the lease up, so that another may take it at once.
     pub async fn release(&mut self) {
         if let Some((revision, epoch)) = self.held.take() {

@@ -64,6 +64,9 @@ pub const ASK_JOB: StateQuestion =
 /// The question for counts.
 pub const ASK_STATS: StateQuestion =
     StateQuestion { any: "jobmesh.state.stats", all: "jobmesh.state.all.stats" };
+/// The question for the live jobs of a project.
+pub const ASK_JOBS: StateQuestion =
+    StateQuestion { any: "jobmesh.state.jobs", all: "jobmesh.state.all.jobs" };
 /// The question for the settings of a project.
 pub const ASK_PROJECT: StateQuestion =
     StateQuestion { any: "jobmesh.state.project", all: "jobmesh.state.all.project" };
@@ -79,6 +82,8 @@ pub const ASK_CLAIM: &str = "jobmesh.state.claim";
 pub const ASK_CURRENT: &str = "jobmesh.state.current";
 /// The question for sums over time.
 pub const ASK_METRICS: &str = "jobmesh.metrics.query";
+/// The question for the ended jobs of a project.
+pub const ASK_ENDED: &str = "jobmesh.metrics.jobs";
 /// The question for a job that the bucket has let go.
 pub const ASK_ARCHIVED: &str = "jobmesh.metrics.job";
 
@@ -99,12 +104,14 @@ pub enum Verb {
     Schedule,
     /// Runs began.
     Started,
+    /// Runs are so far.
+    Progress,
     /// Runs ended.
     Outcome,
 }
 
 impl Verb {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 9] = [
         Self::Enqueue,
         Self::Redo,
         Self::Cancel,
@@ -112,6 +119,7 @@ impl Verb {
         Self::Project,
         Self::Schedule,
         Self::Started,
+        Self::Progress,
         Self::Outcome,
     ];
 
@@ -125,6 +133,7 @@ impl Verb {
             Self::Project => "project",
             Self::Schedule => "schedule",
             Self::Started => "started",
+            Self::Progress => "progress",
             Self::Outcome => "outcome",
         }
     }

@@ -46,6 +46,8 @@ pub struct Delivery {
     pub sequence: u64,
     /// Whether it was handed out before.
     pub redelivered: bool,
+    /// How many wait behind it, of its class and kind.
+    pub behind: u64,
     message: jetstream::Message,
 }
 
@@ -125,32 +127,22 @@ impl Pullers {
         &self.kinds
     }
 
-    /// Takes up to `max` runs of a class that are there now, without waiting.
+    /// Takes up to `max` runs of a class and kind that are there now, without waiting.
     ///
     /// # Errors
     /// Where the broker did not answer.
-    pub async fn take(&self, class: Class, max: usize) -> Result<Vec<Delivery>, Error> {
-        let failed = |why: String| Error { class: class.name(), why };
+    pub async fn take(&self, class: Class, kind: Kind, max: usize) -> Result<Vec<Delivery>, Error> {
+        let Some(consumer) = self.consumers.get(&(class, kind)) else { return Ok(Vec::new()) };
         let mut taken = Vec::new();
-        for kind in &self.kinds {
-            let Some(consumer) = self.consumers.get(&(class, *kind)) else { continue };
-            let left = max - taken.len();
-            if left == 0 {
-                break;
+        match take_from(consumer, class, max, &mut taken).await {
+            Ok(()) => Ok(taken),
+            // What was brought before must not be dropped: it is in these hands now.
+            Err(why) if !taken.is_empty() => {
+                tracing::warn!(error = why, class = class.name(), "pull cut short");
+                Ok(taken)
             }
-            // With an expiry the broker would wait for a first message, one consumer after the other.
-            let end = take_from(consumer, class, left, &mut taken).await;
-            match end {
-                Ok(()) => {}
-                // What was brought before must not be dropped: it is in these hands now.
-                Err(why) if !taken.is_empty() => {
-                    tracing::warn!(error = why, class = class.name(), "pull cut short");
-                    return Ok(taken);
-                }
-                Err(why) => return Err(failed(why)),
-            }
+            Err(why) => Err(Error { class: class.name(), why }),
         }
-        Ok(taken)
     }
 
     /// Waits a few seconds for one run of this class and kind.
@@ -191,7 +183,7 @@ async fn take_from(
 /// state service finds its run missing and hands it out again.
 async fn delivery(class: Class, message: jetstream::Message) -> Option<Delivery> {
     let info = match message.info() {
-        Ok(info) => (info.stream_sequence, info.delivered > 1),
+        Ok(info) => (info.stream_sequence, info.delivered > 1, info.pending),
         Err(error) => {
             tracing::error!(error = %error, "a message of ready work came without its place");
             return None;
@@ -199,8 +191,8 @@ async fn delivery(class: Class, message: jetstream::Message) -> Option<Delivery>
     };
     match serde_json::from_slice(&message.payload) {
         Ok(work) => {
-            let (sequence, redelivered) = info;
-            Some(Delivery { work, class, sequence, redelivered, message })
+            let (sequence, redelivered, behind) = info;
+            Some(Delivery { work, class, sequence, redelivered, behind, message })
         }
         Err(error) => {
             tracing::error!(error = %error, subject = %message.subject, "ready work could not be read");

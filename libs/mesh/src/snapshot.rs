@@ -1,15 +1,20 @@
-//! Snapshots of the state, two of them, each with its checksum.
+//! Snapshots of the state, two of them, compressed, and checked when they are read: the object
+//! store keeps a digest of what it was given, and an end that was cut off is no end of a frame.
 //!
-//! They hold what the streams hold no more, so no stream is ever cut below the older one.
+//! They hold what the streams hold no more, so no stream is ever cut below the older one. One is
+//! as large as the state: it is written and read as it goes, never whole in memory.
+
+use std::io::{self, BufRead, BufReader, Write};
 
 use futures_util::TryStreamExt;
-use sha2::{Digest as _, Sha256};
-use tokio::io::AsyncReadExt;
+use lz4_flex::frame::{FrameDecoder, FrameEncoder};
+use tokio::sync::oneshot;
+use tokio_util::io::SyncIoBridge;
 
 use crate::{Broker, names};
 
-/// How many bytes the checksum takes at the front.
-const CHECKSUM_BYTES: usize = 32;
+/// Bytes on the way between the one who writes and the object store.
+const PIPE_BYTES: usize = 256 * 1024;
 
 /// A snapshot could not be written or read.
 #[derive(Debug, thiserror::Error)]
@@ -41,30 +46,45 @@ impl Reach {
 }
 
 impl Broker {
-    /// Writes a snapshot, and lets go of all but the two newest. `write` appends its bytes to
-    /// what it is given.
+    /// Writes a snapshot, and lets go of all but the two newest. `write` writes it, on a thread
+    /// of its own that ends with it.
     ///
     /// # Errors
-    /// Where the object store did not take it.
+    /// Where it could not be written, or the object store did not take it.
     pub async fn put_snapshot(
         &self,
         reach: Reach,
-        write: impl FnOnce(&mut Vec<u8>) -> Result<(), String> + Send + 'static,
+        write: impl FnOnce(&mut dyn Write) -> io::Result<()> + Send + 'static,
     ) -> Result<(), Error> {
         let failed = |why: String| Error { step: "written", why };
         let store = self.js.get_object_store(names::SNAPSHOTS).await;
         let store = store.map_err(|error| failed(error.to_string()))?;
-        // It may take seconds: away from the threads that serve the network.
-        let content = tokio::task::spawn_blocking(move || {
-            let mut content = vec![0; CHECKSUM_BYTES];
-            write(&mut content)?;
-            let (checksum, bytes) = content.split_at_mut(CHECKSUM_BYTES);
-            checksum.copy_from_slice(&Sha256::digest(bytes));
-            Ok::<_, String>(content)
+        let (mut reader, writer) = tokio::io::duplex(PIPE_BYTES);
+        let mut frame = FrameEncoder::new(SyncIoBridge::new(writer));
+        let (done, writing) = oneshot::channel();
+        // A thread of its own, so that it may choose its own priority.
+        let thread = std::thread::Builder::new().name("snapshot".to_owned());
+        let spawned = thread.spawn(move || {
+            let written = write(&mut frame).and_then(|()| {
+                let mut pipe = frame.finish().map_err(io::Error::other)?;
+                pipe.flush()?;
+                pipe.shutdown()
+            });
+            // Who does not wait any more needs no word.
+            let _ = done.send(written);
         });
-        let content = content.await.map_err(|error| failed(error.to_string()))?.map_err(failed)?;
-        let put = store.put(reach.name().as_str(), &mut content.as_slice()).await;
+        spawned.map_err(|error| failed(error.to_string()))?;
+        let name = reach.name();
+        let put = store.put(name.as_str(), &mut reader).await;
+        // A store that gave up must not leave the writer waiting.
+        drop(reader);
+        let written = writing.await.map_err(|error| failed(error.to_string()))?;
         put.map_err(|error| failed(error.to_string()))?;
+        if let Err(error) = written {
+            // What is there is cut short; who reads it before it is gone passes it over.
+            let _ = store.delete(&name).await;
+            return Err(failed(error.to_string()));
+        }
         let mut names = self.snapshot_names().await?;
         names.truncate(names.len().saturating_sub(2));
         for old in names {
@@ -74,15 +94,22 @@ impl Broker {
         Ok(())
     }
 
-    /// The newest snapshot that is whole: its bytes. `None` where there is none.
+    /// The newest snapshot that is whole, as `read` reads it. `None` where there is none.
     ///
     /// # Errors
     /// Where the object store cannot be read, or holds snapshots of which none is whole.
-    pub async fn get_snapshot(&self) -> Result<Option<Vec<u8>>, Error> {
+    pub async fn get_snapshot<T, E>(
+        &self,
+        read: impl Fn(&mut dyn BufRead) -> Result<T, E> + Clone + Send + 'static,
+    ) -> Result<Option<T>, Error>
+    where
+        T: Send + 'static,
+        E: std::error::Error,
+    {
         let names = self.snapshot_names().await?;
         for name in names.iter().rev() {
-            match self.read_snapshot(name).await {
-                Ok(bytes) => return Ok(Some(bytes)),
+            match self.read_snapshot(name, read.clone()).await {
+                Ok(read) => return Ok(Some(read)),
                 Err(error) => tracing::error!(error = %error, name, "snapshot passed over"),
             }
         }
@@ -115,19 +142,37 @@ impl Broker {
         Ok(names)
     }
 
-    async fn read_snapshot(&self, name: &str) -> Result<Vec<u8>, Error> {
+    async fn read_snapshot<T, E>(
+        &self,
+        name: &str,
+        read: impl Fn(&mut dyn BufRead) -> Result<T, E> + Send + 'static,
+    ) -> Result<T, Error>
+    where
+        T: Send + 'static,
+        E: std::error::Error,
+    {
         let failed = |why: String| Error { step: "read", why };
         let store = self.js.get_object_store(names::SNAPSHOTS).await;
         let store = store.map_err(|error| failed(error.to_string()))?;
-        let mut object = store.get(name).await.map_err(|error| failed(error.to_string()))?;
-        let mut content = Vec::new();
-        object.read_to_end(&mut content).await.map_err(|error| failed(error.to_string()))?;
-        let Some((checksum, bytes)) = content.split_at_checked(CHECKSUM_BYTES) else {
-            return Err(failed(format!("{name} is cut short")));
-        };
-        if Sha256::digest(bytes).as_slice() != checksum {
-            return Err(failed(format!("{name} does not match its checksum")));
-        }
-        Ok(bytes.to_vec())
+        let object = store.get(name).await.map_err(|error| failed(error.to_string()))?;
+        let pipe = SyncIoBridge::new(object);
+        let reading = tokio::task::spawn_blocking(move || {
+            let mut lines = BufReader::with_capacity(PIPE_BYTES, FrameDecoder::new(pipe));
+            let state = read(&mut lines).map_err(|error| chain(&error))?;
+            // The digest is compared at the end.
+            let behind =
+                io::copy(&mut lines, &mut io::sink()).map_err(|error| error.to_string())?;
+            if behind > 0 {
+                return Err(format!("{behind} bytes follow its end"));
+            }
+            Ok(state)
+        });
+        reading.await.map_err(|error| failed(error.to_string()))?.map_err(failed)
     }
+}
+
+/// An error with what caused it.
+fn chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }

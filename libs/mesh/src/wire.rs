@@ -3,7 +3,7 @@
 use async_nats::HeaderMap;
 use job::{
     Id, JobId, Json, Kind, Run,
-    command::{Cancel, Command, Enqueue, Outcome, Project, Retry, SetSchedule, Started},
+    command::{Cancel, Command, Enqueue, Outcome, Progress, Project, Retry, SetSchedule, Started},
     event::Batch,
     reply::Reply,
     time::Millis,
@@ -70,6 +70,7 @@ pub fn commands(subject: &str, payload: &[u8]) -> Result<Vec<Item<Command>>, Mal
         Verb::Project => items::<Project>(payload, Command::Project),
         Verb::Schedule => items::<SetSchedule>(payload, Command::Schedule),
         Verb::Started => items::<Started>(payload, Command::Started),
+        Verb::Progress => items::<Progress>(payload, Command::Progress),
         Verb::Outcome => items::<Outcome>(payload, Command::Outcome),
     };
     read.map_err(|source| Malformed::Body { subject: subject.to_owned(), source })
@@ -125,6 +126,9 @@ pub struct Work {
     /// The handler that is to run it, by name; the processor's own choice where absent.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub handler: Option<Id>,
+    /// What the project says to that handler.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub options: Option<Json>,
     /// What the handler is given.
     pub data: Json,
 }

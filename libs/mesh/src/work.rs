@@ -11,7 +11,7 @@ use async_nats::{
     header::{NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, NATS_MESSAGE_ID, NATS_ROLLUP},
 };
 use futures_util::TryStreamExt;
-use job::{Class, Id, Job, JobId, Run};
+use job::{Class, Job, JobId, Run, Settings};
 
 use crate::{
     Broker, names,
@@ -87,7 +87,15 @@ impl Broker {
             first.headers.insert(NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, fence.to_string());
             first.headers.insert(EXPECTED_LAST_SUBJECT, names::fence(class).as_str());
         }
-        self.publish_batch(work).await.map(|_| ())
+        let ack = self.publish_batch(work).await?;
+        if ack.duplicate {
+            return Err(publish::Error::Refused {
+                subject: names::fence(class).to_string(),
+                code: publish::DUPLICATE_ID,
+                description: "the run was dispatched before".to_owned(),
+            });
+        }
+        Ok(())
     }
 
     /// The runs that wait in the stream of a class or are with a processor.
@@ -111,18 +119,27 @@ impl Broker {
     /// # Errors
     /// Where the stream could not be read.
     pub async fn last_sequence(&self, stream: &'static str) -> Result<u64, Error> {
+        Ok(self.bounds(stream).await?.1)
+    }
+
+    /// The first and the last sequence of a stream; where it is empty the first is the next one
+    /// that it will have.
+    ///
+    /// # Errors
+    /// Where the stream could not be read.
+    pub async fn bounds(&self, stream: &'static str) -> Result<(u64, u64), Error> {
         let read = |why: String| Error::Read { stream, why };
         let handle = self.js.get_stream_no_info(stream).await;
         let handle = handle.map_err(|error| read(error.to_string()))?;
         let info = handle.get_info().await.map_err(|error| read(error.to_string()))?;
-        Ok(info.state.last_sequence)
+        Ok((info.state.first_sequence, info.state.last_sequence))
     }
 }
 
 /// The message that hands out the current run of a job, to be run by the handler of this name
 /// where the project names one. Its id makes a repeat within the
 /// broker's window for duplicates harmless.
-pub fn message(job: &Job, max_attempts: u32, handler: Option<Id>) -> Message {
+pub fn message(job: &Job, max_attempts: u32, settings: &Settings) -> Message {
     let work = Work {
         job: job.id,
         run: job.run,
@@ -133,7 +150,8 @@ pub fn message(job: &Job, max_attempts: u32, handler: Option<Id>) -> Message {
         kind: job.kind,
         priority: job.priority,
         queued_at: job.queued_at,
-        handler,
+        handler: settings.handler.clone(),
+        options: settings.options.clone(),
         data: job.data.clone(),
     };
     let mut headers = HeaderMap::new();

@@ -9,7 +9,9 @@ use mesh::{
     Broker,
     append::Appended,
     bucket::Write,
-    follow, names,
+    follow,
+    lease::Lease,
+    names,
     publish::{LIMITS, Message, WRONG_LAST_SEQUENCE},
     snapshot::Reach,
     topology::{self, Sizes},
@@ -212,60 +214,78 @@ async fn a_full_stream_refuses_and_keeps_what_it_has() -> anyhow::Result<()> {
 async fn a_broken_snapshot_is_passed_over_for_the_one_before() -> anyhow::Result<()> {
     let nats = Nats::start()?;
     let broker = connect(&nats.url()).await?;
-    assert_eq!(broker.get_snapshot().await?, None);
+    let read = |from: &mut dyn std::io::BufRead| {
+        let mut text = String::new();
+        from.read_line(&mut text).map(|_| text)
+    };
+    assert_eq!(broker.get_snapshot(read).await?, None);
+    let long = "x".repeat(1_000_000);
     for sequence in [5, 90, 100] {
         let reach = Reach { events: sequence, commands: 7 };
-        let write = move |to: &mut Vec<u8>| {
-            to.extend_from_slice(format!("state {sequence}").as_bytes());
-            Ok(())
-        };
-        broker.put_snapshot(reach, write).await?;
+        let line = format!("state {sequence} {long}\n");
+        broker.put_snapshot(reach, move |to| to.write_all(line.as_bytes())).await?;
     }
-    assert_eq!(broker.get_snapshot().await?.as_deref(), Some(b"state 100".as_slice()));
+    let state = async |events: u64| {
+        let found = broker.get_snapshot(read).await?;
+        anyhow::ensure!(found.is_some_and(|text| text == format!("state {events} {long}\n")));
+        anyhow::Ok(())
+    };
+    state(100).await?;
     let reaches = broker.snapshot_reaches().await?;
     assert_eq!(reaches.iter().map(|reach| reach.events).collect::<Vec<_>>(), [90, 100]);
+    // One that could not be written is not there, and costs none of the others.
+    let failing = broker.put_snapshot(Reach { events: 101, commands: 7 }, |to| {
+        to.write_all(b"half")?;
+        Err(std::io::Error::other("no more"))
+    });
+    assert!(failing.await.is_err_and(|error| error.to_string().contains("no more")));
+    state(100).await?;
     let store = broker.js.get_object_store(names::SNAPSHOTS).await?;
     store
         .put("state-00000000000000000100-00000000000000000007", &mut b"cut short".as_slice())
         .await?;
-    assert_eq!(broker.get_snapshot().await?.as_deref(), Some(b"state 90".as_slice()));
+    state(90).await
+}
+
+/// Hazard 14: who holds a lease finds out how far its clock is off the broker's.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_clock_that_is_off_the_brokers_is_found_out() -> anyhow::Result<()> {
+    let nats = Nats::start()?;
+    let broker = connect(&nats.url()).await?;
+    let now_ms = || {
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        now.unwrap().as_millis() as i64
+    };
+    let mut lease = Lease::open(&broker, names::STATE_LEASE, "one").await?;
+    assert_eq!(lease.clock_skew_ms(now_ms).await?, Some(0));
+    let behind = lease.clock_skew_ms(|| now_ms() - 5_000).await?;
+    assert!(behind.is_some_and(|skew| (4_000..=5_000).contains(&skew)), "{behind:?}");
+    let ahead = lease.clock_skew_ms(|| now_ms() + 5_000).await?;
+    assert!(ahead.is_some_and(|skew| (-5_001..=-4_000).contains(&skew)), "{ahead:?}");
+    let mut other = Lease::open(&broker, names::STATE_LEASE, "two").await?;
+    assert_eq!(other.clock_skew_ms(now_ms).await?, None, "another holds it");
     Ok(())
 }
 
 /// The message that hands out a run carries the id that makes a repeat harmless.
 #[test]
 fn a_dispatch_carries_the_id_of_its_run() {
-    let job = job::Job {
-        id: job::JobId::from_u128(7),
+    let enqueued = job::event::Enqueued {
+        job: job::JobId::from_u128(7),
         project: "p".into(),
         batch: "b".into(),
         kind: Kind::ProcessRedo,
         priority: 3,
         class: Class::High,
-        data: job::Json::default(),
-        status: job::Status::Queued,
-        run: 4,
-        attempts: 1,
         max_attempts: 3,
         own_attempts: false,
         retry: None,
-        take_backs: 0,
-        closed: false,
-        created_at: 1,
-        queued_at: 2,
         run_at: None,
-        started_at: None,
-        completed_at: None,
-        error: None,
-        superseded_by: None,
-        result: None,
-        spent: job::Spent::default(),
-        worker: None,
-        timeline: Vec::new(),
-        order: Position::default(),
-        version: Position::default(),
+        data: job::Json::default(),
     };
-    let message = work::message(&job, 3, None);
+    let mut job = job::Job::new(1, Position::default(), &enqueued);
+    job.run = 4;
+    let message = work::message(&job, 3, &job::Settings::default());
     let id = message.headers.get("Nats-Msg-Id").map(ToString::to_string);
     assert_eq!(id, Some(format!("{}.4", job.id)));
     assert!(message.subject.ends_with(".4"));

@@ -2,8 +2,10 @@
 
 use axum::{
     body::Bytes,
-    extract::rejection::BytesRejection,
+    extract::{Request, rejection::BytesRejection},
     http::{StatusCode, Uri},
+    middleware::Next,
+    response::Response,
 };
 use serde::de::DeserializeOwned;
 
@@ -52,10 +54,30 @@ fn explain<T: DeserializeOwned>(body: &[u8]) -> Error {
                 return Error::malformed(format!("the body is not valid JSON: {text} at {place}"));
             }
             // For an unknown field the path is the field itself, which the text names too.
+            let text = plain_words(&text);
             let plain = path == "." || text.starts_with("unknown field");
             Error::invalid(if plain { text } else { format!("{path}: {text}") })
         }
     }
+}
+
+/// What a reader of JSON expects in the place of the names that our types have.
+fn plain_words(text: &str) -> String {
+    const WORDS: [(&str, &str); 6] = [
+        ("expected u32", "expected an integer from 0 to 4294967295"),
+        ("expected u64", "expected an integer from 0 on"),
+        ("expected i64", "expected an integer"),
+        ("expected f64", "expected a number"),
+        ("expected struct Backoff", "expected an object"),
+        ("floating point", "number"),
+    ];
+    WORDS.iter().fold(text.to_owned(), |text, (ours, plain)| text.replace(ours, plain))
+}
+
+/// Refuses every parameter: for requests that say all in their path and body.
+pub(crate) async fn no_query(request: Request, next: Next) -> Result<Response, Error> {
+    query(request.uri(), [])?;
+    Ok(next.run(request).await)
 }
 
 /// The parameters of a query string, each of which must be known and come once.
@@ -71,6 +93,9 @@ pub(crate) fn query<const N: usize>(
             let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
             return Err(Error::invalid(format!("unknown parameter {name:?}; known: {known}")));
         };
+        if value.contains(char::REPLACEMENT_CHARACTER) {
+            return Err(Error::invalid(format!("{name} is not UTF-8")));
+        }
         if values[place].replace(value).is_some() {
             return Err(Error::invalid(format!("{name} is given twice")));
         }

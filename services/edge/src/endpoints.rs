@@ -3,6 +3,7 @@
 mod cancel;
 mod enqueue;
 mod health;
+mod jobs;
 mod metrics;
 mod projects;
 mod redo;
@@ -20,6 +21,7 @@ use serde::Serialize;
 pub(crate) use cancel::cancel;
 pub(crate) use enqueue::enqueue;
 pub(crate) use health::{healthz, readyz};
+pub(crate) use jobs::{get_batch, list_jobs};
 pub(crate) use metrics::metrics;
 pub(crate) use projects::{get_project, put_project};
 pub(crate) use redo::redo;

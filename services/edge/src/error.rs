@@ -57,6 +57,11 @@ impl Error {
         Self::new(StatusCode::NOT_FOUND, "job_not_found", text)
     }
 
+    /// No job of such a batch.
+    pub fn batch_not_found(text: impl Into<String>) -> Self {
+        Self::new(StatusCode::NOT_FOUND, "batch_not_found", text)
+    }
+
     /// No such schedule.
     pub fn schedule_not_found(text: impl Into<String>) -> Self {
         Self::new(StatusCode::NOT_FOUND, "schedule_not_found", text)

@@ -1,183 +1,195 @@
-//! GET /api/queue/events: changes of jobs as server-sent events, as they happen.
+//! GET /api/queue/events: changes of jobs as server-sent events.
 //!
-//! One follower of EVENTS an edge feeds all subscribers. A subscriber that does not keep up is
-//! told so and cut off; nothing is held in memory for it.
+//! The id of an event is its position in EVENTS, the same on every edge and after any restart:
+//! who comes back with the last one it has seen (`Last-Event-ID`) misses nothing and hears
+//! nothing twice. What it missed comes from what the [hub] keeps, else from EVENTS. Who reads
+//! slower than jobs change is cut off with an event that says so; nothing is held for it.
 
-use std::{convert::Infallible, sync::Arc, time::Duration};
+pub(crate) mod hub;
+mod line;
+mod past;
+
+use std::{convert::Infallible, time::Duration};
 
 use axum::{
+    body::{Body, Bytes},
     extract::State,
-    http::Uri,
-    response::sse::{Event as Sse, KeepAlive, Sse as Stream},
+    http::{HeaderMap, Uri, header},
+    response::{IntoResponse, Response},
 };
-use futures_util::stream;
-use job::{
-    Id, JobId, Position,
-    event::{Change, Event},
-    time::{Millis, rfc3339},
-};
-use mesh::{Broker, follow, names, wire};
-use serde::Serialize;
-use tokio::sync::broadcast::{self, error::RecvError};
-use tokio_util::sync::CancellationToken;
+use futures_util::{StreamExt, stream};
+use job::{Id, JobId, Position};
+use serde_json::json;
+use tokio::time::{Instant, MissedTickBehavior};
 
 use crate::{app::App, body, error::Error, ids};
+use hub::{Heard, Hub, Joined, Wanted};
+use line::frame;
+use past::Past;
 
-/// Messages of EVENTS that a subscriber may be behind.
-const BEHIND_MESSAGES_MAX: usize = 1_024;
-/// How often a silent stream shows that it lives.
+/// How often a silent stream shows that it lives, and how far it is.
 const HEARTBEAT: Duration = Duration::from_secs(15);
-/// How long to wait before the end of EVENTS is asked for again.
+/// How long to wait before EVENTS is read again after a failure.
 const PAUSE: Duration = Duration::from_millis(250);
+/// How soon a client is to come back, in ms.
+const RETRY_MS: u32 = 1_000;
 
-/// A message of EVENTS, read once for all subscribers.
-struct Heard {
-    sequence: u64,
-    batch: job::event::Batch,
-}
-
-/// A handle to the follower. Cheap to clone.
+/// A handle to all that follows jobs. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Feed {
-    heard: broadcast::Sender<Arc<Heard>>,
-    stop: CancellationToken,
+    hub: Hub,
+    past: Past,
 }
 
 impl Feed {
-    /// Starts to follow EVENTS from its end on.
-    pub fn start(broker: Broker, stop: CancellationToken) -> Self {
-        let (heard, _) = broadcast::channel(BEHIND_MESSAGES_MAX);
-        tokio::spawn(feed(broker, heard.clone(), stop.clone()));
-        Self { heard, stop }
+    /// Starts to follow EVENTS.
+    pub fn start(broker: mesh::Broker, stop: tokio_util::sync::CancellationToken) -> Self {
+        Self { hub: Hub::start(broker.clone(), stop), past: Past::new(broker) }
     }
-}
 
-async fn feed(broker: Broker, heard: broadcast::Sender<Arc<Heard>>, stop: CancellationToken) {
-    let end = loop {
-        match broker.last_sequence(names::EVENTS).await {
-            Ok(end) => break end,
-            Err(error) => tracing::warn!(error = %error, "EVENTS not followed yet, trying again"),
-        }
-        tokio::select! {
-            () = stop.cancelled() => return,
-            () = tokio::time::sleep(PAUSE) => {}
-        }
-    };
-    let mut events = follow::follow(broker, names::EVENTS, end + 1, stop);
-    while let Some(message) = events.recv().await {
-        let headers = message.headers.as_ref();
-        match wire::events(message.sequence, headers, &message.payload) {
-            // Nobody subscribed is no error.
-            Ok((_, batch)) => {
-                drop(heard.send(Arc::new(Heard { sequence: message.sequence, batch })))
-            }
-            Err(error) => tracing::error!(error = %error, "events passed over"),
+    /// What one job does from now on.
+    pub fn job(&self, job: JobId) -> Option<Changes> {
+        match self.hub.join(&Wanted::Job(job, None), None) {
+            Joined::From(_, heard) => Some(Changes(heard)),
+            Joined::TooOld => None,
         }
     }
 }
 
-/// Which changes a subscriber wants.
-#[derive(Clone)]
-struct Wanted {
-    project: Option<Id>,
-    job: Option<JobId>,
-}
+/// Tells that a job changed.
+pub(crate) struct Changes(Box<Heard>);
 
-impl Wanted {
-    fn wants(&self, change: &Change<'_>) -> bool {
-        self.project.as_ref().is_none_or(|project| project == change.project)
-            && self.job.is_none_or(|job| job == change.job)
+impl Changes {
+    /// Waits for the next change, or for the end of such news.
+    pub async fn next(&mut self) {
+        self.0.frames.recv().await;
+    }
+
+    /// Whether no more news comes.
+    pub fn is_over(&self) -> bool {
+        self.0.frames.is_closed()
     }
 }
 
-/// The data of one event.
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct Line<'a> {
-    job_id: JobId,
-    project_id: &'a Id,
-    batch_id: &'a Id,
-    status: &'static str,
-    run: job::Run,
-    at: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    worker: Option<&'a Id>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    error: Option<&'a Id>,
-}
-
-/// Streams changes of jobs: of all, of a project, or of one job.
+/// Streams changes of jobs: of all, of a project, of a batch, or of one job.
 pub(crate) async fn stream(
     State(app): State<App>,
     uri: Uri,
-) -> Result<Stream<impl stream::Stream<Item = Result<Sse, Infallible>>>, Error> {
-    let [project, job] = body::query(&uri, ["projectId", "jobId"])?;
-    let wanted = Wanted {
-        project: project.map(|id| ids::id("projectId", &id)).transpose()?,
-        job: job.map(|id| ids::job_id("jobId", &id)).transpose()?,
-    };
-    let heard = app.feed.heard.subscribe();
-    let reader = Reader { heard, wanted, stop: app.feed.stop.clone(), open: true };
-    let chunks = stream::unfold(reader, |mut reader| async {
-        let lines = reader.next().await?;
-        Some((stream::iter(lines.into_iter().map(Ok)), reader))
+    headers: HeaderMap,
+) -> Result<Response, Error> {
+    let [project, batch, job, after] =
+        body::query(&uri, ["projectId", "batchId", "jobId", "after"])?;
+    let project = project.map(|id| ids::id("projectId", &id)).transpose()?;
+    let batch = batch.map(|id| ids::id("batchId", &id)).transpose()?;
+    let job = job.map(|id| ids::job_id("jobId", &id)).transpose()?;
+    let wanted = wanted(project, batch, job)?;
+    let last = headers.get("last-event-id").map(|id| id.to_str().unwrap_or("?").to_owned());
+    let named = if last.is_some() { "Last-Event-ID" } else { "after" };
+    let after = last.or(after).filter(|id| !id.is_empty());
+    let after = after.map(|id| id.parse::<Position>()).transpose();
+    let after = after.map_err(|error| Error::invalid(format!("{named}: {error}")))?;
+    let subscription = Subscription { feed: app.feed, wanted, after, heard: None, begun: false };
+    let chunks = stream::unfold(Some(subscription), |subscription| async {
+        let mut subscription = subscription?;
+        let (chunk, goes_on) = subscription.next().await;
+        Some((Ok::<Bytes, Infallible>(chunk), goes_on.then_some(subscription)))
     });
-    let keep_alive = KeepAlive::new().interval(HEARTBEAT);
-    Ok(Stream::new(futures_util::StreamExt::flatten(chunks)).keep_alive(keep_alive))
+    let headers =
+        [(header::CONTENT_TYPE, "text/event-stream"), (header::CACHE_CONTROL, "no-store")];
+    Ok((
+        headers,
+        Body::from_stream(chunks.filter(|chunk| {
+            let any = chunk.as_ref().is_ok_and(|chunk| !chunk.is_empty());
+            std::future::ready(any)
+        })),
+    )
+        .into_response())
 }
 
-/// One subscriber.
-struct Reader {
-    heard: broadcast::Receiver<Arc<Heard>>,
+fn wanted(project: Option<Id>, batch: Option<Id>, job: Option<JobId>) -> Result<Wanted, Error> {
+    Ok(match (project, batch, job) {
+        (_, Some(_), Some(_)) => {
+            return Err(Error::invalid("batchId and jobId exclude each other"));
+        }
+        (None, Some(_), _) => return Err(Error::missing("projectId, with batchId,")),
+        (project, None, Some(job)) => Wanted::Job(job, project),
+        (Some(project), Some(batch), None) => Wanted::Batch(project, batch),
+        (Some(project), None, None) => Wanted::Project(project),
+        (None, None, None) => Wanted::All,
+    })
+}
+
+/// One subscriber's way through EVENTS: the past in chunks, then what the hub distributes.
+struct Subscription {
+    feed: Feed,
     wanted: Wanted,
-    stop: CancellationToken,
-    open: bool,
+    after: Option<Position>,
+    heard: Option<Box<Heard>>,
+    begun: bool,
 }
 
-impl Reader {
-    /// The next events for this subscriber; `None` at the end.
-    async fn next(&mut self) -> Option<Vec<Sse>> {
-        while self.open {
-            let heard = tokio::select! {
-                () = self.stop.cancelled() => return None,
-                heard = self.heard.recv() => heard,
+impl Subscription {
+    /// The next bytes, and whether more follow.
+    async fn next(&mut self) -> (Bytes, bool) {
+        if !self.begun {
+            self.begun = true;
+            return (format!("retry: {RETRY_MS}\n\n").into(), true);
+        }
+        let stop = self.feed.hub.stop.clone();
+        let Some(heard) = &mut self.heard else {
+            return tokio::select! {
+                () = stop.cancelled() => (Bytes::new(), false),
+                chunk = self.catch_up() => (chunk, true),
             };
-            match heard {
-                Ok(heard) => {
-                    let lines = lines(&heard, &self.wanted);
-                    if !lines.is_empty() {
-                        return Some(lines);
+        };
+        let mut beat = tokio::time::interval_at(Instant::now() + HEARTBEAT, HEARTBEAT);
+        beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return (Bytes::new(), false),
+                frame = heard.frames.recv() => return match frame {
+                    Some(frame) => (frame, true),
+                    None => (lagged(), false),
+                },
+                _ = beat.tick() => {
+                    // An id alone is no event, but where to go on from.
+                    if let Some(up_to) = heard.up_to() {
+                        return (format!(": alive\nid: {up_to}\n\n").into(), true);
                     }
-                }
-                Err(RecvError::Closed) => return None,
-                Err(RecvError::Lagged(messages)) => {
-                    self.open = false;
-                    let text = format!("{messages} messages were not read in time: connect again");
-                    return Some(vec![Sse::default().event("lagged").data(text)]);
                 }
             }
         }
-        None
+    }
+
+    /// Joins the hub, or reads a chunk of what was before.
+    async fn catch_up(&mut self) -> Bytes {
+        match self.feed.hub.join(&self.wanted, self.after) {
+            Joined::From(first, heard) => {
+                self.heard = Some(heard);
+                return first.concat().into();
+            }
+            Joined::TooOld => {}
+        }
+        let (Some(after), Some(next)) = (self.after, self.feed.hub.next()) else {
+            tokio::time::sleep(PAUSE).await;
+            return Bytes::new();
+        };
+        match self.feed.past.read(&self.wanted, after, next.saturating_sub(1)).await {
+            Ok(chunk) => {
+                self.after = Some(chunk.up_to);
+                chunk.frames.concat().into()
+            }
+            Err(error) => {
+                tracing::warn!(error = format!("{error:#}"), "EVENTS not read, trying again");
+                tokio::time::sleep(PAUSE).await;
+                Bytes::new()
+            }
+        }
     }
 }
 
-fn lines(heard: &Heard, wanted: &Wanted) -> Vec<Sse> {
-    let events = heard.batch.at_sequence(heard.sequence);
-    events.filter_map(|(position, event)| line(position, heard.batch.at, event, wanted)).collect()
-}
-
-fn line(position: Position, at: Millis, event: &Event, wanted: &Wanted) -> Option<Sse> {
-    let change = event.change().filter(|change| wanted.wants(change))?;
-    let line = Line {
-        job_id: change.job,
-        project_id: change.project,
-        batch_id: change.batch,
-        status: change.status.name(),
-        run: change.run,
-        at: rfc3339(at),
-        worker: change.worker,
-        error: change.error,
-    };
-    let data = serde_json::to_string(&line).ok()?;
-    Some(Sse::default().id(position.to_string()).event(change.status.name()).data(data))
+/// The last that a subscriber hears who does not read as fast as jobs change.
+fn lagged() -> Bytes {
+    let text = "events came faster than they were read: connect again with the last id";
+    frame(None, "lagged", &json!({ "message": text }))
 }

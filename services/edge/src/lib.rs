@@ -15,13 +15,16 @@ mod router;
 mod submit;
 mod view;
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, time::Duration};
 
 use anyhow::{Context, ensure};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 pub use config::Config;
+
+/// How long requests under way may take to end.
+const DRAIN_WITHIN: Duration = Duration::from_secs(10);
 
 /// Serves until `stop` is cancelled, then lets requests under way end.
 ///
@@ -36,7 +39,15 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     tracing::info!(listen = %listener.local_addr()?, "edge serves");
     let app = app::App::start(&config, broker, stop.clone()).await?;
     let served = axum::serve(listener, router::router(app.clone()));
-    served.with_graceful_shutdown(stop.cancelled_owned()).await?;
+    let drained = served.with_graceful_shutdown(stop.clone().cancelled_owned());
+    let patience = async {
+        stop.cancelled().await;
+        tokio::time::sleep(DRAIN_WITHIN).await;
+    };
+    tokio::select! {
+        ended = drained.into_future() => ended?,
+        () = patience => tracing::warn!("requests were under way for too long and are cut off"),
+    }
     app.broker.client.flush().await.ok();
     tracing::info!("edge drained");
     Ok(())

@@ -1,6 +1,6 @@
 //! What clients see of a job.
 
-use job::{Id, Job, JobId, Json, Status, time::Millis, time::rfc3339};
+use job::{Id, Job, JobId, Json, Spent, Status, time::Millis, time::rfc3339};
 use mesh::ask::Archived;
 use serde::{Serialize, Serializer};
 
@@ -39,8 +39,26 @@ pub(crate) struct JobView {
     model: Option<Id>,
     #[serde(skip_serializing_if = "Option::is_none")]
     worker: Option<Id>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    progress: Option<Json>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    history: Option<Vec<StepView>>,
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     archived: bool,
+}
+
+/// A step of a job's life.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct StepView {
+    at: Time,
+    status: String,
+    run: u32,
+    attempt: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    worker: Option<Id>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<Id>,
 }
 
 #[derive(Debug, Serialize)]
@@ -62,34 +80,60 @@ impl Serialize for Time {
 impl JobView {
     /// The view of a job that state or the bucket has.
     pub fn job(job: Job) -> Self {
-        let ran = job.started_at.is_some() || !job.spent.is_nothing() || job.spent.model.is_some();
-        let tokens = Tokens { input: job.spent.input_tokens, output: job.spent.output_tokens };
+        let past = job.past();
+        let ran = past.started_at.is_some() || past.spent != Spent::default();
+        let tokens = Tokens { input: past.spent.input_tokens, output: past.spent.output_tokens };
         Self {
             id: job.id,
-            project_id: job.project,
-            batch_id: job.batch,
             r#type: job.kind.name().to_owned(),
             status: job.status.name().to_owned(),
             priority: Some(job.priority),
-            data: Some(job.data),
+            data: Some(job.data.clone()),
             attempts: job.attempts,
             max_attempts: Some(job.max_attempts),
             created_at: Time(job.created_at),
             run_at: job.run_at.map(Time),
-            started_at: job.started_at.map(Time),
-            completed_at: job.completed_at.map(Time),
-            error: job.error,
-            superseded_by: job.superseded_by,
-            result: job.result,
+            started_at: past.started_at.map(Time),
+            completed_at: past.completed_at.map(Time),
+            error: past.error.clone(),
+            superseded_by: past.superseded_by,
+            result: past.result.clone(),
             tokens: (ran && job.status != Status::Processing).then_some(tokens),
-            model: job.spent.model,
-            worker: job.worker,
+            model: past.spent.model.clone(),
+            worker: past.worker.clone(),
+            progress: past.progress.clone(),
+            history: Some(history(&job)),
             archived: false,
+            project_id: job.project,
+            batch_id: job.batch,
         }
+    }
+
+    /// The view of a live job in a list.
+    pub fn summary(job: Job) -> Self {
+        Self { data: None, result: None, history: None, ..Self::job(job) }
+    }
+
+    /// The view of an ended job in a list, as ClickHouse has it.
+    pub fn ended(id: JobId, job: Archived) -> Self {
+        Self { archived: false, history: None, ..Self::archived(id, job) }
     }
 
     /// The view of a job that only ClickHouse has.
     pub fn archived(id: JobId, job: Archived) -> Self {
+        let text = |text: String| Some(text).filter(|text| !text.is_empty()).map(Id::from);
+        let steps = job.runs.into_iter().map(|run| StepView {
+            at: Time(run.at),
+            status: match run.outcome.as_str() {
+                "retry" | "lost" | "released" => Status::Queued.name().to_owned(),
+                _ => run.outcome,
+            },
+            run: run.run,
+            attempt: run.attempts,
+            worker: text(run.worker),
+            error: text(run.error),
+        });
+        let (input, output) = job.tokens;
         Self {
             id,
             project_id: job.project.into(),
@@ -104,15 +148,55 @@ impl JobView {
             run_at: None,
             started_at: job.started_at.map(Time),
             completed_at: Some(Time(job.finished_at)),
-            error: Some(job.error).filter(|error| !error.is_empty()).map(Id::from),
+            error: text(job.error),
             superseded_by: None,
             result: None,
-            tokens: None,
-            model: None,
-            worker: None,
+            tokens: job.started_at.map(|_| Tokens { input, output }),
+            model: text(job.model),
+            worker: text(job.worker),
+            progress: None,
+            history: Some(steps.collect()),
             archived: true,
         }
     }
+
+    /// Whether the job stands so.
+    pub fn is(&self, status: Status) -> bool {
+        self.status == status.name()
+    }
+
+    /// Whether nothing more happens to the job by itself.
+    pub fn is_ended(&self) -> bool {
+        [Status::Completed, Status::Failed, Status::Canceled].into_iter().any(|it| self.is(it))
+    }
+
+    /// Leaves the history out where it was not asked for.
+    pub fn show_history(&mut self, shown: bool) {
+        if !shown {
+            self.history = None;
+        }
+    }
+}
+
+/// Every step of a job, as far as they are kept, from the first.
+fn history(job: &Job) -> Vec<StepView> {
+    let first = StepView {
+        at: Time(job.created_at),
+        status: Status::Queued.name().to_owned(),
+        run: 1,
+        attempt: 0,
+        worker: None,
+        error: None,
+    };
+    let steps = job.past().timeline.iter().map(|step| StepView {
+        at: Time(step.at),
+        status: step.status.name().to_owned(),
+        run: step.run,
+        attempt: step.attempts,
+        worker: step.worker.clone(),
+        error: step.error.clone(),
+    });
+    std::iter::once(first).chain(steps).collect()
 }
 
 /// When a job was made, which a UUIDv7 tells in ms.

@@ -1,10 +1,10 @@
 //! The handlers of this binary, and which of them runs which kind of work.
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use job::Kind;
 use processor::{
     Registry,
-    handlers::{Http, Noop, Tokenize},
+    handlers::{Command, Http, Llm, Noop, Tokenize},
 };
 
 /// Settings of the processor of this binary.
@@ -19,6 +19,30 @@ pub struct Config {
     /// Where the handler `http` posts jobs to.
     #[arg(long, env = "JOBMESH_HTTP_URL")]
     http_url: Option<String>,
+    /// What the handler `command` runs for each job, by /bin/sh.
+    #[arg(long, env = "JOBMESH_COMMAND")]
+    command: Option<String>,
+    /// The endpoint that the handler `llm` asks, such as https://api.openai.com/v1.
+    #[arg(long, env = "JOBMESH_LLM_URL")]
+    llm_url: Option<String>,
+    /// The model that `llm` asks for projects that name none.
+    #[arg(long, env = "JOBMESH_LLM_MODEL")]
+    llm_model: Option<String>,
+}
+
+/// The variable with the key of the language model: in no argument, where others could read it.
+const LLM_KEY: &str = "JOBMESH_LLM_KEY";
+/// The handler of all kinds of work that no setting gives another.
+const DEFAULT: &str = "tokenize";
+
+/// What a handler needs that is not set.
+fn needs(name: &str) -> &'static str {
+    match name {
+        "http" => "handler http needs JOBMESH_HTTP_URL (or --http-url)",
+        "command" => "handler command needs JOBMESH_COMMAND (or --command)",
+        "llm" => "handler llm needs JOBMESH_LLM_URL (or --llm-url)",
+        _ => "known handlers are tokenize, noop, http, command and llm",
+    }
 }
 
 impl Config {
@@ -28,26 +52,26 @@ impl Config {
         if let Some(url) = &self.http_url {
             registry = registry.named("http", Http::new(url)?);
         }
+        if let Some(line) = &self.command {
+            registry = registry.named("command", Command::new(line));
+        }
+        if let Some(url) = &self.llm_url {
+            let key = std::env::var(LLM_KEY).ok();
+            let llm = Llm::new(url, key.as_deref(), self.llm_model.as_deref())?;
+            registry = registry.named("llm", llm);
+        }
         for kind in Kind::ALL {
-            registry = registry.with(kind, Tokenize);
+            registry = registry.also(kind, DEFAULT).context("the default handler is there")?;
         }
         for setting in self.handlers.iter().filter(|setting| !setting.is_empty()) {
             let named = setting.split_once('=');
-            let (kind, handler) =
-                named.with_context(|| format!("{setting:?} is not kind=handler"))?;
+            let (kind, name) = named.with_context(|| format!("{setting:?} is not kind=handler"))?;
             let found = Kind::ALL.into_iter().find(|known| known.name() == kind);
             let kind = found.with_context(|| {
                 format!("{kind:?} is no kind of work; known are process_batch and process_redo")
             })?;
-            registry = match handler {
-                "tokenize" => registry.with(kind, Tokenize),
-                "noop" => registry.with(kind, Noop),
-                "http" => {
-                    let url = self.http_url.as_deref();
-                    registry.with(kind, Http::new(url.context("handler http needs --http-url")?)?)
-                }
-                other => bail!("{other:?} is no handler; known are tokenize, http and noop"),
-            };
+            let also = registry.also(kind, name);
+            registry = also.with_context(|| format!("no handler {name:?}: {}", needs(name)))?;
         }
         Ok(registry)
     }

@@ -27,7 +27,9 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     let progress = pump::Progress::default();
     let answering =
         questions::answer(broker.clone(), client.clone(), progress.clone(), stop.clone());
-    let answering = tokio::spawn(answering);
-    pump::run(&broker, &client, &name, &progress, &stop).await;
-    answering.await?
+    // Neither is of use without the other: where one ends, the process does, and is started again.
+    tokio::select! {
+        ended = answering => ended,
+        () = pump::run(&broker, &client, &name, &progress, &stop) => Ok(()),
+    }
 }

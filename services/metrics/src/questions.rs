@@ -1,12 +1,17 @@
 //! Questions for sums over time, and for jobs that the bucket has let go.
 
+use std::{
+    collections::HashMap,
+    time::{Duration, Instant},
+};
+
 use async_nats::service::{Request, ServiceExt, error::Error as Refusal};
 use clickhouse::{Client, Row};
 use futures_util::StreamExt;
-use job::time::Millis;
+use job::{Position, time::Millis};
 use mesh::{
     Broker,
-    ask::{Archived, ArchivedAnswer, AskJob, AskMetrics},
+    ask::{Archived, ArchivedAnswer, ArchivedRun, AskEnded, AskJob, AskMetrics, EndedAnswer},
     names,
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -33,14 +38,19 @@ pub(crate) async fn answer(
     };
     let sums = add("query", names::ASK_METRICS).await?;
     let jobs = add("job", names::ASK_ARCHIVED).await?;
+    let ended = add("jobs", names::ASK_ENDED).await?;
     let answering_sums = sums.for_each_concurrent(AT_ONCE_MAX, |request| async {
         respond(request, |ask| answer_sums(&broker, &client, &progress, ask)).await;
     });
     let answering_jobs = jobs.for_each_concurrent(AT_ONCE_MAX, |request| async {
         respond(request, |ask| answer_job(&client, ask)).await;
     });
+    let answering_ended = ended.for_each_concurrent(AT_ONCE_MAX, |request| async {
+        respond(request, |ask| answer_ended(&client, &progress, ask)).await;
+    });
     tokio::select! {
         () = stop.cancelled() => {}
+        () = answering_ended => {}
         () = answering_sums => {}
         () = answering_jobs => {}
     }
@@ -73,44 +83,155 @@ async fn as_of(broker: &Broker, progress: &Progress, now: Millis) -> anyhow::Res
     Ok(if place.next > last { now } else { place.at.max(reached.at) })
 }
 
-#[derive(Row, Deserialize)]
-struct LastRow {
+/// A row of `job_runs`, as far as it says what became of a job.
+#[derive(Clone, Row, Deserialize)]
+struct EndRow {
+    #[serde(with = "clickhouse::serde::uuid")]
+    job: uuid::Uuid,
+    sequence: u64,
+    idx: u32,
     project: String,
     batch: String,
     kind: String,
     outcome: String,
+    last: u8,
+    run: u32,
     attempt: u32,
     queued_at: Millis,
     started_at: Millis,
     at: Millis,
     error: String,
+    worker: String,
+    tokens_in: u64,
+    tokens_out: u64,
+    model: String,
+}
+
+/// The columns of an [`EndRow`].
+const END_COLUMNS: &str = "job, sequence, idx, project, batch, toString(type) AS kind,
+    toString(outcome) AS outcome, final AS last, run, attempt,
+    toUnixTimestamp64Milli(queued_at) AS queued_at,
+    toUnixTimestamp64Milli(started_at) AS started_at,
+    toUnixTimestamp64Milli(runs.at) AS at, error, worker, tokens_in, tokens_out,
+    toString(model) AS model";
+/// Runs of one job that are shown.
+const RUNS_MAX: usize = 200;
+/// How long a question waits for rows that are on their way.
+const ROWS_WITHIN: Duration = Duration::from_secs(3);
+
+impl EndRow {
+    fn archived(self, runs: Vec<ArchivedRun>) -> Archived {
+        Archived {
+            project: self.project,
+            batch: self.batch,
+            kind: self.kind,
+            outcome: self.outcome,
+            attempts: self.attempt,
+            queued_at: self.queued_at,
+            started_at: Some(self.started_at).filter(|at| *at > 0),
+            finished_at: self.at,
+            error: self.error,
+            worker: self.worker,
+            tokens: (self.tokens_in, self.tokens_out),
+            model: self.model,
+            runs,
+        }
+    }
 }
 
 async fn answer_job(client: &Client, ask: AskJob) -> anyhow::Result<ArchivedAnswer> {
-    let sql =
-        "SELECT project, batch, toString(type) AS kind, toString(outcome) AS outcome, attempt,
-            toUnixTimestamp64Milli(queued_at) AS queued_at,
-            toUnixTimestamp64Milli(started_at) AS started_at,
-            toUnixTimestamp64Milli(runs.at) AS at, error
-        FROM job_runs AS runs
-        WHERE job = {job:UUID} AND final
-        ORDER BY sequence DESC, idx DESC
-        LIMIT 1";
-    let query = client.query_raw(sql).param("job", ask.job.to_string());
-    let row: Option<LastRow> = query.fetch_optional().await?;
-    Ok(ArchivedAnswer {
-        job: row.map(|row| Archived {
-            project: row.project,
-            batch: row.batch,
-            kind: row.kind,
-            outcome: row.outcome,
-            attempts: row.attempt,
-            queued_at: row.queued_at,
-            started_at: Some(row.started_at).filter(|at| *at > 0),
-            finished_at: row.at,
-            error: row.error,
-        }),
-    })
+    let sql = format!(
+        "SELECT {END_COLUMNS} FROM job_runs AS runs WHERE job = {{job:UUID}}
+        ORDER BY sequence DESC, idx DESC LIMIT {RUNS_MAX}"
+    );
+    let query = client.query_raw(&sql).param("job", ask.job.to_string());
+    let rows: Vec<EndRow> = query.fetch_all().await?;
+    let Some(last) = rows.iter().find(|row| row.last == 1).cloned() else {
+        return Ok(ArchivedAnswer { job: None });
+    };
+    let tokens = rows.iter().fold((0, 0), |(input, output): (u64, u64), row| {
+        (input.saturating_add(row.tokens_in), output.saturating_add(row.tokens_out))
+    });
+    let runs = rows.into_iter().rev().map(|row| ArchivedRun {
+        at: row.at,
+        run: row.run,
+        attempts: row.attempt,
+        outcome: row.outcome,
+        worker: row.worker,
+        error: row.error,
+    });
+    let runs = runs.collect();
+    Ok(ArchivedAnswer { job: Some(Archived { tokens, ..last.archived(runs) }) })
+}
+
+/// Ended jobs, each by its last end.
+async fn answer_ended(
+    client: &Client,
+    progress: &Progress,
+    ask: AskEnded,
+) -> anyhow::Result<EndedAnswer> {
+    // Who was told of an end is to find it here.
+    let begun = Instant::now();
+    while progress.reached().sequence < ask.event && begun.elapsed() < ROWS_WITHIN {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let before = ask.before.unwrap_or(Position::new(u64::MAX, u32::MAX));
+    let sql = format!(
+        "SELECT {END_COLUMNS} FROM job_runs AS runs
+        WHERE project = {{project:String}} AND final
+            AND (sequence, idx) < ({{sequence:UInt64}}, {{idx:UInt32}})
+            AND ({{batch:String}} = '' OR batch = {{batch:String}})
+            AND ({{outcome:String}} = '' OR outcome = {{outcome:String}})
+            AND ({{kind:String}} = '' OR type = {{kind:String}})
+        ORDER BY sequence DESC, idx DESC LIMIT {}",
+        ask.limit + 1
+    );
+    let query = client
+        .query_raw(&sql)
+        .param("project", ask.project)
+        .param("sequence", before.sequence)
+        .param("idx", before.index)
+        .param("batch", ask.batch.unwrap_or_default())
+        .param("outcome", ask.outcome.unwrap_or_default())
+        .param("kind", ask.kind.unwrap_or_default());
+    let mut rows: Vec<EndRow> = query.fetch_all().await?;
+    let more = rows.len() > ask.limit;
+    rows.truncate(ask.limit);
+    let next = rows.last().map(|row| Position::new(row.sequence, row.idx)).filter(|_| more);
+    let last = last_ends(client, &rows).await?;
+    // One that was retried has ended before as well: that is not how it stands.
+    rows.retain(|row| last.get(&row.job) == Some(&(row.sequence, row.idx)));
+    let jobs = rows.into_iter().map(|row| {
+        let position = Position::new(row.sequence, row.idx);
+        (position, row.job, row.archived(Vec::new()))
+    });
+    Ok(EndedAnswer { jobs: jobs.collect(), next })
+}
+
+#[derive(Row, Deserialize)]
+struct LastEnd {
+    #[serde(with = "clickhouse::serde::uuid")]
+    job: uuid::Uuid,
+    last_sequence: u64,
+    last_idx: u32,
+}
+
+/// Where each of these jobs ended last.
+async fn last_ends(
+    client: &Client,
+    rows: &[EndRow],
+) -> anyhow::Result<HashMap<uuid::Uuid, (u64, u32)>> {
+    if rows.is_empty() {
+        return Ok(HashMap::new());
+    }
+    let ids: Vec<String> = rows.iter().map(|row| format!("'{}'", row.job)).collect();
+    let sql = format!(
+        "SELECT job, max((sequence, idx)).1 AS last_sequence, max((sequence, idx)).2 AS last_idx
+        FROM job_runs WHERE job IN ({}) AND final GROUP BY job",
+        ids.join(", ")
+    );
+    let ends: Vec<LastEnd> = client.query_raw(&sql).fetch_all().await?;
+    Ok(ends.into_iter().map(|end| (end.job, (end.last_sequence, end.last_idx))).collect())
 }
 
 /// Reads a question, answers it, or says why not.

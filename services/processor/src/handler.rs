@@ -4,6 +4,7 @@ use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
 
 use job::{Json, Spent};
 use mesh::wire::Work;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 /// How a run ended, as its handler says.
@@ -47,11 +48,28 @@ impl Outcome {
 }
 
 /// What a handler is given beside its job.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Context {
     /// Cancelled when the run is not wanted any more. The handler's future is dropped then as
     /// well; a handler with work outside of its future watches this.
     pub canceled: CancellationToken,
+    progress: Option<watch::Sender<Option<Json>>>,
+}
+
+impl Context {
+    /// A context, and what its handler says of its progress.
+    pub(crate) fn new(canceled: CancellationToken) -> (Self, watch::Receiver<Option<Json>>) {
+        let (said, progress) = watch::channel(None);
+        (Self { canceled, progress: Some(said) }, progress)
+    }
+
+    /// Says how far the run is: any JSON of at most 4 KB. It is shown in the job's status and in
+    /// events, the last of each second.
+    pub fn progress(&self, progress: Json) {
+        if let Some(said) = &self.progress {
+            said.send_replace(Some(progress));
+        }
+    }
 }
 
 /// Runs jobs. A job may be run more than once ([`Work::attempt`] tells), so what a handler does
@@ -77,5 +95,24 @@ impl<H: Handler> AnyHandler for H {
         context: Context,
     ) -> Pin<Box<dyn Future<Output = Outcome> + Send>> {
         Box::pin(async move { Handler::handle(&*self, work, context).await })
+    }
+}
+
+/// Work with this data, for tests of handlers.
+#[cfg(test)]
+pub(crate) fn test_work(data: &str) -> Work {
+    Work {
+        job: job::JobId::from_u128(1),
+        run: 1,
+        attempt: 1,
+        max_attempts: 3,
+        project: "p".into(),
+        batch: "b".into(),
+        kind: job::Kind::ProcessBatch,
+        priority: 10,
+        queued_at: 1,
+        handler: None,
+        options: None,
+        data: serde_json::from_str(data).expect("it is JSON"),
     }
 }

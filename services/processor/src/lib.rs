@@ -8,6 +8,7 @@ mod config;
 mod handler;
 pub mod handlers;
 mod hands;
+mod lanes;
 mod registry;
 mod runner;
 mod running;

@@ -42,6 +42,14 @@ impl Registry {
         self
     }
 
+    /// Lets the handler of this name run work of this kind as well; `None` where there is none.
+    #[must_use]
+    pub fn also(mut self, kind: Kind, name: &str) -> Option<Self> {
+        let handler = self.named.get(name)?.clone();
+        self.handlers.insert(kind, handler);
+        Some(self)
+    }
+
     /// The handler of this work.
     ///
     /// # Errors

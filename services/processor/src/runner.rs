@@ -10,7 +10,7 @@ use std::{
 use futures_util::StreamExt;
 use job::{
     Class, JobId, Kind, Run,
-    command::{End, Started},
+    command::{End, Progress, Started},
 };
 use mesh::{
     Broker,
@@ -29,6 +29,7 @@ use crate::{
     Config, Registry,
     claim::{self, Claims},
     hands::{Hands, Kept, Taken},
+    lanes::Lanes,
     running::{self, Ended},
 };
 
@@ -42,8 +43,6 @@ const SURPLUS_WAITS: Duration = Duration::from_secs(1);
 const SURPLUS_MAX: usize = 16;
 /// How long words are still said after the grace, before they are given up.
 const LAST_WORDS: Duration = Duration::from_secs(5);
-/// Every so many turns the lowest class is asked first, so that it never starves behind the others.
-const LOW_FIRST_TURN: usize = 10;
 
 /// Runs a processor until `stop` is cancelled, then drains it: no new work, running jobs may end
 /// within the grace time, the rest is handed back.
@@ -65,6 +64,7 @@ pub async fn run(
     let runner = Arc::new(Runner {
         slots: Arc::new(Semaphore::new(config.concurrency)),
         started: commit(Verb::Started),
+        progress: commit(Verb::Progress),
         outcomes: commit(Verb::Outcome),
         hands: Arc::default(),
         tasks: TaskTracker::new(),
@@ -74,6 +74,7 @@ pub async fn run(
         registry,
         name,
         pullers,
+        lanes: Lanes::default(),
         stop,
     });
     let (stop, grace) = (runner.stop.clone(), runner.config.grace());
@@ -112,8 +113,10 @@ struct Runner {
     registry: Registry,
     name: String,
     pullers: Pullers,
+    lanes: Lanes,
     slots: Arc<Semaphore>,
     started: Committer,
+    progress: Committer,
     outcomes: Committer,
     hands: Arc<Hands>,
     tasks: TaskTracker,
@@ -172,6 +175,14 @@ impl Runner {
         let mut held: VecDeque<Held> = VecDeque::new();
         let mut surplus: Vec<Arrival> = Vec::new();
         for turn in 1.. {
+            // No slot is held while there is nothing to run: who waits for work looks for one.
+            if held.is_empty() && surplus.is_empty() && self.lanes.to_ask(turn).is_empty() {
+                tokio::select! {
+                    () = self.stop.cancelled() => break,
+                    arrival = arrivals.recv() => surplus.extend(arrival),
+                }
+                continue;
+            }
             let oldest = held.front().map(|held| held.since);
             let oldest = oldest.into_iter().chain(surplus.first().map(|first| first.since)).min();
             let permit = tokio::select! {
@@ -228,8 +239,8 @@ impl Runner {
         }
     }
 
-    /// Takes as many runs as slots are free, class by class; waits where there are none. Not to
-    /// be cancelled: what it has pulled is in nobody else's hands.
+    /// Takes as many runs as slots are free from the lanes that flow, class by class. Not to be
+    /// cancelled: what it has pulled is in nobody else's hands.
     async fn next_deliveries(
         &self,
         turn: usize,
@@ -241,26 +252,20 @@ impl Runner {
         while let Ok(arrival) = arrivals.try_recv() {
             taken.push(arrival);
         }
-        let mut classes = Class::ALL;
-        if turn.is_multiple_of(LOW_FIRST_TURN) {
-            classes.reverse();
-        }
-        for class in classes {
-            if taken.len() >= free || self.stop.is_cancelled() {
+        for (class, kind) in self.lanes.to_ask(turn) {
+            let asked = free.saturating_sub(taken.len());
+            if asked == 0 || self.stop.is_cancelled() {
                 break;
             }
-            match self.pullers.take(class, free - taken.len()).await {
-                Ok(more) => taken.extend(more.into_iter().map(|delivery| self.arrival(delivery))),
+            match self.pullers.take(class, kind, asked).await {
+                Ok(more) => {
+                    self.lanes.note(class, kind, more.len() >= asked);
+                    taken.extend(more.into_iter().map(|delivery| self.arrival(delivery)));
+                }
                 Err(error) => {
                     tracing::warn!(error = %error, "ready work not pulled, trying again");
                     tokio::time::sleep(PULL_PAUSE).await;
                 }
-            }
-        }
-        if taken.is_empty() {
-            tokio::select! {
-                () = self.stop.cancelled() => {}
-                arrival = arrivals.recv() => taken.extend(arrival),
             }
         }
         taken
@@ -284,6 +289,9 @@ impl Runner {
             match self.pullers.wait(class, kind).await {
                 Ok(None) => {}
                 Ok(Some(delivery)) => {
+                    if delivery.behind > 0 {
+                        self.lanes.note(class, kind, true);
+                    }
                     if parked.send(self.arrival(delivery)).await.is_err() {
                         return;
                     }
@@ -319,7 +327,8 @@ impl Runner {
         let run = async |_: &_| {
             let limit = self.config.time_limit();
             let release = self.release.clone();
-            running::run(&self.registry, work.clone(), limit, stop, release).await
+            let say = |progress| self.say_progress(&work, progress);
+            running::run(&self.registry, work.clone(), limit, stop, release, say).await
         };
         let record = async |work: &_, ended| {
             let (end, spent) = match ended {
@@ -348,6 +357,17 @@ impl Runner {
         let started = self.started.clone();
         tokio::spawn(async move {
             let _ = started.commit(json).await;
+        });
+    }
+
+    /// Says how far a run is, and does not wait.
+    fn say_progress(&self, work: &mesh::wire::Work, progress: job::Json) {
+        let item =
+            Item { id: Uuid::now_v7(), ask: Progress { job: work.job, run: work.run, progress } };
+        let json = serde_json::to_vec(&item).expect("ids and JSON are JSON");
+        let committer = self.progress.clone();
+        tokio::spawn(async move {
+            let _ = committer.commit(json).await;
         });
     }
 

@@ -7,6 +7,7 @@ use job::{
     command::{End, Outcome as Said},
 };
 use mesh::wire::Work;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -18,6 +19,11 @@ use crate::{
 const RESULT_BYTES_MAX: usize = 256 * 1024;
 /// The longest error that is kept, in bytes.
 const ERROR_BYTES_MAX: usize = 4 * 1024;
+
+/// The longest progress that is kept, in bytes.
+const PROGRESS_BYTES_MAX: usize = 4 * 1024;
+/// How often progress is said.
+const PROGRESS_EVERY: Duration = Duration::from_secs(1);
 
 /// How a run came to its end here.
 #[derive(Debug)]
@@ -31,24 +37,29 @@ pub(crate) enum Ended {
 }
 
 /// Runs the handler of `work` until it ends, `stop` is cancelled (the run is not wanted any
-/// more), or `release` is (the processor's grace is over).
+/// more), or `release` is (the processor's grace is over). What it says of its progress goes to
+/// `say`.
 pub(crate) async fn run(
     registry: &Registry,
     work: Arc<Work>,
     limit: Duration,
     stop: CancellationToken,
     release: CancellationToken,
+    say: impl Fn(Json),
 ) -> Ended {
     let handler = match registry.handler(&work) {
         Ok(handler) => handler,
-        Err(error) => return said(Outcome::reject(error)),
+        // Another processor may have it: where they are not all alike, or one is new.
+        Err(error) => return said(Outcome::retry(error)),
     };
     let canceled = CancellationToken::new();
     // Whatever ends the wait below tells the handler, also what it left running elsewhere.
     let _canceled = canceled.clone().drop_guard();
-    let mut handling = Handling::start(handler, work, Context { canceled });
+    let (context, progress) = Context::new(canceled);
+    let mut handling = Handling::start(handler, work, context);
     tokio::select! {
         biased;
+        () = tell(progress, say) => Ended::Stopped,
         () = stop.cancelled() => Ended::Stopped,
         () = release.cancelled() => Ended::Released,
         ended = handling.end() => said(ended),
@@ -56,6 +67,23 @@ pub(crate) async fn run(
             said(Outcome::retry(format!("time limit of {} s exceeded", limit.as_secs())))
         }
     }
+}
+
+/// Hands on what a handler says of its progress, the last of each second; never ends.
+async fn tell(mut progress: watch::Receiver<Option<Json>>, say: impl Fn(Json)) {
+    while progress.changed().await.is_ok() {
+        let said = progress.borrow_and_update().clone();
+        match said {
+            Some(said) if said.get().len() <= PROGRESS_BYTES_MAX => say(said),
+            Some(said) => {
+                tracing::warn!(bytes = said.get().len(), "progress is too long, left out")
+            }
+            None => {}
+        }
+        tokio::time::sleep(PROGRESS_EVERY).await;
+    }
+    // The handler has ended: its outcome comes next.
+    std::future::pending().await
 }
 
 /// A handler at work in a task of its own, which ends with this value.
@@ -132,4 +160,57 @@ pub(crate) fn word(
 ) -> Said {
     let unbegun = crate::claim::outcome(work, processor, end, class);
     Said { started_at: Some(started_at), spent, ..unbegun }
+}
+
+#[cfg(test)]
+mod tests {
+    use job::Kind;
+
+    use super::*;
+    use crate::Handler;
+
+    struct Panics;
+
+    impl Handler for Panics {
+        async fn handle(&self, _: Arc<Work>, _: Context) -> Outcome {
+            panic!("no such {}", "page");
+        }
+    }
+
+    struct Hangs;
+
+    impl Handler for Hangs {
+        async fn handle(&self, _: Arc<Work>, _: Context) -> Outcome {
+            std::future::pending().await
+        }
+    }
+
+    async fn ended(registry: Registry, limit_ms: u64, stop: CancellationToken) -> Ended {
+        let release = CancellationToken::new();
+        let work = Arc::new(crate::handler::test_work("{}"));
+        run(&registry, work, Duration::from_millis(limit_ms), stop, release, |_| {}).await
+    }
+
+    fn error(ended: &Ended) -> String {
+        match ended {
+            Ended::Said(End::Retry { error, .. }, _) => error.to_string(),
+            other => panic!("it ended otherwise: {other:?}"),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_panic_and_a_run_without_end_are_failures_that_may_be_retried() {
+        let forever = CancellationToken::new;
+        let panics = Registry::new().with(Kind::ProcessBatch, Panics);
+        let ended_so = ended(panics, 60_000, forever()).await;
+        assert_eq!(error(&ended_so), "handler panicked: no such page");
+        let hangs = Registry::new().with(Kind::ProcessBatch, Hangs);
+        let ended_so = ended(hangs.clone(), 10, forever()).await;
+        assert!(error(&ended_so).contains("time limit"));
+        let ended_so = ended(Registry::new(), 10, forever()).await;
+        assert!(error(&ended_so).contains("process_batch"));
+        let stop = CancellationToken::new();
+        stop.cancel();
+        assert!(matches!(ended(hangs, 60_000, stop).await, Ended::Stopped));
+    }
 }

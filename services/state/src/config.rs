@@ -1,8 +1,10 @@
 //! What an operator may set of the state service.
 
-use std::time::Duration;
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use service::Nats;
+
+use crate::attic::Attic;
 
 /// Settings of the state service.
 #[derive(Clone, Debug, clap::Args)]
@@ -33,6 +35,12 @@ pub struct Config {
     #[arg(long, env = "JOBMESH_LOWER_SHARE_PERCENT", default_value_t = 10,
           value_parser = clap::value_parser!(u8).range(0..=30))]
     pub lower_share_percent: u8,
+    /// The last priority number of class high.
+    #[arg(long, env = "JOBMESH_HIGH_MAX", default_value_t = 5)]
+    pub high_max: u16,
+    /// The last priority number of class normal; what is above is low.
+    #[arg(long, env = "JOBMESH_NORMAL_MAX", default_value_t = 10)]
+    pub normal_max: u16,
     /// How long an ended job is kept in the bucket, in seconds.
     #[arg(long, env = "JOBMESH_RETENTION_S", default_value_t = 7 * 24 * 3_600)]
     pub retention_s: u32,
@@ -42,18 +50,26 @@ pub struct Config {
     /// How often a snapshot is written, in seconds.
     #[arg(long, env = "JOBMESH_SNAPSHOT_EVERY_S", default_value_t = 30)]
     pub snapshot_every_s: u32,
+    /// How much memory jobs may take before those that wait go to files without a name, to be
+    /// read again when their turn comes, in MB.
+    #[arg(long, env = "JOBMESH_JOB_MEMORY_MB", default_value_t = 32)]
+    pub job_memory_mb: u32,
+    /// Where those files are: a folder on a disk. The system's folder for temporary files where
+    /// absent.
+    #[arg(long, env = "JOBMESH_SPILL_DIR")]
+    pub spill_dir: Option<PathBuf>,
 }
 
 impl Config {
     /// The rules that decisions are made with.
     pub(crate) fn rules(&self) -> job::Config {
-        let defaults = job::Config::default();
         job::Config {
+            bands: job::Bands { high_max: self.high_max, normal_max: self.normal_max },
             max_attempts: self.max_attempts,
             backoff: job::Backoff {
                 base_ms: self.retry_base_ms,
                 cap_ms: self.retry_cap_ms,
-                ..defaults.backoff
+                ..job::Backoff::default()
             },
             retention_ms: i64::from(self.retention_s) * 1_000,
             lower_share: f64::from(self.lower_share_percent) / 100.0,
@@ -62,8 +78,15 @@ impl Config {
                 requests_per_minute: self.requests_per_minute,
                 tokens_per_minute: self.tokens_per_minute,
             },
-            ..defaults
         }
+    }
+
+    /// A state that knows nothing yet.
+    pub(crate) fn empty_state(&self) -> job::State {
+        let dir = self.spill_dir.clone().unwrap_or_else(std::env::temp_dir);
+        let budget = self.job_memory_mb as usize * 1_000_000;
+        let retention_ms = i64::from(self.retention_s) * 1_000;
+        job::State::new(retention_ms).with_attic(Arc::new(Attic::in_dir(&dir)), budget)
     }
 
     pub(crate) fn snapshot_every(&self) -> Duration {

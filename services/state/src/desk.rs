@@ -5,17 +5,20 @@
 //! knows enough answers first. What only the leader knows is asked of all, and only a leader
 //! whose lease is fresh answers: one that was frozen does not speak before it knows its place.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use async_nats::service::{Request, Service, ServiceExt, error::Error as Refusal};
 use bytes::Bytes;
 use futures_util::StreamExt;
-use job::{Limits, State, time::Millis};
+use job::{Job, Limits, State, time::Millis};
 use mesh::{
     Broker,
     ask::{
-        AskJob, AskProject, AskRuns, AskStats, JobAnswer, ProjectAnswer, RunsAnswer,
-        SchedulesAnswer, StatsAnswer,
+        AskJob, AskJobs, AskProject, AskRuns, AskStats, JobAnswer, JobsAnswer, ProjectAnswer,
+        RunsAnswer, SchedulesAnswer, StatsAnswer,
     },
     names::{self, StateQuestion},
     presence::{Presence, Roll},
@@ -28,6 +31,9 @@ const WAITING_MAX: usize = 1_024;
 /// How long a question may wait for this replica to know enough.
 const KNOW_WITHIN: Duration = Duration::from_millis(250);
 
+/// Jobs of one list.
+const LISTED_MAX: usize = 1_000;
+
 /// What is asked.
 #[derive(Clone, Copy, Debug)]
 enum About {
@@ -35,6 +41,7 @@ enum About {
     Stats,
     Project,
     Schedules,
+    Jobs,
     /// Which runs a processor may begin: for the leader.
     Claim,
     /// Which runs must not go on: for the leader.
@@ -103,6 +110,7 @@ impl Desk {
             (About::Stats, names::ASK_STATS),
             (About::Project, names::ASK_PROJECT),
             (About::Schedules, names::ASK_SCHEDULES),
+            (About::Jobs, names::ASK_JOBS),
         ] {
             listen_to_any(&service, &sender, about, question).await?;
             listen_to_all(broker, &sender, about, question.all).await?;
@@ -174,6 +182,7 @@ impl Desk {
             About::Stats => reply(payload, |ask| known.stats(&ask, &self.roll)),
             About::Project => reply(payload, |ask| known.project(&ask)),
             About::Schedules => reply(payload, |ask| known.schedules(&ask)),
+            About::Jobs => reply(payload, |ask| known.jobs(&ask)),
             About::Claim | About::Current if !known.leads => return,
             About::Claim => reply(payload, |ask| known.claim(&ask, &self.roll)),
             About::Current => reply(payload, |ask| known.not_current(&ask)),
@@ -250,8 +259,10 @@ impl Known<'_> {
     }
 
     fn job(&self, ask: &AskJob) -> JobAnswer {
-        let job = self.state.job(ask.job).cloned().map(|mut job| {
-            job.max_attempts = self.state.max_attempts(&job);
+        let job = self.state.job(ask.job).map(|job| {
+            let max_attempts = self.state.max_attempts(&job);
+            let mut job = Arc::unwrap_or_clone(job);
+            job.max_attempts = max_attempts;
             job
         });
         JobAnswer { job, through: self.state.through() }
@@ -284,6 +295,28 @@ impl Known<'_> {
         let schedules = self.state.schedules(&ask.project);
         let schedules = schedules.map(|(name, timed)| (name.clone(), timed.clone())).collect();
         SchedulesAnswer { schedules }
+    }
+
+    fn jobs(&self, ask: &AskJobs) -> JobsAnswer {
+        let status = |job: &Job| ask.status.is_none_or(|status| job.status == status);
+        let kind = |job: &Job| ask.kind.is_none_or(|kind| job.kind == kind);
+        let wanted = |job: &Job| status(job) && kind(job);
+        let limit = ask.limit.min(LISTED_MAX);
+        let (jobs, next) =
+            self.state.live_page(&ask.project, ask.batch.as_ref(), ask.before, limit, wanted);
+        let jobs = jobs.into_iter().map(|job| {
+            let max_attempts = self.state.max_attempts(&job);
+            let mut job = Arc::unwrap_or_clone(job).without_data();
+            job.max_attempts = max_attempts;
+            job
+        });
+        let live = ask
+            .live
+            .iter()
+            .copied()
+            .filter(|id| self.state.job(*id).is_some_and(|job| !job.status.is_terminal()));
+        let (jobs, live) = (jobs.collect(), live.collect());
+        JobsAnswer { jobs, next, live, event: self.state.position().sequence }
     }
 
     /// The runs that a processor which found them in its stream may run: those that nobody is

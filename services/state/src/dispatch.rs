@@ -3,7 +3,10 @@
 //! A dispatch whose fate is unknown makes the streams be read again, and until then its runs
 //! count as out.
 
-use std::collections::HashSet;
+use std::{
+    collections::HashSet,
+    time::{Duration, Instant},
+};
 
 use job::{Capacity, Class, JobId, Run, State, event::Event, time::Millis};
 use mesh::{
@@ -13,6 +16,8 @@ use mesh::{
 
 /// Runs in one dispatch.
 const DISPATCH_RUNS_MAX: usize = 500;
+/// How long a class rests after its stream refused a dispatch.
+const REFUSED_PAUSE: Duration = Duration::from_millis(250);
 /// Bytes in one dispatch.
 const DISPATCH_BYTES_MAX: usize = 4_000_000;
 
@@ -21,6 +26,8 @@ const DISPATCH_BYTES_MAX: usize = 4_000_000;
 pub(crate) struct Dispatcher {
     fences: [u64; 3],
     busy: [bool; 3],
+    /// When a class is dispatched to again whose stream refused.
+    again_at: [Option<Instant>; 3],
     dispatch: job::Dispatch,
     suspect: bool,
 }
@@ -35,7 +42,8 @@ pub(crate) struct Plan {
 impl Dispatcher {
     /// Dispatches behind these fences, once the streams were read.
     pub fn new(fences: [u64; 3]) -> Self {
-        Self { fences, busy: [false; 3], dispatch: job::Dispatch::default(), suspect: true }
+        let dispatch = job::Dispatch::default();
+        Self { fences, busy: [false; 3], again_at: [None; 3], dispatch, suspect: true }
     }
 
     /// Whether a run of this job is out.
@@ -73,6 +81,7 @@ impl Dispatcher {
         capacity: Capacity,
     ) -> Vec<Plan> {
         let mut taken: [(Vec<Message>, usize); 3] = Default::default();
+        let rests = self.again_at.map(|at| at.is_some_and(|at| Instant::now() < at));
         loop {
             let busy = [0, 1, 2].map(|class: usize| {
                 let (messages, bytes) = &taken[class];
@@ -80,10 +89,10 @@ impl Dispatcher {
                     || messages.len() >= DISPATCH_RUNS_MAX
                     || *bytes >= DISPATCH_BYTES_MAX
             });
-            let next = self.dispatch.next(state, rules, now, capacity, busy);
+            let next = self.dispatch.next(state, rules, now, capacity, busy, rests);
             let Some(job) = next.and_then(|id| state.job(id)) else { break };
             let settings = state.settings(&job.project);
-            let message = work::message(job, state.max_attempts(job), settings.handler);
+            let message = work::message(&job, state.max_attempts(&job), &settings);
             let (messages, bytes) = &mut taken[job.class as usize];
             *bytes += message.payload.len();
             messages.push(message);
@@ -106,6 +115,8 @@ impl Dispatcher {
             return false;
         }
         let expected = error.is(LIMITS) || error.is(DUPLICATE_ID);
+        // A stream that is full stays so for a moment; one that has a run already is read first.
+        self.again_at[class as usize] = Some(Instant::now() + REFUSED_PAUSE);
         tracing::warn!(error = %error, class = class.name(), expected, "dispatch to be looked into");
         self.suspect = true;
         true

@@ -1,6 +1,6 @@
 //! From messages of COMMANDS to events on disk, and what follows from them.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, sync::Arc};
 
 use anyhow::{Context, bail};
 use futures_util::{StreamExt, stream};
@@ -249,13 +249,13 @@ impl Leader<'_> {
         let (mut jobs, mut keys) = (Vec::new(), Vec::new());
         for item in asked.iter().filter_map(|asked| asked.items.as_ref().ok()).flatten() {
             if let Command::Outcome(Outcome { job, .. }) = &item.ask
-                && self.state.job(*job).is_none()
+                && !self.state.has(*job)
             {
                 jobs.push(*job);
             }
             if let Command::Enqueue(ask) = &item.ask
                 && ask.idempotency.is_some()
-                && let Some(first) = ask.jobs.first().filter(|job| self.state.job(job.id).is_none())
+                && let Some(first) = ask.jobs.first().filter(|job| !self.state.has(job.id))
             {
                 jobs.push(first.id);
             }
@@ -266,6 +266,7 @@ impl Leader<'_> {
                 Command::Project(_)
                 | Command::Schedule(_)
                 | Command::Started(_)
+                | Command::Progress(_)
                 | Command::Outcome(_) => None,
             };
             keys.extend(key.map(|key| key.key).filter(|key| self.state.answer(*key).is_none()));
@@ -297,7 +298,7 @@ async fn read(broker: &Broker, need: Need, facts: &mut Facts) -> anyhow::Result<
             let reads = ids.into_iter().map(|id| async move { (id, broker.read_job(id).await) });
             let mut reads = stream::iter(reads).buffer_unordered(READS_MAX);
             while let Some((id, job)) = reads.next().await {
-                facts.jobs.insert(id, job?);
+                facts.jobs.insert(id, job?.map(Arc::new));
             }
         }
     }
@@ -315,6 +316,7 @@ fn live_event(position: job::Position, change: &job::event::Change<'_>) -> Vec<u
         "run": change.run,
         "worker": change.worker,
         "error": change.error,
+        "progress": change.progress,
     });
     body.to_string().into_bytes()
 }

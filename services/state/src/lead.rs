@@ -12,6 +12,11 @@ use crate::{Config, desk::Desk, leader::Leader, standby, start};
 /// How long a state service that failed waits before it starts over.
 const START_OVER_PAUSE: Duration = Duration::from_millis(200);
 
+/// How far a leader's clock may be off the broker's, in ms.
+const CLOCK_SKEW_MS_MAX: i64 = 1_000;
+/// Every so many renewals the clocks are compared.
+const CLOCK_CHECK_TURNS: u32 = 25;
+
 /// When the lease was last renewed, where it is held.
 pub(crate) type Held = Option<Instant>;
 
@@ -61,6 +66,18 @@ async fn serve(
     }
 }
 
+/// Holds the lease, but not with a clock that is off: retry delays, permits and schedules would
+/// be off with it, and time never goes back for those who lead after.
+async fn hold_by_the_clock(lease: &mut Lease) -> Result<bool, lease::Error> {
+    let Some(skew_ms) = lease.clock_skew_ms(service::now_ms).await? else { return Ok(false) };
+    if skew_ms.abs() <= CLOCK_SKEW_MS_MAX {
+        return Ok(true);
+    }
+    tracing::error!(skew_ms, "this machine's clock is off the broker's: not leading");
+    lease.release().await;
+    Ok(false)
+}
+
 /// Holds the lease while it can, and says when it last made sure of that.
 async fn keep_lease(
     broker: Broker,
@@ -69,13 +86,19 @@ async fn keep_lease(
     stop: CancellationToken,
 ) {
     let mut lease = None;
-    while !stop.is_cancelled() {
+    for turn in 0.. {
+        if stop.is_cancelled() {
+            break;
+        }
         if lease.is_none() {
             lease = Lease::open(&broker, names::STATE_LEASE, &name).await.ok();
         }
         if let Some(lease) = &mut lease {
             let asked_at = Instant::now();
-            match lease.hold().await {
+            // Before it leads, and every so often then, its clock is held against the broker's.
+            let check = held.borrow().is_none() || turn % CLOCK_CHECK_TURNS == 0;
+            let holds = if check { hold_by_the_clock(lease).await } else { lease.hold().await };
+            match holds {
                 Ok(true) => drop(held.send_replace(Some(asked_at))),
                 Ok(false) => drop(held.send_replace(None)),
                 // Nobody can take it either while the broker is away; the fences hold anyway.

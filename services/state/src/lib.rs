@@ -5,6 +5,7 @@
 //! between any two of these is repaired by starting over, because every effect is repeatable.
 //! The others follow the events, answer questions, and stand by for the lease.
 
+mod attic;
 mod config;
 mod desk;
 mod dispatch;

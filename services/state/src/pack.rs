@@ -193,6 +193,16 @@ mod tests {
     /// The most batches of one request.
     const BATCHES: u128 = 10_000;
 
+    fn written(state: &State) -> Vec<u8> {
+        let mut snapshot = Vec::new();
+        state.freeze().write(&mut snapshot).expect("memory takes it");
+        snapshot
+    }
+
+    fn restored(snapshot: &[u8]) -> State {
+        State::new(1_000).restore(snapshot).expect("it is a snapshot")
+    }
+
     fn long(text: String) -> Id {
         format!("{text:x<ID_BYTES$}").into()
     }
@@ -251,7 +261,7 @@ mod tests {
     fn the_worst_request_fits_and_goes_on_after_a_crash_between_any_of_its_messages() {
         let mut leader = State::new(1_000);
         let (first, _) = fold(&mut leader, 1, &[worst(1)]);
-        let snapshot = leader.snapshot().expect("it is JSON");
+        let snapshot = written(&leader);
         let begun = leader.position().sequence;
         let (second, reply) = fold(&mut leader, 2, &[worst(1 + BATCHES)]);
         assert_eq!(reply, Reply::Enqueued { canceled: 10_000 });
@@ -260,7 +270,7 @@ mod tests {
             assert!(message.payload.len() < APPEND_BYTES_MAX, "{}", message.payload.len());
         }
         for cut in 1..second.len() {
-            let mut next = State::restore(&snapshot, 1_000).expect("it is a snapshot");
+            let mut next = restored(&snapshot);
             for (sequence, message) in (begun + 1..).zip(&second[..cut]) {
                 take_in(&mut next, sequence, message);
             }
@@ -277,13 +287,13 @@ mod tests {
         let mut leader = State::new(1_000);
         let project = long("project-".into());
         fold(&mut leader, 1, &[worst(1)]);
-        let snapshot = leader.snapshot().expect("it is JSON");
+        let snapshot = written(&leader);
         let begun = leader.position().sequence;
         let cancel = Command::Cancel(Cancel { project, batches: None, idempotency: None });
         let (messages, reply) = fold(&mut leader, 2, std::slice::from_ref(&cancel));
         assert_eq!(reply, Reply::Canceled { jobs: 10_000, batches: 10_000 });
         assert!(messages.len() > 1, "the cancel is not large enough to be split");
-        let mut next = State::restore(&snapshot, 1_000).expect("it is a snapshot");
+        let mut next = restored(&snapshot);
         take_in(&mut next, begun + 1, &messages[0]);
         let (_, again) = fold(&mut next, 2, std::slice::from_ref(&cancel));
         assert_eq!(again, reply);
@@ -297,21 +307,21 @@ mod tests {
         let again: Vec<Command> = (0..40).map(|n| request(n, 100_000 + n * 1_000)).collect();
         let mut leader = State::new(1_000);
         fold(&mut leader, 1, &commands);
-        let snapshot = leader.snapshot().expect("it is JSON");
+        let snapshot = written(&leader);
         let begun = leader.position().sequence;
         let (messages, reply) = fold(&mut leader, 2, &again);
         assert_eq!(reply, Reply::Enqueued { canceled: 100 });
         assert!(messages.len() > 2, "it is not large enough");
         for cut in 1..messages.len() {
-            let mut next = State::restore(&snapshot, 1_000).expect("it is a snapshot");
+            let mut next = restored(&snapshot);
             for (sequence, message) in (begun + 1..).zip(&messages[..cut]) {
                 take_in(&mut next, sequence, message);
             }
             // A second leader dies after its first message, the third one ends it.
-            let second = next.snapshot().expect("it is JSON");
+            let second = written(&next);
             let at = next.position().sequence;
             let (more, _) = fold(&mut next, 2, &again);
-            let mut third = State::restore(&second, 1_000).expect("it is a snapshot");
+            let mut third = restored(&second);
             if more.len() > 1 {
                 take_in(&mut third, at + 1, &more[0]);
             }

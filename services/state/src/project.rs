@@ -83,19 +83,25 @@ impl Leader<'_> {
     fn write_of(&self, what: Queued) -> anyhow::Result<Option<(Position, Write)>> {
         match what {
             Queued::Job(id) => {
+                if let Some((version, json)) = self.state.asleep_json(id) {
+                    let write = Write { key: id.to_string(), value: json.into(), ttl: None };
+                    return Ok(Some((version, write)));
+                }
                 let Some(job) = self.state.job(id) else { return Ok(None) };
                 let retention_ms = u64::try_from(self.state.retention_ms(&job.project));
                 let retention = Duration::from_millis(retention_ms.unwrap_or(0));
                 let write = Write {
                     key: id.to_string(),
-                    value: serde_json::to_vec(job)?.into(),
+                    value: serde_json::to_vec(&job)?.into(),
                     ttl: job.status.is_terminal().then_some(retention),
                 };
                 Ok(Some((job.version, write)))
             }
             Queued::Answer(key) => {
                 let Some(answer) = self.state.answer(key) else { return Ok(None) };
-                let retention = Duration::from_secs(u64::from(self.config.retention_s));
+                // A project may keep its jobs longer; a repeat must find its answer for as long.
+                let retention_ms = self.state.longest_retention_ms();
+                let retention = Duration::from_millis(u64::try_from(retention_ms).unwrap_or(0));
                 let write = Write {
                     key: names::answer_key(key),
                     value: serde_json::to_vec(answer)?.into(),

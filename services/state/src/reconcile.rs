@@ -100,7 +100,7 @@ impl Leader<'_> {
         let long_ago = service::now_ms() - gone_ms;
         let out = self.dispatcher.out().filter_map(|id| self.state.job(id));
         out.filter(|job| job.status == Status::Processing)
-            .filter(|job| job.timeline.last().is_none_or(|step| step.at < long_ago))
+            .filter(|job| job.past().timeline.last().is_none_or(|step| step.at < long_ago))
             .map(|job| (job.id, job.run))
             .filter(|run| !held.contains(run))
             .collect()

@@ -3,7 +3,10 @@
 //! Streams are cut by sequence, never by age: age would delete accepted commands while nobody
 //! folds them.
 
-use std::time::Instant;
+use std::{
+    io::{self, Write},
+    time::Instant,
+};
 
 use job::Frozen;
 use mesh::{Broker, names, snapshot::Reach};
@@ -13,6 +16,8 @@ use crate::leader::{Done, Leader};
 
 /// Writing the state down takes at most one part in so many of the time.
 const SNAPSHOT_SHARE: u32 = 20;
+/// The priority of the thread that writes the state down: the least.
+const NICE: libc::c_int = 19;
 /// Above this share of its size EVENTS keeps only what is needed.
 const EVENTS_TIGHT: f64 = 0.5;
 /// Above this share metrics loses its say, and with it the rows that it has not taken yet.
@@ -58,6 +63,8 @@ impl Leader<'_> {
             tracing::error!(error = %error, "snapshot not written, nothing is cut");
             return;
         }
+        let duration_ms = u64::try_from(self.snapshot_took.as_millis()).unwrap_or(u64::MAX);
+        tracing::debug!(events.last = reach.events, duration_ms, "snapshot written");
         self.reaches.push(reach);
         if self.reaches.len() > 2 {
             self.reaches.remove(0);
@@ -75,8 +82,21 @@ impl Leader<'_> {
 }
 
 /// Writes a state down.
-pub(crate) fn writer(frozen: Frozen) -> impl FnOnce(&mut Vec<u8>) -> Result<(), String> {
-    move |to| frozen.write(to).map_err(|error| error.to_string())
+pub(crate) fn writer(frozen: Frozen) -> impl FnOnce(&mut dyn Write) -> io::Result<()> {
+    move |to| {
+        // The fold goes first: where the cores are busy, this waits.
+        be_nice();
+        frozen.write(to)
+    }
+}
+
+/// Lets every other thread go before this one, which ends with what it does.
+fn be_nice() {
+    // SAFETY: takes numbers and touches no memory; 0 is the calling thread.
+    let set = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, NICE) };
+    if set != 0 {
+        tracing::debug!(error = %io::Error::last_os_error(), "a thread keeps its priority");
+    }
 }
 
 /// Cuts COMMANDS and EVENTS below what `older` covers; EVENTS not where somebody reads it still.

@@ -35,6 +35,8 @@ pub(crate) async fn stand_by(
     let rules = config.rules();
     let mut state = start::load(config, broker).await?;
     start::replay(broker, &mut state).await?;
+    // What came with the snapshot and has ended since, the bucket has.
+    state.settle(broker.read_fence().await?.through.position);
     let following = CancellationToken::new();
     let _following = following.clone().drop_guard();
     let next = state.position().sequence + 1;

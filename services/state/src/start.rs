@@ -3,7 +3,10 @@
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
-use job::{Class, State, event::Event};
+use job::{
+    Class, State,
+    event::{Batch, Event},
+};
 use mesh::{
     Broker,
     append::{self, Appended},
@@ -12,12 +15,16 @@ use mesh::{
     snapshot::Reach,
     wire,
 };
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::{Config, pack::Packer, retain};
 
 /// How long the next message of a replay may take.
 const REPLAY_STALL: Duration = Duration::from_secs(10);
+
+/// Messages that are read before they are applied.
+const READ_AHEAD_MESSAGES: usize = 4;
 
 /// A state that leads.
 pub(crate) struct Started {
@@ -35,11 +42,9 @@ pub(crate) struct Started {
 
 /// The state of the last snapshot.
 pub(crate) async fn load(config: &Config, broker: &Broker) -> anyhow::Result<State> {
-    let retention_ms = config.rules().retention_ms;
-    Ok(match broker.get_snapshot().await? {
-        None => State::new(retention_ms),
-        Some(bytes) => State::restore(&bytes, retention_ms)?,
-    })
+    let empty = config.clone();
+    let read = move |from: &mut dyn std::io::BufRead| empty.empty_state().restore(from);
+    Ok(broker.get_snapshot(read).await?.unwrap_or_else(|| config.empty_state()))
 }
 
 /// Catches up and claims to lead.
@@ -72,14 +77,15 @@ pub(crate) async fn start(
         events.known = from,
         events.last = last,
         commands.through = state.through(),
-        jobs = state.jobs().count(),
+        jobs = state.counts(None).total(),
         duration_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX),
         "leading"
     );
     Ok(Started { state, last, bucket, fences, snapshots })
 }
 
-/// Applies the events after the snapshot; returns the last message of EVENTS.
+/// Applies the events after the snapshot, for the caller to settle; returns the last message of
+/// EVENTS.
 pub(crate) async fn replay(broker: &Broker, state: &mut State) -> anyhow::Result<u64> {
     let last = broker.last_sequence(names::EVENTS).await?;
     let next = state.position().sequence + 1;
@@ -93,25 +99,50 @@ pub(crate) async fn replay(broker: &Broker, state: &mut State) -> anyhow::Result
     }
     let stop = CancellationToken::new();
     let _stop = stop.clone().drop_guard();
-    let mut events = follow::follow(broker.clone(), names::EVENTS, next, stop);
+    let mut messages = read_ahead(follow::follow(broker.clone(), names::EVENTS, next, stop));
+    state.begin_replay();
     loop {
-        let message = tokio::time::timeout(REPLAY_STALL, events.recv()).await;
+        let message = tokio::time::timeout(REPLAY_STALL, messages.recv()).await;
         let message = message.context("the replay of EVENTS stalled")?;
-        let message = message.context("the replay of EVENTS ended early")?;
-        if message.skipped > 0 {
+        let Read { sequence, skipped, events } =
+            message.context("the replay of EVENTS ended early")?;
+        if skipped > 0 {
             bail!(
                 "EVENTS {} to {} are gone and no snapshot covers them",
-                message.sequence - message.skipped,
-                message.sequence - 1
+                sequence - skipped,
+                sequence - 1
             );
         }
-        let headers = message.headers.as_ref();
-        let (through, batch) = wire::events(message.sequence, headers, &message.payload)?;
-        state.apply_batch(message.sequence, through, &batch);
-        if message.sequence >= last {
-            return Ok(message.sequence);
+        let (through, batch) = events?;
+        state.apply_batch(sequence, through, &batch);
+        if sequence >= last {
+            return Ok(sequence);
         }
     }
+}
+
+/// A message of EVENTS, read.
+struct Read {
+    sequence: u64,
+    skipped: u64,
+    events: Result<(u64, Batch), wire::Malformed>,
+}
+
+/// Reads messages on another thread than the one that applies them: a start is as long as the
+/// longer of both.
+fn read_ahead(mut messages: mpsc::Receiver<follow::Message>) -> mpsc::Receiver<Read> {
+    let (read, reader) = mpsc::channel(READ_AHEAD_MESSAGES);
+    tokio::spawn(async move {
+        while let Some(message) = messages.recv().await {
+            let follow::Message { sequence, skipped, headers, payload, .. } = &message;
+            let events = wire::events(*sequence, headers.as_ref(), payload);
+            let message = Read { sequence: *sequence, skipped: *skipped, events };
+            if read.send(message).await.is_err() {
+                return;
+            }
+        }
+    });
+    reader
 }
 
 /// Appends the claim to lead: whoever led before fails at its next append.

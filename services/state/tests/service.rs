@@ -223,6 +223,52 @@ async fn the_outcome_of_a_run_that_an_earlier_leader_dispatched_is_accepted() ->
     second.stop().await
 }
 
+/// Hazard 2: a run that is in no stream may have ended, its outcome being on the way. Who comes
+/// to lead folds up to what was there when it looked, and only then judges.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_whose_outcome_is_on_the_way_is_not_dispatched_again() -> anyhow::Result<()> {
+    let mut nats = Nats::start()?;
+    let broker = connect(&nats).await?;
+    let first = Service::start(&nats.url());
+    ask(&broker, Verb::Enqueue, one(1), in_a_while()).await?;
+    until_dispatched(&broker).await?;
+    let job = look_up(&broker, 1).await?.unwrap();
+    first.stop().await?;
+    // Enough to be folded in more than one go before the outcome is reached.
+    for filler in 0..600 {
+        say(
+            &broker,
+            Verb::Started,
+            Started { job: JobId::from_u128(9), run: filler, worker: "x".into(), at: 1 },
+        )
+        .await?;
+    }
+    let outcome = Outcome {
+        job: job.id,
+        run: 1,
+        worker: "tester".into(),
+        about: About { attempt: 1, ..About::job(&job) },
+        started_at: Some(service::now_ms()),
+        finished_at: service::now_ms(),
+        spent: Spent::default(),
+        end: End::Done { result: None },
+    };
+    say(&broker, Verb::Outcome, outcome).await?;
+    let stream = broker.js.get_stream(names::work_stream(Class::Normal)).await?;
+    stream.purge().filter(names::work(Class::Normal, job.kind, job.id, 1).to_string()).await?;
+    // A broker that was killed knows no ids of messages any more: nothing else stops a repeat.
+    nats.kill_and_restart()?;
+    let last = broker.last_sequence(names::work_stream(Class::Normal)).await?;
+    let second = Service::start(&nats.url());
+    ask(&broker, Verb::Enqueue, one(2), in_a_while()).await?;
+    until_dispatched(&broker).await?;
+    let work = broker.list_work(Class::Normal).await?;
+    assert_eq!(work.into_iter().collect::<Vec<_>>(), [(JobId::from_u128(2), 1)]);
+    // One for the new fence, one for the new job.
+    assert_eq!(broker.last_sequence(names::work_stream(Class::Normal)).await?, last + 2);
+    second.stop().await
+}
+
 /// Hazard 4: what a leader appended and did not live to write is written by the next.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_takeover_writes_what_the_leader_before_it_left_behind() -> anyhow::Result<()> {

@@ -77,23 +77,50 @@ impl Mesh {
 
     /// One of the counts over all projects.
     pub async fn count(&self, what: &str) -> anyhow::Result<u64> {
-        let url = format!("{}/api/queue/stats", self.client.base);
+        self.count_at("/api/queue/stats", what).await
+    }
+
+    /// One of the counts of a project.
+    async fn count_of(&self, project: &str, what: &str) -> anyhow::Result<u64> {
+        self.count_at(&format!("/api/queue/stats?projectId={project}"), what).await
+    }
+
+    async fn count_at(&self, path: &str, what: &str) -> anyhow::Result<u64> {
+        let url = format!("{}{path}", self.client.base);
         let answer = self.client.http.get(url).send().await?.error_for_status()?;
         let text = answer.text().await?;
         let stats: Value = serde_json::from_str(&text)?;
         stats["queue"][what].as_u64().with_context(|| format!("no count of {what}: {text}"))
     }
 
-    /// The queued jobs, once state answers again.
-    pub async fn count_when_led(&self, patience: Duration) -> anyhow::Result<u64> {
+    /// Waits until a state service leads again: until it has folded a new job.
+    pub async fn until_led(&self, patience: Duration) -> anyhow::Result<()> {
         let begun = Instant::now();
+        let url = format!("{}/api/queue/enqueue", self.client.base);
+        let body = json!({ "projectId": "led", "batchId": "b" }).to_string();
         loop {
-            match self.count("queued").await {
-                Ok(count) => return Ok(count),
-                Err(error) if begun.elapsed() > patience => return Err(error),
-                Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+            let answer = self.client.http.post(&url).body(body.clone()).send().await;
+            match answer.map(|answer| answer.status().as_u16()) {
+                Ok(200) => return Ok(()),
+                // Durable, and folded as soon as somebody leads.
+                Ok(202) => break,
+                other => ensure!(begun.elapsed() < patience, "nobody leads: {other:?}"),
             }
         }
+        while self.count_of("led", "queued").await.unwrap_or(0) == 0 {
+            ensure!(begun.elapsed() < patience, "nobody leads");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        Ok(())
+    }
+
+    /// Lets a processor run all that is queued.
+    pub async fn drain_rest(&self) -> anyhow::Result<()> {
+        let processor = self.start_processor()?;
+        while self.count("queued").await? + self.count("processing").await? > 0 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        processor.stop().await
     }
 
     /// Starts a processor.
@@ -165,15 +192,28 @@ impl Client {
     pub async fn enqueue(&self, project: &str, request: usize, count: usize) -> anyhow::Result<()> {
         let stamp = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?.as_nanos();
         let batches: Vec<String> = (0..count).map(|n| format!("{stamp}-{request}-{n}")).collect();
-        let value = json!({ "text": "x".repeat(DATA_BYTES - 11) });
         let data: serde_json::Map<String, Value> =
-            batches.iter().map(|batch| (batch.clone(), value.clone())).collect();
+            batches.iter().map(|batch| (batch.clone(), json!({ "text": text(batch) }))).collect();
         let body = json!({ "projectId": project, "batchIds": batches, "data": data });
         let url = format!("{}/api/queue/enqueue", self.base);
         let answer = self.http.post(url).body(body.to_string()).send().await?;
         ensure!(answer.status().is_success(), "enqueue: {}", answer.text().await?);
         Ok(())
     }
+}
+
+/// A text of no pattern, so that nothing is won by compressing it: the same for the same batch.
+fn text(batch: &str) -> String {
+    let mut x = batch.bytes().fold(0x9e37_79b9_7f4a_7c15_u64, |x, byte| {
+        (x ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    let letter = |_| {
+        x ^= x << 13;
+        x ^= x >> 7;
+        x ^= x << 17;
+        char::from(b'a' + (x % 26) as u8)
+    };
+    (0..DATA_BYTES - r#"{"text":""}"#.len()).map(letter).collect()
 }
 
 impl Processor {

@@ -37,6 +37,22 @@ impl Report {
         Ok(())
     }
 
+    /// The memory of one service, and what it should be at the most.
+    pub fn rss_goal(
+        &mut self,
+        service: &str,
+        when: &str,
+        mesh: &Mesh,
+        goal_mb: u64,
+    ) -> anyhow::Result<()> {
+        for (name, mb) in mesh.rss_mb()?.into_iter().filter(|(name, _)| name == service) {
+            let met = if mb <= goal_mb { "met" } else { "not met" };
+            let what = format!("memory of {name}, {when}, after all of the above");
+            self.row(&what, format!("{mb} MB"), format!("{goal_mb} MB at most: {met}"));
+        }
+        Ok(())
+    }
+
     fn row(&mut self, what: &str, found: String, goal: String) {
         eprintln!("{what}: {found} {goal}");
         self.rows.push([what.to_owned(), found, goal]);

@@ -1,6 +1,6 @@
 //! Cancel: stop the live jobs of a project, or of some of its batches.
 
-use std::collections::HashSet;
+use std::{collections::HashSet, sync::Arc};
 
 use super::{Decision, Facts, Need, canceled, record};
 use crate::{Job, State, command::Cancel, reply::Reply, time::Millis};
@@ -30,15 +30,13 @@ impl State {
     }
 
     /// The live jobs that a request names, oldest first.
-    fn live(&self, ask: &Cancel) -> Vec<&Job> {
+    fn live(&self, ask: &Cancel) -> Vec<Arc<Job>> {
         let Some(project) = self.known.projects.get(&ask.project) else { return Vec::new() };
-        let mut live: Vec<&Job> = match &ask.batches {
-            None => project.live.values().flatten().filter_map(|id| self.job(*id)).collect(),
+        let mut live: Vec<Arc<Job>> = match &ask.batches {
+            None => project.live.iter().filter_map(|(_, id)| self.job(*id)).collect(),
             Some(batches) => {
                 let distinct: HashSet<_> = batches.iter().collect();
-                let ids =
-                    distinct.into_iter().filter_map(|batch| project.live.get(batch)).flatten();
-                ids.filter_map(|id| self.job(*id)).collect()
+                distinct.into_iter().flat_map(|batch| self.live_of(&ask.project, batch)).collect()
             }
         };
         live.sort_unstable_by_key(|job| job.order);

@@ -23,11 +23,14 @@ impl State {
             return Ok(decision);
         }
         // An answer goes before the jobs do, where those took long to end: the ids tell.
-        if let (Some(_), Some(first)) = (ask.idempotency, ask.jobs.first())
+        if let (Some(_), [first, .., last] | [first @ last]) = (ask.idempotency, &*ask.jobs)
             && self.partial().is_none()
             && self.look_up(facts, first.id)?.is_some()
         {
-            return Ok(Decision::reply(Reply::Enqueued { canceled: 0 }));
+            return Ok(match self.look_up(facts, last.id)? {
+                Some(_) => Decision::reply(Reply::Enqueued { canceled: 0 }),
+                None => Decision::key_reused(),
+            });
         }
         // The first events of a command that was cut short by a crash are known already.
         let before = self.known.partial.unwrap_or_default().jobs;
@@ -46,7 +49,7 @@ impl State {
         let max_attempts = self.settings(&ask.project).max_attempts;
         let max_attempts = max_attempts.unwrap_or(config.max_attempts);
         let class = config.bands.class(ask.priority);
-        for new in ask.jobs.iter().filter(|new| self.job(new.id).is_none()) {
+        for new in ask.jobs.iter().filter(|new| !self.has(new.id)) {
             events.push(Event::Enqueued(Box::new(Enqueued {
                 job: new.id,
                 project: ask.project.clone(),
@@ -66,16 +69,15 @@ impl State {
 
     /// The events that cancel the live jobs of the batches that new jobs are for.
     fn supersede(&self, ask: &Enqueue) -> Vec<Event> {
-        let Some(project) = self.known.projects.get(&ask.project) else { return Vec::new() };
         let own: HashSet<JobId> = ask.jobs.iter().map(|new| new.id).collect();
         let mut events = Vec::new();
         for new in &ask.jobs {
-            for id in project.live.get(&new.batch).into_iter().flatten() {
-                let Some(old) = self.job(*id).filter(|old| !own.contains(&old.id)) else {
+            for old in self.live_of(&ask.project, &new.batch) {
+                if own.contains(&old.id) {
                     continue;
-                };
+                }
                 let error = format!("superseded by job {}", new.id).into();
-                events.push(canceled(old, error, Some(new.id)));
+                events.push(canceled(&old, error, Some(new.id)));
             }
         }
         events

@@ -9,6 +9,11 @@ use crate::{
     time::Millis,
 };
 
+/// Jobs that are read at a time for a retry of all.
+const READ_JOBS_MAX: usize = 1_000;
+/// Bytes of jobs that one request queues again: they go through memory.
+const RETRY_BYTES_MAX: usize = 128 << 20;
+
 /// How many ids of retried jobs a reply names; their number is always exact.
 const REPLY_JOBS_MAX: usize = 10_000;
 
@@ -48,12 +53,12 @@ impl State {
             let error = format!("job {id} is {}, not failed or canceled", job.status.name());
             return Ok(Decision::refused(Code::JobNotRetryable, error));
         }
-        if let Some(newer) = self.newer(job) {
+        if let Some(newer) = self.newer(&job) {
             let error = format!("job {id} was superseded: job {newer} of the same batch is live");
             return Ok(Decision::refused(Code::Superseded, error));
         }
         Ok(Decision {
-            events: vec![revive(job, now)],
+            events: vec![revive(&job, now)],
             reply: Reply::Retried { jobs: vec![id], count: 1, left: 0 },
             stale: Vec::new(),
         })
@@ -63,13 +68,15 @@ impl State {
         let failed = self.known.projects.get(project).map(|project| &project.failed);
         let kept = failed.into_iter().flatten().filter(|(_, until)| **until > now);
         let ids: Vec<JobId> = kept.map(|(id, _)| *id).collect();
-        let unread = |id: &&JobId| self.job(**id).is_none() && !facts.jobs.contains_key(*id);
-        let unknown: Vec<JobId> = ids.iter().filter(unread).copied().collect();
-        if !unknown.is_empty() {
+        let unread = |id: &&JobId| !self.has(**id) && !facts.jobs.contains_key(*id);
+        let unknown: Vec<JobId> = ids.iter().filter(unread).take(READ_JOBS_MAX).copied().collect();
+        let read_bytes: usize = facts.jobs.values().flatten().map(|job| bytes(job)).sum();
+        if !unknown.is_empty() && read_bytes < RETRY_BYTES_MAX {
             return Err(Need::Jobs(unknown));
         }
-        let mut jobs = Vec::with_capacity(ids.len());
-        for id in &ids {
+        let mut jobs = Vec::new();
+        // What is unread now is too much for one request.
+        for id in ids.iter().filter(|id| !unread(id)) {
             let job = self.look_up(facts, *id)?;
             jobs.extend(
                 job.filter(|job| job.status == Status::Failed && self.newer(job).is_none()),
@@ -88,9 +95,14 @@ impl State {
 
     /// A live job of the same batch that is younger.
     fn newer(&self, job: &Job) -> Option<JobId> {
-        let live = self.known.projects.get(&job.project)?.live.get(&job.batch)?;
-        live.iter().copied().find(|id| self.job(*id).is_some_and(|other| other.order > job.order))
+        let mut live = self.live_of(&job.project, &job.batch);
+        live.find(|other| other.order > job.order).map(|other| other.id)
     }
+}
+
+fn bytes(job: &Job) -> usize {
+    let result = job.past().result.as_ref().map_or(0, |result| result.get().len());
+    size_of::<Job>() + job.data.get().len() + result
 }
 
 fn revive(job: &Job, now: Millis) -> Event {
@@ -99,15 +111,18 @@ fn revive(job: &Job, now: Millis) -> Event {
     job.status = Status::Queued;
     job.run += 1;
     job.attempts = 0;
-    job.take_backs = 0;
-    job.closed = false;
     job.queued_at = now;
     job.run_at = None;
-    job.started_at = None;
-    job.completed_at = None;
-    job.error = None;
-    job.superseded_by = None;
-    job.worker = None;
+    let past = job.past_mut();
+    past.take_backs = 0;
+    past.closed = false;
+    past.progress = None;
+    past.result = None;
+    past.started_at = None;
+    past.completed_at = None;
+    past.error = None;
+    past.superseded_by = None;
+    past.worker = None;
     job.step(now);
     Event::Revived(Box::new(Revived { was, job }))
 }

@@ -3,7 +3,7 @@
 use super::{Decision, Facts, Need};
 use crate::{
     About, Config, Job, JobId, Run, State, Status, Take,
-    command::{End, Outcome, Started},
+    command::{End, Outcome, Progress, Started},
     event::{Became, Ended, Event, LateRun, Of, Refused, Requeued, Why},
     time::Millis,
 };
@@ -14,10 +14,25 @@ impl State {
         let mut decision = Decision::noted();
         match self.job(said.job) {
             Some(job) if job.run == said.run && job.status == Status::Queued => {
-                decision.events.push(started(job, &said.worker, said.at));
+                decision.events.push(started(&job, &said.worker, said.at));
             }
             Some(job) if job.run == said.run && job.status == Status::Processing => {}
             _ => decision.stale.push((said.job, said.run)),
+        }
+        decision
+    }
+
+    /// A run is so far. Of a run that is not current nobody wants to know.
+    pub(super) fn decide_progress(&self, said: &Progress) -> Decision {
+        let mut decision = Decision::noted();
+        let current = self.job(said.job).filter(|job| job.run == said.run);
+        if let Some(job) = current.filter(|job| job.status == Status::Processing) {
+            decision.events.push(Event::Progressed {
+                job: job.id,
+                of: Of { project: job.project.clone(), batch: job.batch.clone() },
+                run: job.run,
+                progress: said.progress.clone(),
+            });
         }
         decision
     }
@@ -30,10 +45,10 @@ impl State {
         said: &Outcome,
     ) -> Result<Decision, Need> {
         let job = self.look_up(facts, said.job)?;
-        let current = job.filter(|job| job.run == said.run && !job.status.is_terminal());
-        let Some(job) = current else {
-            let forgotten = job.filter(|job| self.job(job.id).is_none());
-            return Ok(late(job, forgotten, said));
+        let current = |job: &&Job| job.run == said.run && !job.status.is_terminal();
+        let Some(job) = job.as_deref().filter(current) else {
+            let forgotten = job.as_deref().filter(|job| !self.has(job.id));
+            return Ok(late(job.as_deref(), forgotten, said));
         };
         let mut decision = Decision::noted();
         if said.end == End::Reported {
@@ -59,7 +74,7 @@ impl State {
     /// Nothing happens where the run is not current any more.
     pub fn decide_lost(&self, job: JobId, run: Run) -> Option<Event> {
         let job = self.job(job).filter(|job| job.run == run && !job.status.is_terminal())?;
-        Some(self.take_back(job))
+        Some(self.take_back(&job))
     }
 
     /// What the job becomes when its current run ends as its worker says.
@@ -96,7 +111,7 @@ impl State {
     fn take_back(&self, job: &Job) -> Event {
         let begun = job.status == Status::Processing;
         let Take { attempts, take_backs } = Take::back(job, begun);
-        let worker = job.worker.as_deref().unwrap_or("its processor");
+        let worker = job.past().worker.as_deref().unwrap_or("its processor");
         let error = if begun {
             format!("worker lost: {worker} went away during run {}", job.run)
         } else {
@@ -112,8 +127,8 @@ impl State {
             job: job.id,
             about: About::job(job),
             run: job.run,
-            worker: job.worker.clone(),
-            started_at: job.started_at,
+            worker: job.past().worker.clone(),
+            started_at: job.past().started_at,
             finished_at: None,
             spent: crate::Spent::default(),
             doubtful: false,
@@ -136,7 +151,7 @@ fn started(job: &Job, worker: &crate::Id, at: Millis) -> Event {
 fn ended(job: &Job, attempts: u32, said: &Outcome, to: Became) -> Event {
     let error = match &said.end {
         End::Retry { error, .. } | End::Reject { error } => Some(error.clone()),
-        End::Released => job.error.clone(),
+        End::Released => job.past().error.clone(),
         End::Done { .. } | End::Reported => None,
     };
     Event::Ended(Box::new(Ended {
@@ -156,7 +171,7 @@ fn ended(job: &Job, attempts: u32, said: &Outcome, to: Became) -> Event {
 /// An outcome that comes too late, or twice. What the run cost is counted once.
 fn late(job: Option<&Job>, forgotten: Option<&Job>, said: &Outcome) -> Decision {
     let mut decision = Decision::noted();
-    let counted = job.is_some_and(|job| job.run == said.run && job.closed);
+    let counted = job.is_some_and(|job| job.run == said.run && job.past().closed);
     let ran = said.started_at.is_some();
     if counted || !ran || matches!(said.end, End::Released | End::Reported) {
         return decision;

@@ -12,6 +12,8 @@ use crate::{
 
 /// Schedules of a project at most.
 const SCHEDULES_MAX: usize = 1_000;
+/// Bytes of data in all schedules of a project: they are listed in one answer.
+const DATA_BYTES_MAX: usize = 4 << 20;
 
 impl State {
     pub(super) fn decide_schedule(&self, now: Millis, ask: &SetSchedule) -> Decision {
@@ -29,6 +31,15 @@ impl State {
         };
         if old.is_none() && known.is_some_and(|known| known.len() >= SCHEDULES_MAX) {
             let error = format!("project {project:?} has {SCHEDULES_MAX} schedules already");
+            return Decision::refused(Code::TooManySchedules, error);
+        }
+        let others = known.into_iter().flatten().filter(|(known, _)| **known != name);
+        let others: usize = others.map(|(_, timed)| timed.schedule.data.get().len()).sum();
+        if others + schedule.data.get().len() > DATA_BYTES_MAX {
+            let error = format!(
+                "the schedules of project {project:?} would hold more than {DATA_BYTES_MAX} bytes \
+                 of data together"
+            );
             return Decision::refused(Code::TooManySchedules, error);
         }
         let next = match schedule.next_after(now) {
@@ -64,7 +75,7 @@ impl State {
         // A table of time zones that changed since may make its next time a time of the past.
         let at = schedule.last_until(now).unwrap_or(due).max(due);
         let next = schedule.next_after(now).ok();
-        let live = known.live.contains_key(&schedule.batch_id);
+        let live = self.live_of(project, &schedule.batch_id).next().is_some();
         let mut events = Vec::new();
         let skip = live && schedule.if_live == IfLive::Skip;
         if !skip {

@@ -21,6 +21,8 @@ use crate::{
 const WEIGHT_MAX: u64 = 100;
 /// The longest time that an ended job may be kept, in seconds: ten years.
 const RETENTION_S_MAX: u64 = 10 * 366 * 24 * 3_600;
+/// The largest options of a handler, in bytes.
+const OPTIONS_BYTES_MAX: usize = 64 * 1024;
 /// The longest name of a handler, in bytes.
 const HANDLER_BYTES_MAX: usize = 64;
 
@@ -121,6 +123,14 @@ fn check(change: &Patch) -> Result<(), Error> {
     within("retention", change.retention, 1, RETENTION_S_MAX)?;
     if let Some(Some(retry)) = &change.retry {
         backoff("retry", retry)?;
+    }
+    if let Some(Some(options)) = &change.options {
+        let options = options.get();
+        if !options.starts_with('{') || options.len() > OPTIONS_BYTES_MAX {
+            return Err(Error::invalid(format!(
+                "options must be an object of at most {OPTIONS_BYTES_MAX} bytes"
+            )));
+        }
     }
     if let Some(Some(handler)) = &change.handler {
         let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');

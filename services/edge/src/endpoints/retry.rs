@@ -68,7 +68,7 @@ pub(crate) async fn retry(
             let mut message = format!("queued {} again", count(retried, "job", "jobs"));
             if left > 0 {
                 let left = count(left, "failed job was", "failed jobs were");
-                message.push_str(&format!("; {left} left: superseded or past retention"));
+                message.push_str(&format!("; {left} left: superseded, past retention, or beyond what one request takes (send it again for those)"));
             }
             ok(Response {
                 success: true,

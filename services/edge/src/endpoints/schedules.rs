@@ -146,7 +146,8 @@ async fn set(app: &App, ask: SetSchedule) -> Answer<Response> {
 }
 
 fn named(path: Named) -> Result<(Id, Id), Error> {
-    let Path((project, name)) = path.map_err(|_| Error::invalid("the path must be UTF-8"))?;
+    let Path((project, name)) =
+        path.map_err(|_| Error::invalid("projectId and name in the path must be UTF-8"))?;
     Ok((ids::id("projectId", &project)?, ids::id("name", &name)?))
 }
 

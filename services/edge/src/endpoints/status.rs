@@ -31,22 +31,68 @@ const FOLDED_WITHIN: Duration = Duration::from_secs(1);
 /// How soon state is asked again meanwhile.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
-/// Shows one job.
+/// The longest that a request may wait for the end of a job.
+const WAIT_MAX: Duration = Duration::from_secs(60);
+/// How soon a job is looked at again whose changes cannot be heard of.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// Shows one job: at once, or when it has ended or `wait` is over; with its history where asked.
 pub(crate) async fn status(
     State(app): State<App>,
     uri: Uri,
     id: Result<Path<String>, PathRejection>,
 ) -> Answer<Response> {
-    let [] = body::query(&uri, [])?;
+    let [wait, history] = body::query(&uri, ["wait", "history"])?;
     let Path(id) = id.map_err(|_| Error::invalid("jobId must be the UUID of a job"))?;
     let id = ids::job_id("jobId", &id)?;
-    let first = in_state(&app, id).await;
+    let history = match history.as_deref() {
+        None | Some("false") => false,
+        Some("true") => true,
+        Some(_) => return Err(Error::invalid("history must be true or false")),
+    };
+    let wait = wait.as_deref().map_or(Ok(Duration::ZERO), wait_of)?;
+    let deadline = Instant::now() + wait;
+    // Before the first look: what happens between the two is not to be missed.
+    let mut changes = (!wait.is_zero()).then(|| app.feed.job(id)).flatten();
+    loop {
+        let mut response = find(&app, id).await?;
+        let left = deadline.saturating_duration_since(Instant::now());
+        if response.job.is_ended() || left.is_zero() {
+            response.job.show_history(history);
+            return ok(response);
+        }
+        match &mut changes {
+            Some(changes) => drop(tokio::time::timeout(left, changes.next()).await),
+            None => tokio::time::sleep(left.min(LOOK_EVERY)).await,
+        }
+        if changes.as_ref().is_some_and(|changes| changes.is_over()) {
+            changes = None;
+        }
+    }
+}
+
+/// How long to wait: `30s`, `500ms`, or seconds.
+fn wait_of(text: &str) -> Result<Duration, Error> {
+    let parsed = match (text.strip_suffix("ms"), text.strip_suffix('s')) {
+        (Some(ms), _) => ms.parse().ok().map(Duration::from_millis),
+        (None, Some(seconds)) => seconds.parse().ok().map(Duration::from_secs),
+        (None, None) => text.parse().ok().map(Duration::from_secs),
+    };
+    let max = WAIT_MAX.as_secs();
+    let text =
+        || Error::invalid(format!("wait must be a time such as 30s or 500ms, {max}s at most"));
+    parsed.filter(|wait| *wait <= WAIT_MAX).ok_or_else(text)
+}
+
+/// The job as it is now.
+async fn find(app: &App, id: JobId) -> Result<Response, Error> {
+    let first = in_state(app, id).await;
     if let Ok(JobAnswer { job: Some(job), .. }) = first {
-        return ok(Response { success: true, job: JobView::job(job), may_be_behind: false });
+        return Ok(Response { success: true, job: JobView::job(job), may_be_behind: false });
     }
     let state_away = first.is_err();
-    if let Some(response) = elsewhere(&app, id, state_away).await? {
-        return ok(response);
+    if let Some(response) = elsewhere(app, id, state_away).await? {
+        return Ok(response);
     }
     if state_away {
         let text =
@@ -57,14 +103,14 @@ pub(crate) async fn status(
     let end = app.broker.last_sequence(names::COMMANDS).await.map_err(|_| Error::unconfirmed())?;
     let begun = Instant::now();
     while begun.elapsed() < FOLDED_WITHIN {
-        let Ok(answer) = in_state(&app, id).await else { break };
+        let Ok(answer) = in_state(app, id).await else { break };
         if let Some(job) = answer.job {
-            return ok(Response { success: true, job: JobView::job(job), may_be_behind: false });
+            return Ok(Response { success: true, job: JobView::job(job), may_be_behind: false });
         }
         if answer.through >= end {
             // Between the two looks it may have ended, and left memory for the bucket.
-            return match elsewhere(&app, id, false).await? {
-                Some(response) => ok(response),
+            return match elsewhere(app, id, false).await? {
+                Some(response) => Ok(response),
                 None => Err(Error::job_not_found(format!("no job {id}"))),
             };
         }

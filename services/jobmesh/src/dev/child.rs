@@ -20,8 +20,8 @@ const RESTART_PAUSE_MAX: Duration = Duration::from_secs(5);
 const STEADY_AFTER: Duration = Duration::from_secs(10);
 /// Deaths in a row after which a child will not come up.
 const DEATHS_MAX: u32 = 5;
-/// How long a child may take to stop.
-const STOP_WITHIN: Duration = Duration::from_secs(30);
+/// Lines of its log that are shown of a child that will not come up.
+const LAST_LINES: usize = 5;
 
 /// A supervised child.
 pub(super) struct Child {
@@ -69,6 +69,7 @@ async fn supervise(spec: Spec, stop: CancellationToken, failed: CancellationToke
             spec.log.display()
         );
         if deaths >= DEATHS_MAX {
+            eprintln!("{} does not come up; it says:\n{}", spec.name, last_lines(&spec));
             failed.cancel();
         }
         let pause = RESTART_PAUSE_MIN * 2u32.pow((deaths - 1).min(6));
@@ -77,6 +78,13 @@ async fn supervise(spec: Spec, stop: CancellationToken, failed: CancellationToke
             () = tokio::time::sleep(pause.min(RESTART_PAUSE_MAX)) => {}
         }
     }
+}
+
+/// The end of a child's log, where it says why it died.
+fn last_lines(spec: &Spec) -> String {
+    let log = std::fs::read_to_string(&spec.log).unwrap_or_default();
+    let lines: Vec<&str> = log.lines().collect();
+    lines[lines.len().saturating_sub(LAST_LINES)..].join("\n")
 }
 
 fn spawn(spec: &Spec) -> std::io::Result<tokio::process::Child> {
@@ -126,8 +134,12 @@ async fn end(spec: &Spec, mut child: tokio::process::Child) {
         // SAFETY: the child has not been waited for, so the id is still its own.
         unsafe { libc::kill(id, libc::SIGTERM) };
     }
-    if tokio::time::timeout(STOP_WITHIN, child.wait()).await.is_err() {
-        eprintln!("{} did not stop within {} s and is killed", spec.name, STOP_WITHIN.as_secs());
+    if tokio::time::timeout(spec.stop_within, child.wait()).await.is_err() {
+        eprintln!(
+            "{} did not stop within {} s and is killed",
+            spec.name,
+            spec.stop_within.as_secs()
+        );
         let _ = child.kill().await;
     }
 }

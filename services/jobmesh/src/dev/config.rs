@@ -29,6 +29,9 @@ pub struct Config {
     /// How many jobs each processor runs at once.
     #[arg(long, env = "JOBMESH_CONCURRENCY", default_value_t = 8)]
     pub concurrency: usize,
+    /// How long running jobs may go on after Ctrl-C before they are handed back, in seconds.
+    #[arg(long, env = "JOBMESH_GRACE_S", default_value_t = 20)]
+    pub grace_s: u32,
     /// When what was acked is on disk.
     #[arg(long, env = "JOBMESH_DURABILITY", value_enum, default_value = "always")]
     pub durability: Durability,

@@ -5,6 +5,7 @@ use std::{
     fs,
     net::{Ipv4Addr, SocketAddr, TcpListener},
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use anyhow::Context;
@@ -14,6 +15,9 @@ use super::config::{Config, Durability};
 /// The broker's configuration, as operators have it too.
 const NATS_CONF: &str = include_str!("../../../../deploy/nats/jobmesh.conf");
 
+/// How long a child may take to stop, beside the grace that it gives to what it runs.
+const STOP_WITHIN: Duration = Duration::from_secs(20);
+
 /// A child to be started.
 #[derive(Clone, Debug)]
 pub(super) struct Spec {
@@ -22,6 +26,8 @@ pub(super) struct Spec {
     pub arguments: Vec<OsString>,
     pub environment: Vec<(String, OsString)>,
     pub log: PathBuf,
+    /// How long it may take to stop.
+    pub stop_within: Duration,
 }
 
 /// The children by stage, in the order of their start: storage, then who decides, then who runs
@@ -36,6 +42,7 @@ pub(super) fn stages(config: &Config, data_dir: &Path) -> anyhow::Result<Vec<Vec
         arguments: arguments.iter().map(OsString::from).collect(),
         environment: Vec::new(),
         log: logs.join(format!("{name}.log")),
+        stop_within: STOP_WITHIN,
     };
     let mut storage = Vec::new();
     let nats_url = match &config.nats_url {
@@ -65,8 +72,12 @@ pub(super) fn stages(config: &Config, data_dir: &Path) -> anyhow::Result<Vec<Vec
     let core: Vec<Spec> = states.chain([spec("metrics", &metrics)]).collect();
     let concurrency = config.concurrency.to_string();
     let processor = ["processor", nats[0], nats[1], "--concurrency", concurrency.as_str()];
-    let processors =
-        (1..=config.processors).map(|n| spec(&format!("processor-{n}"), &processor)).collect();
+    let grace_s = config.grace_s.to_string();
+    let processor = [&processor[..], &["--grace-s", grace_s.as_str()]].concat();
+    let stop_within = STOP_WITHIN + Duration::from_secs(u64::from(config.grace_s));
+    let processors = (1..=config.processors)
+        .map(|n| Spec { stop_within, ..spec(&format!("processor-{n}"), &processor) })
+        .collect();
     let listen = config.listen.to_string();
     let mut edge = spec("edge", &["edge", nats[0], nats[1], "--listen", &listen]);
     if config.insecure {
@@ -93,6 +104,7 @@ fn nats(config: &Config, data_dir: &Path, logs: &Path, port: u16) -> anyhow::Res
             ("JOBMESH_NATS_SYNC".into(), sync.into()),
         ],
         log: logs.join("nats-server.log"),
+        stop_within: STOP_WITHIN,
     })
 }
 

@@ -1,9 +1,15 @@
 //! The handlers that come with Jobmesh.
 
+mod answer;
+mod client;
+mod command;
 mod http;
+mod llm;
 mod noop;
 mod tokenize;
 
+pub use command::Command;
 pub use http::Http;
+pub use llm::Llm;
 pub use noop::Noop;
 pub use tokenize::Tokenize;

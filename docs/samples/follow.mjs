@@ -1,0 +1,53 @@
+// Follows the jobs of Jobmesh over NATS, with the packages @nats-io/transport-node and
+// @nats-io/jetstream.
+//
+//   node follow.mjs <nats url> live <project>     at most once: what happens from now on
+//   node follow.mjs <nats url> durable <name>     every event, also those while this was away
+//
+// A project's name stands in a subject as it is where it is made of A-Z, a-z, 0-9, - and _.
+import { jetstream, jetstreamManager } from "@nats-io/jetstream";
+import { connect } from "@nats-io/transport-node";
+
+const [url, how, name] = process.argv.slice(2);
+const nc = await connect({ servers: url });
+
+if (how === "live") {
+  const events = nc.subscribe(`jobmesh.event.${name}.>`);
+  await nc.flush();
+  console.log("following");
+  for await (const message of events) {
+    const event = message.json();
+    console.log(event.position, event.status, event.jobId);
+  }
+} else {
+  const manager = await jetstreamManager(nc);
+  await manager.consumers.add("EVENTS", { durable_name: name, ack_policy: "explicit" });
+  const consumer = await jetstream(nc).consumers.get("EVENTS", name);
+  console.log("following");
+  for await (const message of await consumer.consume()) {
+    // A message holds what was decided together; an event's position is message and place in it.
+    message.json().events.forEach((event, place) => {
+      const change = changeOf(event);
+      if (change) console.log(`${message.seq}.${place}`, change.status, change.job);
+    });
+    message.ack();
+  }
+}
+
+// The change of a job's status that an event is, if it is one.
+function changeOf(event) {
+  const [[kind, it]] = Object.entries(event);
+  switch (kind) {
+    case "enqueued":
+      return { job: it.job, status: "queued" };
+    case "started":
+      return { job: it.job, status: "processing" };
+    case "revived":
+      return { job: it.job.id, status: "queued" };
+    case "ended": {
+      // "failed" has nothing more to say; the others come as an object of one field.
+      const to = typeof it.to === "string" ? it.to : Object.keys(it.to)[0];
+      return { job: it.job, status: to };
+    }
+  }
+}

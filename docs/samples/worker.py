@@ -1,0 +1,205 @@
+"""A processor of Jobmesh in Python, over NATS alone, with the package nats-py.
+
+  python3 worker.py <nats url>
+
+It takes jobs of type process_batch, upper-cases their data's text, and says what came of it. The
+protocol is in docs/processors.md; this is all of it that a processor has to do.
+"""
+
+import asyncio
+import json
+import sys
+import time
+import uuid
+
+import nats
+from nats.errors import TimeoutError
+from nats.js.api import AckPolicy, ConsumerConfig
+
+SLOTS = 4
+TYPE = "process_batch"
+CLASSES = ["high", "normal", "low"]
+
+
+def now_ms():
+    return time.time_ns() // 1_000_000
+
+
+class Worker:
+    def __init__(self, nc):
+        self.nc, self.js = nc, nc.jetstream()
+        self.name = f"python-{uuid.uuid4().hex[:8]}"
+        # (job, run) -> (task, message): what is in hand, until its end is recorded.
+        self.hands = {}
+        self.stopped = {}  # job -> the last run that is not to be run
+
+    async def start(self):
+        # What a broker hands out that is not newer than this may be in another's hands.
+        self.ends = {}
+        self.subs = {}
+        for cls in CLASSES:
+            stream = f"WORK_{cls.upper()}"
+            self.ends[cls] = (await self.js.stream_info(stream)).state.last_seq
+            config = ConsumerConfig(
+                durable_name=TYPE,
+                ack_policy=AckPolicy.EXPLICIT,
+                ack_wait=10,
+                max_deliver=-1,
+                max_ack_pending=100_000,
+                filter_subject=f"jobmesh.work.{cls}.{TYPE}.*.*",
+            )
+            await self.js.add_consumer(stream, config)
+            self.subs[cls] = await self.js.pull_subscribe_bind(TYPE, stream)
+        await self.nc.subscribe("jobmesh.control.cancel", cb=self.on_cancel)
+        await self.nc.subscribe("jobmesh.control.roll-call", cb=self.on_roll_call)
+
+    async def on_cancel(self, message):
+        for job, run in json.loads(message.data)["runs"]:
+            self.stop(job, run)
+
+    async def on_roll_call(self, _):
+        await self.say_presence()
+
+    def stop(self, job, run):
+        self.stopped[job] = max(run, self.stopped.get(job, 0))
+        for (id, held), (task, _) in list(self.hands.items()):
+            if id == job and held <= run:
+                task.cancel()
+
+    async def say_presence(self):
+        said = {
+            "processor": self.name,
+            "capacity": SLOTS,
+            "kinds": [TYPE],
+            "running": [[job, run] for job, run in self.hands],
+            "draining": False,
+        }
+        await self.nc.publish(f"jobmesh.presence.{self.name}", json.dumps(said).encode())
+
+    async def keep_alive(self):
+        """Says every 2 s that this processor is there, and extends what it holds."""
+        while True:
+            await self.say_presence()
+            for _, message in list(self.hands.values()):
+                await message.in_progress()
+            runs = [[job, run] for job, run in self.hands]
+            if runs:
+                await self.ask_current(runs)
+            await asyncio.sleep(2)
+
+    async def ask_current(self, runs):
+        """Stops what is not wanted any more: the leading state service knows."""
+        ask = json.dumps({"processor": self.name, "runs": runs}).encode()
+        try:
+            answer = await self.nc.request("jobmesh.state.current", ask, timeout=2)
+        except Exception:
+            return  # State is away: everything goes on.
+        for job, run in json.loads(answer.data)["runs"]:
+            self.stop(job, run)
+
+    async def commit(self, verb, ask):
+        """Puts a word into COMMANDS, again under the same id until the broker has it."""
+        headers = {"Nats-Msg-Id": str(uuid.uuid4())}
+        body = json.dumps([{"id": str(uuid.uuid4()), "ask": ask}]).encode()
+        while True:
+            try:
+                await self.js.publish(f"jobmesh.cmd.{verb}", body, headers=headers)
+                return
+            except Exception as error:
+                print(f"not committed yet: {error}", file=sys.stderr)
+                await asyncio.sleep(0.2)
+
+    def outcome(self, work, cls, end, started_at=None, spent=None):
+        return {
+            "job": work["job"],
+            "run": work["run"],
+            "worker": self.name,
+            "about": {
+                "project": work["project"],
+                "batch": work["batch"],
+                "type": work["type"],
+                "class": cls,
+                "attempt": work["attempt"],
+                "queuedAt": work["queuedAt"],
+            },
+            **({"startedAt": started_at} if started_at else {}),
+            "finishedAt": now_ms(),
+            "spent": spent or {},
+            "end": end,
+        }
+
+    async def may_run(self, work, message, cls):
+        """A run is run by its first delivery only."""
+        meta = message.metadata
+        if meta.num_delivered > 1:
+            return False
+        if meta.sequence.stream > self.ends[cls]:
+            return True
+        # It waited before this processor came: the leading state service knows whether it is free.
+        run = [work["job"], work["run"]]
+        ask = json.dumps({"processor": self.name, "runs": [run]}).encode()
+        while True:
+            try:
+                answer = await self.nc.request("jobmesh.state.claim", ask, timeout=2)
+                return run in json.loads(answer.data)["runs"]
+            except Exception:
+                await message.in_progress()
+                await asyncio.sleep(0.2)
+
+    async def take(self, message, cls):
+        work = json.loads(message.data)
+        run = (work["job"], work["run"])
+        if run in self.hands or work["run"] <= self.stopped.get(work["job"], 0):
+            await message.ack()
+            return
+        if not await self.may_run(work, message, cls):
+            await self.commit("outcome", self.outcome(work, cls, "reported"))
+            await message.ack()
+            return
+        task = asyncio.create_task(self.run(work, message, cls))
+        self.hands[run] = (task, message)
+
+    async def run(self, work, message, cls):
+        started_at = now_ms()
+        run = (work["job"], work["run"])
+        started = {"job": run[0], "run": run[1], "worker": self.name, "at": started_at}
+        await self.commit("started", started)
+        try:
+            result, spent = await self.handle(work)
+            end = {"done": {"result": result}}
+        except asyncio.CancelledError:
+            end = None  # Nobody waits for its outcome.
+        except Exception as error:
+            end, spent = {"retry": {"error": str(error)}}, {}
+        if end:
+            await self.commit("outcome", self.outcome(work, cls, end, started_at, spent))
+        # Record, then ack.
+        await message.ack()
+        self.hands.pop(run, None)
+
+    async def handle(self, work):
+        """The work itself: what it comes to, and what it cost."""
+        text = work["data"]["text"]
+        return {"text": text.upper()}, {"inputTokens": len(text), "model": "upper"}
+
+    async def pull(self, cls):
+        while True:
+            free = SLOTS - len(self.hands)
+            if free == 0:
+                await asyncio.sleep(0.01)
+                continue
+            try:
+                for message in await self.subs[cls].fetch(1, timeout=2):
+                    await self.take(message, cls)
+            except TimeoutError:
+                pass
+
+
+async def main(url):
+    worker = Worker(await nats.connect(url))
+    await worker.start()
+    print("working", flush=True)
+    await asyncio.gather(worker.keep_alive(), *(worker.pull(cls) for cls in CLASSES))
+
+
+asyncio.run(main(sys.argv[1]))

@@ -1,0 +1,262 @@
+//! GET /api/queue/jobs: the jobs of a project; GET /api/queue/batches/{batchId}: those of a batch.
+//!
+//! Live jobs come from state, ended ones from ClickHouse, which is asked for what state knew
+//! when it answered: no job is missing between the two.
+
+use std::collections::HashSet;
+
+use axum::{
+    extract::{Path, State, rejection::PathRejection},
+    http::Uri,
+};
+use job::{Id, JobId, Kind, Position, Status};
+use mesh::{
+    ask::{AskEnded, AskJobs, EndedAnswer, JobsAnswer},
+    names,
+};
+use serde::Serialize;
+
+use super::{Answer, PATIENCE, ok};
+use crate::{app::App, body, error::Error, ids, view::JobView};
+
+/// Jobs of a page that names no limit.
+const LIMIT_DEFAULT: usize = 50;
+/// Jobs of a page at most.
+const LIMIT_MAX: usize = 200;
+/// Jobs of a batch that are shown: its live ones, and the last that ended.
+const BATCH_JOBS_MAX: usize = 100;
+const STATUSES: [Status; 5] =
+    [Status::Queued, Status::Processing, Status::Completed, Status::Failed, Status::Canceled];
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Listed {
+    success: bool,
+    jobs: Vec<JobView>,
+    /// Where the next page begins; absent on the last.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    next_cursor: Option<String>,
+}
+
+#[derive(Serialize)]
+pub(crate) struct Batch {
+    success: bool,
+    batch: BatchView,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct BatchView {
+    project_id: Id,
+    batch_id: Id,
+    /// `pending`, `processing`, `completed`, `failed` or `canceled`.
+    status: &'static str,
+    jobs: Vec<JobView>,
+}
+
+/// Which jobs are to be listed.
+struct Filter {
+    project: Id,
+    batch: Option<Id>,
+    status: Option<Status>,
+    kind: Option<Kind>,
+    limit: usize,
+}
+
+/// Where a page begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Cursor {
+    /// Among the live jobs, below an id.
+    Live(Option<JobId>),
+    /// Among the ended ones, before an event.
+    Ended(Option<Position>),
+}
+
+impl Cursor {
+    fn read(text: &str) -> Option<Self> {
+        let (part, place) = text.split_once('-')?;
+        match part {
+            "live" => Some(Self::Live(Some(place.parse().ok()?))),
+            "ended" if place.is_empty() => Some(Self::Ended(None)),
+            "ended" => Some(Self::Ended(Some(place.parse().ok()?))),
+            _ => None,
+        }
+    }
+
+    fn text(self) -> String {
+        match self {
+            Self::Live(place) => format!("live-{}", place.unwrap_or(JobId::max())),
+            Self::Ended(None) => "ended-".to_owned(),
+            Self::Ended(Some(place)) => format!("ended-{place}"),
+        }
+    }
+}
+
+/// Lists jobs of a project: live ones first, then ended ones, the last first.
+pub(crate) async fn list_jobs(State(app): State<App>, uri: Uri) -> Answer<Listed> {
+    let [project, batch, status, kind, limit, cursor] =
+        body::query(&uri, ["projectId", "batchId", "status", "type", "limit", "cursor"])?;
+    let project = project.ok_or_else(|| Error::missing("projectId"))?;
+    let filter = Filter {
+        project: ids::id("projectId", &project)?,
+        batch: batch.map(|id| ids::id("batchId", &id)).transpose()?,
+        status: status.as_deref().map(named_status).transpose()?,
+        kind: kind.as_deref().map(named_kind).transpose()?,
+        limit: limit.as_deref().map_or(Ok(LIMIT_DEFAULT), limit_of)?,
+    };
+    let cursor = match cursor {
+        Some(text) => Cursor::read(&text)
+            .ok_or_else(|| Error::invalid("cursor must be the nextCursor of an answer"))?,
+        None if filter.status.is_some_and(Status::is_terminal) => Cursor::Ended(None),
+        None => Cursor::Live(None),
+    };
+    let (jobs, next) = match cursor {
+        Cursor::Live(before) => live(&app, &filter, before).await?,
+        Cursor::Ended(before) => ended(&app, &filter, before).await?,
+    };
+    ok(Listed { success: true, jobs, next_cursor: next.map(Cursor::text) })
+}
+
+/// Shows a batch: how it stands, and its jobs.
+pub(crate) async fn get_batch(
+    State(app): State<App>,
+    uri: Uri,
+    id: Result<Path<String>, PathRejection>,
+) -> Answer<Batch> {
+    let [project] = body::query(&uri, ["projectId"])?;
+    let Path(id) = id.map_err(|_| Error::invalid("batchId in the path must be UTF-8"))?;
+    let project = project.ok_or_else(|| Error::missing("projectId"))?;
+    let filter = Filter {
+        project: ids::id("projectId", &project)?,
+        batch: Some(ids::id("batchId", &id)?),
+        status: None,
+        kind: None,
+        limit: BATCH_JOBS_MAX,
+    };
+    let (mut jobs, _) = live(&app, &filter, None).await?;
+    let any = |jobs: &[JobView], status: Status| jobs.iter().any(|job| job.is(status));
+    let mut status = if any(&jobs, Status::Processing) {
+        Some("processing")
+    } else if any(&jobs, Status::Queued) {
+        Some("pending")
+    } else {
+        None
+    };
+    let (ended, _) = ended(&app, &filter, None).await?;
+    jobs.extend(ended);
+    if status.is_none() {
+        status = STATUSES
+            .into_iter()
+            .find(|it| jobs.first().is_some_and(|job| job.is(*it)))
+            .map(Status::name);
+    }
+    let Some(status) = status else {
+        let text = format!("no job of batch {id:?} in project {project:?}");
+        return Err(Error::batch_not_found(text));
+    };
+    let Filter { project: project_id, batch, .. } = filter;
+    let batch_id = batch.unwrap_or_else(|| id.into());
+    ok(Batch { success: true, batch: BatchView { project_id, batch_id, status, jobs } })
+}
+
+/// A page of live jobs.
+async fn live(
+    app: &App,
+    filter: &Filter,
+    before: Option<JobId>,
+) -> Result<(Vec<JobView>, Option<Cursor>), Error> {
+    let answer = ask_state(app, filter, before, filter.limit, Vec::new()).await?;
+    let next = match answer.next {
+        Some(next) => Some(Cursor::Live(Some(next))),
+        None if filter.status.is_none_or(Status::is_terminal) => Some(Cursor::Ended(None)),
+        None => None,
+    };
+    Ok((answer.jobs.into_iter().map(JobView::summary).collect(), next))
+}
+
+/// A page of ended jobs.
+async fn ended(
+    app: &App,
+    filter: &Filter,
+    before: Option<Position>,
+) -> Result<(Vec<JobView>, Option<Cursor>), Error> {
+    // What state knows now, ClickHouse has to know when it answers.
+    let event = ask_state(app, filter, None, 0, Vec::new()).await?.event;
+    let question = AskEnded {
+        project: filter.project.to_string(),
+        batch: filter.batch.as_ref().map(ToString::to_string),
+        outcome: filter.status.map(|status| status.name().to_owned()),
+        kind: filter.kind.map(|kind| kind.name().to_owned()),
+        before,
+        limit: filter.limit,
+        event,
+    };
+    let answer = app.broker.ask(names::ASK_ENDED, &question, PATIENCE * 3).await;
+    let answer: EndedAnswer = answer.map_err(|error| {
+        tracing::warn!(error = %error, "ended jobs without metrics");
+        Error::away("metrics", "metrics does not answer, and only it knows the ended jobs")
+    })?;
+    let ids = answer.jobs.iter().map(|(_, id, _)| *id).collect();
+    let again: HashSet<JobId> =
+        ask_state(app, filter, None, 0, ids).await?.live.into_iter().collect();
+    let jobs = answer.jobs.into_iter().filter(|(_, id, _)| !again.contains(id));
+    let jobs = jobs.map(|(_, id, job)| JobView::ended(id, job)).collect();
+    Ok((jobs, answer.next.map(|next| Cursor::Ended(Some(next)))))
+}
+
+async fn ask_state(
+    app: &App,
+    filter: &Filter,
+    before: Option<JobId>,
+    limit: usize,
+    live: Vec<JobId>,
+) -> Result<JobsAnswer, Error> {
+    let question = AskJobs {
+        project: filter.project.clone(),
+        batch: filter.batch.clone(),
+        status: filter.status,
+        kind: filter.kind,
+        before,
+        limit,
+        live,
+    };
+    app.ask_state(names::ASK_JOBS, &question).await.map_err(|error| {
+        tracing::warn!(error = %error, "jobs without state");
+        Error::away("state", "state does not answer, and only it knows the live jobs")
+    })
+}
+
+fn named_status(name: &str) -> Result<Status, Error> {
+    let found = STATUSES.into_iter().find(|status| status.name() == name);
+    let names = STATUSES.map(Status::name).join(", ");
+    found.ok_or_else(|| Error::invalid(format!("status must be one of {names}")))
+}
+
+fn named_kind(name: &str) -> Result<Kind, Error> {
+    let found = Kind::ALL.into_iter().find(|kind| kind.name() == name);
+    let names = Kind::ALL.map(Kind::name).join(", ");
+    found.ok_or_else(|| Error::invalid(format!("type must be one of {names}")))
+}
+
+fn limit_of(text: &str) -> Result<usize, Error> {
+    let limit = text.parse().ok().filter(|limit| (1..=LIMIT_MAX).contains(limit));
+    limit.ok_or_else(|| Error::invalid(format!("limit must be an integer from 1 to {LIMIT_MAX}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cursor_is_read_as_it_was_written() {
+        let id = JobId::from_u128(7);
+        for cursor in
+            [Cursor::Live(Some(id)), Cursor::Ended(None), Cursor::Ended(Some(Position::new(3, 4)))]
+        {
+            assert_eq!(Cursor::read(&cursor.text()), Some(cursor));
+        }
+        for odd in ["", "live", "live-x", "ended-x", "dead-1.2"] {
+            assert_eq!(Cursor::read(odd), None, "{odd}");
+        }
+    }
+}

@@ -1,0 +1,254 @@
+//! The hub: one follower of EVENTS, and everybody on this edge who wants to hear of changes.
+//!
+//! A change finds its subscribers by job, batch and project, so that two thousand subscribers
+//! cost no more than what they hear. What was distributed last is kept for a while, so that who
+//! comes back soon needs no reader of its own.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use axum::body::Bytes;
+use job::{Id, JobId, Position};
+use mesh::{Broker, follow, names, wire};
+use serde_json::json;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use super::line::{Message, frame};
+
+/// Events that a subscriber may be behind.
+const BEHIND_EVENTS_MAX: usize = 1_024;
+/// Changes that are kept for those who come back: some MB.
+const KEPT_LINES_MAX: usize = 20_000;
+/// Messages before the end that are read at the start, for those who come back to a new edge.
+const WARM_MESSAGES: u64 = 512;
+/// How long to wait before the end of EVENTS is asked for again.
+const PAUSE: Duration = Duration::from_millis(250);
+
+/// Which changes a subscriber wants.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Wanted {
+    /// Every change.
+    All,
+    /// Those of a project.
+    Project(Id),
+    /// Those of a batch of a project.
+    Batch(Id, Id),
+    /// Those of a job, where it belongs to the project if one is named.
+    Job(JobId, Option<Id>),
+}
+
+impl Wanted {
+    pub(super) fn wants(&self, line: &super::line::Line) -> bool {
+        match self {
+            Self::All => true,
+            Self::Project(project) => line.project == *project,
+            Self::Batch(project, batch) => line.project == *project && line.batch == *batch,
+            Self::Job(job, project) => {
+                line.job == *job && project.as_ref().is_none_or(|project| line.project == *project)
+            }
+        }
+    }
+}
+
+/// A handle to the hub. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Hub {
+    inner: Arc<Mutex<Inner>>,
+    subscribers: Arc<AtomicU64>,
+    pub(super) broker: Broker,
+    pub(super) stop: CancellationToken,
+}
+
+#[derive(Default)]
+struct Inner {
+    /// The first message that is not distributed yet.
+    next: u64,
+    /// What was in EVENTS before this edge came: who wants what comes from now on wants none of it.
+    before: u64,
+    kept: VecDeque<Arc<Message>>,
+    kept_lines: usize,
+    subscribers: HashMap<u64, Subscriber>,
+    wanted: HashMap<Wanted, Vec<u64>>,
+    /// Whether the end of EVENTS is known.
+    open: bool,
+}
+
+struct Subscriber {
+    wanted: Wanted,
+    /// What it has heard already.
+    after: Position,
+    frames: mpsc::Sender<Bytes>,
+}
+
+/// What one subscriber hears from the hub, until it is dropped.
+pub(super) struct Heard {
+    id: u64,
+    hub: Hub,
+    pub frames: mpsc::Receiver<Bytes>,
+}
+
+impl Drop for Heard {
+    fn drop(&mut self) {
+        self.hub.lock().remove(self.id);
+    }
+}
+
+impl Heard {
+    /// Up to where this subscriber has heard everything, if it has taken all that there was.
+    pub fn up_to(&self) -> Option<Position> {
+        let inner = self.hub.lock();
+        // The hub distributes behind the same lock.
+        self.frames.is_empty().then(|| Position::new(inner.next.saturating_sub(1), u32::MAX))
+    }
+}
+
+/// Whether the hub can go on from a position.
+pub(super) enum Joined {
+    /// It does: these come first.
+    From(Vec<Bytes>, Box<Heard>),
+    /// What follows the position was distributed before what is kept.
+    TooOld,
+}
+
+impl Hub {
+    /// Starts to follow EVENTS.
+    pub fn start(broker: Broker, stop: CancellationToken) -> Self {
+        let hub = Self { inner: Arc::default(), subscribers: Arc::default(), broker, stop };
+        tokio::spawn(feed(hub.clone()));
+        hub
+    }
+
+    /// Joins a subscriber who wants what comes from now on, or what came after a position.
+    pub(super) fn join(&self, wanted: &Wanted, after: Option<Position>) -> Joined {
+        let mut inner = self.lock();
+        let now = Position::new(inner.before.max(inner.next.saturating_sub(1)), u32::MAX);
+        let after = after.unwrap_or(now);
+        let first_kept = inner.kept.front().map_or(inner.next, |message| message.sequence);
+        // The rest of the message of the position itself is wanted too, unless it has none.
+        let first_wanted = after.sequence + u64::from(after.index == u32::MAX);
+        if !inner.open || first_wanted < first_kept {
+            return Joined::TooOld;
+        }
+        let kept = inner.kept.iter().flat_map(|message| &message.lines);
+        let kept = kept.filter(|line| line.position > after && wanted.wants(line));
+        let first: Vec<Bytes> = kept.map(|line| line.frame.clone()).collect();
+        let (frames, heard) = mpsc::channel(BEHIND_EVENTS_MAX);
+        let id = self.subscribers.fetch_add(1, Ordering::Relaxed);
+        inner.wanted.entry(wanted.clone()).or_default().push(id);
+        inner.subscribers.insert(id, Subscriber { wanted: wanted.clone(), after, frames });
+        Joined::From(first, Box::new(Heard { id, hub: self.clone(), frames: heard }))
+    }
+
+    /// The first message that is not distributed yet; `None` before the end of EVENTS is known.
+    pub(super) fn next(&self) -> Option<u64> {
+        let inner = self.lock();
+        inner.open.then_some(inner.next)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Inner {
+    fn distribute(&mut self, message: Message) {
+        for line in &message.lines {
+            let keys = [
+                Wanted::All,
+                Wanted::Project(line.project.clone()),
+                Wanted::Batch(line.project.clone(), line.batch.clone()),
+                Wanted::Job(line.job, None),
+                Wanted::Job(line.job, Some(line.project.clone())),
+            ];
+            let mut cut = Vec::new();
+            for id in keys.iter().filter_map(|key| self.wanted.get(key)).flatten() {
+                let Some(to) = self.subscribers.get(id).filter(|to| line.position > to.after)
+                else {
+                    continue;
+                };
+                if to.frames.try_send(line.frame.clone()).is_err() {
+                    cut.push(*id);
+                }
+            }
+            // Its channel ends with that: it is told so once it has read what is there.
+            cut.into_iter().for_each(|id| self.remove(id));
+        }
+        self.next = message.sequence + 1;
+        self.kept_lines += message.lines.len();
+        self.kept.push_back(Arc::new(message));
+        while self.kept_lines > KEPT_LINES_MAX
+            && let Some(old) = self.kept.pop_front()
+        {
+            self.kept_lines -= old.lines.len();
+        }
+    }
+
+    /// Tells everybody that some messages are gone.
+    fn tell_gap(&mut self, from: u64, to: u64) {
+        let frame = gap(from, to);
+        for subscriber in self.subscribers.values() {
+            // Who is too far behind for this is cut off at the next event.
+            let _ = subscriber.frames.try_send(frame.clone());
+        }
+        self.kept.clear();
+        self.kept_lines = 0;
+    }
+
+    fn remove(&mut self, id: u64) {
+        let Some(gone) = self.subscribers.remove(&id) else { return };
+        if let Some(ids) = self.wanted.get_mut(&gone.wanted) {
+            ids.retain(|other| *other != id);
+            if ids.is_empty() {
+                self.wanted.remove(&gone.wanted);
+            }
+        }
+    }
+}
+
+/// Says that messages of EVENTS which were asked for are not kept any more.
+pub(super) fn gap(from: u64, to: u64) -> Bytes {
+    let text = "these messages are not kept any more: ask for the status of what you follow";
+    frame(None, "gap", &json!({ "from": from, "to": to, "message": text }))
+}
+
+async fn feed(hub: Hub) {
+    let (first, end) = loop {
+        match hub.broker.bounds(names::EVENTS).await {
+            Ok(bounds) => break bounds,
+            Err(error) => tracing::warn!(error = %error, "EVENTS not followed yet, trying again"),
+        }
+        tokio::select! {
+            () = hub.stop.cancelled() => return,
+            () = tokio::time::sleep(PAUSE) => {}
+        }
+    };
+    let start = first.max(end.saturating_sub(WARM_MESSAGES)).max(1);
+    {
+        let mut inner = hub.lock();
+        inner.next = start;
+        inner.before = end;
+        inner.open = true;
+    }
+    let mut events = follow::follow(hub.broker.clone(), names::EVENTS, start, hub.stop.clone());
+    while let Some(message) = events.recv().await {
+        let headers = message.headers.as_ref();
+        match wire::events(message.sequence, headers, &message.payload) {
+            Ok((_, batch)) => {
+                let lines = Message::of(message.sequence, &batch);
+                let mut inner = hub.lock();
+                if message.skipped > 0 {
+                    inner.tell_gap(message.sequence - message.skipped, message.sequence - 1);
+                }
+                inner.distribute(lines);
+            }
+            Err(error) => tracing::error!(error = %error, "events passed over"),
+        }
+    }
+}

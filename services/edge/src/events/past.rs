@@ -1,0 +1,85 @@
+//! What came before: read from EVENTS by a few readers that live for one chunk.
+
+use std::{sync::Arc, time::Duration};
+
+use axum::body::Bytes;
+use job::Position;
+use mesh::{Broker, follow, names, wire};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    hub::{Wanted, gap},
+    line::Message,
+};
+
+/// Readers at the same time.
+const READERS_MAX: usize = 4;
+/// Events of a chunk, after which it is handed over.
+const CHUNK_EVENTS_MAX: usize = 500;
+/// Messages that one reader reads.
+const CHUNK_MESSAGES_MAX: u64 = 5_000;
+/// How long the next message may take.
+const STALL: Duration = Duration::from_secs(5);
+
+/// The readers. Cheap to clone.
+#[derive(Clone)]
+pub(super) struct Past {
+    broker: Broker,
+    readers: Arc<Semaphore>,
+}
+
+/// A part of the past.
+pub(super) struct Chunk {
+    pub frames: Vec<Bytes>,
+    /// How far it reaches.
+    pub up_to: Position,
+}
+
+impl Past {
+    pub fn new(broker: Broker) -> Self {
+        Self { broker, readers: Arc::new(Semaphore::new(READERS_MAX)) }
+    }
+
+    /// Reads what came after a position, at most up to message `end`, which is there.
+    ///
+    /// # Errors
+    /// Where EVENTS cannot be read.
+    pub async fn read(&self, wanted: &Wanted, after: Position, end: u64) -> anyhow::Result<Chunk> {
+        let _reader = self.readers.acquire().await?;
+        let (first, last) = self.broker.bounds(names::EVENTS).await?;
+        let from = after.sequence + u64::from(after.index == u32::MAX);
+        if after.sequence > last {
+            // Of another stream than this one, which was made in its place.
+            return Ok(Chunk {
+                frames: vec![gap(from, last)],
+                up_to: Position::new(end, u32::MAX),
+            });
+        }
+        let mut chunk = Chunk { frames: Vec::new(), up_to: after };
+        if from < first {
+            chunk.frames.push(gap(from, first - 1));
+            chunk.up_to = Position::new(first - 1, u32::MAX);
+        }
+        let start = from.max(first);
+        let mut next = start;
+        let stop = CancellationToken::new();
+        let _stop = stop.clone().drop_guard();
+        let mut events = follow::follow(self.broker.clone(), names::EVENTS, next, stop);
+        while next <= end
+            && chunk.frames.len() < CHUNK_EVENTS_MAX
+            && next < start + CHUNK_MESSAGES_MAX
+        {
+            let message = tokio::time::timeout(STALL, events.recv()).await?;
+            let Some(message) = message else { anyhow::bail!("the reader of EVENTS ended") };
+            let headers = message.headers.as_ref();
+            let (_, batch) = wire::events(message.sequence, headers, &message.payload)?;
+            let lines = Message::of(message.sequence, &batch).lines;
+            let new = lines.iter().filter(|line| line.position > after && wanted.wants(line));
+            chunk.frames.extend(new.map(|line| line.frame.clone()));
+            chunk.up_to = Position::new(message.sequence, u32::MAX);
+            next = message.sequence + 1;
+        }
+        Ok(chunk)
+    }
+}

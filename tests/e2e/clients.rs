@@ -1,0 +1,116 @@
+//! Public clients, installed once from their registries, and what the tests run with them.
+
+use std::{
+    io::{BufRead, BufReader},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::{Arc, Mutex, OnceLock},
+};
+
+use anyhow::{Context, ensure};
+
+use crate::mesh::until;
+
+/// Where the clients are installed, beside what cargo builds.
+const INSTALLED: &str = env!("CARGO_TARGET_TMPDIR");
+/// The folder that says which.
+const CLIENTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/clients");
+const SAMPLES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/samples");
+
+fn run(command: &mut Command) -> anyhow::Result<()> {
+    let output = command.output().with_context(|| format!("{command:?} cannot be run"))?;
+    let text = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{command:?}: {}\n{text}", output.status);
+    Ok(())
+}
+
+/// Does something once for all tests of this process, and tells each how it went.
+fn once(
+    done: &OnceLock<Result<PathBuf, String>>,
+    work: impl FnOnce() -> anyhow::Result<PathBuf>,
+) -> anyhow::Result<PathBuf> {
+    let done = done.get_or_init(|| work().map_err(|error| format!("{error:#}")));
+    done.clone().map_err(anyhow::Error::msg)
+}
+
+/// A folder with the packages of tests/clients/package.json, and the programs that use them.
+fn node_folder() -> anyhow::Result<PathBuf> {
+    static DONE: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+    once(&DONE, || {
+        let dir = Path::new(INSTALLED).join("node");
+        std::fs::create_dir_all(&dir)?;
+        for file in ["package.json", "package-lock.json", ".npmrc", "follow-sse.mjs"] {
+            std::fs::copy(Path::new(CLIENTS).join(file), dir.join(file))?;
+        }
+        std::fs::copy(Path::new(SAMPLES).join("follow.mjs"), dir.join("follow.mjs"))?;
+        run(Command::new("npm").args(["ci", "--no-audit", "--no-fund"]).current_dir(&dir))?;
+        Ok(dir)
+    })
+}
+
+/// A Python with the packages of tests/clients/requirements.txt.
+fn python() -> anyhow::Result<PathBuf> {
+    static DONE: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+    once(&DONE, || {
+        let dir = Path::new(INSTALLED).join("python");
+        let python = dir.join("bin/python3");
+        run(Command::new("python3").args(["-m", "venv"]).arg(&dir))?;
+        let list = Path::new(CLIENTS).join("requirements.txt");
+        run(Command::new(&python).args(["-m", "pip", "install", "-q", "-r"]).arg(list))?;
+        Ok(python)
+    })
+}
+
+/// A client that runs, and the lines that it has written; killed when it is dropped.
+pub struct Client {
+    process: Child,
+    lines: Arc<Mutex<Vec<String>>>,
+}
+
+impl Client {
+    /// Runs one of the programs for Node.
+    pub fn node(program: &str, arguments: &[&str]) -> anyhow::Result<Self> {
+        let mut node = Command::new("node");
+        Self::start(node.current_dir(node_folder()?).arg(program).args(arguments))
+    }
+
+    /// Runs one of the samples in Python.
+    pub fn python(sample: &str, arguments: &[&str]) -> anyhow::Result<Self> {
+        let program = Path::new(SAMPLES).join(sample);
+        Self::start(Command::new(python()?).arg(program).args(arguments))
+    }
+
+    fn start(command: &mut Command) -> anyhow::Result<Self> {
+        let mut process = command.stdout(Stdio::piped()).spawn()?;
+        let stdout = process.stdout.take().context("stdout is piped")?;
+        let lines = Arc::new(Mutex::new(Vec::new()));
+        let heard = lines.clone();
+        std::thread::spawn(move || {
+            for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+                heard.lock().unwrap().push(line);
+            }
+        });
+        Ok(Self { process, lines })
+    }
+
+    /// What it has written.
+    pub fn lines(&self) -> Vec<String> {
+        self.lines.lock().unwrap().clone()
+    }
+
+    /// Waits until it has written this line.
+    pub async fn says(&self, line: &str) -> anyhow::Result<()> {
+        until(&format!("{line:?} said"), async || {
+            let lines = self.lines();
+            Ok(if lines.iter().any(|said| said == line) { Ok(()) } else { Err(lines.join("\n")) })
+        })
+        .await
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
