@@ -7,6 +7,7 @@ mod answers;
 mod bad_input;
 mod clickhouse_away;
 mod clients;
+mod command_line;
 mod dev;
 mod failures;
 mod following;

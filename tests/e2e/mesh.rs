@@ -79,6 +79,13 @@ impl Mesh {
         Ok(format!("nats://{}", address.context("the broker says where it is")?.trim()))
     }
 
+    /// The URL of ClickHouse's interface.
+    pub fn clickhouse_url(&self) -> anyhow::Result<String> {
+        let log = fs::read_to_string(self.dir.path().join("logs/olap.log"))?;
+        let listen = log.lines().rev().find_map(|line| line.split("listen=").nth(1));
+        Ok(format!("http://{}", listen.context("olap says where")?.trim()))
+    }
+
     /// The process id of `dev`.
     pub fn id(&self) -> u32 {
         self.dev.id()
@@ -94,7 +101,7 @@ impl Mesh {
     pub fn child(&self, service: &str) -> anyhow::Result<u32> {
         let own = self.dev.id().to_string();
         let runs = |words: &[String]| {
-            words.get(1).is_some_and(|word| word == service)
+            words.get(2).is_some_and(|word| word == service)
                 || words.first().is_some_and(|program| program.ends_with(service))
         };
         let found =
@@ -213,9 +220,7 @@ impl Mesh {
 
     /// Runs a query on the ClickHouse engine; its answer as text.
     pub async fn sql(&self, query: &str) -> anyhow::Result<String> {
-        let log = fs::read_to_string(self.dir.path().join("logs/olap.log"))?;
-        let listen = log.lines().rev().find_map(|line| line.split("listen=").nth(1));
-        let url = format!("http://{}/?database=jobmesh", listen.context("olap says where")?.trim());
+        let url = format!("{}/?database=jobmesh", self.clickhouse_url()?);
         let answer = self.client.post(url).body(query.to_owned()).send().await?;
         anyhow::ensure!(answer.status().is_success(), "{}", answer.text().await?);
         Ok(answer.text().await?.trim().to_owned())

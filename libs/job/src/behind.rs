@@ -71,6 +71,11 @@ impl State {
         behind
     }
 
+    /// How many things the bucket is behind with.
+    pub fn behind_by(&self) -> usize {
+        self.touched.order.len()
+    }
+
     /// Whether the bucket is behind with anything.
     pub fn is_behind(&self) -> bool {
         !self.touched.order.is_empty()

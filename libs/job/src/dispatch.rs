@@ -21,9 +21,12 @@ use crate::{
 };
 
 /// How far ahead of the processors work is put out, in ms of their present rate.
-const AHEAD_MS: f64 = 20.0;
+const AHEAD_MS: f64 = 30.0;
 /// Runs put out ahead at most.
 const AHEAD_RUNS_MAX: usize = 4_096;
+/// What of the rate is kept at each measurement: it is that of the last 200 ms or so. Ends that
+/// come together, as those of runs that began together, must not look like a fast stream of them.
+const RATE_KEPT: f64 = 0.9;
 /// How often the rate of ends is measured, in ms.
 const RATE_STEP_MS: i64 = 20;
 
@@ -151,7 +154,7 @@ impl Dispatch {
             }
         };
         let id = state.next_ready(config.lower_share, open, busy, gate)?;
-        let job = state.job(id)?;
+        let job = state.rouse(id)?;
         self.put_out(id, out_of(&job, self.readings));
         Some(id)
     }
@@ -315,7 +318,7 @@ impl Rate {
         if passed >= RATE_STEP_MS {
             let fresh = self.ended as f64 / passed as f64;
             let steps = (passed / RATE_STEP_MS).min(64) as i32;
-            let kept = 0.5_f64.powi(steps);
+            let kept = RATE_KEPT.powi(steps);
             self.per_ms = self.per_ms * kept + fresh * (1.0 - kept);
             self.ended = 0;
             self.since = now;

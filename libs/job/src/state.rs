@@ -140,6 +140,12 @@ impl State {
         (page, ids.last().copied().filter(|_| more))
     }
 
+    /// A job, which is awake from here on: it is about to be run.
+    pub(crate) fn rouse(&mut self, id: JobId) -> Option<Arc<Job>> {
+        self.known.jobs.get_mut(id)?;
+        self.job(id)
+    }
+
     /// Whether [`job`](Self::job) has a job, at less cost.
     pub fn has(&self, id: JobId) -> bool {
         self.known.jobs.contains(id)

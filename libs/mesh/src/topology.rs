@@ -120,6 +120,19 @@ fn failed(name: &str, error: &dyn std::error::Error) -> Error {
     Error::Broker { name: name.to_owned(), why: error.to_string() }
 }
 
+/// Whether all streams are there and as they must be; makes nothing.
+///
+/// # Errors
+/// See [`Error`].
+pub async fn check_all(broker: &Broker, sizes: Sizes) -> Result<(), Error> {
+    for wanted in streams(sizes) {
+        let stream = broker.js.get_stream(&wanted.name).await;
+        let stream = stream.map_err(|error| failed(&wanted.name, &error))?;
+        check(&stream.cached_info().config, &wanted)?;
+    }
+    Ok(())
+}
+
 /// The settings of every stream of ours.
 fn streams(sizes: Sizes) -> Vec<Config> {
     let base = Config {

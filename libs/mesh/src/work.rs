@@ -114,6 +114,15 @@ impl Broker {
         Ok(listed.iter().filter_map(|(subject, _)| names::work_run(subject)).collect())
     }
 
+    /// The share of its size that a stream has used, from 0 to 1; `None` where it could not be
+    /// read, or has no size.
+    pub async fn fill(&self, stream: &str) -> Option<f64> {
+        let stream = self.js.get_stream(stream).await.ok()?;
+        let info = stream.cached_info();
+        let max = info.config.max_bytes;
+        (max > 0).then(|| info.state.bytes as f64 / max as f64)
+    }
+
     /// The last sequence of a stream.
     ///
     /// # Errors

@@ -71,7 +71,7 @@ async fn look_at_fill(broker: Broker, full: Arc<AtomicBool>, stop: CancellationT
     loop {
         let mut now = None;
         for (stream, limit) in FULL {
-            match fill(&broker, stream).await {
+            match broker.fill(stream).await {
                 Some(fill) if fill >= limit => now = Some((stream, fill)),
                 _ => {}
             }
@@ -87,12 +87,4 @@ async fn look_at_fill(broker: Broker, full: Arc<AtomicBool>, stop: CancellationT
             () = tokio::time::sleep(LOOK_EVERY) => {}
         }
     }
-}
-
-/// The share of its size that a stream has used.
-async fn fill(broker: &Broker, stream: &str) -> Option<f64> {
-    let stream = broker.js.get_stream(stream).await.ok()?;
-    let info = stream.cached_info();
-    let max = info.config.max_bytes;
-    (max > 0).then(|| info.state.bytes as f64 / max as f64)
 }

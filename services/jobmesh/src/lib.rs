@@ -1,5 +1,6 @@
 //! The one binary of Jobmesh: each service as a subcommand, and `dev`, which runs them all.
 
+mod client;
 mod dev;
 mod handlers;
 
@@ -19,6 +20,17 @@ struct Cli {
 enum Command {
     /// Runs everything on this machine: nats-server, ClickHouse's engine and all services.
     Dev(dev::Config),
+    /// Runs one service.
+    Serve {
+        #[command(subcommand)]
+        service: Service,
+    },
+    #[command(flatten)]
+    Client(client::Command),
+}
+
+#[derive(Debug, Subcommand)]
+enum Service {
     /// Serves the HTTP API.
     Edge(edge::Config),
     /// Folds commands, dispatches work, answers reads.
@@ -33,8 +45,12 @@ enum Command {
 
 /// Runs the command line to its end.
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
-    match run(cli.command) {
+    let ended = match Cli::parse().command {
+        Command::Client(command) => return client::main(command),
+        Command::Dev(config) => dev::run(config),
+        Command::Serve { service } => serve(service),
+    };
+    match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("jobmesh: {error:#}");
@@ -43,25 +59,21 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn run(command: Command) -> anyhow::Result<()> {
-    if let Command::Dev(config) = command {
-        return dev::run(config);
-    }
+fn serve(service: Service) -> anyhow::Result<()> {
     service::telemetry::start();
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let ended = runtime.block_on(async {
         let stop = service::shutdown::on_signal()?;
-        match command {
-            Command::Dev(_) => unreachable!("dev has a runtime of its own"),
-            Command::Edge(config) => edge::run(config, stop).await,
-            Command::State(config) => state::run(config, stop).await,
-            Command::Processor(config) => {
+        match service {
+            Service::Edge(config) => edge::run(config, stop).await,
+            Service::State(config) => state::run(config, stop).await,
+            Service::Processor(config) => {
                 let registry = config.registry()?;
                 processor::run(config.processor, registry, stop).await
             }
-            Command::Metrics(config) => metrics::run(config, stop).await,
-            Command::Olap(config) => olap::run(config, stop).await,
+            Service::Metrics(config) => metrics::run(config, stop).await,
+            Service::Olap(config) => olap::run(config, stop).await,
         }
     });
     // What a handler left on a thread of its own is not waited for.

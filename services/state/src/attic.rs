@@ -16,6 +16,8 @@ use job::{Place, Shelf};
 
 /// The size of a file. One straggler keeps it.
 const FILE_BYTES_MAX: u32 = 16 << 20;
+/// Bytes at the end of a file that are in memory.
+const TAIL_BYTES_MAX: usize = 128 << 10;
 
 /// Puts texts away below a folder.
 #[derive(Debug)]
@@ -30,8 +32,46 @@ struct Filling {
     end: u32,
 }
 
+/// A file, and what of its end is still to be written: a write for each text would cost more than
+/// all else.
 #[derive(Debug)]
-struct Stored(File);
+struct Stored {
+    file: File,
+    tail: Mutex<Tail>,
+}
+
+#[derive(Debug, Default)]
+struct Tail {
+    at: u32,
+    bytes: Vec<u8>,
+}
+
+impl Stored {
+    /// Adds a text behind the last.
+    fn add(&self, text: &str) -> io::Result<()> {
+        let mut tail = self.tail.lock().unwrap_or_else(PoisonError::into_inner);
+        if tail.bytes.len() + text.len() > TAIL_BYTES_MAX && !tail.bytes.is_empty() {
+            self.file.write_all_at(&tail.bytes, u64::from(tail.at))?;
+            tail.at += u32::try_from(tail.bytes.len()).map_err(io::Error::other)?;
+            tail.bytes.clear();
+        }
+        tail.bytes.extend_from_slice(text.as_bytes());
+        Ok(())
+    }
+
+    fn bytes(&self, at: u32, bytes: u32) -> io::Result<Vec<u8>> {
+        let tail = self.tail.lock().unwrap_or_else(PoisonError::into_inner);
+        if at >= tail.at {
+            let from = (at - tail.at) as usize;
+            let text = tail.bytes.get(from..from + bytes as usize);
+            return text.map(<[u8]>::to_vec).ok_or_else(|| io::ErrorKind::UnexpectedEof.into());
+        }
+        drop(tail);
+        let mut text = vec![0; bytes as usize];
+        self.file.read_exact_at(&mut text, u64::from(at))?;
+        Ok(text)
+    }
+}
 
 impl Attic {
     /// Puts away below `dir`, which must be there.
@@ -46,9 +86,12 @@ impl Attic {
             Some(Filling { file, end }) if bytes <= FILE_BYTES_MAX.saturating_sub(*end) => {
                 (file.clone(), *end)
             }
-            _ => (Arc::new(Stored(tempfile::tempfile_in(&self.dir)?)), 0),
+            _ => {
+                let file = tempfile::tempfile_in(&self.dir)?;
+                (Arc::new(Stored { file, tail: Mutex::default() }), 0)
+            }
         };
-        file.0.write_all_at(text.as_bytes(), u64::from(at))?;
+        file.add(text)?;
         *filling = Some(Filling { file: file.clone(), end: at + bytes });
         Ok(Place { shelf: file, at, bytes })
     }
@@ -66,9 +109,7 @@ impl job::Attic for Attic {
 
 impl Shelf for Stored {
     fn read(&self, at: u32, bytes: u32) -> io::Result<String> {
-        let mut text = vec![0; bytes as usize];
-        self.0.read_exact_at(&mut text, u64::from(at))?;
-        String::from_utf8(text).map_err(io::Error::other)
+        String::from_utf8(self.bytes(at, bytes)?).map_err(io::Error::other)
     }
 }
 

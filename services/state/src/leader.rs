@@ -50,6 +50,8 @@ pub(crate) struct Leader<'a> {
     pub last: u64,
     pub bucket: Fence,
     pub writing: bool,
+    /// When the last write of the bucket began.
+    pub wrote_at: Instant,
     /// When a bucket that was full is written again.
     pub write_again_at: Instant,
     pub dispatcher: Dispatcher,
@@ -87,6 +89,7 @@ impl<'a> Leader<'a> {
             last: started.last,
             bucket: started.bucket,
             writing: false,
+            wrote_at: now,
             write_again_at: now,
             dispatcher: Dispatcher::new(started.fences),
             settled_since: now,
@@ -226,7 +229,9 @@ impl<'a> Leader<'a> {
         let reopen = self.dispatcher.next_reopen();
         let next = due.into_iter().chain(reopen).chain(self.state.next_fire()).min();
         let left_ms = next.map_or(i64::MAX, |at| at - service::now_ms()).max(0);
-        Duration::from_millis(u64::try_from(left_ms).unwrap_or(0)).min(TICK)
+        let write =
+            self.next_write().map_or(TICK, |at| at.saturating_duration_since(Instant::now()));
+        Duration::from_millis(u64::try_from(left_ms).unwrap_or(0)).min(TICK).min(write)
     }
 
     /// Ends in order: a last snapshot, so that the next start has little to replay.

@@ -17,6 +17,9 @@ use crate::leader::{Done, Leader};
 /// The most bytes of one write.
 const WRITE_BYTES_MAX: usize = 8_000_000;
 
+/// How long a few changes wait for more: the broker pays for each batch, and a job that is
+/// queued, run and done meanwhile is written once. Memory answers for it until then.
+const WRITE_EVERY: Duration = Duration::from_millis(50);
 /// How long a full bucket is left alone: what ended long ago leaves it meanwhile.
 const FULL_PAUSE: Duration = Duration::from_secs(1);
 
@@ -29,10 +32,13 @@ pub(crate) struct Written {
 impl Leader<'_> {
     /// Starts a write where the bucket is behind and none is under way.
     pub(crate) fn kick_projection(&mut self) -> anyhow::Result<()> {
-        let paused = Instant::now() < self.write_again_at;
-        if self.writing || paused || !self.state.is_behind() {
+        let now = Instant::now();
+        let few = self.state.behind_by() < WRITE_KEYS_MAX;
+        let waits = few && now < self.wrote_at + WRITE_EVERY;
+        if self.writing || waits || now < self.write_again_at || !self.state.is_behind() {
             return Ok(());
         }
+        self.wrote_at = now;
         let mut keys = Vec::new();
         let mut writes = Vec::new();
         let mut bytes = 0;
@@ -78,6 +84,12 @@ impl Leader<'_> {
             self.state.stored(what, version);
         }
         Ok(())
+    }
+
+    /// When the next write may begin, where one is wanted.
+    pub(crate) fn next_write(&self) -> Option<Instant> {
+        let wanted = self.state.is_behind() && !self.writing;
+        wanted.then(|| self.write_again_at.max(self.wrote_at + WRITE_EVERY))
     }
 
     fn write_of(&self, what: Queued) -> anyhow::Result<Option<(Position, Write)>> {

@@ -127,7 +127,7 @@ impl Mesh {
     pub fn start_processor(&self) -> anyhow::Result<Processor> {
         let log = fs::File::create(self.dir.path().join("logs/processor.log"))?;
         let processor = Command::new(std::env::current_exe()?)
-            .args(["processor", "--nats-url", &self.nats_url])
+            .args(["serve", "processor", "--nats-url", &self.nats_url])
             .args(["--concurrency", &CONCURRENCY.to_string()])
             .args(["--handler", "process_batch=noop"])
             .stderr(log)
@@ -179,7 +179,7 @@ impl Mesh {
             let words: Vec<&str> = line.split('\0').collect();
             let program = words.first().and_then(|word| Path::new(word).file_name());
             let program = program.and_then(|name| name.to_str()).unwrap_or_default();
-            let service = if program.starts_with("nats-server") { program } else { words[1] };
+            let service = if program.starts_with("nats-server") { program } else { words[2] };
             children.push((service.to_owned(), id));
         }
         children.sort();

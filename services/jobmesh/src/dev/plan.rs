@@ -58,7 +58,7 @@ pub(super) fn stages(config: &Config, data_dir: &Path) -> anyhow::Result<Vec<Vec
         None => {
             let listen = format!("127.0.0.1:{}", free_port()?);
             let library = fetch::libchdb()?;
-            let mut olap = spec("olap", &["olap", "--listen", &listen]);
+            let mut olap = spec("olap", &["serve", "olap", "--listen", &listen]);
             olap.arguments.extend(["--dir".into(), data_dir.join("olap").into()]);
             olap.arguments.extend(["--libchdb".into(), library.into()]);
             storage.push(olap);
@@ -66,12 +66,13 @@ pub(super) fn stages(config: &Config, data_dir: &Path) -> anyhow::Result<Vec<Vec
         }
     };
     let nats = ["--nats-url", nats_url.as_str()];
-    let metrics = ["metrics", nats[0], nats[1], "--clickhouse-url", clickhouse_url.as_str()];
+    let metrics =
+        ["serve", "metrics", nats[0], nats[1], "--clickhouse-url", clickhouse_url.as_str()];
     let states = (1..=config.states.max(1))
-        .map(|n| spec(&format!("state-{n}"), &["state", nats[0], nats[1]]));
+        .map(|n| spec(&format!("state-{n}"), &["serve", "state", nats[0], nats[1]]));
     let core: Vec<Spec> = states.chain([spec("metrics", &metrics)]).collect();
     let concurrency = config.concurrency.to_string();
-    let processor = ["processor", nats[0], nats[1], "--concurrency", concurrency.as_str()];
+    let processor = ["serve", "processor", nats[0], nats[1], "--concurrency", concurrency.as_str()];
     let grace_s = config.grace_s.to_string();
     let processor = [&processor[..], &["--grace-s", grace_s.as_str()]].concat();
     let stop_within = STOP_WITHIN + Duration::from_secs(u64::from(config.grace_s));
@@ -79,7 +80,7 @@ pub(super) fn stages(config: &Config, data_dir: &Path) -> anyhow::Result<Vec<Vec
         .map(|n| Spec { stop_within, ..spec(&format!("processor-{n}"), &processor) })
         .collect();
     let listen = config.listen.to_string();
-    let mut edge = spec("edge", &["edge", nats[0], nats[1], "--listen", &listen]);
+    let mut edge = spec("edge", &["serve", "edge", nats[0], nats[1], "--listen", &listen]);
     if config.insecure {
         edge.arguments.push("--insecure".into());
     }

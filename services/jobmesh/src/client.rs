@@ -1,0 +1,292 @@
+//! The commands of clients: the queue API from a terminal or a script.
+//!
+//! Exit status: 0 it was done; 1 something went wrong that is nobody's fault here; 2 the command
+//! line is not understood; 3 the request was refused, the answer says why; 4 no edge answers, or
+//! it says to come again later; 5 what was waited for ended, but not well.
+
+mod api;
+mod doctor;
+mod show;
+mod watch;
+
+use std::{io::Read, process::ExitCode};
+
+use anyhow::Context;
+use clap::{Args, Subcommand};
+use serde_json::{Map, Value, json};
+
+use api::Api;
+
+/// Where the edge is, and how answers are shown.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Server {
+    /// The URL of an edge.
+    #[arg(long, env = "JOBMESH_URL", default_value = "http://127.0.0.1:8080")]
+    url: String,
+    /// Show the answer as JSON, for scripts.
+    #[arg(long)]
+    json: bool,
+}
+
+/// What clients can do.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Enqueues batches.
+    Enqueue(Enqueue),
+    /// Shows a job.
+    Status {
+        /// The job.
+        job: String,
+        /// Wait for its end up to so long: 30s, 500ms.
+        #[arg(long)]
+        wait: Option<String>,
+        /// Show every step.
+        #[arg(long)]
+        history: bool,
+        #[command(flatten)]
+        server: Server,
+    },
+    /// Follows a job, or the jobs of a batch, to the end.
+    Watch {
+        /// The job.
+        #[arg(required_unless_present = "batch", conflicts_with = "batch")]
+        job: Option<String>,
+        /// The project of the batch.
+        #[arg(long, requires = "batch")]
+        project: Option<String>,
+        /// The batch.
+        #[arg(long, requires = "project")]
+        batch: Option<String>,
+        #[command(flatten)]
+        server: Server,
+    },
+    /// Queues failed jobs again.
+    Retry {
+        /// The project.
+        #[arg(long)]
+        project: String,
+        /// The job.
+        #[arg(required_unless_present = "all", conflicts_with = "all")]
+        job: Option<String>,
+        /// All failed jobs of the project.
+        #[arg(long)]
+        all: bool,
+        #[command(flatten)]
+        server: Server,
+    },
+    /// Cancels the jobs of a project, or of some of its batches.
+    Cancel {
+        /// The project.
+        #[arg(long)]
+        project: String,
+        /// The batches; all of the project where none is named.
+        #[arg(long = "batch")]
+        batches: Vec<String>,
+        #[command(flatten)]
+        server: Server,
+    },
+    /// Shows how many jobs there are in which status.
+    Stats {
+        /// Of this project.
+        #[arg(long)]
+        project: Option<String>,
+        #[command(flatten)]
+        server: Server,
+    },
+    /// Shows durations, tokens and outcomes over a range of time.
+    Metrics {
+        /// Of this project.
+        #[arg(long)]
+        project: Option<String>,
+        /// 24h, 7d, 30d or all.
+        #[arg(long, default_value = "24h")]
+        range: String,
+        #[command(flatten)]
+        server: Server,
+    },
+    /// Shows the settings of a project, or changes them.
+    Projects {
+        /// The project.
+        project: String,
+        /// A setting, as name=JSON: maxConcurrency=4, paused=true, weight=null. May be repeated.
+        #[arg(long = "set", value_name = "NAME=JSON")]
+        set: Vec<String>,
+        #[command(flatten)]
+        server: Server,
+    },
+    /// Checks a mesh, and says what to do.
+    Doctor(doctor::Doctor),
+    /// Writes the completions of a shell.
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+}
+
+/// The request of `enqueue`.
+#[derive(Debug, Args)]
+pub(crate) struct Enqueue {
+    /// The project.
+    #[arg(long)]
+    project: String,
+    /// The batches.
+    #[arg(required = true)]
+    batches: Vec<String>,
+    /// The data of each job: a JSON object, or - to read it from standard input.
+    #[arg(long)]
+    data: Option<String>,
+    /// 0 to 1000, lower first.
+    #[arg(long)]
+    priority: Option<u16>,
+    /// Not before this time, as RFC 3339.
+    #[arg(long)]
+    run_at: Option<String>,
+    /// Attempts that each job may use.
+    #[arg(long)]
+    max_attempts: Option<u32>,
+    /// A key that makes a repeat of this command harmless.
+    #[arg(long)]
+    idempotency_key: Option<String>,
+    /// Follow the jobs to their end.
+    #[arg(long)]
+    watch: bool,
+    #[command(flatten)]
+    server: Server,
+}
+
+/// Runs a command; the status to exit with.
+pub(crate) fn main(command: Command) -> ExitCode {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    match runtime.map_err(anyhow::Error::from).and_then(|runtime| runtime.block_on(act(command))) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("jobmesh: {error:#}");
+            let refusal = error.downcast_ref::<api::Refused>().map(api::Refused::exit_status);
+            ExitCode::from(refusal.unwrap_or(1))
+        }
+    }
+}
+
+async fn act(command: Command) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::Enqueue(request) => return enqueue(request).await,
+        Command::Status { job, wait, history, server } => {
+            let mut query = vec![("history", history.to_string())];
+            query.extend(wait.map(|wait| ("wait", wait)));
+            let path = format!("/api/queue/status/{job}");
+            let answer = Api::new(&server)?.get(&path, &query).await?;
+            show::answer(server.json, &answer, |answer| show::job(&answer["job"]));
+        }
+        Command::Watch { job, project, batch, server } => {
+            let api = Api::new(&server)?;
+            let wanted = match (job, project, batch) {
+                (Some(job), ..) => watch::Wanted::jobs(vec![job]),
+                (None, Some(project), Some(batch)) => {
+                    watch::Wanted::batch(&api, project, batch).await?
+                }
+                _ => anyhow::bail!("name a job, or --project and --batch"),
+            };
+            return watch::to_the_end(&api, wanted, server.json).await;
+        }
+        Command::Retry { project, job, all, server } => {
+            let mut body = json!({ "projectId": project });
+            match job {
+                Some(job) if !all => body["jobId"] = job.into(),
+                _ => body["retryAll"] = true.into(),
+            }
+            done(&server, "/api/queue/retry", &body).await?;
+        }
+        Command::Cancel { project, batches, server } => {
+            let mut body = json!({ "projectId": project });
+            if !batches.is_empty() {
+                body["batchIds"] = batches.into();
+            }
+            done(&server, "/api/queue/cancel", &body).await?;
+        }
+        Command::Stats { project, server } => {
+            let query: Vec<_> = project.map(|project| ("projectId", project)).into_iter().collect();
+            let answer = Api::new(&server)?.get("/api/queue/stats", &query).await?;
+            show::answer(server.json, &answer, show::stats);
+        }
+        Command::Metrics { project, range, server } => {
+            let mut query = vec![("timeRange", range)];
+            query.extend(project.map(|project| ("projectId", project)));
+            let answer = Api::new(&server)?.get("/api/queue/metrics", &query).await?;
+            show::answer(server.json, &answer, |answer| show::metrics(&answer["stats"]));
+        }
+        Command::Projects { project, set, server } => {
+            let api = Api::new(&server)?;
+            let answer = if set.is_empty() {
+                api.get_in(&["api", "projects", &project], &[]).await?
+            } else {
+                let change: anyhow::Result<Map<String, Value>> =
+                    set.iter().map(|set| setting(set)).collect();
+                api.put_in(&["api", "projects", &project], &Value::Object(change?)).await?
+            };
+            show::answer(server.json, &answer, |answer| show::fields(&answer["project"]));
+        }
+        Command::Doctor(doctor) => return doctor.run().await,
+        Command::Completions { shell } => {
+            let mut command = <crate::Cli as clap::CommandFactory>::command();
+            clap_complete::generate(shell, &mut command, "jobmesh", &mut std::io::stdout());
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn enqueue(request: Enqueue) -> anyhow::Result<ExitCode> {
+    let mut body = json!({ "projectId": request.project, "batchIds": request.batches });
+    if let Some(data) = data(request.data.as_deref())? {
+        let each = request.batches.iter().map(|batch| (batch.clone(), data.clone()));
+        body["data"] = Value::Object(each.collect());
+    }
+    for (name, value) in [
+        ("priority", request.priority.map(Value::from)),
+        ("runAt", request.run_at.map(Value::from)),
+        ("maxAttempts", request.max_attempts.map(Value::from)),
+    ] {
+        if let Some(value) = value {
+            body[name] = value;
+        }
+    }
+    let api = Api::new(&request.server)?;
+    let key = request.idempotency_key.as_deref();
+    let answer = api.post("/api/queue/enqueue", &body, key).await?;
+    if !request.watch {
+        show::answer(request.server.json, &answer, show::enqueued);
+        return Ok(ExitCode::SUCCESS);
+    }
+    let jobs = answer["jobIds"].as_array().context("the answer names no jobs")?;
+    let jobs = jobs.iter().filter_map(|id| id.as_str().map(str::to_owned)).collect();
+    watch::to_the_end(&api, watch::Wanted::jobs(jobs), request.server.json).await
+}
+
+/// Posts a request whose answer says in a sentence what was done.
+async fn done(server: &Server, path: &str, body: &Value) -> anyhow::Result<()> {
+    let answer = Api::new(server)?.post(path, body, None).await?;
+    show::answer(server.json, &answer, show::message);
+    Ok(())
+}
+
+fn data(text: Option<&str>) -> anyhow::Result<Option<Value>> {
+    let text = match text {
+        None => return Ok(None),
+        Some("-") => {
+            let mut text = String::new();
+            std::io::stdin().read_to_string(&mut text)?;
+            text
+        }
+        Some(text) => text.to_owned(),
+    };
+    let data: Value = serde_json::from_str(&text).context("--data is not JSON")?;
+    anyhow::ensure!(data.is_object(), "--data must be a JSON object");
+    Ok(Some(data))
+}
+
+fn setting(text: &str) -> anyhow::Result<(String, Value)> {
+    let (name, value) =
+        text.split_once('=').with_context(|| format!("{text:?} is not name=JSON"))?;
+    // A bare word is a text: handler=llm.
+    let value = serde_json::from_str(value).unwrap_or_else(|_| value.into());
+    Ok((name.to_owned(), value))
+}

@@ -1,0 +1,153 @@
+//! The HTTP API, as the commands use it.
+
+use std::time::Duration;
+
+use anyhow::Context;
+use reqwest::{Method, RequestBuilder, Response, StatusCode, Url};
+use serde_json::Value;
+
+use super::Server;
+
+/// How long an answer may take; a status that is waited for takes a minute.
+const TIMEOUT: Duration = Duration::from_secs(90);
+
+/// An edge.
+#[derive(Clone, Debug)]
+pub(super) struct Api {
+    http: reqwest::Client,
+    base: Url,
+}
+
+/// A request that was not carried out.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Refused {
+    /// The edge says why.
+    #[error("{error} ({code})")]
+    Answered { status: StatusCode, code: String, error: String },
+    /// No edge is there.
+    #[error(
+        "no edge answers at {url}: is it running? (`jobmesh dev` starts one; --url names another)"
+    )]
+    Away {
+        url: String,
+        #[source]
+        source: reqwest::Error,
+    },
+}
+
+impl Refused {
+    /// The status that a command exits with.
+    pub fn exit_status(&self) -> u8 {
+        match self {
+            Self::Answered { status, .. } if status.is_client_error() && status.as_u16() != 429 => {
+                3
+            }
+            Self::Answered { .. } | Self::Away { .. } => 4,
+        }
+    }
+}
+
+impl Api {
+    pub fn new(server: &Server) -> anyhow::Result<Self> {
+        // Another part of the process may have chosen first: then that choice holds.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let base =
+            Url::parse(&server.url).with_context(|| format!("{:?} is no URL", server.url))?;
+        let agent = concat!("jobmesh-cli/", env!("CARGO_PKG_VERSION"));
+        let http = reqwest::Client::builder().user_agent(agent).build()?;
+        Ok(Self { http, base })
+    }
+
+    /// The URL of the edge.
+    pub fn base(&self) -> &Url {
+        &self.base
+    }
+
+    pub async fn get(&self, path: &str, query: &[(&str, String)]) -> anyhow::Result<Value> {
+        let mut url = self.url(path)?;
+        if !query.is_empty() {
+            url.query_pairs_mut().extend_pairs(query);
+        }
+        self.answer(self.http.get(url).timeout(TIMEOUT)).await
+    }
+
+    /// A GET of a path whose parts may hold anything.
+    pub async fn get_in(&self, path: &[&str], query: &[(&str, &str)]) -> anyhow::Result<Value> {
+        let mut url = self.url_in(path)?;
+        if !query.is_empty() {
+            url.query_pairs_mut().extend_pairs(query);
+        }
+        self.answer(self.http.get(url).timeout(TIMEOUT)).await
+    }
+
+    pub async fn put_in(&self, path: &[&str], body: &Value) -> anyhow::Result<Value> {
+        let request = self.http.request(Method::PUT, self.url_in(path)?);
+        self.answer(request.timeout(TIMEOUT).json(body)).await
+    }
+
+    pub async fn post(&self, path: &str, body: &Value, key: Option<&str>) -> anyhow::Result<Value> {
+        let mut request = self.http.post(self.url(path)?).timeout(TIMEOUT).json(body);
+        if let Some(key) = key {
+            request = request.header("Idempotency-Key", key);
+        }
+        self.answer(request).await
+    }
+
+    /// Server-sent events, from behind `last` on.
+    pub async fn events(
+        &self,
+        query: &[(&str, String)],
+        last: Option<&str>,
+    ) -> anyhow::Result<Response> {
+        let mut url = self.url("/api/queue/events")?;
+        if !query.is_empty() {
+            url.query_pairs_mut().extend_pairs(query);
+        }
+        let mut request = self.http.get(url);
+        if let Some(last) = last {
+            request = request.header("Last-Event-ID", last);
+        }
+        let response = self.send(request).await?;
+        if response.status().is_success() {
+            Ok(response)
+        } else {
+            Err(refused(response).await.into())
+        }
+    }
+
+    fn url(&self, path: &str) -> anyhow::Result<Url> {
+        Ok(self.base.join(path)?)
+    }
+
+    fn url_in(&self, path: &[&str]) -> anyhow::Result<Url> {
+        let mut url = self.base.clone();
+        let mut segments = url.path_segments_mut().ok().context("the URL can hold no path")?;
+        segments.pop_if_empty().extend(path);
+        drop(segments);
+        Ok(url)
+    }
+
+    async fn send(&self, request: RequestBuilder) -> Result<Response, Refused> {
+        let away = |source| Refused::Away { url: self.base.to_string(), source };
+        request.send().await.map_err(away)
+    }
+
+    async fn answer(&self, request: RequestBuilder) -> anyhow::Result<Value> {
+        let response = self.send(request).await?;
+        if !response.status().is_success() {
+            return Err(refused(response).await.into());
+        }
+        response.json().await.context("the answer is no JSON: is this an edge of Jobmesh?")
+    }
+}
+
+async fn refused(response: Response) -> Refused {
+    let status = response.status();
+    let body: Value = response.json().await.unwrap_or_default();
+    let text = |field: &str| body[field].as_str().map(str::to_owned);
+    Refused::Answered {
+        status,
+        code: text("code").unwrap_or_else(|| status.as_u16().to_string()),
+        error: text("error").unwrap_or_else(|| format!("the edge answered {status}")),
+    }
+}

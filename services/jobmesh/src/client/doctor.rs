@@ -1,0 +1,180 @@
+//! `doctor`: what works, what does not, and what to do about it.
+
+use std::{process::ExitCode, time::Duration};
+
+use clap::Args;
+use mesh::{
+    Broker, names,
+    topology::{self, Sizes},
+};
+use serde_json::json;
+
+use super::{Server, api::Api, show};
+
+/// How long one check may take.
+const WITHIN: Duration = Duration::from_secs(10);
+/// The first nats-server with all that Jobmesh uses.
+const NATS_MIN: (u64, u64) = (2, 12);
+/// How far the clock of this machine may be off the edge's, in seconds.
+const SKEW_S_MAX: i64 = 2;
+
+/// Where the parts of a mesh are.
+#[derive(Debug, Args)]
+pub(crate) struct Doctor {
+    #[command(flatten)]
+    server: Server,
+    /// The NATS server, to be looked at as well.
+    #[arg(long, env = "JOBMESH_NATS_URL")]
+    nats_url: Option<String>,
+    /// ClickHouse's HTTP interface, to be looked at as well.
+    #[arg(long, env = "JOBMESH_CLICKHOUSE_URL")]
+    clickhouse_url: Option<String>,
+}
+
+/// One check: what, whether it is well, and what was found or is to be done.
+struct Check {
+    what: &'static str,
+    well: bool,
+    says: String,
+}
+
+impl Check {
+    fn new(what: &'static str, found: Result<String, String>) -> Self {
+        let well = found.is_ok();
+        Self { what, well, says: found.unwrap_or_else(|error| error) }
+    }
+}
+
+impl Doctor {
+    /// Checks all that can be reached.
+    pub(super) async fn run(self) -> anyhow::Result<ExitCode> {
+        let mut checks = self.edge().await?;
+        if let Some(url) = &self.nats_url {
+            checks.extend(nats(url).await);
+        }
+        if let Some(url) = &self.clickhouse_url {
+            checks.push(Check::new("clickhouse", clickhouse(url).await));
+        }
+        let well = checks.iter().all(|check| check.well);
+        if self.server.json {
+            let list = checks
+                .iter()
+                .map(|check| json!({ "check": check.what, "ok": check.well, "says": check.says }));
+            println!("{}", json!({ "ok": well, "checks": list.collect::<Vec<_>>() }));
+        } else {
+            let rows = checks.iter().map(|check| {
+                let mark = if check.well { "ok" } else { "NOT OK" };
+                [check.what.to_owned(), mark.to_owned(), check.says.clone()]
+            });
+            print!("{}", show::table(["check", "", ""], rows.collect()));
+        }
+        Ok(if well { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    }
+
+    /// The edge, what it reaches, and its clock.
+    async fn edge(&self) -> anyhow::Result<Vec<Check>> {
+        let api = Api::new(&self.server)?;
+        let url = api.base().join("/readyz")?;
+        let http = reqwest::Client::builder().timeout(WITHIN).build()?;
+        let response = match http.get(url).send().await {
+            Ok(response) => response,
+            Err(_) => {
+                let says = format!(
+                    "nobody answers at {}: start one (`jobmesh dev`, `jobmesh serve edge`), or name it by --url",
+                    api.base()
+                );
+                return Ok(vec![Check::new("edge", Err(says))]);
+            }
+        };
+        let date = response.headers().get("date").and_then(|date| date.to_str().ok());
+        let clock = date.map(clock);
+        let ready: serde_json::Value = response.json().await.unwrap_or_default();
+        let mut checks = vec![Check::new("edge", Ok(format!("answers at {}", api.base())))];
+        for (what, part, away) in [
+            ("edge to nats", "nats", "the edge has no connection to NATS: is nats-server up?"),
+            (
+                "state",
+                "state",
+                "no state service answers: start `jobmesh serve state`, and read its log",
+            ),
+            (
+                "processors",
+                "processor",
+                "no processor is there, so nothing runs: start `jobmesh serve processor`",
+            ),
+            (
+                "metrics",
+                "metrics",
+                "metrics or ClickHouse does not answer; jobs go on: start `jobmesh serve metrics`, and \
+                 read its log",
+            ),
+        ] {
+            let found =
+                if ready[part] == true { Ok("answers".to_owned()) } else { Err(away.to_owned()) };
+            checks.push(Check::new(what, found));
+        }
+        checks.extend(clock.map(|found| Check::new("clock", found)));
+        Ok(checks)
+    }
+}
+
+/// How far this machine's clock is off an HTTP date.
+fn clock(date: &str) -> Result<String, String> {
+    let parsed = httpdate::parse_http_date(date).map_err(|_| format!("{date:?} is no date"))?;
+    let there = parsed.duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let off = service::now_ms() / 1_000 - i64::try_from(there).unwrap_or(0);
+    if off.abs() <= SKEW_S_MAX {
+        return Ok("agrees with the edge's".to_owned());
+    }
+    Err(format!("this machine's is {off} s off the edge's: let NTP set both"))
+}
+
+/// The broker's version, its streams and its buckets.
+async fn nats(url: &str) -> Vec<Check> {
+    let connecting = tokio::time::timeout(WITHIN, Broker::connect(url, "jobmesh-doctor"));
+    let broker = match connecting.await {
+        Ok(Ok(broker)) => broker,
+        Ok(Err(error)) => return vec![Check::new("nats", Err(format!("{error}: is it up?")))],
+        Err(_) => return vec![Check::new("nats", Err(format!("{url} does not answer in time")))],
+    };
+    let version = broker.client.server_info().version;
+    let mut numbers = version.split('.').map(|part| part.parse().unwrap_or(0));
+    let found = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    let (major, minor) = NATS_MIN;
+    let new_enough = if found >= NATS_MIN {
+        Ok(format!("nats-server {version}"))
+    } else {
+        Err(format!("nats-server is {version}; Jobmesh needs {major}.{minor} or newer"))
+    };
+    let mut checks = vec![Check::new("nats", new_enough)];
+    let streams = topology::check_all(&broker, Sizes::default()).await;
+    let streams = streams.map(|()| "all are there, as they must be".to_owned());
+    checks.push(Check::new("streams", streams.map_err(|error| error.to_string())));
+    for (what, stream) in
+        [("commands", names::COMMANDS), ("events", names::EVENTS), ("bucket", names::JOBS_STREAM)]
+    {
+        let fill = broker.fill(stream).await;
+        checks.push(Check::new(what, match fill {
+            None => Err("could not be read".to_owned()),
+            Some(fill) if fill > 0.7 => Err(format!(
+                "{:.0} % full: make it larger (`nats stream edit {stream}`), or shorten retention",
+                fill * 100.0
+            )),
+            Some(fill) => Ok(format!("{:.0} % full", fill * 100.0)),
+        }));
+    }
+    checks
+}
+
+/// ClickHouse's version.
+async fn clickhouse(url: &str) -> Result<String, String> {
+    let away = |error: reqwest::Error| format!("{url} does not answer: {}", error.without_url());
+    let http = reqwest::Client::builder().timeout(WITHIN).build().map_err(away)?;
+    let answer = http.post(url).body("SELECT version()").send().await.map_err(away)?;
+    let status = answer.status();
+    let text = answer.text().await.unwrap_or_default();
+    if status.is_success() {
+        return Ok(format!("ClickHouse {}", text.trim()));
+    }
+    Err(format!("answered {status}: {}", text.lines().next().unwrap_or_default()))
+}

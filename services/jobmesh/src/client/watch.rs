@@ -1,0 +1,189 @@
+//! Following jobs to their end, by server-sent events that are resumed where they broke off.
+
+use std::{collections::HashMap, process::ExitCode, time::Duration};
+
+use anyhow::Context;
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::Value;
+
+use super::api::{Api, Refused};
+
+/// How long to wait before a broken stream is resumed.
+const PAUSE: Duration = Duration::from_millis(500);
+/// How long no edge may answer before the watch ends.
+const AWAY_MAX: Duration = Duration::from_secs(60);
+/// The exit status of a watch whose jobs did not all complete.
+const NOT_WELL: u8 = 5;
+
+/// Which jobs are followed, and how they stand.
+pub(super) struct Wanted {
+    jobs: HashMap<String, String>,
+    query: Vec<(&'static str, String)>,
+}
+
+impl Wanted {
+    /// These jobs.
+    pub fn jobs(jobs: Vec<String>) -> Self {
+        let query = match &jobs[..] {
+            [one] => vec![("jobId", one.clone())],
+            _ => Vec::new(),
+        };
+        Self { jobs: jobs.into_iter().map(|job| (job, String::new())).collect(), query }
+    }
+
+    /// The jobs of a batch that live, or the last that did.
+    pub async fn batch(api: &Api, project: String, batch: String) -> anyhow::Result<Self> {
+        let path = ["api", "queue", "batches", &batch];
+        let answer = api.get_in(&path, &[("projectId", &project)]).await?;
+        let mut found = Vec::new();
+        for job in answer["batch"]["jobs"].as_array().into_iter().flatten() {
+            let id = job["id"].as_str().context("a job has an id")?.to_owned();
+            if is_end(job["status"].as_str().unwrap_or_default()) && !found.is_empty() {
+                break;
+            }
+            found.push(id);
+        }
+        let query = vec![("projectId", project), ("batchId", batch)];
+        Ok(Self { query, ..Self::jobs(found) })
+    }
+
+    fn count(&self, status: &str) -> usize {
+        self.jobs.values().filter(|is| *is == status).count()
+    }
+
+    fn ended(&self) -> usize {
+        self.jobs.values().filter(|status| is_end(status)).count()
+    }
+
+    fn all_ended(&self) -> bool {
+        self.ended() == self.jobs.len()
+    }
+}
+
+fn is_end(status: &str) -> bool {
+    matches!(status, "completed" | "failed" | "canceled")
+}
+
+/// Follows jobs until each has ended.
+pub(super) async fn to_the_end(
+    api: &Api,
+    mut wanted: Wanted,
+    json: bool,
+) -> anyhow::Result<ExitCode> {
+    let bar = bar(wanted.jobs.len(), json);
+    let mut last: Option<String> = None;
+    let mut away_since = None;
+    while !wanted.all_ended() {
+        match follow(api, &mut wanted, &mut last, json, &bar).await {
+            Ok(()) => away_since = None,
+            Err(error)
+                if error.downcast_ref::<Refused>().is_some_and(|it| it.exit_status() == 3) =>
+            {
+                return Err(error);
+            }
+            Err(error) => {
+                let since = *away_since.get_or_insert_with(std::time::Instant::now);
+                if since.elapsed() > AWAY_MAX {
+                    return Err(error);
+                }
+                tokio::time::sleep(PAUSE).await;
+            }
+        }
+    }
+    bar.finish();
+    let well = wanted.count("completed") == wanted.jobs.len();
+    if !json {
+        println!(
+            "{} completed, {} failed, {} canceled",
+            wanted.count("completed"),
+            wanted.count("failed"),
+            wanted.count("canceled")
+        );
+    }
+    Ok(if well { ExitCode::SUCCESS } else { ExitCode::from(NOT_WELL) })
+}
+
+/// Follows until all have ended or the stream breaks off.
+async fn follow(
+    api: &Api,
+    wanted: &mut Wanted,
+    last: &mut Option<String>,
+    json: bool,
+    bar: &ProgressBar,
+) -> anyhow::Result<()> {
+    let mut stream = api.events(&wanted.query, last.as_deref()).await?;
+    if last.is_none() {
+        // The stream is open: what happens from now on is heard, what happened before is read.
+        look(api, wanted, json).await?;
+        show(wanted, bar);
+    }
+    let mut rest = String::new();
+    while !wanted.all_ended() {
+        let Some(chunk) = stream.chunk().await? else { return Ok(()) };
+        rest.push_str(std::str::from_utf8(&chunk).context("events are UTF-8")?);
+        while let Some((event, behind)) = rest.split_once("\n\n") {
+            let field = |name: &str| {
+                event
+                    .lines()
+                    .find_map(|line| line.strip_prefix(name))
+                    .map(|text| text.trim().to_owned())
+            };
+            if let Some(id) = field("id:") {
+                *last = Some(id);
+            }
+            match (field("event:").as_deref(), field("data:")) {
+                // Something was missed: look at all again.
+                (Some("gap" | "lagged"), _) => *last = None,
+                (Some(_), Some(data)) => {
+                    let data: Value = serde_json::from_str(&data)?;
+                    note(wanted, &data["jobId"], &data, json);
+                }
+                _ => {}
+            }
+            rest = behind.to_owned();
+        }
+        show(wanted, bar);
+        if last.is_none() {
+            return Ok(());
+        }
+    }
+    Ok(())
+}
+
+/// Reads how each job stands.
+async fn look(api: &Api, wanted: &mut Wanted, json: bool) -> anyhow::Result<()> {
+    let jobs: Vec<String> = wanted.jobs.keys().cloned().collect();
+    for job in jobs {
+        let answer = api.get(&format!("/api/queue/status/{job}"), &[]).await?;
+        note(wanted, &answer["job"]["id"], &answer["job"], json);
+    }
+    Ok(())
+}
+
+fn note(wanted: &mut Wanted, id: &Value, said: &Value, json: bool) {
+    let (Some(id), Some(status)) = (id.as_str(), said["status"].as_str()) else { return };
+    let Some(known) = wanted.jobs.get_mut(id) else { return };
+    if json && known != status {
+        println!(
+            "{}",
+            serde_json::json!({ "jobId": id, "status": status, "error": said["error"] })
+        );
+    }
+    status.clone_into(known);
+}
+
+fn bar(jobs: usize, json: bool) -> ProgressBar {
+    if json {
+        return ProgressBar::hidden();
+    }
+    let bar = ProgressBar::new(jobs as u64);
+    let style = ProgressStyle::with_template("{bar:40} {pos}/{len} {msg}");
+    bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+    bar
+}
+
+fn show(wanted: &Wanted, bar: &ProgressBar) {
+    bar.set_position(wanted.ended() as u64);
+    let (running, failed) = (wanted.count("processing"), wanted.count("failed"));
+    bar.set_message(format!("{running} running, {failed} failed"));
+}

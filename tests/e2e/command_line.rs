@@ -1,0 +1,168 @@
+//! The commands of clients, as they are typed at a terminal and called by scripts.
+
+use std::process::{Command, Output};
+
+use serde_json::{Value, json};
+
+use crate::{
+    mesh::{Mesh, until},
+    receiver::Receiver,
+};
+
+async fn jobmesh(mesh: &Mesh, arguments: &[&str]) -> anyhow::Result<Output> {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_tests"));
+    command.args(arguments).env("JOBMESH_URL", mesh.url("")).env_remove("JOBMESH_NATS_URL");
+    Ok(tokio::task::spawn_blocking(move || command.output()).await??)
+}
+
+fn said(output: &Output) -> String {
+    let (out, err) = (&output.stdout, &output.stderr);
+    format!("{}{}", String::from_utf8_lossy(out), String::from_utf8_lossy(err))
+}
+
+async fn json_of(mesh: &Mesh, arguments: &[&str]) -> anyhow::Result<Value> {
+    let output = jobmesh(mesh, &[arguments, &["--json"]].concat()).await?;
+    anyhow::ensure!(output.status.success(), "{arguments:?}: {}", said(&output));
+    Ok(serde_json::from_slice(&output.stdout)?)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_command_shows_its_answer_and_exits_with_what_it_means() -> anyhow::Result<()> {
+    let receiver = Receiver::start().await?;
+    let mesh = receiver.mesh(&[])?;
+    let data = r#"{"do":"done"}"#;
+    let enqueued =
+        json_of(&mesh, &["enqueue", "--project", "p", "a", "b", "--data", data, "--priority", "3"])
+            .await?;
+    let job = enqueued["jobIds"][0].as_str().unwrap();
+    let shown = json_of(&mesh, &["status", job, "--wait", "30s", "--history"]).await?;
+    assert_eq!(
+        (&shown["job"]["status"], &shown["job"]["priority"]),
+        (&json!("completed"), &json!(3))
+    );
+    let plain = jobmesh(&mesh, &["status", job, "--history"]).await?;
+    let text = said(&plain);
+    assert!(
+        text.contains("status") && text.contains("completed") && text.contains("ATTEMPT"),
+        "{text}"
+    );
+    // Followed to the end: well, and not well.
+    let output =
+        jobmesh(&mesh, &["enqueue", "--project", "p", "c", "d", "--data", data, "--watch"]).await?;
+    assert!(output.status.success() && said(&output).contains("2 completed"), "{}", said(&output));
+    let output = jobmesh(
+        &mesh,
+        &["enqueue", "--project", "p", "e", "--data", r#"{"do":"reject"}"#, "--watch"],
+    )
+    .await?;
+    assert_eq!(output.status.code(), Some(5), "{}", said(&output));
+    let output = jobmesh(&mesh, &["watch", "--project", "p", "--batch", "e"]).await?;
+    assert_eq!(output.status.code(), Some(5), "{}", said(&output));
+    let output = jobmesh(&mesh, &["watch", job]).await?;
+    assert!(output.status.success(), "{}", said(&output));
+    let retried = json_of(&mesh, &["retry", "--project", "p", "--all"]).await?;
+    assert_eq!(retried["retriedCount"], 1);
+    let project = json_of(
+        &mesh,
+        &[
+            "projects",
+            "p/q",
+            "--set",
+            "maxConcurrency=4",
+            "--set",
+            "handler=http",
+            "--set",
+            "paused=true",
+        ],
+    )
+    .await?;
+    assert_eq!(project["project"]["maxConcurrency"], 4);
+    let text = said(&jobmesh(&mesh, &["projects", "p/q"]).await?);
+    assert!(text.contains("maxConcurrency") && text.contains("http"), "{text}");
+    json_of(&mesh, &["enqueue", "--project", "p/q", "x"]).await?;
+    let canceled = json_of(&mesh, &["cancel", "--project", "p/q", "--batch", "x"]).await?;
+    assert_eq!(canceled["canceledCount"], 1);
+    assert_eq!(json_of(&mesh, &["stats", "--project", "p/q"]).await?["queue"]["canceled"], 1);
+    let text = said(&jobmesh(&mesh, &["stats"]).await?);
+    assert!(text.contains("COMPLETED") && text.contains("PROCESSORS"), "{text}");
+    until("metrics", async || {
+        let metrics = json_of(&mesh, &["metrics", "--project", "p", "--range", "all"]).await?;
+        let total = metrics["stats"]["successful"] == 4;
+        Ok(if total { Ok(()) } else { Err(metrics.to_string()) })
+    })
+    .await?;
+    let text = said(&jobmesh(&mesh, &["metrics"]).await?);
+    assert!(text.contains("totalTokens") && text.contains("MODEL"), "{text}");
+    // What went wrong, and whose turn it is.
+    let unknown = "01890a5d-ac96-774b-bcce-b302099a8057";
+    let output = jobmesh(&mesh, &["status", unknown]).await?;
+    assert_eq!(output.status.code(), Some(3), "{}", said(&output));
+    assert!(said(&output).contains("job_not_found"), "{}", said(&output));
+    let output = jobmesh(&mesh, &["metrics", "--range", "1y"]).await?;
+    assert_eq!(output.status.code(), Some(3), "{}", said(&output));
+    let output = jobmesh(&mesh, &["stats", "--url", "http://127.0.0.1:9"]).await?;
+    assert_eq!(output.status.code(), Some(4), "{}", said(&output));
+    assert!(said(&output).contains("jobmesh dev"), "{}", said(&output));
+    let output = jobmesh(&mesh, &["status"]).await?;
+    assert_eq!(output.status.code(), Some(2), "{}", said(&output));
+    let output = jobmesh(&mesh, &["completions", "bash"]).await?;
+    assert!(said(&output).contains("enqueue"), "no completions");
+    doctor(&mesh).await
+}
+
+async fn doctor(mesh: &Mesh) -> anyhow::Result<()> {
+    let nats = mesh.nats_url()?;
+    let clickhouse = mesh.clickhouse_url()?;
+    let arguments = ["doctor", "--nats-url", &nats, "--clickhouse-url", &clickhouse];
+    let found = json_of(mesh, &arguments).await?;
+    assert_eq!(found["ok"], true, "{found}");
+    let checks: Vec<&str> = found["checks"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|check| check["check"].as_str().unwrap())
+        .collect();
+    for check in [
+        "edge",
+        "state",
+        "processors",
+        "metrics",
+        "clock",
+        "nats",
+        "streams",
+        "bucket",
+        "clickhouse",
+    ] {
+        assert!(checks.contains(&check), "{check} is not among {checks:?}");
+    }
+    mesh.signal("olap", libc::SIGSTOP)?;
+    let output = jobmesh(mesh, &["doctor"]).await?;
+    mesh.signal("olap", libc::SIGCONT)?;
+    assert_eq!(output.status.code(), Some(1));
+    assert!(
+        said(&output).contains("NOT OK") && said(&output).contains("jobmesh serve metrics"),
+        "{}",
+        said(&output)
+    );
+    Ok(())
+}
+
+/// At a terminal a batch is followed with a bar.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_batch_is_followed_with_a_bar_at_a_terminal() -> anyhow::Result<()> {
+    const PTY: &str =
+        "import os, pty, sys; sys.exit(os.waitstatus_to_exitcode(pty.spawn(sys.argv[1:])))";
+    let mesh = Mesh::start()?;
+    let mut python = Command::new("python3");
+    python.args(["-c", PTY, env!("CARGO_BIN_EXE_tests"), "enqueue", "--project", "p"]);
+    python.args((0..20).map(|n| format!("b{n}")));
+    python.args(["--watch", "--url", &mesh.url("")]).env("TERM", "xterm").env("COLUMNS", "100");
+    let output = tokio::task::spawn_blocking(move || python.output()).await??;
+    let text = said(&output);
+    assert!(output.status.success(), "{text}");
+    assert!(
+        text.contains("20/20") && text.contains("█") && text.contains("20 completed"),
+        "{text}"
+    );
+    Ok(())
+}
