@@ -157,8 +157,29 @@ async fn a_status_can_be_waited_for() -> anyhow::Result<()> {
     let (_, answer) = mesh.get(&format!("{path}?wait=300ms")).await?;
     assert_eq!(answer["job"]["status"], "processing");
     assert!(begun.elapsed() >= Duration::from_millis(300));
-    // And no longer than needed.
+    // An edge that stops answers at once.
+    let edge = mesh.child("edge")?;
     let waited = format!("{path}?wait=60s");
+    let (answer, stopped) = tokio::join!(mesh.get(&waited), async {
+        // The request that waits is there before these are answered.
+        for _ in 0..10 {
+            mesh.get("/healthz").await?;
+        }
+        mesh.signal("edge", libc::SIGTERM)?;
+        until("another edge", async || {
+            let gone = mesh.child("edge")? != edge;
+            Ok(if gone { Ok(()) } else { Err("it is still there".into()) })
+        })
+        .await
+    });
+    stopped?;
+    assert_eq!(answer?.1["job"]["status"], "processing");
+    until("an edge again", async || {
+        let (status, answer) = mesh.get(&path).await?;
+        Ok(if status == 200 { Ok(()) } else { Err(answer.to_string()) })
+    })
+    .await?;
+    // And no longer than needed.
     let waiting = mesh.get(&waited);
     let opening = async {
         tokio::task::yield_now().await;

@@ -105,7 +105,7 @@ impl State {
         perhaps.filter_map(|id| self.job(id)).filter(move |job| job.batch == *batch)
     }
 
-    /// Live jobs of a project that `wanted` names, the newest first by their ids: at most `limit`
+    /// Live jobs of a project, in a status if one is named, that `wanted` names, the newest first by their ids: at most `limit`
     /// whose ids come before `before`, and where the next page begins.
     pub fn live_page(
         &self,
@@ -113,9 +113,12 @@ impl State {
         batch: Option<&Id>,
         before: Option<JobId>,
         limit: usize,
+        status: Option<Status>,
         wanted: impl Fn(&Job) -> bool,
     ) -> (Vec<Arc<Job>>, Option<JobId>) {
-        let Some(known) = self.known.projects.get(project) else { return (Vec::new(), None) };
+        let Some(known) = self.known.projects.get(project).filter(|_| limit > 0) else {
+            return (Vec::new(), None);
+        };
         let below = |id: &JobId| before.is_none_or(|before| *id < before);
         let mut ids: Vec<JobId> = match batch {
             Some(batch) => known.perhaps_of(batch).filter(below).collect(),
@@ -133,6 +136,10 @@ impl State {
         for id in &ids {
             if page.len() >= limit {
                 return (page, Some(JobId::from_u128(id.as_u128().saturating_add(1))));
+            }
+            // Before it is read: most may sleep.
+            if status.is_some() && self.known.jobs.status(*id) != status {
+                continue;
             }
             let job = self.job(*id).filter(|job| batch.is_none_or(|batch| job.batch == *batch));
             page.extend(job.filter(|job| wanted(job)));

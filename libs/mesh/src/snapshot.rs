@@ -78,7 +78,8 @@ impl Broker {
         let put = store.put(name.as_str(), &mut reader).await;
         // A store that gave up must not leave the writer waiting.
         drop(reader);
-        let written = writing.await.map_err(|error| failed(error.to_string()))?;
+        // A thread that broke has written nothing whole either.
+        let written = writing.await.unwrap_or_else(|error| Err(io::Error::other(error)));
         put.map_err(|error| failed(error.to_string()))?;
         if let Err(error) = written {
             // What is there is cut short; who reads it before it is gone passes it over.

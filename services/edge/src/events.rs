@@ -9,7 +9,7 @@ pub(crate) mod hub;
 mod line;
 mod past;
 
-use std::{convert::Infallible, time::Duration};
+use std::{collections::VecDeque, convert::Infallible, time::Duration};
 
 use axum::{
     body::{Body, Bytes},
@@ -47,11 +47,21 @@ impl Feed {
         Self { hub: Hub::start(broker.clone(), stop), past: Past::new(broker) }
     }
 
+    /// Whether the edge stops.
+    pub fn is_stopping(&self) -> bool {
+        self.hub.stop.is_cancelled()
+    }
+
+    /// Waits until the edge stops.
+    pub async fn stopping(&self) {
+        self.hub.stop.cancelled().await;
+    }
+
     /// What one job does from now on.
     pub fn job(&self, job: JobId) -> Option<Changes> {
         match self.hub.join(&Wanted::Job(job, None), None) {
             Joined::From(_, heard) => Some(Changes(heard)),
-            Joined::TooOld => None,
+            Joined::Elsewhere => None,
         }
     }
 }
@@ -88,7 +98,14 @@ pub(crate) async fn stream(
     let after = last.or(after).filter(|id| !id.is_empty());
     let after = after.map(|id| id.parse::<Position>()).transpose();
     let after = after.map_err(|error| Error::invalid(format!("{named}: {error}")))?;
-    let subscription = Subscription { feed: app.feed, wanted, after, heard: None, begun: false };
+    let subscription = Subscription {
+        feed: app.feed,
+        wanted,
+        after,
+        heard: None,
+        first: VecDeque::new(),
+        begun: false,
+    };
     let chunks = stream::unfold(Some(subscription), |subscription| async {
         let mut subscription = subscription?;
         let (chunk, goes_on) = subscription.next().await;
@@ -125,6 +142,8 @@ struct Subscription {
     wanted: Wanted,
     after: Option<Position>,
     heard: Option<Box<Heard>>,
+    /// What the hub had kept, shared with all who get it.
+    first: VecDeque<Bytes>,
     begun: bool,
 }
 
@@ -134,6 +153,9 @@ impl Subscription {
         if !self.begun {
             self.begun = true;
             return (format!("retry: {RETRY_MS}\n\n").into(), true);
+        }
+        if let Some(frame) = self.first.pop_front() {
+            return (frame, true);
         }
         let stop = self.feed.hub.stop.clone();
         let Some(heard) = &mut self.heard else {
@@ -166,9 +188,10 @@ impl Subscription {
         match self.feed.hub.join(&self.wanted, self.after) {
             Joined::From(first, heard) => {
                 self.heard = Some(heard);
-                return first.concat().into();
+                self.first = first.into();
+                return Bytes::new();
             }
-            Joined::TooOld => {}
+            Joined::Elsewhere => {}
         }
         let (Some(after), Some(next)) = (self.after, self.feed.hub.next()) else {
             tokio::time::sleep(PAUSE).await;
@@ -176,6 +199,10 @@ impl Subscription {
         };
         match self.feed.past.read(&self.wanted, after, next.saturating_sub(1)).await {
             Ok(chunk) => {
+                if chunk.up_to == after {
+                    // This edge is behind what the client has: it catches up in a moment.
+                    tokio::time::sleep(PAUSE).await;
+                }
                 self.after = Some(chunk.up_to);
                 chunk.frames.concat().into()
             }

@@ -160,6 +160,11 @@ impl JobView {
         }
     }
 
+    /// The job's id.
+    pub fn id(&self) -> JobId {
+        self.id
+    }
+
     /// Whether the job stands so.
     pub fn is(&self, status: Status) -> bool {
         self.status == status.name()

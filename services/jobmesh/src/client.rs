@@ -180,7 +180,7 @@ async fn act(command: Command) -> anyhow::Result<ExitCode> {
         Command::Watch { job, project, batch, server } => {
             let api = Api::new(&server)?;
             let wanted = match (job, project, batch) {
-                (Some(job), ..) => watch::Wanted::jobs(vec![job]),
+                (Some(job), ..) => watch::Wanted::jobs(vec![job], None),
                 (None, Some(project), Some(batch)) => {
                     watch::Wanted::batch(&api, project, batch).await?
                 }
@@ -258,7 +258,8 @@ async fn enqueue(request: Enqueue) -> anyhow::Result<ExitCode> {
     }
     let jobs = answer["jobIds"].as_array().context("the answer names no jobs")?;
     let jobs = jobs.iter().filter_map(|id| id.as_str().map(str::to_owned)).collect();
-    watch::to_the_end(&api, watch::Wanted::jobs(jobs), request.server.json).await
+    let wanted = watch::Wanted::jobs(jobs, Some(request.project));
+    watch::to_the_end(&api, wanted, request.server.json).await
 }
 
 /// Posts a request whose answer says in a sentence what was done.

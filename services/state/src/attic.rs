@@ -9,13 +9,18 @@ use std::{
     io,
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use job::{Place, Shelf};
 
 /// The size of a file. One straggler keeps it.
-const FILE_BYTES_MAX: u32 = 16 << 20;
+const FILE_BYTES_MAX: u32 = 32 << 20;
+/// Files in use at most, each of which holds a descriptor; what is beyond stays in memory.
+const FILES_MAX: usize = 700;
 /// Bytes at the end of a file that are in memory.
 const TAIL_BYTES_MAX: usize = 128 << 10;
 
@@ -24,6 +29,7 @@ const TAIL_BYTES_MAX: usize = 128 << 10;
 pub(crate) struct Attic {
     dir: PathBuf,
     filling: Mutex<Option<Filling>>,
+    open: Arc<AtomicUsize>,
 }
 
 #[derive(Debug)]
@@ -38,6 +44,14 @@ struct Filling {
 struct Stored {
     file: File,
     tail: Mutex<Tail>,
+    /// How many files are in use.
+    open: Arc<AtomicUsize>,
+}
+
+impl Drop for Stored {
+    fn drop(&mut self) {
+        self.open.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 #[derive(Debug, Default)]
@@ -76,7 +90,7 @@ impl Stored {
 impl Attic {
     /// Puts away below `dir`, which must be there.
     pub fn in_dir(dir: &Path) -> Self {
-        Self { dir: dir.to_owned(), filling: Mutex::default() }
+        Self { dir: dir.to_owned(), filling: Mutex::default(), open: Arc::default() }
     }
 
     fn put(&self, text: &str) -> io::Result<Place> {
@@ -87,8 +101,13 @@ impl Attic {
                 (file.clone(), *end)
             }
             _ => {
+                if self.open.load(Ordering::Relaxed) >= FILES_MAX {
+                    return Err(io::Error::other(format!("{FILES_MAX} files are in use")));
+                }
                 let file = tempfile::tempfile_in(&self.dir)?;
-                (Arc::new(Stored { file, tail: Mutex::default() }), 0)
+                self.open.fetch_add(1, Ordering::Relaxed);
+                let open = self.open.clone();
+                (Arc::new(Stored { file, tail: Mutex::default(), open }), 0)
             }
         };
         file.add(text)?;
@@ -121,7 +140,7 @@ mod tests {
     fn texts_come_back_as_they_were_and_a_folder_that_is_gone_loses_none() {
         let dir = tempfile::tempdir().expect("there is a folder");
         let attic = Attic::in_dir(dir.path());
-        let texts: Vec<String> = (0..40).map(|n| format!("{n}").repeat(1 << 19)).collect();
+        let texts: Vec<String> = (0..80).map(|n| format!("{n}").repeat(1 << 19)).collect();
         let places: Vec<Place> =
             texts.iter().map(|text| attic.put(text).expect("there is room")).collect();
         for (text, place) in texts.iter().zip(&places) {

@@ -298,12 +298,16 @@ impl Known<'_> {
     }
 
     fn jobs(&self, ask: &AskJobs) -> JobsAnswer {
-        let status = |job: &Job| ask.status.is_none_or(|status| job.status == status);
-        let kind = |job: &Job| ask.kind.is_none_or(|kind| job.kind == kind);
-        let wanted = |job: &Job| status(job) && kind(job);
+        let wanted = |job: &Job| ask.kind.is_none_or(|kind| job.kind == kind);
         let limit = ask.limit.min(LISTED_MAX);
-        let (jobs, next) =
-            self.state.live_page(&ask.project, ask.batch.as_ref(), ask.before, limit, wanted);
+        let (jobs, next) = self.state.live_page(
+            &ask.project,
+            ask.batch.as_ref(),
+            ask.before,
+            limit,
+            ask.status,
+            wanted,
+        );
         let jobs = jobs.into_iter().map(|job| {
             let max_attempts = self.state.max_attempts(&job);
             let mut job = Arc::unwrap_or_clone(job).without_data();

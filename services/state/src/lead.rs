@@ -69,9 +69,14 @@ async fn serve(
 /// Holds the lease, but not with a clock that is off: retry delays, permits and schedules would
 /// be off with it, and time never goes back for those who lead after.
 async fn hold_by_the_clock(lease: &mut Lease) -> Result<bool, lease::Error> {
-    let Some(skew_ms) = lease.clock_skew_ms(service::now_ms).await? else { return Ok(false) };
-    if skew_ms.abs() <= CLOCK_SKEW_MS_MAX {
-        return Ok(true);
+    let mut skew_ms = 0;
+    // Twice: an answer that was lost makes an earlier write look like this one.
+    for _ in 0..2 {
+        let Some(skew) = lease.clock_skew_ms(service::now_ms).await? else { return Ok(false) };
+        if skew.abs() <= CLOCK_SKEW_MS_MAX {
+            return Ok(true);
+        }
+        skew_ms = skew;
     }
     tracing::error!(skew_ms, "this machine's clock is off the broker's: not leading");
     lease.release().await;

@@ -114,6 +114,20 @@ fn one(job: u128) -> Enqueue {
     }
 }
 
+/// The word that run 1 of a job is done.
+fn done(job: &Job) -> Outcome {
+    Outcome {
+        job: job.id,
+        run: 1,
+        worker: "tester".into(),
+        about: About { attempt: 1, ..About::job(job) },
+        started_at: Some(service::now_ms()),
+        finished_at: service::now_ms(),
+        spent: Spent::default(),
+        end: End::Done { result: None },
+    }
+}
+
 fn in_a_while() -> i64 {
     service::now_ms() + 60_000
 }
@@ -199,17 +213,7 @@ async fn the_outcome_of_a_run_that_an_earlier_leader_dispatched_is_accepted() ->
     let second = Service::start(&nats.url());
     let job = look_up(&broker, 1).await?.unwrap();
     assert_eq!((job.status, job.run), (Status::Queued, 1));
-    let outcome = Outcome {
-        job: job.id,
-        run: 1,
-        worker: "tester".into(),
-        about: About { attempt: 1, ..About::job(&job) },
-        started_at: Some(service::now_ms()),
-        finished_at: service::now_ms(),
-        spent: Spent::default(),
-        end: End::Done { result: None },
-    };
-    say(&broker, Verb::Outcome, outcome).await?;
+    say(&broker, Verb::Outcome, done(&job)).await?;
     let jobs = broker.js.get_key_value(names::JOBS).await?;
     let begun = Instant::now();
     loop {
@@ -243,17 +247,7 @@ async fn a_run_whose_outcome_is_on_the_way_is_not_dispatched_again() -> anyhow::
         )
         .await?;
     }
-    let outcome = Outcome {
-        job: job.id,
-        run: 1,
-        worker: "tester".into(),
-        about: About { attempt: 1, ..About::job(&job) },
-        started_at: Some(service::now_ms()),
-        finished_at: service::now_ms(),
-        spent: Spent::default(),
-        end: End::Done { result: None },
-    };
-    say(&broker, Verb::Outcome, outcome).await?;
+    say(&broker, Verb::Outcome, done(&job)).await?;
     let stream = broker.js.get_stream(names::work_stream(Class::Normal)).await?;
     stream.purge().filter(names::work(Class::Normal, job.kind, job.id, 1).to_string()).await?;
     // A broker that was killed knows no ids of messages any more: nothing else stops a repeat.

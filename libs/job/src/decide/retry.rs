@@ -10,7 +10,7 @@ use crate::{
 };
 
 /// Jobs that are read at a time for a retry of all.
-const READ_JOBS_MAX: usize = 1_000;
+const READ_JOBS_MAX: usize = 200;
 /// Bytes of jobs that one request queues again: they go through memory.
 const RETRY_BYTES_MAX: usize = 128 << 20;
 

@@ -143,6 +143,8 @@ pub(crate) async fn get_batch(
         None
     };
     let (ended, _) = ended(&app, &filter, None).await?;
+    // One that ended between the two looks is shown as that.
+    jobs.retain(|live| !ended.iter().any(|ended| ended.id() == live.id()));
     jobs.extend(ended);
     if status.is_none() {
         status = STATUSES

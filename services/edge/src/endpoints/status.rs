@@ -57,13 +57,22 @@ pub(crate) async fn status(
     loop {
         let mut response = find(&app, id).await?;
         let left = deadline.saturating_duration_since(Instant::now());
-        if response.job.is_ended() || left.is_zero() {
+        // A client that waits must not hold up an edge that stops.
+        if response.job.is_ended() || left.is_zero() || app.feed.is_stopping() {
             response.job.show_history(history);
             return ok(response);
         }
-        match &mut changes {
-            Some(changes) => drop(tokio::time::timeout(left, changes.next()).await),
-            None => tokio::time::sleep(left.min(LOOK_EVERY)).await,
+        let change = async {
+            match &mut changes {
+                Some(changes) => changes.next().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = change => {}
+            () = app.feed.stopping() => {}
+            // A replica that is behind may have answered: it is asked again soon in any case.
+            () = tokio::time::sleep(left.min(LOOK_EVERY)) => {}
         }
         if changes.as_ref().is_some_and(|changes| changes.is_over()) {
             changes = None;

@@ -24,8 +24,12 @@ use super::line::{Message, frame};
 
 /// Events that a subscriber may be behind.
 const BEHIND_EVENTS_MAX: usize = 1_024;
-/// Changes that are kept for those who come back: some MB.
+/// Changes that are kept for those who come back.
 const KEPT_LINES_MAX: usize = 20_000;
+/// Bytes of them.
+const KEPT_BYTES_MAX: usize = 8 << 20;
+/// Messages of EVENTS that are kept, also those without a change.
+const KEPT_MESSAGES_MAX: usize = 20_000;
 /// Messages before the end that are read at the start, for those who come back to a new edge.
 const WARM_MESSAGES: u64 = 512;
 /// How long to wait before the end of EVENTS is asked for again.
@@ -74,6 +78,7 @@ struct Inner {
     before: u64,
     kept: VecDeque<Arc<Message>>,
     kept_lines: usize,
+    kept_bytes: usize,
     subscribers: HashMap<u64, Subscriber>,
     wanted: HashMap<Wanted, Vec<u64>>,
     /// Whether the end of EVENTS is known.
@@ -113,8 +118,8 @@ impl Heard {
 pub(super) enum Joined {
     /// It does: these come first.
     From(Vec<Bytes>, Box<Heard>),
-    /// What follows the position was distributed before what is kept.
-    TooOld,
+    /// It does not: what follows the position is not among what is kept.
+    Elsewhere,
 }
 
 impl Hub {
@@ -132,9 +137,10 @@ impl Hub {
         let after = after.unwrap_or(now);
         let first_kept = inner.kept.front().map_or(inner.next, |message| message.sequence);
         // The rest of the message of the position itself is wanted too, unless it has none.
-        let first_wanted = after.sequence + u64::from(after.index == u32::MAX);
-        if !inner.open || first_wanted < first_kept {
-            return Joined::TooOld;
+        let first_wanted = after.sequence.saturating_add(u64::from(after.index == u32::MAX));
+        // One from beyond the end is of another stream, or this edge is behind: EVENTS tells.
+        if !inner.open || first_wanted < first_kept || first_wanted > inner.next {
+            return Joined::Elsewhere;
         }
         let kept = inner.kept.iter().flat_map(|message| &message.lines);
         let kept = kept.filter(|line| line.position > after && wanted.wants(line));
@@ -182,11 +188,15 @@ impl Inner {
         }
         self.next = message.sequence + 1;
         self.kept_lines += message.lines.len();
+        self.kept_bytes += message.bytes();
         self.kept.push_back(Arc::new(message));
-        while self.kept_lines > KEPT_LINES_MAX
+        while (self.kept_lines > KEPT_LINES_MAX
+            || self.kept_bytes > KEPT_BYTES_MAX
+            || self.kept.len() > KEPT_MESSAGES_MAX)
             && let Some(old) = self.kept.pop_front()
         {
             self.kept_lines -= old.lines.len();
+            self.kept_bytes -= old.bytes();
         }
     }
 
@@ -199,6 +209,7 @@ impl Inner {
         }
         self.kept.clear();
         self.kept_lines = 0;
+        self.kept_bytes = 0;
     }
 
     fn remove(&mut self, id: u64) {

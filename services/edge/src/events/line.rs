@@ -45,6 +45,11 @@ struct Data<'a> {
 }
 
 impl Message {
+    /// How much of memory its lines take, without what they share.
+    pub fn bytes(&self) -> usize {
+        self.lines.iter().map(|line| size_of::<Line>() + line.frame.len()).sum()
+    }
+
     /// What subscribers are told of a message: without the data and results of jobs.
     pub fn of(sequence: u64, batch: &Batch) -> Self {
         let at = rfc3339(batch.at);

@@ -48,7 +48,7 @@ impl Past {
     pub async fn read(&self, wanted: &Wanted, after: Position, end: u64) -> anyhow::Result<Chunk> {
         let _reader = self.readers.acquire().await?;
         let (first, last) = self.broker.bounds(names::EVENTS).await?;
-        let from = after.sequence + u64::from(after.index == u32::MAX);
+        let from = after.sequence.saturating_add(u64::from(after.index == u32::MAX));
         if after.sequence > last {
             // Of another stream than this one, which was made in its place.
             return Ok(Chunk {
@@ -57,7 +57,8 @@ impl Past {
             });
         }
         let mut chunk = Chunk { frames: Vec::new(), up_to: after };
-        if from < first {
+        // Before the first message there was none.
+        if from.max(1) < first {
             chunk.frames.push(gap(from, first - 1));
             chunk.up_to = Position::new(first - 1, u32::MAX);
         }
@@ -72,6 +73,9 @@ impl Past {
         {
             let message = tokio::time::timeout(STALL, events.recv()).await?;
             let Some(message) = message else { anyhow::bail!("the reader of EVENTS ended") };
+            if message.skipped > 0 {
+                chunk.frames.push(gap(message.sequence - message.skipped, message.sequence - 1));
+            }
             let headers = message.headers.as_ref();
             let (_, batch) = wire::events(message.sequence, headers, &message.payload)?;
             let lines = Message::of(message.sequence, &batch).lines;

@@ -116,7 +116,8 @@ impl Api {
     }
 
     fn url(&self, path: &str) -> anyhow::Result<Url> {
-        Ok(self.base.join(path)?)
+        let parts: Vec<&str> = path.split('/').filter(|part| !part.is_empty()).collect();
+        self.url_in(&parts)
     }
 
     fn url_in(&self, path: &[&str]) -> anyhow::Result<Url> {

@@ -60,13 +60,14 @@ impl Doctor {
             let list = checks
                 .iter()
                 .map(|check| json!({ "check": check.what, "ok": check.well, "says": check.says }));
-            println!("{}", json!({ "ok": well, "checks": list.collect::<Vec<_>>() }));
+            let found = json!({ "ok": well, "checks": list.collect::<Vec<_>>() });
+            show::print(&found.to_string());
         } else {
             let rows = checks.iter().map(|check| {
                 let mark = if check.well { "ok" } else { "NOT OK" };
                 [check.what.to_owned(), mark.to_owned(), check.says.clone()]
             });
-            print!("{}", show::table(["check", "", ""], rows.collect()));
+            show::print(show::table(["check", "", ""], rows.collect()).trim_end());
         }
         Ok(if well { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }

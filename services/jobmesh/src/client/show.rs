@@ -1,14 +1,21 @@
 //! Answers for people: tables on a terminal, and plain lines elsewhere.
 
+use std::io::Write;
+
 use serde_json::Value;
 
 /// Shows an answer as it is, or as `show` writes it.
 pub(super) fn answer(json: bool, answer: &Value, show: impl Fn(&Value) -> String) {
     if json {
-        println!("{answer}");
+        print(&answer.to_string());
     } else {
-        println!("{}", show(answer).trim_end());
+        print(show(answer).trim_end());
     }
+}
+
+/// Writes a line. Nobody may be there to read it (`| head`): then there is nothing to say.
+pub(super) fn print(line: &str) {
+    let _ = writeln!(std::io::stdout(), "{line}");
 }
 
 /// The sentence that says what was done.
@@ -105,9 +112,16 @@ pub(super) fn table<const N: usize>(names: [&str; N], rows: Vec<[String; N]>) ->
 fn text(value: &Value) -> String {
     match value {
         Value::Null => "-".to_owned(),
-        Value::String(text) => text.clone(),
+        Value::String(text) => plain(text),
         other => other.to_string(),
     }
+}
+
+/// A text that says nothing to the terminal: a job's error may be what a program wrote.
+fn plain(text: &str) -> String {
+    let shown =
+        |c: char| if c.is_control() { c.escape_default().to_string() } else { c.to_string() };
+    text.chars().map(shown).collect()
 }
 
 #[cfg(test)]
@@ -120,6 +134,7 @@ mod tests {
     fn columns_are_as_wide_as_they_need_to_be() {
         let rows = vec![["a".into(), "long text".into()], ["bcd".into(), "-".into()]];
         assert_eq!(table(["id", "x"], rows), "ID   X\na    long text\nbcd  -\n");
+        assert_eq!(fields(&json!({ "e": "\x1b[31mred\n" })), "e  \\u{1b}[31mred\\n\n");
         assert_eq!(fields(&json!({ "a": 1, "longer": "x" })), "a       1\nlonger  x\n");
     }
 }

@@ -6,12 +6,17 @@ use anyhow::Context;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::Value;
 
-use super::api::{Api, Refused};
+use super::{
+    api::{Api, Refused},
+    show,
+};
 
 /// How long to wait before a broken stream is resumed.
 const PAUSE: Duration = Duration::from_millis(500);
 /// How long no edge may answer before the watch ends.
 const AWAY_MAX: Duration = Duration::from_secs(60);
+/// How long a stream may be silent.
+const SILENCE_MAX: Duration = Duration::from_secs(45);
 /// The exit status of a watch whose jobs did not all complete.
 const NOT_WELL: u8 = 5;
 
@@ -22,11 +27,12 @@ pub(super) struct Wanted {
 }
 
 impl Wanted {
-    /// These jobs.
-    pub fn jobs(jobs: Vec<String>) -> Self {
-        let query = match &jobs[..] {
-            [one] => vec![("jobId", one.clone())],
-            _ => Vec::new(),
+    /// These jobs, of this project if it is known.
+    pub fn jobs(jobs: Vec<String>, project: Option<String>) -> Self {
+        let query = match (&jobs[..], project) {
+            ([one], _) => vec![("jobId", one.clone())],
+            (_, Some(project)) => vec![("projectId", project)],
+            (_, None) => Vec::new(),
         };
         Self { jobs: jobs.into_iter().map(|job| (job, String::new())).collect(), query }
     }
@@ -44,7 +50,7 @@ impl Wanted {
             found.push(id);
         }
         let query = vec![("projectId", project), ("batchId", batch)];
-        Ok(Self { query, ..Self::jobs(found) })
+        Ok(Self { query, ..Self::jobs(found, None) })
     }
 
     fn count(&self, status: &str) -> usize {
@@ -74,8 +80,8 @@ pub(super) async fn to_the_end(
     let mut last: Option<String> = None;
     let mut away_since = None;
     while !wanted.all_ended() {
-        match follow(api, &mut wanted, &mut last, json, &bar).await {
-            Ok(()) => away_since = None,
+        match follow(api, &mut wanted, &mut last, &mut away_since, json, &bar).await {
+            Ok(()) => {}
             Err(error)
                 if error.downcast_ref::<Refused>().is_some_and(|it| it.exit_status() == 3) =>
             {
@@ -93,12 +99,12 @@ pub(super) async fn to_the_end(
     bar.finish();
     let well = wanted.count("completed") == wanted.jobs.len();
     if !json {
-        println!(
+        show::print(&format!(
             "{} completed, {} failed, {} canceled",
             wanted.count("completed"),
             wanted.count("failed"),
             wanted.count("canceled")
-        );
+        ));
     }
     Ok(if well { ExitCode::SUCCESS } else { ExitCode::from(NOT_WELL) })
 }
@@ -108,20 +114,26 @@ async fn follow(
     api: &Api,
     wanted: &mut Wanted,
     last: &mut Option<String>,
+    away_since: &mut Option<std::time::Instant>,
     json: bool,
     bar: &ProgressBar,
 ) -> anyhow::Result<()> {
     let mut stream = api.events(&wanted.query, last.as_deref()).await?;
+    *away_since = None;
     if last.is_none() {
         // The stream is open: what happens from now on is heard, what happened before is read.
         look(api, wanted, json).await?;
-        show(wanted, bar);
+        draw(wanted, bar);
     }
-    let mut rest = String::new();
+    let mut rest = Vec::new();
     while !wanted.all_ended() {
-        let Some(chunk) = stream.chunk().await? else { return Ok(()) };
-        rest.push_str(std::str::from_utf8(&chunk).context("events are UTF-8")?);
-        while let Some((event, behind)) = rest.split_once("\n\n") {
+        // A stream that lives says so every 15 s.
+        let chunk = tokio::time::timeout(SILENCE_MAX, stream.chunk()).await;
+        let Some(chunk) = chunk.context("the edge has gone silent")?? else { return Ok(()) };
+        rest.extend_from_slice(&chunk);
+        while let Some(end) = rest.windows(2).position(|two| two == b"\n\n") {
+            let event: Vec<u8> = rest.drain(..end + 2).collect();
+            let event = String::from_utf8(event).context("events are UTF-8")?;
             let field = |name: &str| {
                 event
                     .lines()
@@ -140,9 +152,8 @@ async fn follow(
                 }
                 _ => {}
             }
-            rest = behind.to_owned();
         }
-        show(wanted, bar);
+        draw(wanted, bar);
         if last.is_none() {
             return Ok(());
         }
@@ -164,10 +175,8 @@ fn note(wanted: &mut Wanted, id: &Value, said: &Value, json: bool) {
     let (Some(id), Some(status)) = (id.as_str(), said["status"].as_str()) else { return };
     let Some(known) = wanted.jobs.get_mut(id) else { return };
     if json && known != status {
-        println!(
-            "{}",
-            serde_json::json!({ "jobId": id, "status": status, "error": said["error"] })
-        );
+        let line = serde_json::json!({ "jobId": id, "status": status, "error": said["error"] });
+        show::print(&line.to_string());
     }
     status.clone_into(known);
 }
@@ -182,7 +191,7 @@ fn bar(jobs: usize, json: bool) -> ProgressBar {
     bar
 }
 
-fn show(wanted: &Wanted, bar: &ProgressBar) {
+fn draw(wanted: &Wanted, bar: &ProgressBar) {
     bar.set_position(wanted.ended() as u64);
     let (running, failed) = (wanted.count("processing"), wanted.count("failed"));
     bar.set_message(format!("{running} running, {failed} failed"));

@@ -9,7 +9,7 @@
 //! end of its standard error is kept as the job's error. Where the run is cancelled or its time
 //! is over, the program is killed with all that it started.
 
-use std::{process::Stdio, sync::Arc};
+use std::{process::Stdio, sync::Arc, time::Duration};
 
 use job::Json;
 use mesh::wire::Work;
@@ -25,6 +25,8 @@ use crate::handler::{Context, Handler, Outcome};
 const LINE_BYTES_MAX: u64 = 1024 * 1024;
 /// How much of the end of a program's standard error an error shows, in bytes.
 const ERROR_BYTES_MAX: usize = 2 * 1024;
+/// How long the pipes of a program that has ended may stay open.
+const PIPES_CLOSE_WITHIN: Duration = Duration::from_secs(1);
 /// The exit status that says that the job's data can never be worked on: `EX_DATAERR` of
 /// sysexits.h.
 const DATA_ERROR: i32 = 65;
@@ -55,13 +57,36 @@ impl Command {
             let _ = stdin.write_all(&job).await;
             drop(stdin);
         };
-        let (_, said, errors) = tokio::join!(write, read_answer(stdout, context), last_of(stderr));
-        let status = program.child.wait().await?;
-        let said = match said {
-            Ok(said) => said,
-            Err(why) => return Ok(Outcome::reject(why)),
+        let (mut last, mut errors) = (Ok(Vec::new()), Vec::new());
+        let status = {
+            let talk = async {
+                tokio::join!(
+                    write,
+                    read_lines(stdout, context, &mut last),
+                    read_last(stderr, &mut errors)
+                )
+            };
+            tokio::pin!(talk);
+            tokio::select! {
+                _ = &mut talk => program.child.wait().await?,
+                status = program.child.wait() => {
+                    // What it left running may hold its pipes for ever.
+                    let _ = tokio::time::timeout(PIPES_CLOSE_WITHIN, talk).await;
+                    status?
+                }
+            }
         };
-        let Answer { result, spent } = said;
+        let answer = match last {
+            Ok(line) => answer::read(&line),
+            Err(why) => Err(why),
+        };
+        let Answer { result, spent } = match answer {
+            Ok(answer) => answer,
+            Err(why) if status.success() => return Ok(Outcome::reject(why)),
+            // What a program that failed says is not looked at closely.
+            Err(_) => Answer::default(),
+        };
+        let errors = String::from_utf8_lossy(&errors);
         if status.success() {
             return Ok(Outcome::Done { result, spent });
         }
@@ -116,24 +141,25 @@ impl Drop for Group {
     }
 }
 
-/// Reads what a program says, line by line, and shows its progress.
-async fn read_answer(stdout: impl AsyncRead + Unpin, context: &Context) -> Result<Answer, String> {
+/// Reads what a program says, line by line: shows its progress, and keeps the last other line.
+async fn read_lines(
+    stdout: impl AsyncRead + Unpin,
+    context: &Context,
+    last: &mut Result<Vec<u8>, String>,
+) {
     let mut lines = BufReader::new(stdout);
-    let mut answer = Answer::default();
-    let mut line = Vec::new();
     loop {
-        line.clear();
+        let mut line = Vec::new();
         let mut limited = (&mut lines).take(LINE_BYTES_MAX);
-        let read = limited.read_until(b'\n', &mut line).await.map_err(|error| error.to_string())?;
-        if read == 0 {
-            return Ok(answer);
-        }
+        let Ok(read @ 1..) = limited.read_until(b'\n', &mut line).await else { return };
         if read as u64 == LINE_BYTES_MAX {
-            return Err(format!("the program wrote a line of more than {LINE_BYTES_MAX} bytes"));
+            *last = Err(format!("the program wrote a line of more than {LINE_BYTES_MAX} bytes"));
+            return;
         }
         match progress(&line) {
             Some(progress) => context.progress(progress),
-            None => answer = answer::read(&line)?,
+            None if line.iter().all(u8::is_ascii_whitespace) => {}
+            None => *last = Ok(line),
         }
     }
 }
@@ -148,22 +174,18 @@ fn progress(line: &[u8]) -> Option<Json> {
     serde_json::from_slice::<Line>(line).ok().map(|line| line.progress)
 }
 
-/// The end of what a program complains of.
-async fn last_of(mut stderr: impl AsyncRead + Unpin) -> String {
-    let mut last = Vec::new();
+/// Keeps the end of what a program complains of.
+async fn read_last(mut stderr: impl AsyncRead + Unpin, last: &mut Vec<u8>) {
     let mut chunk = [0; 4_096];
     while let Ok(read @ 1..) = stderr.read(&mut chunk).await {
         last.extend_from_slice(&chunk[..read]);
         let over = last.len().saturating_sub(ERROR_BYTES_MAX);
         last.drain(..over);
     }
-    String::from_utf8_lossy(&last).into_owned()
 }
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
     use crate::handler::test_work;
 
@@ -192,6 +214,17 @@ mod tests {
         assert!(matches!(run("exit 65").await, Outcome::Reject { .. }));
         assert!(matches!(run("kill -9 $$").await, Outcome::Retry { .. }));
         assert!(matches!(run("echo nonsense").await, Outcome::Reject { .. }));
+        assert!(matches!(run("echo nonsense; exit 3").await, Outcome::Retry { .. }));
+        let words = run(r#"echo trace; echo '{"result":1}'"#).await;
+        assert!(
+            matches!(words, Outcome::Done { result: Some(_), .. }),
+            "only the last line counts"
+        );
+        let behind = run(r#"sleep 1000 & echo '{"result":2}'"#).await;
+        assert!(
+            matches!(behind, Outcome::Done { result: Some(_), .. }),
+            "it has ended: {behind:?}"
+        );
     }
 
     #[tokio::test]
