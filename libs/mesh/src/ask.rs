@@ -1,6 +1,12 @@
 //! Questions between services: request and reply, discoverable as NATS micro services.
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use async_nats::{HeaderMap, client::RequestErrorKind};
 use job::{
@@ -272,6 +278,24 @@ pub struct ArchivedAnswer {
     pub job: Option<Archived>,
 }
 
+/// The last message of EVENTS that anybody here was told of. Cheap to clone; all clones are one.
+///
+/// Who asks with it is never told less than before, whichever replica answers.
+#[derive(Clone, Debug, Default)]
+pub struct Seen(Arc<AtomicU64>);
+
+impl Seen {
+    /// The sequence of that message; 0 where there was none.
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Acquire)
+    }
+
+    /// Notes that somebody was told what follows from this message.
+    pub fn note(&self, sequence: u64) {
+        self.0.fetch_max(sequence, Ordering::AcqRel);
+    }
+}
+
 impl Broker {
     /// Asks a service and waits up to `patience`.
     ///
@@ -283,11 +307,12 @@ impl Broker {
         question: &Q,
         patience: Duration,
     ) -> Result<A, Error> {
-        self.ask_with(subject, HeaderMap::new(), question, patience).await
+        let (answer, _) = self.ask_with(subject, HeaderMap::new(), question, patience).await?;
+        Ok(answer)
     }
 
-    /// Asks a state service that knows EVENTS up to message `seen`: any of them, and where that
-    /// one does not answer, all.
+    /// Asks a state service that knows EVENTS up to what was `seen`: any of them, and where that
+    /// one does not answer, all. What the answer follows from counts as seen from here on.
     ///
     /// # Errors
     /// See [`Error`].
@@ -295,26 +320,29 @@ impl Broker {
         &self,
         to: StateQuestion,
         question: &Q,
-        seen: u64,
+        seen: &Seen,
         patience: Duration,
     ) -> Result<A, Error> {
         let mut headers = HeaderMap::new();
-        headers.insert(names::SEEN, seen.to_string());
+        headers.insert(names::SEEN, seen.get().to_string());
         let first = self.ask_with(to.any, headers.clone(), question, ANY_PATIENCE).await;
-        match first {
-            Ok(answer) => Ok(answer),
-            Err(error @ Error::Away(_)) => Err(error),
-            Err(_) => self.ask_with(to.all, headers, question, patience).await,
-        }
+        let (answer, known) = match first {
+            Ok(answered) => answered,
+            Err(error @ Error::Away(_)) => return Err(error),
+            Err(_) => self.ask_with(to.all, headers, question, patience).await?,
+        };
+        seen.note(known);
+        Ok(answer)
     }
 
+    /// The answer, and up to which message of EVENTS the one who gave it knows.
     async fn ask_with<Q: Serialize, A: DeserializeOwned>(
         &self,
         subject: &'static str,
         headers: HeaderMap,
         question: &Q,
         patience: Duration,
-    ) -> Result<A, Error> {
+    ) -> Result<(A, u64), Error> {
         let failed = |why: String| Error::Failed { subject, why };
         let payload = serde_json::to_vec(question).map_err(|error| failed(error.to_string()))?;
         let request = async_nats::Request::new();
@@ -334,6 +362,8 @@ impl Broker {
         {
             return Err(failed(why.to_string()));
         }
-        serde_json::from_slice(&answer.payload).map_err(|error| failed(error.to_string()))
+        let known = answer.headers.as_ref().and_then(names::seen).unwrap_or(0);
+        let read = serde_json::from_slice(&answer.payload);
+        read.map(|answer| (answer, known)).map_err(|error| failed(error.to_string()))
     }
 }

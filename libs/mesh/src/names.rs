@@ -3,7 +3,7 @@
 //! One mesh is one shard so far. A second would put its number behind `jobmesh` in every
 //! subject and behind every stream's name; nothing but this module would change.
 
-use async_nats::Subject;
+use async_nats::{HeaderMap, Subject};
 use job::{Class, Id, JobId, Kind, Run, Status};
 
 use crate::SubjectToken;
@@ -74,6 +74,7 @@ pub const ASK_PROJECT: StateQuestion =
 pub const ASK_SCHEDULES: StateQuestion =
     StateQuestion { any: "jobmesh.state.schedules", all: "jobmesh.state.all.schedules" };
 /// The last message of EVENTS that the one who asks has heard of: who knows less does not answer.
+/// In an answer, the last one that it follows from.
 pub const SEEN: &str = "Jobmesh-Seen";
 /// The question which of some runs may be run by a processor that just started. Only the
 /// leader answers it, so with the next.
@@ -148,6 +149,11 @@ impl Verb {
         let name = subject.strip_prefix("jobmesh.cmd.")?;
         Self::ALL.into_iter().find(|verb| verb.name() == name)
     }
+}
+
+/// What [`SEEN`] says; none where a question or an answer has no such header.
+pub fn seen(headers: &HeaderMap) -> Option<u64> {
+    headers.get(SEEN)?.as_str().parse().ok()
 }
 
 /// The stream of ready work of a class.

@@ -49,7 +49,7 @@ impl App {
         Ok(Self { broker, submitter, feed, full })
     }
 
-    /// Asks a state service that knows what this edge's clients were told.
+    /// Asks a state service that knows what this edge's clients were told, by any.
     ///
     /// # Errors
     /// Where none answers.
@@ -58,7 +58,7 @@ impl App {
         to: StateQuestion,
         question: &Q,
     ) -> Result<A, mesh::ask::Error> {
-        self.broker.ask_state(to, question, self.submitter.seen(), STATE_PATIENCE).await
+        self.broker.ask_state(to, question, &self.submitter.seen, STATE_PATIENCE).await
     }
 
     /// Whether new work is refused.

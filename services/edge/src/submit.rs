@@ -2,10 +2,7 @@
 
 use std::{
     collections::HashMap,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -13,6 +10,7 @@ use futures_util::StreamExt;
 use job::reply::Reply;
 use mesh::{
     Broker,
+    ask::Seen,
     commit::{Asker, Committer},
     names::Verb,
     wire::{Answered, Item},
@@ -36,7 +34,8 @@ pub(crate) struct Submitter {
     broker: Broker,
     committers: Arc<HashMap<Verb, Committer>>,
     waiting: Waiting,
-    seen: Arc<AtomicU64>,
+    /// What clients of this edge were told of.
+    pub seen: Seen,
     patience: Duration,
 }
 
@@ -54,7 +53,7 @@ impl Submitter {
         let inbox = broker.client.new_inbox();
         let mut replies = broker.client.subscribe(inbox.clone()).await?;
         let waiting = Waiting::default();
-        let seen = Arc::new(AtomicU64::new(0));
+        let seen = Seen::default();
         let (answered, heard) = (waiting.clone(), seen.clone());
         tokio::spawn(async move {
             while let Some(message) = replies.next().await {
@@ -73,11 +72,6 @@ impl Submitter {
             seen,
             patience: config.reply(),
         })
-    }
-
-    /// The last message of EVENTS that a client of this edge was told of.
-    pub fn seen(&self) -> u64 {
-        self.seen.load(Ordering::Acquire)
     }
 
     /// Submits one command.
@@ -125,14 +119,14 @@ impl Drop for Forget<'_> {
     }
 }
 
-fn hand_out(waiting: &Waiting, seen: &AtomicU64, payload: &[u8]) {
+fn hand_out(waiting: &Waiting, seen: &Seen, payload: &[u8]) {
     let answers: Vec<Answered> = match serde_json::from_slice(payload) {
         Ok(answers) => answers,
         Err(error) => return tracing::error!(error = %error, "replies could not be read"),
     };
     let mut waiting = waiting.lock().unwrap_or_else(PoisonError::into_inner);
     for answer in answers {
-        seen.fetch_max(answer.event, Ordering::AcqRel);
+        seen.note(answer.event);
         if let Some(waiter) = waiting.remove(&answer.id) {
             // Who has given up in this moment needs no reply.
             let _ = waiter.send(answer.reply);

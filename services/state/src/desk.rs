@@ -10,7 +10,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use async_nats::service::{Request, Service, ServiceExt, error::Error as Refusal};
+use async_nats::{
+    HeaderMap,
+    service::{Request, Service, ServiceExt, error::Error as Refusal},
+};
 use bytes::Bytes;
 use futures_util::StreamExt;
 use job::{Job, Limits, State, time::Millis};
@@ -73,9 +76,7 @@ impl Question {
 
     /// The last message of EVENTS that the one who asks has heard of.
     fn seen(&self) -> u64 {
-        let headers = self.message().headers.as_ref();
-        let seen = headers.and_then(|headers| headers.get(names::SEEN));
-        seen.and_then(|seen| seen.as_str().parse().ok()).unwrap_or(0)
+        self.message().headers.as_ref().and_then(names::seen).unwrap_or(0)
     }
 }
 
@@ -187,14 +188,17 @@ impl Desk {
             About::Claim => reply(payload, |ask| known.claim(&ask, &self.roll)),
             About::Current => reply(payload, |ask| known.not_current(&ask)),
         };
+        let mut headers = HeaderMap::new();
+        headers.insert(names::SEEN, known.state.position().sequence.to_string());
         // Who asked and is gone needs no answer.
         match (question.via, answer) {
             (Via::Any(request), answer) => {
-                let _ = request.respond(answer).await;
+                let _ = request.respond_with_headers(answer, headers).await;
             }
             (Via::All(message), Ok(answer)) => {
                 if let Some(inbox) = message.reply {
-                    let _ = self.broker.client.publish(inbox, answer).await;
+                    let client = &self.broker.client;
+                    let _ = client.publish_with_headers(inbox, headers, answer).await;
                 }
             }
             (Via::All(message), Err(error)) => {

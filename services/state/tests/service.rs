@@ -17,7 +17,7 @@ use job::{
 use mesh::{
     Broker,
     append::Appended,
-    ask::{AskJob, JobAnswer},
+    ask::{AskJob, JobAnswer, Seen},
     names::{self, Verb},
     presence::Presence,
     publish::Message,
@@ -136,7 +136,7 @@ async fn look_up(broker: &Broker, job: u128) -> anyhow::Result<Option<Job>> {
     let question = AskJob { job: JobId::from_u128(job) };
     let begun = Instant::now();
     loop {
-        match broker.ask_state::<_, JobAnswer>(names::ASK_JOB, &question, 0, PATIENCE).await {
+        match broker.ask_state::<_, JobAnswer>(names::ASK_JOB, &question, &Seen::default(), PATIENCE).await {
             Ok(answer) => return Ok(answer.job),
             Err(error) => anyhow::ensure!(begun.elapsed() < PATIENCE, "nobody leads: {error}"),
         }
