@@ -15,7 +15,6 @@ use crate::{
     lead::Held,
     project::Written,
     reconcile::Reading,
-    retain,
     start::Started,
 };
 
@@ -238,7 +237,7 @@ impl<'a> Leader<'a> {
     async fn finish(&mut self) -> anyhow::Result<()> {
         let (reach, frozen) = self.snapshot();
         self.broker
-            .put_snapshot(reach, retain::writer(frozen))
+            .put_snapshot(reach, move |to| frozen.write(to))
             .await
             .context("no last snapshot")?;
         tracing::info!(events.last = reach.events, "stopped leading");

@@ -5,7 +5,8 @@
 
 use std::{
     io::{self, Write},
-    time::Instant,
+    thread,
+    time::{Duration, Instant},
 };
 
 use job::Frozen;
@@ -15,7 +16,12 @@ use serde::Deserialize;
 use crate::leader::{Done, Leader};
 
 /// Writing the state down takes at most one part in so many of the time.
-const SNAPSHOT_SHARE: u32 = 20;
+const SNAPSHOT_SHARE: u32 = 2;
+/// Bytes of a snapshot written a second, before they are compressed. A large one takes its share
+/// of the cores and of the broker for longer instead of most of them for seconds.
+const SNAPSHOT_BYTES_PER_S: f64 = 8e6;
+/// Bytes written between two looks at the clock.
+const PACE_BYTES: usize = 256_000;
 /// The priority of the thread that writes the state down: the least.
 const NICE: libc::c_int = 19;
 /// Above this share of its size EVENTS keeps only what is needed.
@@ -44,7 +50,7 @@ impl Leader<'_> {
         let (reach, frozen) = self.snapshot();
         let (broker, done) = (self.broker.clone(), self.done.clone());
         tokio::spawn(async move {
-            let end = broker.put_snapshot(reach, writer(frozen)).await;
+            let end = broker.put_snapshot(reach, slowly(frozen)).await;
             let _ = done.send(Done::Snapshot(reach, end)).await;
         });
     }
@@ -81,12 +87,36 @@ impl Leader<'_> {
     }
 }
 
-/// Writes a state down.
-pub(crate) fn writer(frozen: Frozen) -> impl FnOnce(&mut dyn Write) -> io::Result<()> {
+/// Writes a state down while the fold goes on, and goes first.
+fn slowly(frozen: Frozen) -> impl FnOnce(&mut dyn Write) -> io::Result<()> {
     move |to| {
-        // The fold goes first: where the cores are busy, this waits.
         be_nice();
-        frozen.write(to)
+        frozen.write(&mut Paced { to, begun: Instant::now(), written: 0, looked_at: 0 })
+    }
+}
+
+/// Keeps to [`SNAPSHOT_BYTES_PER_S`].
+struct Paced<'a> {
+    to: &'a mut dyn Write,
+    begun: Instant,
+    written: usize,
+    looked_at: usize,
+}
+
+impl Write for Paced<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.to.write(bytes)?;
+        self.written += written;
+        if self.written - self.looked_at >= PACE_BYTES {
+            self.looked_at = self.written;
+            let due = Duration::from_secs_f64(self.written as f64 / SNAPSHOT_BYTES_PER_S);
+            thread::sleep(due.saturating_sub(self.begun.elapsed()));
+        }
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.to.flush()
     }
 }
 

@@ -18,7 +18,7 @@ use mesh::{
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use crate::{Config, pack::Packer, retain};
+use crate::{Config, pack::Packer};
 
 /// How long the next message of a replay may take.
 const REPLAY_STALL: Duration = Duration::from_secs(10);
@@ -176,7 +176,8 @@ async fn make_room(config: &Config, broker: &Broker) -> anyhow::Result<()> {
     let mut state = load(config, broker).await?;
     let last = replay(broker, &mut state).await?;
     let reach = Reach { events: last, commands: state.through() };
-    broker.put_snapshot(reach, retain::writer(state.freeze())).await?;
+    let frozen = state.freeze();
+    broker.put_snapshot(reach, move |to| frozen.write(to)).await?;
     let events = broker.js.get_stream(names::EVENTS).await?;
     let first = events.cached_info().state.first_sequence;
     let kept = broker.snapshot_reaches().await?;
