@@ -37,6 +37,9 @@ if (how === "live") {
 // The change of a job's status that an event is, if it is one.
 function changeOf(event) {
   const [[kind, it]] = Object.entries(event);
+  // The mesh's own work, deliveries to webhooks, is of projects that no user can name.
+  const project = it.project ?? it.about?.project ?? it.job?.project;
+  if (project?.startsWith("\u0001")) return;
   switch (kind) {
     case "enqueued":
       return { job: it.job, status: "queued" };

@@ -42,7 +42,9 @@ fn node_folder() -> anyhow::Result<PathBuf> {
         for file in ["package.json", "package-lock.json", ".npmrc", "follow-sse.mjs"] {
             std::fs::copy(Path::new(CLIENTS).join(file), dir.join(file))?;
         }
-        std::fs::copy(Path::new(SAMPLES).join("follow.mjs"), dir.join("follow.mjs"))?;
+        for sample in ["follow.mjs", "webhook.mjs"] {
+            std::fs::copy(Path::new(SAMPLES).join(sample), dir.join(sample))?;
+        }
         run(Command::new("npm").args(["ci", "--no-audit", "--no-fund"]).current_dir(&dir))?;
         Ok(dir)
     })
@@ -78,6 +80,16 @@ impl Client {
     pub fn python(sample: &str, arguments: &[&str]) -> anyhow::Result<Self> {
         let program = Path::new(SAMPLES).join(sample);
         Self::start(Command::new(python()?).arg(program).args(arguments))
+    }
+
+    /// Tests an API against its document, with schemathesis; returns what it says, and whether it
+    /// found nothing.
+    pub fn schemathesis(arguments: &[&str]) -> anyhow::Result<(bool, String)> {
+        let program = python()?.with_file_name("schemathesis");
+        // It remembers what failed in the folder where it runs.
+        let output = Command::new(program).args(arguments).current_dir(INSTALLED).output()?;
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        Ok((output.status.success(), text + &String::from_utf8_lossy(&output.stderr)))
     }
 
     fn start(command: &mut Command) -> anyhow::Result<Self> {

@@ -51,20 +51,18 @@ async fn a_subscriber_of_a_project_hears_of_each_change_of_its_jobs_once() -> an
 async fn from_the_first(mesh: &Mesh, project: &str, events: usize) -> anyhow::Result<Vec<String>> {
     let path = format!("/api/queue/events?projectId={project}&after=0.0");
     let mut stream = mesh.follow(&path).await?;
-    let mut text = String::new();
-    let ids = |text: &str| -> Vec<String> {
-        let blocks = text.split("\n\n").filter(|block| block.contains("event: "));
-        blocks
-            .filter_map(|block| {
-                Some(block.lines().find_map(|line| line.strip_prefix("id: "))?.to_owned())
-            })
-            .collect()
-    };
-    while ids(&text).len() < events {
+    let mut ids = Vec::new();
+    let mut rest = String::new();
+    while ids.len() < events {
         let chunk = tokio::time::timeout(crate::mesh::PATIENCE, stream.chunk()).await??;
-        text.push_str(std::str::from_utf8(&chunk.expect("the stream goes on"))?);
+        rest.push_str(std::str::from_utf8(&chunk.expect("the stream goes on"))?);
+        while let Some(end) = rest.find("\n\n") {
+            let block: String = rest.drain(..end + 2).collect();
+            let id = block.lines().find_map(|line| line.strip_prefix("id: "));
+            ids.extend(id.filter(|_| block.contains("event: ")).map(str::to_owned));
+        }
     }
-    Ok(ids(&text))
+    Ok(ids)
 }
 
 /// How many changes of a project's jobs EVENTS holds.

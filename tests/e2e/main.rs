@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "a test ends at the first surprise")]
 
 mod answers;
+mod api_document;
 mod bad_input;
 mod clickhouse_away;
 mod clients;
@@ -20,4 +21,5 @@ mod receiver;
 mod replicas;
 mod schedules;
 mod stopping;
+mod webhooks;
 mod whole_life;

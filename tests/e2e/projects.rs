@@ -92,12 +92,28 @@ async fn refused_settings(mesh: &Mesh) -> anyhow::Result<()> {
         (r#"{"retry":{"factor":0.5}}"#, "retry.factor"),
         (r#"{"retry":{"base":1}}"#, "base"),
         (r#"{"maxConcurency":1}"#, "maxConcurency"),
+        (r#"{"webhook":{"url":"https://example.com"}}"#, "secret"),
+        (r#"{"webhook":{"url":"ftp://example.com","secret":"whsec_AAAA"}}"#, "webhook.url"),
+        (r#"{"webhook":{"url":"/hook","secret":"whsec_AAAA"}}"#, "webhook.url"),
+        (r#"{"webhook":{"url":"https://example.com","secret":"whsec_AAAA"}}"#, "webhook.secret"),
+        (r#"{"webhook":{"url":"https://example.com","secret":"open"}}"#, "webhook.secret"),
+        (&webhook_with(r#""events":["queued"]"#), "webhook.events"),
+        (&webhook_with(r#""events":[]"#), "webhook.events"),
+        (&webhook_with(r#""maxAttempts":0"#), "webhook.maxAttempts"),
+        (&webhook_with(r#""retry":{"jitter":2}"#), "webhook.retry.jitter"),
+        (&webhook_with(r#""method":"PUT""#), "method"),
     ] {
         let (status, answer) = mesh.put_raw("/api/projects/a.b", change.to_owned()).await?;
         assert_eq!((status, &answer["success"]), (400, &json!(false)), "{change}: {answer}");
         assert!(answer["error"].as_str().unwrap().contains(names), "{change}: {answer}");
     }
     Ok(())
+}
+
+/// A webhook that is right but for this field.
+fn webhook_with(field: &str) -> String {
+    let secret = "whsec_MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=";
+    format!(r#"{{"webhook":{{"url":"https://example.com","secret":"{secret}",{field}}}}}"#)
 }
 
 /// Slots are counted over all processors, whatever crashes.

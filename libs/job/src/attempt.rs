@@ -10,15 +10,20 @@ const TAKE_BACKS_PER_ATTEMPT: u32 = 2;
 
 /// Exponential backoff with jitter.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Backoff {
     /// The wait after the first failure, in ms.
+    #[cfg_attr(feature = "openapi", schema(minimum = 0, maximum = 604_800_000))]
     pub base_ms: i64,
     /// What each further failure multiplies it with.
+    #[cfg_attr(feature = "openapi", schema(minimum = 1, maximum = 100))]
     pub factor: f64,
     /// The longest wait, in ms.
+    #[cfg_attr(feature = "openapi", schema(minimum = 0, maximum = 604_800_000))]
     pub cap_ms: i64,
     /// How far a wait is spread to either side, from 0 to 1.
+    #[cfg_attr(feature = "openapi", schema(minimum = 0, maximum = 1))]
     pub jitter: f64,
 }
 

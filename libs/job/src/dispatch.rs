@@ -18,6 +18,7 @@ use crate::{
     queue::{Gate, Open},
     settings::Limits,
     time::Millis,
+    webhook,
 };
 
 /// How far ahead of the processors work is put out, in ms of their present rate.
@@ -33,10 +34,10 @@ const RATE_STEP_MS: i64 = 20;
 /// How many runs the live processors work on at once.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Capacity {
-    /// Over all kinds of work.
+    /// Over the kinds of work that clients ask for.
     pub total: usize,
     /// Of each kind: the slots of the processors that take it.
-    pub kinds: [usize; Kind::ALL.len()],
+    pub kinds: [usize; Kind::EVERY.len()],
 }
 
 /// A run that was dispatched and has not ended.
@@ -61,7 +62,7 @@ struct Slots {
 #[derive(Debug, Default)]
 pub struct Dispatch {
     out: HashMap<JobId, Out>,
-    kinds: [usize; Kind::ALL.len()],
+    kinds: [usize; Kind::EVERY.len()],
     projects: HashMap<Id, Slots>,
     /// When projects that wait for a permit are to be asked again.
     reopen: BTreeSet<(Millis, Id)>,
@@ -131,20 +132,25 @@ impl Dispatch {
         rests: [bool; 3],
     ) -> Option<JobId> {
         self.reopen(state, now);
-        if !self.ready || capacity.total == 0 {
-            return None;
-        }
         let ahead = self.rate.ahead(now);
-        if self.out.len() >= capacity.total + ahead {
+        // The mesh's own work has slots of its own.
+        let jobs = self.out.len() - self.kinds[Kind::Webhook as usize];
+        let full = capacity.total == 0 || jobs >= capacity.total + ahead;
+        let kinds = Kind::EVERY.map(|kind| {
+            let (out, slots) = (self.kinds[kind as usize], capacity.kinds[kind as usize]);
+            slots > 0 && out < slots + ahead && (kind.is_internal() || !full)
+        });
+        if !self.ready || kinds == [false; Kind::EVERY.len()] {
             return None;
         }
-        let kinds = [0, 1].map(|kind: usize| {
-            capacity.kinds[kind] > 0 && self.kinds[kind] < capacity.kinds[kind] + ahead
-        });
         let open: Open = rests.map(|rests| kinds.map(|open| open && !rests));
         let Self { projects, reopen, .. } = self;
         let gate = |id: &Id, project: &Project| {
-            let limits = project.settings.limits(&config.limits);
+            let limits = if webhook::is_internal(id) {
+                webhook::LIMITS
+            } else {
+                project.settings.limits(&config.limits)
+            };
             match closed(projects.get(id), project, &limits, now) {
                 None => Gate::Open(project.settings.weight.unwrap_or(1)),
                 Some(until) => {

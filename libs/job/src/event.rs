@@ -5,7 +5,7 @@ use uuid::Uuid;
 
 use crate::{
     About, Answer, Backoff, Digest, Id, Job, JobId, Json, Kind, Position, Run, Settings, Spent,
-    Status, schedule::Timed, time::Millis,
+    Status, schedule::Timed, time::Millis, webhook,
 };
 
 /// One message of EVENTS: events that were decided together.
@@ -316,6 +316,14 @@ impl Event {
     /// The change of a job's status that this event is, where it is one.
     pub fn change(&self) -> Option<Change<'_>> {
         match self {
+            // The mesh's own work is nobody's job.
+            Self::Enqueued(new) if new.kind.is_internal() => None,
+            Self::Started { of, .. } | Self::Progressed { of, .. }
+                if webhook::is_internal(&of.project) =>
+            {
+                None
+            }
+            Self::Ended(ended) if ended.about.kind.is_internal() => None,
             Self::Enqueued(new) => Some(Change {
                 job: new.job,
                 project: &new.project,

@@ -169,7 +169,10 @@ impl State {
             }
             job.step(at);
         });
-        if ended.to == Became::Failed {
+        if ended.about.kind.is_internal() {
+            let project = self.known.projects.entry(ended.about.project.clone()).or_default();
+            project.last_error = ended.error.clone().or(project.last_error.take());
+        } else if ended.to == Became::Failed {
             let project = self.known.projects.entry(ended.about.project.clone()).or_default();
             project.failed.insert(ended.job, at + retention_ms);
         }
@@ -182,7 +185,9 @@ impl State {
         let project = self.known.projects.entry(job.project.clone()).or_default();
         project.failed.remove(&job.id);
         project.counts.leave(revived.was, job.class);
-        self.known.total.leave(revived.was, job.class);
+        if !job.kind.is_internal() {
+            self.known.total.leave(revived.was, job.class);
+        }
         self.enter(position, job);
     }
 
@@ -228,7 +233,9 @@ impl State {
     fn enter(&mut self, position: Position, job: Job) {
         let project = self.known.projects.entry(job.project.clone()).or_default();
         project.counts.enter(job.status, job.class);
-        self.known.total.enter(job.status, job.class);
+        if !job.kind.is_internal() {
+            self.known.total.enter(job.status, job.class);
+        }
         project.live.insert((batch_key(&job.batch), job.id));
         self.ready.insert(&job, self.known.at);
         self.touched.push(position, Queued::Job(job.id));
@@ -244,15 +251,20 @@ impl State {
     fn change(&mut self, id: JobId, position: Position, change: impl FnOnce(&mut Job)) {
         let Some(job) = self.known.jobs.get_mut(id) else { return };
         let project = self.known.projects.entry(job.project.clone()).or_default();
+        let counted = !job.kind.is_internal();
         project.counts.leave(job.status, job.class);
-        self.known.total.leave(job.status, job.class);
+        if counted {
+            self.known.total.leave(job.status, job.class);
+        }
         if job.status == Status::Queued {
             self.ready.remove(job);
         }
         change(job);
         job.version = position;
         project.counts.enter(job.status, job.class);
-        self.known.total.enter(job.status, job.class);
+        if counted {
+            self.known.total.enter(job.status, job.class);
+        }
         if job.status == Status::Queued {
             self.ready.insert(job, self.known.at);
         }

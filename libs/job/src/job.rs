@@ -28,23 +28,34 @@ pub enum Kind {
     ProcessBatch,
     /// Some columns of one row of a batch again.
     ProcessRedo,
+    /// The end of a job told to somebody: the mesh's own work.
+    Webhook,
 }
 
 impl Kind {
-    /// All kinds of work.
+    /// The kinds of work that clients ask for.
     pub const ALL: [Self; 2] = [Self::ProcessBatch, Self::ProcessRedo];
+    /// Those, and the mesh's own.
+    pub const EVERY: [Self; 3] = [Self::ProcessBatch, Self::ProcessRedo, Self::Webhook];
 
     /// The kind's name, in subjects and answers.
     pub fn name(self) -> &'static str {
         match self {
             Self::ProcessBatch => "process_batch",
             Self::ProcessRedo => "process_redo",
+            Self::Webhook => "webhook",
         }
+    }
+
+    /// Whether no client asked for it: nothing of it is counted or told.
+    pub fn is_internal(self) -> bool {
+        self == Self::Webhook
     }
 }
 
 /// Where a job stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Status {
     /// Waits for a processor, or for its time.

@@ -29,6 +29,9 @@ pub(crate) struct Project {
     /// Tokens that were counted in the last minute.
     #[serde(default)]
     pub tokens: Minute,
+    /// What the last failed run of the mesh's own met.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_error: Option<Id>,
     /// Live jobs by the [`key`](batch_key) of their batch.
     #[serde(skip)]
     pub live: BTreeSet<(u64, JobId)>,
@@ -50,6 +53,7 @@ impl Project {
             schedules: self.schedules.clone(),
             starts: self.starts.clone(),
             tokens: self.tokens.clone(),
+            last_error: self.last_error.clone(),
             live: BTreeSet::new(),
         }
     }

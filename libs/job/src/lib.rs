@@ -28,6 +28,7 @@ pub mod schedule;
 mod settings;
 mod state;
 pub mod time;
+pub mod webhook;
 
 pub use about::About;
 pub use answers::{Answer, Digest, Idempotency};

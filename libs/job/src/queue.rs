@@ -13,10 +13,11 @@ use crate::{
     Class, Id, Job, JobId, Kind,
     line::{Line, Place, place},
     time::Millis,
+    webhook,
 };
 
 /// Which kinds of work may be taken, by class.
-pub type Open = [[bool; Kind::ALL.len()]; Class::ALL.len()];
+pub type Open = [[bool; Kind::EVERY.len()]; Class::ALL.len()];
 
 /// Whether a project may start a run now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,6 +34,8 @@ pub struct Ready {
     lanes: [Lane; Class::ALL.len()],
     timers: BTreeMap<(Millis, JobId), Id>,
     scheduled: HashMap<Id, u64>,
+    /// How many of them are the mesh's own.
+    internal: u64,
     parked: HashSet<Id>,
     turn: f64,
 }
@@ -43,13 +46,13 @@ pub struct Ready {
 struct Lane {
     ring: VecDeque<Id>,
     projects: HashMap<Id, Waiting>,
-    jobs: [usize; Kind::ALL.len()],
+    jobs: [usize; Kind::EVERY.len()],
 }
 
 /// A project's jobs in one class.
 #[derive(Debug, Default)]
 struct Waiting {
-    places: [Line; Kind::ALL.len()],
+    places: [Line; Kind::EVERY.len()],
     in_ring: bool,
     /// Turns left before the next project's.
     turns: u32,
@@ -69,6 +72,7 @@ impl Ready {
         match job.run_at {
             Some(at) if at > now => {
                 if self.timers.insert((at, job.id), job.project.clone()).is_none() {
+                    self.internal += u64::from(job.kind.is_internal());
                     *self.scheduled.entry(job.project.clone()).or_default() += 1;
                 }
             }
@@ -111,7 +115,7 @@ impl Ready {
     /// How many jobs of a project, or of all, wait for their time.
     pub fn scheduled(&self, project: Option<&str>) -> u64 {
         match project {
-            None => self.timers.len() as u64,
+            None => self.timers.len() as u64 - self.internal,
             Some(project) => self.scheduled.get(project).copied().unwrap_or(0),
         }
     }
@@ -171,6 +175,7 @@ impl Ready {
     }
 
     fn unschedule(&mut self, project: &Id) {
+        self.internal -= u64::from(webhook::is_internal(project));
         if let Some(jobs) = self.scheduled.get_mut(project) {
             *jobs -= 1;
             if *jobs == 0 {
@@ -222,7 +227,7 @@ impl Lane {
         }
     }
 
-    fn may_have(&self, open: [bool; 2]) -> bool {
+    fn may_have(&self, open: [bool; Kind::EVERY.len()]) -> bool {
         let open_jobs = self.jobs.iter().zip(open).any(|(jobs, open)| open && *jobs > 0);
         open_jobs && !self.ring.is_empty()
     }
@@ -230,7 +235,7 @@ impl Lane {
     /// Asks the projects in turn for a job of an open kind.
     fn take(
         &mut self,
-        open: [bool; 2],
+        open: [bool; Kind::EVERY.len()],
         parked: &mut HashSet<Id>,
         gate: &mut impl FnMut(&Id) -> Gate,
     ) -> Turn {
@@ -283,7 +288,7 @@ impl Waiting {
     }
 
     /// The first job of an open kind, with its kind.
-    fn first(&self, open: [bool; 2]) -> Option<(usize, Place)> {
+    fn first(&self, open: [bool; Kind::EVERY.len()]) -> Option<(usize, Place)> {
         let firsts = self.places.iter().enumerate().filter(|(kind, _)| open[*kind]);
         firsts.filter_map(|(kind, line)| Some((kind, line.first()?))).min_by_key(|(_, p)| *p)
     }

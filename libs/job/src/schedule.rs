@@ -15,6 +15,7 @@ use crate::{Id, JobId, Json, time::Millis};
 
 /// What a schedule does while a job of its batch is live.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum IfLive {
     /// Nothing: this time is left out.
@@ -26,13 +27,17 @@ pub enum IfLive {
 
 /// A job that is enqueued by the calendar.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct Schedule {
     /// Minute, hour, day of month, month, day of week.
+    #[cfg_attr(feature = "openapi", schema(value_type = String))]
     pub cron: Id,
     /// The time zone that they are read in, by its name in the IANA database.
+    #[cfg_attr(feature = "openapi", schema(value_type = String))]
     pub time_zone: Id,
     /// The batch of its jobs.
+    #[cfg_attr(feature = "openapi", schema(value_type = String))]
     pub batch_id: Id,
     /// 0 to 1000, lower first.
     pub priority: u16,
@@ -40,6 +45,7 @@ pub struct Schedule {
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub max_attempts: Option<u32>,
     /// What the handler is given.
+    #[cfg_attr(feature = "openapi", schema(value_type = Object))]
     pub data: Json,
     /// What to do while the last job is live.
     pub if_live: IfLive,

@@ -2,10 +2,11 @@
 
 use serde::{Deserialize, Deserializer, Serialize};
 
-use crate::{Backoff, Id, Json};
+use crate::{Backoff, Id, Json, webhook::Webhook};
 
 /// The settings of a project. What is absent follows the configuration; a limit of 0 is none.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase", default)]
 pub struct Settings {
     /// Jobs that may run at once, over all processors.
@@ -34,47 +35,68 @@ pub struct Settings {
     pub retention: Option<u32>,
     /// The handler that runs its jobs, by name; the processor's own choice where absent.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<String>))]
     pub handler: Option<Id>,
     /// What that handler is given beside each job: a JSON object that it knows the meaning of.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<Object>))]
     pub options: Option<Json>,
+    /// Where the ends of its jobs are told.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(ignore))]
+    pub webhook: Option<Webhook>,
 }
 
 /// A change of settings: a field that is absent stays as it is, one that is null goes back to
 /// the configuration's.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields, expecting = "a JSON object")]
 pub struct Patch {
-    /// See [`Settings::max_concurrency`]; so with each of these.
+    /// Jobs that may run at once, over all processors; 0 is no limit.
     #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "named")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<u32>, maximum = 2_147_483_647))]
     pub max_concurrency: Option<Option<u32>>,
-    #[expect(missing_docs, reason = "see Settings")]
+    /// Runs that may start in any 60 s; 0 is no limit.
     #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "named")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<u32>, maximum = 2_147_483_647))]
     pub requests_per_minute: Option<Option<u32>>,
-    #[expect(missing_docs, reason = "see Settings")]
+    /// Tokens counted in the last 60 s beyond which no run starts; 0 is no limit.
     #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "named")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<u64>, maximum = 9_007_199_254_740_991_u64))]
     pub tokens_per_minute: Option<Option<u64>>,
-    #[expect(missing_docs, reason = "see Settings")]
+    /// Turns that the project has where others have one.
     #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "named")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<u32>, minimum = 1, maximum = 100))]
     pub weight: Option<Option<u32>>,
-    #[expect(missing_docs, reason = "see Settings")]
+    /// Whether nothing of it is started.
     #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "named")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<bool>))]
     pub paused: Option<Option<bool>>,
-    #[expect(missing_docs, reason = "see Settings")]
+    /// Attempts of a job whose request named no number.
     #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "named")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<u32>, minimum = 1, maximum = 100))]
     pub max_attempts: Option<Option<u32>>,
-    #[expect(missing_docs, reason = "see Settings")]
+    /// How long a failed attempt waits for the next.
     #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "named")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<Backoff>))]
     pub retry: Option<Option<Backoff>>,
-    #[expect(missing_docs, reason = "see Settings")]
+    /// How long a job is kept after it ended, in seconds.
     #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "named")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<u32>, minimum = 1, maximum = 316_224_000))]
     pub retention: Option<Option<u32>>,
-    #[expect(missing_docs, reason = "see Settings")]
+    /// The handler that runs its jobs, by name.
     #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "named")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<String>))]
     pub handler: Option<Option<Id>>,
-    #[expect(missing_docs, reason = "see Settings")]
+    /// What that handler is given beside each job: a JSON object of at most 64 KB.
     #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "named")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<Object>))]
     pub options: Option<Option<Json>>,
+    /// Where the ends of its jobs are told.
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "named")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<Webhook>))]
+    pub webhook: Option<Option<Webhook>>,
 }
 
 /// Tells a field that is null from one that is absent.
@@ -103,6 +125,7 @@ impl Patch {
             retention: pick(&self.retention, &to.retention),
             handler: pick(&self.handler, &to.handler),
             options: pick(&self.options, &to.options),
+            webhook: pick(&self.webhook, &to.webhook),
         }
     }
 }
@@ -134,6 +157,7 @@ impl Settings {
             retention: self.retention.or(Some(retention)),
             handler: self.handler,
             options: self.options,
+            webhook: self.webhook,
         }
     }
 

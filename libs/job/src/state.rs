@@ -16,6 +16,7 @@ use crate::{
     known::{Known, batch_key},
     schedule::Timed,
     time::Millis,
+    webhook,
 };
 
 /// Jobs that are looked at for one page of a list.
@@ -224,6 +225,9 @@ impl State {
 
     /// How long an ended job of a project is kept, in ms.
     pub fn retention_ms(&self, project: &str) -> i64 {
+        if webhook::is_internal(project) {
+            return webhook::RETENTION_MS;
+        }
         let project = self.known.projects.get(project);
         let own = project.and_then(|project| project.settings.retention);
         own.map_or(self.retention_ms, |seconds| i64::from(seconds) * 1_000)

@@ -19,7 +19,7 @@ use job::{
 use proptest::prelude::*;
 
 /// All classes and kinds may be taken.
-const ALL: job::Open = [[true; 2]; 3];
+const ALL: job::Open = [[true; 3]; 3];
 /// How long ended jobs are kept here.
 const RETENTION_MS: i64 = 1_000_000;
 

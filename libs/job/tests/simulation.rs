@@ -295,7 +295,7 @@ impl World {
 
     fn capacity(&self) -> Capacity {
         let total = self.processors.iter().map(|processor| processor.capacity).sum();
-        Capacity { total, kinds: [total, total] }
+        Capacity { total, kinds: [total, total, 0] }
     }
 
     /// Dispatches all that may go; some of it is lost on its way.

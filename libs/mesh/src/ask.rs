@@ -11,7 +11,7 @@ use std::{
 use async_nats::{HeaderMap, client::RequestErrorKind};
 use job::{
     Counts, Id, Job, JobId, Kind, Limits, Position, Run, Settings, Status, Usage, schedule::Timed,
-    time::Millis,
+    time::Millis, webhook::Deliveries,
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
@@ -96,6 +96,9 @@ pub struct ProjectAnswer {
     pub settings: Settings,
     /// What it used of its limits in the last 60 s.
     pub usage: Usage,
+    /// How the deliveries to its webhook stand.
+    #[serde(default)]
+    pub deliveries: Deliveries,
 }
 
 /// The schedules of a project.
@@ -192,6 +195,7 @@ pub struct AskMetrics {
 
 /// How far back sums reach.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub enum Range {
     /// 24 hours.
     #[serde(rename = "24h")]

@@ -14,6 +14,7 @@ pub mod pull;
 pub mod snapshot;
 mod token;
 pub mod topology;
+pub mod totals;
 pub mod wire;
 pub mod work;
 

@@ -29,6 +29,13 @@ pub struct Presence {
     pub draining: bool,
 }
 
+impl Presence {
+    /// Whether it takes work that clients ask for.
+    pub fn takes_jobs(&self) -> bool {
+        self.kinds.iter().any(|kind| !kind.is_internal())
+    }
+}
+
 /// The processors that were heard of lately.
 #[derive(Debug, Default)]
 pub struct Roll {
@@ -54,7 +61,9 @@ impl Roll {
     pub fn capacity(&self, now: Instant) -> Capacity {
         let mut capacity = Capacity::default();
         for said in self.live(now).filter(|said| !said.draining) {
-            capacity.total += said.capacity;
+            if said.takes_jobs() {
+                capacity.total += said.capacity;
+            }
             for kind in &said.kinds {
                 capacity.kinds[*kind as usize] += said.capacity;
             }
@@ -85,13 +94,13 @@ mod tests {
         let said = Presence {
             processor: "p".into(),
             capacity: 4,
-            kinds: Kind::ALL.to_vec(),
+            kinds: Kind::EVERY.to_vec(),
             running: vec![run],
             draining: false,
         };
         let mut roll = Roll::default();
         assert!(roll.note(said, start));
-        assert_eq!(roll.capacity(start + PERIOD), Capacity { total: 4, kinds: [4, 4] });
+        assert_eq!(roll.capacity(start + PERIOD), Capacity { total: 4, kinds: [4, 4, 4] });
         assert!(roll.holder(run.0, run.1, start + PERIOD).is_some());
         assert_eq!(roll.capacity(start + GONE_AFTER), Capacity::default());
         assert!(roll.holder(run.0, run.1, start + GONE_AFTER).is_none());

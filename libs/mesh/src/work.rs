@@ -11,7 +11,7 @@ use async_nats::{
     header::{NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, NATS_MESSAGE_ID, NATS_ROLLUP},
 };
 use futures_util::TryStreamExt;
-use job::{Class, Job, JobId, Run, Settings};
+use job::{Class, Job, JobId, Json, Kind, Run, Settings};
 
 use crate::{
     Broker, names,
@@ -146,9 +146,18 @@ impl Broker {
 }
 
 /// The message that hands out the current run of a job, to be run by the handler of this name
-/// where the project names one. Its id makes a repeat within the
+/// where the project names one. A delivery is given the project's webhook. Its id makes a repeat within the
 /// broker's window for duplicates harmless.
 pub fn message(job: &Job, max_attempts: u32, settings: &Settings) -> Message {
+    let (handler, options) = match job.kind {
+        Kind::Webhook => {
+            let webhook = settings.webhook.as_ref().map(Json::of);
+            (None, webhook.map(|json| json.expect("texts and numbers are JSON")))
+        }
+        Kind::ProcessBatch | Kind::ProcessRedo => {
+            (settings.handler.clone(), settings.options.clone())
+        }
+    };
     let work = Work {
         job: job.id,
         run: job.run,
@@ -159,8 +168,8 @@ pub fn message(job: &Job, max_attempts: u32, settings: &Settings) -> Message {
         kind: job.kind,
         priority: job.priority,
         queued_at: job.queued_at,
-        handler: settings.handler.clone(),
-        options: settings.options.clone(),
+        handler,
+        options,
         data: job.data.clone(),
     };
     let mut headers = HeaderMap::new();

@@ -1,34 +1,22 @@
 //! The endpoints, one module a resource: extract, check, ask, answer.
 
-mod cancel;
-mod enqueue;
-mod health;
-mod jobs;
-mod metrics;
-mod projects;
-mod redo;
-mod retry;
-mod schedules;
-mod stats;
-mod status;
+pub(crate) mod cancel;
+pub(crate) mod enqueue;
+pub(crate) mod health;
+pub(crate) mod jobs;
+pub(crate) mod metrics;
+pub(crate) mod projects;
+pub(crate) mod redo;
+pub(crate) mod retry;
+pub(crate) mod schedules;
+pub(crate) mod stats;
+pub(crate) mod status;
 
 use std::time::Duration;
 
 use axum::http::StatusCode;
 use job::Backoff;
 use serde::Serialize;
-
-pub(crate) use cancel::cancel;
-pub(crate) use enqueue::enqueue;
-pub(crate) use health::{healthz, readyz};
-pub(crate) use jobs::{get_batch, list_jobs};
-pub(crate) use metrics::metrics;
-pub(crate) use projects::{get_project, put_project};
-pub(crate) use redo::redo;
-pub(crate) use retry::retry;
-pub(crate) use schedules::{delete_schedule, get_schedule, list_schedules, put_schedule};
-pub(crate) use stats::stats;
-pub(crate) use status::status;
 
 use crate::error::Error;
 

@@ -10,6 +10,7 @@ use axum::{
 };
 use job::reply::Code;
 use serde::Serialize;
+use utoipa::ToSchema;
 
 /// Something that went wrong, as the client is told of it.
 #[derive(Debug)]
@@ -20,10 +21,14 @@ pub(crate) struct Error {
     retry_after_s: Option<u32>,
 }
 
-#[derive(Serialize)]
-struct Envelope {
+/// What every error looks like.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Error)]
+pub(crate) struct Envelope {
     success: bool,
+    /// For people: what was wrong, and what to do.
     error: String,
+    /// For programs.
     code: &'static str,
 }
 

@@ -82,6 +82,17 @@ impl Changes {
 }
 
 /// Streams changes of jobs: of all, of a project, of a batch, or of one job.
+#[utoipa::path(
+    get, path = "/events", tag = "queue", operation_id = "events",
+    params(
+        ("projectId" = Option<String>, Query, min_length = 1, max_length = 128),
+        ("batchId" = Option<String>, Query, description = "With its project.", min_length = 1, max_length = 128),
+        ("jobId" = Option<uuid::Uuid>, Query),
+        ("after" = Option<String>, Query, description = "The position to go on behind.", pattern = "^[0-9]{1,19}[.][0-9]{1,9}$"),
+        ("Last-Event-ID" = Option<String>, Header, description = "The last event that was seen: goes before `after`.", pattern = "^[0-9]{1,19}[.][0-9]{1,9}$"),
+    ),
+    responses((status = 200, description = "Changes of jobs, as they happen.", body = String, content_type = "text/event-stream"), Error),
+)]
 pub(crate) async fn stream(
     State(app): State<App>,
     uri: Uri,

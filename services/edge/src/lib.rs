@@ -10,6 +10,7 @@ mod endpoints;
 mod error;
 mod events;
 mod ids;
+mod openapi;
 mod request_id;
 mod router;
 mod submit;
@@ -22,6 +23,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 pub use config::Config;
+pub use router::openapi;
 
 /// How long requests under way may take to end.
 const DRAIN_WITHIN: Duration = Duration::from_secs(10);

@@ -1,47 +1,75 @@
 //! Every route, by who it is for.
 
 use axum::{
-    Router,
+    Json, Router,
     extract::{DefaultBodyLimit, OriginalUri},
     http::Method,
     middleware,
-    routing::{get, post},
+    routing::get,
+};
+use utoipa::OpenApi;
+use utoipa_axum::{router::OpenApiRouter, routes};
+use utoipa_swagger_ui::SwaggerUi;
+
+use crate::{
+    app::App,
+    body,
+    endpoints::{
+        cancel, enqueue, health, jobs, metrics, projects, redo, retry, schedules, stats, status,
+    },
+    error::Error,
+    events,
+    openapi::Document,
+    request_id,
 };
 
-use crate::{app::App, body, endpoints, error::Error, events, request_id};
+/// Where the document of the API is.
+const OPENAPI: &str = "/openapi.json";
+
+/// The endpoints, with their document.
+fn endpoints() -> OpenApiRouter<App> {
+    let commands = OpenApiRouter::new()
+        .routes(routes!(enqueue::enqueue))
+        .routes(routes!(redo::redo))
+        .routes(routes!(cancel::cancel))
+        .routes(routes!(retry::retry))
+        .layer(middleware::from_fn(body::no_query));
+    let queue = OpenApiRouter::new()
+        .merge(commands)
+        .routes(routes!(status::status))
+        .routes(routes!(jobs::list_jobs))
+        .routes(routes!(jobs::get_batch))
+        .routes(routes!(stats::stats))
+        .routes(routes!(metrics::metrics))
+        .routes(routes!(events::stream));
+    let settings = OpenApiRouter::new()
+        .routes(routes!(projects::get_project, projects::put_project))
+        .routes(routes!(schedules::list_schedules))
+        .routes(routes!(
+            schedules::get_schedule,
+            schedules::put_schedule,
+            schedules::delete_schedule
+        ))
+        .layer(middleware::from_fn(body::no_query));
+    OpenApiRouter::with_openapi(Document::openapi())
+        .nest("/api/queue", queue)
+        .nest("/api/projects", settings)
+        .routes(routes!(health::healthz))
+        .routes(routes!(health::readyz))
+}
+
+/// The OpenAPI document of the edge, as JSON.
+pub fn openapi() -> String {
+    let document = endpoints().into_openapi();
+    document.to_pretty_json().expect("a document is JSON")
+}
 
 /// The routes of the edge.
 pub(crate) fn router(app: App) -> Router {
-    let commands = Router::new()
-        .route("/enqueue", post(endpoints::enqueue))
-        .route("/redo", post(endpoints::redo))
-        .route("/cancel", post(endpoints::cancel))
-        .route("/retry", post(endpoints::retry))
-        .layer(middleware::from_fn(body::no_query));
-    let queue = Router::new()
-        .merge(commands)
-        .route("/status/{jobId}", get(endpoints::status))
-        .route("/jobs", get(endpoints::list_jobs))
-        .route("/batches/{batchId}", get(endpoints::get_batch))
-        .route("/stats", get(endpoints::stats))
-        .route("/metrics", get(endpoints::metrics))
-        .route("/events", get(events::stream));
-    let project = get(endpoints::get_project).put(endpoints::put_project);
-    let schedule = get(endpoints::get_schedule)
-        .put(endpoints::put_schedule)
-        .delete(endpoints::delete_schedule);
-    let projects = Router::new()
-        .route("/{projectId}", project)
-        .route("/{projectId}/schedules", get(endpoints::list_schedules))
-        .route("/{projectId}/schedules/{name}", schedule)
-        .layer(middleware::from_fn(body::no_query));
-    let operators = Router::new()
-        .route("/healthz", get(endpoints::healthz))
-        .route("/readyz", get(endpoints::readyz));
-    Router::new()
-        .nest("/api/queue", queue)
-        .nest("/api/projects", projects)
-        .merge(operators)
+    let (router, document) = endpoints().split_for_parts();
+    router
+        .route(OPENAPI, get(async || Json(document)))
+        .merge(SwaggerUi::new("/docs").config(utoipa_swagger_ui::Config::from(OPENAPI)))
         .fallback(async |OriginalUri(uri): OriginalUri| Error::no_endpoint(uri.path()))
         .method_not_allowed_fallback(async |method: Method, OriginalUri(uri): OriginalUri| {
             Error::method(method.as_str(), uri.path())
@@ -49,4 +77,22 @@ pub(crate) fn router(app: App) -> Router {
         .layer(DefaultBodyLimit::max(body::BODY_BYTES_MAX))
         .layer(middleware::from_fn(request_id::give))
         .with_state(app)
+}
+
+#[cfg(test)]
+mod tests {
+    /// `JOBMESH_BLESS=1 cargo test -p edge` writes it anew, to be looked at and committed.
+    #[test]
+    fn the_document_in_the_repository_is_that_of_the_code() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/openapi.json");
+        let now = super::openapi() + "\n";
+        if std::env::var_os("JOBMESH_BLESS").is_some() {
+            std::fs::write(path, &now).expect("docs can be written");
+        }
+        let kept = std::fs::read_to_string(path).unwrap_or_default();
+        assert!(
+            kept == now,
+            "docs/openapi.json is not of this code: JOBMESH_BLESS=1 writes it anew"
+        );
+    }
 }

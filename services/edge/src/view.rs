@@ -3,19 +3,29 @@
 use job::{Id, Job, JobId, Json, Spent, Status, time::Millis, time::rfc3339};
 use mesh::ask::Archived;
 use serde::{Serialize, Serializer};
+use utoipa::ToSchema;
+
+use crate::openapi::{Anything, JobType, When};
 
 /// A job in an answer. A time that has not happened is absent.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
+#[schema(as = Job)]
 pub(crate) struct JobView {
+    #[schema(value_type = uuid::Uuid)]
     id: JobId,
+    #[schema(value_type = String)]
     project_id: Id,
+    #[schema(value_type = String)]
     batch_id: Id,
+    #[schema(value_type = JobType)]
     r#type: String,
+    #[schema(value_type = Status)]
     status: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     priority: Option<u16>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Anything, required = false)]
     data: Option<Json>,
     attempts: u32,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -28,18 +38,24 @@ pub(crate) struct JobView {
     #[serde(skip_serializing_if = "Option::is_none")]
     completed_at: Option<Time>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
     error: Option<Id>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<uuid::Uuid>)]
     superseded_by: Option<JobId>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Anything, required = false)]
     result: Option<Json>,
     #[serde(skip_serializing_if = "Option::is_none")]
     tokens: Option<Tokens>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
     model: Option<Id>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
     worker: Option<Id>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Anything, required = false)]
     progress: Option<Json>,
     #[serde(skip_serializing_if = "Option::is_none")]
     history: Option<Vec<StepView>>,
@@ -48,27 +64,32 @@ pub(crate) struct JobView {
 }
 
 /// A step of a job's life.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
+#[schema(as = Step)]
 struct StepView {
     at: Time,
+    #[schema(value_type = Status)]
     status: String,
     run: u32,
     attempt: u32,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
     worker: Option<Id>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
     error: Option<Id>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 struct Tokens {
     input: u64,
     output: u64,
 }
 
 /// A time, written as RFC 3339.
-#[derive(Debug)]
+#[derive(Debug, ToSchema)]
+#[schema(value_type = When)]
 pub(crate) struct Time(pub Millis);
 
 impl Serialize for Time {

@@ -13,6 +13,8 @@ use processor::{
 pub struct Config {
     #[command(flatten)]
     pub processor: processor::Config,
+    #[command(flatten)]
+    pub webhooks: processor::Webhooks,
     /// Which handler runs which kind of work: process_batch=tokenize, process_redo=http, ...
     #[arg(long = "handler", env = "JOBMESH_HANDLERS", value_delimiter = ',')]
     handlers: Vec<String>,

@@ -70,7 +70,10 @@ fn serve(service: Service) -> anyhow::Result<()> {
             Service::State(config) => state::run(config, stop).await,
             Service::Processor(config) => {
                 let registry = config.registry()?;
-                processor::run(config.processor, registry, stop).await
+                let deliveries =
+                    processor::deliver(&config.processor, &config.webhooks, stop.clone());
+                let jobs = processor::run(config.processor.clone(), registry, stop);
+                tokio::try_join!(jobs, deliveries).map(|_| ())
             }
             Service::Metrics(config) => metrics::run(config, stop).await,
             Service::Olap(config) => olap::run(config, stop).await,

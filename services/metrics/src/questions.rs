@@ -64,7 +64,7 @@ async fn answer_sums(
     client: &Client,
     progress: &Progress,
     ask: AskMetrics,
-) -> anyhow::Result<sums::Stats> {
+) -> anyhow::Result<mesh::totals::Totals> {
     let now = service::now_ms();
     let as_of = as_of(broker, progress, now).await?;
     Ok(sums::sums(client, &ask, now, as_of).await?)

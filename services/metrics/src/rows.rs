@@ -42,9 +42,11 @@ pub(crate) struct RunRow {
 /// The rows of message `sequence` of EVENTS.
 pub(crate) fn rows(sequence: u64, batch: &Batch) -> Vec<RunRow> {
     let rows = batch.at_sequence(sequence).filter_map(|(position, event)| match event {
+        // The mesh's own work is nobody's cost.
+        Event::Ended(ended) if ended.about.kind.is_internal() => None,
         Event::Ended(ended) => Some(ended_row(position, batch.at, ended)),
         Event::Refused(refused) => {
-            let late = refused.ended.as_ref()?;
+            let late = refused.ended.as_ref().filter(|late| !late.about.kind.is_internal())?;
             Some(late_row(position, batch.at, late, &refused.reason))
         }
         _ => None,

@@ -4,67 +4,16 @@ use std::collections::BTreeMap;
 
 use clickhouse::{Client, Row};
 use job::time::{Millis, rfc3339};
-use mesh::ask::{AskMetrics, Range};
-use serde::{Deserialize, Serialize};
+use mesh::{
+    ask::{AskMetrics, Range},
+    totals::{Part, Period, Totals},
+};
+use serde::Deserialize;
 
 const HOUR_MS: Millis = 3_600_000;
 const DAY_MS: Millis = 24 * HOUR_MS;
 /// What stands for "no run" in a minimum.
 const NO_MINIMUM: u64 = u64::MAX;
-
-/// The answer, as the edge hands it on.
-#[derive(Debug, Default, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub(crate) struct Stats {
-    time_range: &'static str,
-    as_of: String,
-    total: u64,
-    successful: u64,
-    failed: u64,
-    canceled: u64,
-    success_rate: f64,
-    avg_duration: f64,
-    min_duration: u64,
-    max_duration: u64,
-    p50_duration: f64,
-    p95_duration: f64,
-    p99_duration: f64,
-    avg_wait: f64,
-    total_tokens: u64,
-    total_input_tokens: u64,
-    total_output_tokens: u64,
-    by_type: BTreeMap<String, Part>,
-    by_model: BTreeMap<String, Part>,
-    hourly_breakdown: Vec<Period>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    daily_breakdown: Option<Vec<Period>>,
-}
-
-/// What one kind of work, or one model, has of it.
-#[derive(Debug, Default, Serialize)]
-#[serde(rename_all = "camelCase")]
-struct Part {
-    count: u64,
-    successful: u64,
-    failed: u64,
-    avg_duration: f64,
-    total_tokens: u64,
-}
-
-/// One hour, or one day.
-#[derive(Debug, Default, Serialize)]
-#[serde(rename_all = "camelCase")]
-struct Period {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    hour: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    day: Option<String>,
-    count: u64,
-    successful: u64,
-    failed: u64,
-    avg_duration: f64,
-    total_tokens: u64,
-}
 
 /// One cell of a rollup.
 #[derive(Clone, Debug, Default, Row, Deserialize)]
@@ -135,7 +84,7 @@ pub(crate) async fn sums(
     ask: &AskMetrics,
     now: Millis,
     as_of: Millis,
-) -> clickhouse::error::Result<Stats> {
+) -> clickhouse::error::Result<Totals> {
     let from = from(ask.range, now);
     let cells = cells(client, ask, from).await?;
     let [p50, p95, p99] = quantiles(client, ask, from).await?;
@@ -153,8 +102,8 @@ pub(crate) async fn sums(
     let start = if ask.range == Range::All { first.unwrap_or(floor(now, HOUR_MS)) } else { from };
     let parts = |of: BTreeMap<String, Cell>| of.into_iter().map(|(k, c)| (k, c.part())).collect();
     let days = matches!(ask.range, Range::Month | Range::All);
-    Ok(Stats {
-        time_range: ask.range.name(),
+    Ok(Totals {
+        time_range: ask.range,
         as_of: rfc3339(as_of),
         total: total.jobs(),
         successful: total.completed,

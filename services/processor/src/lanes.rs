@@ -15,12 +15,12 @@ const LOW_FIRST_TURN: usize = 10;
 #[derive(Debug)]
 pub(crate) struct Lanes {
     /// By class, then kind. What waits at the start is found by asking.
-    flowing: [[AtomicBool; Kind::ALL.len()]; Class::ALL.len()],
+    flowing: [[AtomicBool; Kind::EVERY.len()]; Class::ALL.len()],
 }
 
 impl Default for Lanes {
     fn default() -> Self {
-        Self { flowing: [const { [const { AtomicBool::new(true) }; Kind::ALL.len()] }; 3] }
+        Self { flowing: [const { [const { AtomicBool::new(true) }; Kind::EVERY.len()] }; 3] }
     }
 }
 
@@ -31,7 +31,7 @@ impl Lanes {
         if turn.is_multiple_of(LOW_FIRST_TURN) {
             classes.reverse();
         }
-        let lanes = classes.into_iter().flat_map(|class| Kind::ALL.map(|kind| (class, kind)));
+        let lanes = classes.into_iter().flat_map(|class| Kind::EVERY.map(|kind| (class, kind)));
         lanes.filter(|(class, kind)| self.lane(*class, *kind).load(Ordering::Relaxed)).collect()
     }
 
@@ -52,9 +52,9 @@ mod tests {
     #[test]
     fn a_dry_lane_is_left_out_until_it_flows_and_the_lowest_class_comes_first_at_times() {
         let lanes = Lanes::default();
-        assert_eq!(lanes.to_ask(1).len(), Class::ALL.len() * Kind::ALL.len());
+        assert_eq!(lanes.to_ask(1).len(), Class::ALL.len() * Kind::EVERY.len());
         for class in Class::ALL {
-            for kind in Kind::ALL {
+            for kind in Kind::EVERY {
                 lanes.note(class, kind, false);
             }
         }

@@ -32,7 +32,7 @@ impl Registry {
 
     /// The kinds that have a handler, in a fixed order.
     pub fn kinds(&self) -> Vec<Kind> {
-        Kind::ALL.into_iter().filter(|kind| self.handlers.contains_key(kind)).collect()
+        Kind::EVERY.into_iter().filter(|kind| self.handlers.contains_key(kind)).collect()
     }
 
     /// Lets `handler` run the work of projects that name it.

@@ -283,7 +283,7 @@ impl Known<'_> {
         StatsAnswer {
             counts: self.state.counts(project),
             scheduled: self.state.scheduled(project),
-            processors: roll.live(now).count() as u64,
+            processors: roll.live(now).filter(|said| said.takes_jobs()).count() as u64,
             capacity: roll.capacity(now).total as u64,
             limits,
             position: self.state.position(),
@@ -292,7 +292,8 @@ impl Known<'_> {
 
     fn project(&self, ask: &AskProject) -> ProjectAnswer {
         let settings = self.state.settings(&ask.project).or(self.rules);
-        ProjectAnswer { settings, usage: self.state.usage(&ask.project, self.now()) }
+        let usage = self.state.usage(&ask.project, self.now());
+        ProjectAnswer { settings, usage, deliveries: self.state.deliveries(&ask.project) }
     }
 
     fn schedules(&self, ask: &AskProject) -> SchedulesAnswer {

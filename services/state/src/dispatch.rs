@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use job::{Capacity, Class, JobId, Run, State, event::Event, time::Millis};
+use job::{Capacity, Class, JobId, Run, State, event::Event, time::Millis, webhook};
 use mesh::{
     publish::{DUPLICATE_ID, LIMITS, Message, WRONG_LAST_SEQUENCE},
     work,
@@ -91,7 +91,8 @@ impl Dispatcher {
             });
             let next = self.dispatch.next(state, rules, now, capacity, busy, rests);
             let Some(job) = next.and_then(|id| state.job(id)) else { break };
-            let settings = state.settings(&job.project);
+            let whose = webhook::receiver_of(&job.project).unwrap_or(&job.project);
+            let settings = state.settings(whose);
             let message = work::message(&job, state.max_attempts(&job), &settings);
             let (messages, bytes) = &mut taken[job.class as usize];
             *bytes += message.payload.len();
@@ -158,7 +159,7 @@ mod tests {
     use super::*;
 
     fn plan(dispatcher: &mut Dispatcher, state: &mut State) -> Vec<Plan> {
-        let capacity = Capacity { total: 1, kinds: [1, 1] };
+        let capacity = Capacity { total: 1, kinds: [1, 1, 0] };
         dispatcher.plan(state, &Config::default(), 1, capacity)
     }
 

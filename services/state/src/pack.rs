@@ -96,8 +96,14 @@ impl Packer {
         state.item_folded();
     }
 
-    /// Applies an event and packs it.
+    /// Applies an event and packs it, together with the delivery that tells of it.
     pub fn push(&mut self, state: &mut State, event: Event) {
+        if let Some(delivery) = state.delivery(self.at, &event) {
+            if let Some(item) = &mut self.item {
+                item.reach(&event);
+            }
+            return self.push_together(state, vec![event, delivery]);
+        }
         let json = serde_json::to_vec(&event).expect("events are JSON");
         if self.count > 0 && self.json.len() + json.len() > MESSAGE_BYTES_MAX {
             self.break_off(state);

@@ -110,7 +110,7 @@ impl Write for Paced<'_> {
         if self.written - self.looked_at >= PACE_BYTES {
             self.looked_at = self.written;
             let due = Duration::from_secs_f64(self.written as f64 / SNAPSHOT_BYTES_PER_S);
-            thread::sleep(due.saturating_sub(self.begun.elapsed()));
+            pause(due.saturating_sub(self.begun.elapsed()));
         }
         Ok(written)
     }
@@ -118,6 +118,11 @@ impl Write for Paced<'_> {
     fn flush(&mut self) -> io::Result<()> {
         self.to.flush()
     }
+}
+
+#[expect(clippy::disallowed_methods, reason = "the thread is its own, and a pace is its purpose")]
+fn pause(time: Duration) {
+    thread::sleep(time);
 }
 
 /// Lets every other thread go before this one, which ends with what it does.

@@ -136,7 +136,10 @@ async fn look_up(broker: &Broker, job: u128) -> anyhow::Result<Option<Job>> {
     let question = AskJob { job: JobId::from_u128(job) };
     let begun = Instant::now();
     loop {
-        match broker.ask_state::<_, JobAnswer>(names::ASK_JOB, &question, &Seen::default(), PATIENCE).await {
+        match broker
+            .ask_state::<_, JobAnswer>(names::ASK_JOB, &question, &Seen::default(), PATIENCE)
+            .await
+        {
             Ok(answer) => return Ok(answer.job),
             Err(error) => anyhow::ensure!(begun.elapsed() < PATIENCE, "nobody leads: {error}"),
         }

@@ -4,6 +4,7 @@ use axum::{extract::State, http::HeaderMap};
 use job::{command::Cancel, reply::Reply};
 use mesh::names::Verb;
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::{Answer, DURABLE, accepted, count, ok};
 use crate::{
@@ -17,15 +18,20 @@ use crate::{
 /// The most batches of a request.
 const BATCHES_MAX: usize = 10_000;
 
-#[derive(Deserialize)]
+#[derive(Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, expecting = "a JSON object")]
+#[schema(as = CancelRequest)]
 struct Request {
+    #[schema(value_type = String, required = true, min_length = 1, max_length = 128)]
     project_id: Option<String>,
+    /// All batches of the project where absent.
+    #[schema(min_items = 1, max_items = 10_000)]
     batch_ids: Option<Vec<String>>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
+#[schema(as = Canceled)]
 pub(crate) struct Response {
     success: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -36,6 +42,11 @@ pub(crate) struct Response {
 }
 
 /// Cancels queued and running jobs.
+#[utoipa::path(
+    post, path = "/cancel", tag = "queue", request_body = Request,
+    params(("Idempotency-Key" = Option<String>, Header, description = "Makes a repeat of the request harmless: it gets the first one's answer.", min_length = 1, max_length = 255, pattern = "^[ -~]+$")),
+    responses((status = 200, description = "Done.", body = Response), (status = 202, description = "Durable, and not confirmed yet.", body = Response), Error),
+)]
 pub(crate) async fn cancel(
     State(app): State<App>,
     headers: HeaderMap,

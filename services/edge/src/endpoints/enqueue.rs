@@ -12,6 +12,7 @@ use job::{
 use mesh::names::Verb;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
+use utoipa::ToSchema;
 
 use super::{Answer, DURABLE, accepted, backoff, count, max_attempts, ok, priority};
 use crate::{
@@ -19,6 +20,7 @@ use crate::{
     body::{self, Body},
     error::Error,
     ids::{self, Key},
+    openapi::When,
     submit::Submitted,
 };
 
@@ -29,27 +31,44 @@ pub(super) const DATA_BYTES_MAX: usize = 256 * 1024;
 /// The priority of a request that names none.
 const PRIORITY_DEFAULT: u16 = 10;
 
-#[derive(Deserialize)]
+#[derive(Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, expecting = "a JSON object")]
+#[schema(as = EnqueueRequest)]
 struct Request {
+    /// One batch; `batchId` or `batchIds` must be there.
+    #[schema(min_length = 1, max_length = 128)]
     batch_id: Option<String>,
+    /// Many batches, at most 10,000.
+    #[schema(min_items = 1, max_items = 10_000)]
     batch_ids: Option<Vec<String>>,
+    #[schema(value_type = String, required = true, min_length = 1, max_length = 128)]
     project_id: Option<String>,
+    /// Lower first; 10 where absent.
+    #[schema(value_type = Option<u16>, minimum = 0, maximum = 1_000)]
     priority: Option<serde_json::Number>,
+    /// What the handler is given, at most 256 KB; with `batchIds` an object keyed by batch id.
+    #[schema(value_type = Option<Object>)]
     data: Option<Box<RawValue>>,
+    /// Not to be run before this time.
+    #[schema(value_type = Option<When>)]
     run_at: Option<String>,
+    #[schema(value_type = Option<u32>, minimum = 1, maximum = 100)]
     max_attempts: Option<serde_json::Number>,
     retry: Option<Backoff>,
+    #[schema(pattern = "^process_batch$")]
     r#type: Option<String>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
+#[schema(as = Enqueued)]
 pub(crate) struct Response {
     success: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<uuid::Uuid>)]
     job_id: Option<JobId>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Vec<uuid::Uuid>>)]
     job_ids: Option<Vec<JobId>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     canceled_count: Option<u64>,
@@ -57,6 +76,11 @@ pub(crate) struct Response {
 }
 
 /// Enqueues one or many batches.
+#[utoipa::path(
+    post, path = "/enqueue", tag = "queue", request_body = Request,
+    params(("Idempotency-Key" = Option<String>, Header, description = "Makes a repeat of the request harmless: it gets the first one's answer.", min_length = 1, max_length = 255, pattern = "^[ -~]+$")),
+    responses((status = 200, description = "Done.", body = Response), (status = 202, description = "Durable, and not confirmed yet.", body = Response), Error),
+)]
 pub(crate) async fn enqueue(
     State(app): State<App>,
     headers: HeaderMap,

@@ -6,11 +6,12 @@ use mesh::{
     names,
 };
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use super::PATIENCE;
-use crate::app::App;
+use crate::{app::App, error::Envelope};
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 pub(crate) struct Health {
     nats: bool,
     state: bool,
@@ -19,11 +20,19 @@ pub(crate) struct Health {
 }
 
 /// The process answers.
+#[utoipa::path(
+    get, path = "/healthz", tag = "operators",
+    responses((status = 200, description = "It lives.", body = String, content_type = "text/plain"), (status = 405, description = "The endpoint does not take the method.", body = Envelope)),
+)]
 pub(crate) async fn healthz() -> &'static str {
     "ok"
 }
 
 /// 200 where every service behind the edge answers, else 503; the body says which do.
+#[utoipa::path(
+    get, path = "/readyz", tag = "operators",
+    responses((status = 200, description = "All answer.", body = Health), (status = 503, description = "Some do not.", body = Health), (status = 405, description = "The endpoint does not take the method.", body = Envelope)),
+)]
 pub(crate) async fn readyz(State(app): State<App>) -> (StatusCode, Json<Health>) {
     let question = AskStats { project: None };
     let stats = app.ask_state::<_, StatsAnswer>(names::ASK_STATS, &question).await;

@@ -15,9 +15,10 @@ use mesh::{
     names,
 };
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use super::{Answer, PATIENCE, ok};
-use crate::{app::App, body, error::Error, ids, view::JobView};
+use crate::{app::App, body, error::Error, ids, openapi::JobType, view::JobView};
 
 /// Jobs of a page that names no limit.
 const LIMIT_DEFAULT: usize = 50;
@@ -28,8 +29,9 @@ const BATCH_JOBS_MAX: usize = 100;
 const STATUSES: [Status; 5] =
     [Status::Queued, Status::Processing, Status::Completed, Status::Failed, Status::Canceled];
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
+#[schema(as = JobList)]
 pub(crate) struct Listed {
     success: bool,
     jobs: Vec<JobView>,
@@ -38,16 +40,20 @@ pub(crate) struct Listed {
     next_cursor: Option<String>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = BatchStatus)]
 pub(crate) struct Batch {
     success: bool,
     batch: BatchView,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
+#[schema(as = Batch)]
 struct BatchView {
+    #[schema(value_type = String)]
     project_id: Id,
+    #[schema(value_type = String)]
     batch_id: Id,
     /// `pending`, `processing`, `completed`, `failed` or `canceled`.
     status: &'static str,
@@ -93,6 +99,18 @@ impl Cursor {
 }
 
 /// Lists jobs of a project: live ones first, then ended ones, the last first.
+#[utoipa::path(
+    get, path = "/jobs", tag = "queue",
+    params(
+        ("projectId" = String, Query, min_length = 1, max_length = 128),
+        ("batchId" = Option<String>, Query, min_length = 1, max_length = 128),
+        ("status" = Option<Status>, Query),
+        ("type" = Option<JobType>, Query),
+        ("limit" = Option<u32>, Query, description = "50 where absent.", minimum = 1, maximum = 200),
+        ("cursor" = Option<String>, Query, description = "The `nextCursor` of the page before."),
+    ),
+    responses((status = 200, description = "As it is now.", body = Listed), Error),
+)]
 pub(crate) async fn list_jobs(State(app): State<App>, uri: Uri) -> Answer<Listed> {
     let [project, batch, status, kind, limit, cursor] =
         body::query(&uri, ["projectId", "batchId", "status", "type", "limit", "cursor"])?;
@@ -118,6 +136,11 @@ pub(crate) async fn list_jobs(State(app): State<App>, uri: Uri) -> Answer<Listed
 }
 
 /// Shows a batch: how it stands, and its jobs.
+#[utoipa::path(
+    get, path = "/batches/{batchId}", tag = "queue",
+    params(("batchId" = String, Path, min_length = 1, max_length = 128), ("projectId" = String, Query, min_length = 1, max_length = 128)),
+    responses((status = 200, description = "As it is now.", body = Batch), Error),
+)]
 pub(crate) async fn get_batch(
     State(app): State<App>,
     uri: Uri,

@@ -7,17 +7,25 @@ use mesh::{
 };
 use serde::Serialize;
 use serde_json::value::RawValue;
+use utoipa::ToSchema;
 
 use super::{Answer, PATIENCE, ok};
 use crate::{app::App, body, error::Error, ids};
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = Metrics)]
 pub(crate) struct Response {
     success: bool,
+    #[schema(value_type = mesh::totals::Totals)]
     stats: Box<RawValue>,
 }
 
 /// Shows sums, of all projects or of one.
+#[utoipa::path(
+    get, path = "/metrics", tag = "queue",
+    params(("projectId" = Option<String>, Query, description = "All projects where absent.", min_length = 1, max_length = 128), ("timeRange" = Option<Range>, Query, description = "24h where absent.")),
+    responses((status = 200, description = "As it is now.", body = Response), Error),
+)]
 pub(crate) async fn metrics(State(app): State<App>, uri: Uri) -> Answer<Response> {
     let [project, range] = body::query(&uri, ["projectId", "timeRange"])?;
     let project = project.map(|id| ids::id("projectId", &id)).transpose()?;

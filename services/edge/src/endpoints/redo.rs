@@ -10,6 +10,7 @@ use job::{
 };
 use mesh::names::Verb;
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::{Answer, DURABLE, accepted, enqueue::DATA_BYTES_MAX, ok, priority};
 use crate::{
@@ -23,15 +24,23 @@ use crate::{
 /// The priority of a request that names none.
 const PRIORITY_DEFAULT: u16 = 5;
 
-#[derive(Deserialize)]
+#[derive(Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, expecting = "a JSON object")]
+#[schema(as = RedoRequest)]
 struct Request {
+    #[schema(value_type = String, required = true, min_length = 1, max_length = 128)]
     batch_id: Option<String>,
+    #[schema(value_type = String, required = true, min_length = 1, max_length = 128)]
     project_id: Option<String>,
+    #[schema(value_type = u64, required = true)]
     row_index: Option<serde_json::Number>,
+    #[schema(value_type = Vec<String>, required = true, min_items = 1)]
     redo_column_ids: Option<Vec<String>>,
+    #[schema(value_type = BTreeMap<String, String>, required = true)]
     cropped_image_ids: Option<BTreeMap<String, String>>,
     source_image_ids: Option<BTreeMap<String, String>>,
+    /// Lower first; 5 where absent.
+    #[schema(value_type = Option<u16>, minimum = 0, maximum = 1_000)]
     priority: Option<serde_json::Number>,
 }
 
@@ -49,15 +58,22 @@ struct Data<'a> {
     priority: u16,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
+#[schema(as = RedoEnqueued)]
 pub(crate) struct Response {
     success: bool,
+    #[schema(value_type = uuid::Uuid)]
     job_id: JobId,
     message: String,
 }
 
 /// Enqueues the redo of a row.
+#[utoipa::path(
+    post, path = "/redo", tag = "queue", request_body = Request,
+    params(("Idempotency-Key" = Option<String>, Header, description = "Makes a repeat of the request harmless: it gets the first one's answer.", min_length = 1, max_length = 255, pattern = "^[ -~]+$")),
+    responses((status = 200, description = "Done.", body = Response), (status = 202, description = "Durable, and not confirmed yet.", body = Response), Error),
+)]
 pub(crate) async fn redo(
     State(app): State<App>,
     headers: HeaderMap,

@@ -4,6 +4,7 @@ use axum::{extract::State, http::HeaderMap};
 use job::{Id, JobId, command::Retry, reply::Reply};
 use mesh::names::Verb;
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::{Answer, DURABLE, accepted, count, ok, status};
 use crate::{
@@ -14,26 +15,38 @@ use crate::{
     submit::Submitted,
 };
 
-#[derive(Deserialize)]
+#[derive(Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, expecting = "a JSON object")]
+#[schema(as = RetryRequest)]
 struct Request {
+    /// One job; `jobId` or `retryAll: true` must be there.
+    #[schema(value_type = Option<uuid::Uuid>)]
     job_id: Option<String>,
+    #[schema(value_type = String, required = true, min_length = 1, max_length = 128)]
     project_id: Option<String>,
+    /// All failed jobs of the project.
     retry_all: Option<bool>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
+#[schema(as = Retried)]
 pub(crate) struct Response {
     success: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     retried_count: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Vec<uuid::Uuid>>)]
     job_ids: Option<Vec<JobId>>,
     message: String,
 }
 
 /// Retries one job, or all failed ones.
+#[utoipa::path(
+    post, path = "/retry", tag = "queue", request_body = Request,
+    params(("Idempotency-Key" = Option<String>, Header, description = "Makes a repeat of the request harmless: it gets the first one's answer.", min_length = 1, max_length = 255, pattern = "^[ -~]+$")),
+    responses((status = 200, description = "Done.", body = Response), (status = 202, description = "Durable, and not confirmed yet.", body = Response), Error),
+)]
 pub(crate) async fn retry(
     State(app): State<App>,
     headers: HeaderMap,

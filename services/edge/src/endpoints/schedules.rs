@@ -13,6 +13,7 @@ use mesh::{
 };
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
+use utoipa::ToSchema;
 
 use super::{Answer, DURABLE, accepted, enqueue, max_attempts, ok, priority};
 use crate::{
@@ -34,19 +35,30 @@ const TEXT_BYTES_MAX: usize = 256;
 /// A path: which project, which schedule.
 type Named = Result<Path<(String, String)>, PathRejection>;
 
-#[derive(Deserialize)]
+#[derive(Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, expecting = "a JSON object")]
+#[schema(as = ScheduleRequest)]
 struct Request {
+    /// Minute, hour, day of month, month, day of week.
+    #[schema(value_type = String, required = true, max_length = 256, example = "0 8 * * 1-5")]
     cron: Option<String>,
+    /// A name of the IANA database; UTC where absent.
+    #[schema(max_length = 256)]
     time_zone: Option<String>,
+    /// The schedule's name where absent.
+    #[schema(min_length = 1, max_length = 128)]
     batch_id: Option<String>,
+    #[schema(value_type = Option<u16>, minimum = 0, maximum = 1_000)]
     priority: Option<serde_json::Number>,
+    #[schema(value_type = Option<u32>, minimum = 1, maximum = 100)]
     max_attempts: Option<serde_json::Number>,
+    #[schema(value_type = Option<Object>)]
     data: Option<Box<RawValue>>,
     if_live: Option<IfLive>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = ScheduleAnswer)]
 pub(crate) struct Response {
     success: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -55,15 +67,18 @@ pub(crate) struct Response {
     message: Option<String>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = ScheduleList)]
 pub(crate) struct Listed {
     success: bool,
     schedules: Vec<View>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
+#[schema(as = ScheduleView)]
 struct View {
+    #[schema(value_type = String)]
     name: Id,
     #[serde(flatten)]
     schedule: Schedule,
@@ -72,6 +87,7 @@ struct View {
     #[serde(skip_serializing_if = "Option::is_none")]
     last_at: Option<Time>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<uuid::Uuid>)]
     last_job_id: Option<JobId>,
 }
 
@@ -83,6 +99,10 @@ impl View {
 }
 
 /// Shows the schedules of a project.
+#[utoipa::path(
+    get, path = "/{projectId}/schedules", tag = "projects", params(("projectId" = String, Path, min_length = 1, max_length = 128)),
+    responses((status = 200, description = "As it is now.", body = Listed), Error),
+)]
 pub(crate) async fn list_schedules(
     State(app): State<App>,
     id: Result<Path<String>, PathRejection>,
@@ -95,6 +115,10 @@ pub(crate) async fn list_schedules(
 }
 
 /// Shows one schedule.
+#[utoipa::path(
+    get, path = "/{projectId}/schedules/{name}", tag = "projects", params(("projectId" = String, Path, min_length = 1, max_length = 128), ("name" = String, Path, min_length = 1, max_length = 128)),
+    responses((status = 200, description = "As it is now.", body = Response), Error),
+)]
 pub(crate) async fn get_schedule(State(app): State<App>, path: Named) -> Answer<Response> {
     let (project, name) = named(path)?;
     let schedules = schedules(&app, project.clone()).await?;
@@ -107,6 +131,10 @@ pub(crate) async fn get_schedule(State(app): State<App>, path: Named) -> Answer<
 }
 
 /// Sets a schedule, in the place of the one of that name.
+#[utoipa::path(
+    put, path = "/{projectId}/schedules/{name}", tag = "projects", params(("projectId" = String, Path, min_length = 1, max_length = 128), ("name" = String, Path, min_length = 1, max_length = 128)), request_body = Request,
+    responses((status = 200, description = "Done.", body = Response), (status = 202, description = "Durable, and not confirmed yet.", body = Response), Error),
+)]
 pub(crate) async fn put_schedule(
     State(app): State<App>,
     path: Named,
@@ -121,6 +149,10 @@ pub(crate) async fn put_schedule(
 }
 
 /// Removes a schedule; jobs that it enqueued stay.
+#[utoipa::path(
+    delete, path = "/{projectId}/schedules/{name}", tag = "projects", params(("projectId" = String, Path, min_length = 1, max_length = 128), ("name" = String, Path, min_length = 1, max_length = 128)),
+    responses((status = 200, description = "Done.", body = Response), (status = 202, description = "Durable, and not confirmed yet.", body = Response), Error),
+)]
 pub(crate) async fn delete_schedule(State(app): State<App>, path: Named) -> Answer<Response> {
     let (project, name) = named(path)?;
     set(&app, SetSchedule { project, name, schedule: None }).await

@@ -7,18 +7,20 @@ use mesh::{
     names,
 };
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use super::{Answer, ok};
 use crate::{app::App, body, error::Error, ids};
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = Stats)]
 pub(crate) struct Response {
     success: bool,
     queue: Queue,
     worker: Worker,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 struct Queue {
     queued: u64,
@@ -31,20 +33,20 @@ struct Queue {
     by_class: ByClass,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 struct ByClass {
     high: Live,
     normal: Live,
     low: Live,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 struct Live {
     queued: u64,
     processing: u64,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 struct Worker {
     is_running: bool,
@@ -56,6 +58,11 @@ struct Worker {
 }
 
 /// Shows counts, of all projects or of one.
+#[utoipa::path(
+    get, path = "/stats", tag = "queue",
+    params(("projectId" = Option<String>, Query, description = "All projects where absent.", min_length = 1, max_length = 128)),
+    responses((status = 200, description = "As it is now.", body = Response), Error),
+)]
 pub(crate) async fn stats(State(app): State<App>, uri: Uri) -> Answer<Response> {
     let [project] = body::query(&uri, ["projectId"])?;
     let project = project.map(|id| ids::id("projectId", &id)).transpose()?;

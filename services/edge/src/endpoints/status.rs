@@ -12,12 +12,14 @@ use mesh::{
     names,
 };
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use super::{Answer, PATIENCE, ok};
 use crate::{app::App, body, error::Error, ids, view::JobView};
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
+#[schema(as = JobStatus)]
 pub(crate) struct Response {
     success: bool,
     job: JobView,
@@ -37,6 +39,15 @@ const WAIT_MAX: Duration = Duration::from_secs(60);
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// Shows one job: at once, or when it has ended or `wait` is over; with its history where asked.
+#[utoipa::path(
+    get, path = "/status/{jobId}", tag = "queue",
+    params(
+        ("jobId" = uuid::Uuid, Path),
+        ("wait" = Option<String>, Query, description = "How long to wait for the end of the job, at most 60s.", pattern = "^([0-9]{1,5}ms|[0-9]|[1-5][0-9]|[0-9]s|[1-5][0-9]s)$"),
+        ("history" = Option<bool>, Query, description = "Whether every step is shown."),
+    ),
+    responses((status = 200, description = "As it is now.", body = Response), Error),
+)]
 pub(crate) async fn status(
     State(app): State<App>,
     uri: Uri,
@@ -130,7 +141,10 @@ async fn find(app: &App, id: JobId) -> Result<Response, Error> {
 }
 
 async fn in_state(app: &App, id: JobId) -> Result<JobAnswer, ask::Error> {
-    let answer = app.ask_state::<_, JobAnswer>(names::ASK_JOB, &AskJob { job: id }).await;
+    let mut answer = app.ask_state::<_, JobAnswer>(names::ASK_JOB, &AskJob { job: id }).await;
+    if let Ok(answer) = &mut answer {
+        answer.job = answer.job.take().filter(|job| !job.kind.is_internal());
+    }
     answer.inspect_err(|error| tracing::warn!(error = %error, "status without state"))
 }
 
@@ -140,7 +154,7 @@ async fn elsewhere(app: &App, id: JobId, may_be_behind: bool) -> Result<Option<R
         tracing::warn!(error = %error, "status without the bucket");
         Error::unconfirmed()
     })?;
-    let job = match read {
+    let job = match read.filter(|job| !job.kind.is_internal()) {
         Some(job) => Some(JobView::job(job)),
         None => match archived(app, id).await {
             Ok(job) => job.map(|job| JobView::archived(id, job)),

@@ -72,17 +72,25 @@ impl Answer {
     /// What a failed answer means: 408, 425, 429 and 5xx pass, no sooner than `Retry-After` says;
     /// any other status does not.
     pub fn failed(self) -> Outcome {
-        let body = &self.body[..self.body.len().min(ERROR_BODY_BYTES_MAX)];
-        let error = format!("answered {}: {}", self.status, String::from_utf8_lossy(body).trim());
         let passes = self.status.is_server_error()
             || matches!(
                 self.status,
                 StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_EARLY | StatusCode::TOO_MANY_REQUESTS
             );
-        if passes {
-            Outcome::Retry { error, after: self.after, spent: Spent::default() }
-        } else {
-            Outcome::reject(error)
+        if passes { self.not_taken() } else { Outcome::reject(self.error()) }
+    }
+
+    /// A failed answer that may be another the next time, whatever it says.
+    pub fn not_taken(self) -> Outcome {
+        Outcome::Retry { error: self.error(), after: self.after, spent: Spent::default() }
+    }
+
+    fn error(&self) -> String {
+        let body = &self.body[..self.body.len().min(ERROR_BODY_BYTES_MAX)];
+        let body = String::from_utf8_lossy(body);
+        match body.trim() {
+            "" => format!("answered {}", self.status),
+            body => format!("answered {}: {body}", self.status),
         }
     }
 }
@@ -92,9 +100,13 @@ impl Answer {
 pub(super) fn could_not_ask(url: &Url, error: reqwest::Error) -> String {
     let host = url.host_str().unwrap_or_default();
     let error = error.without_url();
-    let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}"));
-    let cause = cause.unwrap_or_default();
-    format!("{}://{host}{} could not be asked: {error}{cause}", url.scheme(), url.path())
+    let mut text = format!("{}://{host}{} could not be asked: {error}", url.scheme(), url.path());
+    let mut cause = std::error::Error::source(&error);
+    while let Some(inner) = cause {
+        text.push_str(&format!(": {inner}"));
+        cause = inner.source();
+    }
+    text
 }
 
 fn retry_after(response: &reqwest::Response) -> Option<Duration> {

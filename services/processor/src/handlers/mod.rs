@@ -6,10 +6,13 @@ mod command;
 mod http;
 mod llm;
 mod noop;
+mod public;
 mod tokenize;
+mod webhook;
 
 pub use command::Command;
 pub use http::Http;
 pub use llm::Llm;
 pub use noop::Noop;
 pub use tokenize::Tokenize;
+pub use webhook::Webhook;

@@ -1,0 +1,287 @@
+//! Webhooks: who is told of the ends of a project's jobs.
+//!
+//! A delivery is a job of its own, decided with the end that it tells of, so that no crash is
+//! between the two. It is queued, retried and given up like any other, in a project of the
+//! mesh's beside the user's, which no request can name: its name begins with a control
+//! character. So a receiver that is slow takes turns from nobody, and what is counted for users
+//! does not count it.
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::{
+    Backoff, Class, Id, JobId, Json, Kind, Limits, Run, State, Status,
+    event::{Ended, Enqueued, Event},
+    time::{Millis, rfc3339},
+};
+
+/// What the names of the mesh's own projects begin with.
+const PREFIX: &str = "\u{1}webhook:";
+/// Deliveries to one receiver at the same time.
+const AT_ONCE: u32 = 4;
+/// Attempts of a delivery where the project names no number.
+const ATTEMPTS: u32 = 10;
+/// The waits between them: 5 s, 20 s, 80 s, and so on, six hours at most; a day in all.
+const RETRY: Backoff = Backoff { base_ms: 5_000, factor: 4.0, cap_ms: 6 * 3_600_000, jitter: 0.2 };
+/// How long a delivery is kept after it ended, in ms: an hour.
+pub(crate) const RETENTION_MS: i64 = 3_600_000;
+
+/// Where the ends of a project's jobs are told, and how.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "camelCase", deny_unknown_fields, expecting = "an object")]
+pub struct Webhook {
+    /// What they are posted to.
+    #[cfg_attr(feature = "openapi", schema(value_type = String, max_length = 2048))]
+    pub url: Id,
+    /// What they are signed with: `whsec_` and base64.
+    #[cfg_attr(feature = "openapi", schema(value_type = String, pattern = "^whsec_[A-Za-z0-9+/]+=*$"))]
+    pub secret: Id,
+    /// The ends that are told; all where absent.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub events: Option<Vec<Status>>,
+    /// The attempts of a delivery, where the default is not meant.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub max_attempts: Option<u32>,
+    /// How long a failed attempt waits for the next, where the default is not meant.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub retry: Option<Backoff>,
+}
+
+/// How deliveries to the receiver of a project stand.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct Deliveries {
+    /// Those that wait or are under way.
+    pub pending: u64,
+    /// Those that the receiver took.
+    pub delivered: u64,
+    /// Those that were given up.
+    pub failed: u64,
+    /// What the last failed attempt met.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<String>))]
+    pub last_error: Option<Id>,
+}
+
+/// The project that the deliveries of a project's ends belong to.
+pub fn project_of(project: &str) -> Id {
+    format!("{PREFIX}{project}").into()
+}
+
+/// Whether a project is the mesh's own.
+pub fn is_internal(project: &str) -> bool {
+    project.starts_with(PREFIX)
+}
+
+/// Whose ends the deliveries of this project tell of; `None` where it is a user's.
+pub fn receiver_of(project: &str) -> Option<&str> {
+    project.strip_prefix(PREFIX)
+}
+
+/// The limits of a project of deliveries: no limit of its user's is meant for them.
+pub(crate) const LIMITS: Limits =
+    Limits { max_concurrency: AT_ONCE, requests_per_minute: 0, tokens_per_minute: 0 };
+
+/// The id of the delivery that tells of the end of a job in this run: the same for whoever
+/// decides it, and no other's.
+fn delivery_of(job: JobId, run: Run) -> JobId {
+    const ODD: u128 = 0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835;
+    let mixed = job.as_u128().wrapping_add(u128::from(run)).wrapping_mul(ODD);
+    Uuid::new_v8((mixed ^ (mixed >> 64)).to_be_bytes())
+}
+
+#[derive(Serialize)]
+struct Payload<'a> {
+    r#type: &'a str,
+    timestamp: String,
+    data: Told<'a>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Told<'a> {
+    job_id: JobId,
+    project_id: &'a Id,
+    batch_id: &'a Id,
+    r#type: Kind,
+    status: Status,
+    attempts: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    worker: Option<&'a Id>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<&'a Id>,
+    tokens: Tokens,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    model: Option<Id>,
+}
+
+#[derive(Serialize)]
+struct Tokens {
+    input: u64,
+    output: u64,
+}
+
+impl State {
+    /// The delivery that is to be decided with this event, where it ends a job whose project
+    /// has somebody to be told.
+    pub fn delivery(&self, at: Millis, event: &Event) -> Option<Event> {
+        let Event::Ended(ended) = event else { return None };
+        let status = ended.to.status();
+        if !status.is_terminal() || is_internal(&ended.about.project) {
+            return None;
+        }
+        let known = self.known.projects.get(&ended.about.project)?;
+        let webhook = known.settings.webhook.as_ref()?;
+        if webhook.events.as_ref().is_some_and(|events| !events.contains(&status)) {
+            return None;
+        }
+        Some(Event::Enqueued(Box::new(Enqueued {
+            job: delivery_of(ended.job, ended.run),
+            project: project_of(&ended.about.project),
+            batch: ended.about.batch.clone(),
+            kind: Kind::Webhook,
+            priority: 0,
+            class: Class::High,
+            max_attempts: webhook.max_attempts.unwrap_or(ATTEMPTS),
+            own_attempts: true,
+            retry: Some(webhook.retry.unwrap_or(RETRY)),
+            run_at: None,
+            data: self.payload(at, ended, status),
+        })))
+    }
+
+    /// How the deliveries for a project stand.
+    pub fn deliveries(&self, project: &str) -> Deliveries {
+        let own = project_of(project);
+        let Some(known) = self.known.projects.get(&own) else { return Deliveries::default() };
+        let counts = &known.counts;
+        let pending = counts.queued.iter().chain(&counts.processing).sum();
+        Deliveries {
+            pending,
+            delivered: counts.completed,
+            failed: counts.failed,
+            last_error: known.last_error.clone(),
+        }
+    }
+
+    fn payload(&self, at: Millis, ended: &Ended, status: Status) -> Json {
+        let mut spent = self.job(ended.job).map(|job| job.past().spent.clone()).unwrap_or_default();
+        spent.add(&ended.spent);
+        let told = Payload {
+            r#type: match status {
+                Status::Completed => "job.completed",
+                Status::Failed => "job.failed",
+                _ => "job.canceled",
+            },
+            timestamp: rfc3339(at),
+            data: Told {
+                job_id: ended.job,
+                project_id: &ended.about.project,
+                batch_id: &ended.about.batch,
+                r#type: ended.about.kind,
+                status,
+                attempts: ended.about.attempt,
+                worker: ended.worker.as_ref(),
+                error: ended.error.as_ref(),
+                tokens: Tokens { input: spent.input_tokens, output: spent.output_tokens },
+                model: spent.model,
+            },
+        };
+        Json::of(&told).unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        About, Position, Settings, Spent,
+        event::{Became, Requeued, Why},
+    };
+
+    fn told(settings: Settings) -> State {
+        let mut state = State::new(1_000);
+        let project = Id::from("p");
+        let set = Event::ProjectSet { project: project.clone(), settings: Box::new(settings) };
+        state.apply(1, Position::new(1, 0), &set);
+        let new = Enqueued {
+            job: JobId::from_u128(7),
+            project,
+            batch: "b".into(),
+            kind: Kind::ProcessBatch,
+            priority: 10,
+            class: Class::Normal,
+            max_attempts: 3,
+            own_attempts: false,
+            retry: None,
+            run_at: None,
+            data: Json::default(),
+        };
+        state.apply(1, Position::new(1, 1), &Event::Enqueued(Box::new(new)));
+        state
+    }
+
+    fn end(state: &State, to: Became) -> Event {
+        let job = state.job(JobId::from_u128(7)).expect("it is live");
+        Event::Ended(Box::new(Ended {
+            job: job.id,
+            about: About::job(&job),
+            run: 1,
+            worker: None,
+            started_at: None,
+            finished_at: None,
+            spent: Spent { input_tokens: 3, ..Spent::default() },
+            doubtful: false,
+            error: None,
+            to,
+        }))
+    }
+
+    fn webhook(events: Option<Vec<Status>>) -> Settings {
+        let (url, secret) = ("https://example.com/".into(), "whsec_AAAA".into());
+        let webhook = Webhook { url, secret, events, max_attempts: None, retry: None };
+        Settings { webhook: Some(webhook), ..Settings::default() }
+    }
+
+    #[test]
+    fn an_end_is_told_where_somebody_wants_it_and_counts_for_nobody_else() {
+        let done = Became::Completed { result: None };
+        let silent = told(Settings::default());
+        assert_eq!(silent.delivery(5, &end(&silent, done.clone())), None);
+        let failures = told(webhook(Some(vec![Status::Failed])));
+        assert_eq!(failures.delivery(5, &end(&failures, done.clone())), None);
+        assert!(failures.delivery(5, &end(&failures, Became::Failed)).is_some());
+        let mut all = told(webhook(None));
+        let again = Requeued { why: Why::Retry, run: 2, attempts: 1, take_backs: 0, run_at: None };
+        assert_eq!(all.delivery(5, &end(&all, Became::Queued(again))), None);
+
+        let ended = end(&all, done);
+        let delivery = all.delivery(5, &ended).expect("it is told");
+        all.apply(5, Position::new(2, 0), &ended);
+        all.apply(5, Position::new(2, 1), &delivery);
+        let counts = all.counts(None);
+        assert_eq!((counts.completed, counts.total()), (1, 1), "the delivery is not counted");
+        assert_eq!(all.deliveries("p").pending, 1);
+        let Event::Enqueued(delivery) = delivery else { panic!("it is a job") };
+        let payload: serde_json::Value =
+            serde_json::from_str(delivery.data.get()).expect("it is JSON");
+        assert_eq!(payload["type"], "job.completed");
+        assert_eq!(payload["data"]["tokens"]["input"], 3);
+        assert_eq!(Event::Enqueued(delivery).change(), None, "no follower of jobs hears of it");
+    }
+
+    #[test]
+    fn each_end_has_a_delivery_of_its_own() {
+        let mut ids: Vec<JobId> = (0..100)
+            .flat_map(|job| (1..10).map(move |run| delivery_of(JobId::from_u128(job << 40), run)))
+            .collect();
+        let all = ids.len();
+        ids.sort_unstable();
+        ids.dedup();
+        assert_eq!(ids.len(), all);
+        assert_eq!(receiver_of(&project_of("p")), Some("p"));
+        assert!(!is_internal("webhook:p"));
+    }
+}

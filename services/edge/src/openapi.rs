@@ -1,0 +1,93 @@
+//! The OpenAPI document: what is the same for all endpoints. The rest stands at each of them.
+
+use std::collections::BTreeMap;
+
+use utoipa::{
+    IntoResponses, OpenApi, PartialSchema, ToSchema,
+    openapi::{
+        ContentBuilder, RefOr, ResponseBuilder,
+        response::Response,
+        schema::{ObjectBuilder, Schema, Type},
+    },
+};
+
+use crate::error::{Envelope, Error};
+
+/// What the document says of the API as a whole.
+#[derive(OpenApi)]
+#[openapi(
+    info(
+        title = "Jobmesh",
+        description = "A job queue for batch work: jobs are enqueued, run, retried, canceled, followed and counted. Fields that are not known are refused. Every error has the same envelope; its `code` is for programs, its `error` for people.",
+        license(name = "Apache-2.0", identifier = "Apache-2.0"),
+    ),
+    components(schemas(Envelope)),
+    tags(
+        (name = "queue", description = "Jobs: enqueued, changed, read, counted."),
+        (name = "projects", description = "Limits, handlers, webhooks and schedules of projects."),
+        (name = "operators", description = "For those who run it."),
+    )
+)]
+pub(crate) struct Document;
+
+/// The statuses that an error may have, and what each means.
+const ERRORS: [(&str, &str); 8] = [
+    ("400", "The request is not what it must be; the error names the field."),
+    ("404", "There is no such job, batch, schedule or endpoint."),
+    ("405", "The endpoint does not take the method."),
+    ("409", "The job or schedule is in no state for it; the error says why."),
+    ("413", "Too much at once; the error names the limit."),
+    ("422", "The Idempotency-Key came with another request before."),
+    ("500", "The edge failed; report it with the X-Request-Id."),
+    ("503", "Something behind the edge is away or full: send it again after Retry-After."),
+];
+
+impl IntoResponses for Error {
+    fn responses() -> BTreeMap<String, RefOr<Response>> {
+        let envelope = RefOr::Ref(utoipa::openapi::Ref::from_schema_name(Envelope::name()));
+        let responses = ERRORS.map(|(status, description)| {
+            let content = ContentBuilder::new().schema(Some(envelope.clone())).build();
+            let response = ResponseBuilder::new().description(description);
+            let response = response.content("application/json", content).build();
+            (status.to_owned(), RefOr::T(response))
+        });
+        responses.into()
+    }
+}
+
+/// The types of jobs that clients ask for.
+#[derive(ToSchema)]
+#[schema(as = JobType, rename_all = "snake_case")]
+#[expect(dead_code, reason = "it stands for text in schemas")]
+pub(crate) enum JobType {
+    /// A whole batch.
+    ProcessBatch,
+    /// Some columns of one row of a batch again.
+    ProcessRedo,
+}
+
+/// A JSON value of any kind.
+pub(crate) struct Anything;
+
+impl PartialSchema for Anything {
+    fn schema() -> RefOr<Schema> {
+        let any = utoipa::openapi::schema::SchemaType::AnyValue;
+        RefOr::T(ObjectBuilder::new().schema_type(any).build().into())
+    }
+}
+
+impl ToSchema for Anything {}
+
+/// A time as RFC 3339.
+pub(crate) struct When;
+
+impl PartialSchema for When {
+    fn schema() -> RefOr<Schema> {
+        let text = ObjectBuilder::new().schema_type(Type::String);
+        let format = utoipa::openapi::schema::KnownFormat::DateTime;
+        let format = utoipa::openapi::SchemaFormat::KnownFormat(format);
+        RefOr::T(text.format(Some(format)).build().into())
+    }
+}
+
+impl ToSchema for When {}

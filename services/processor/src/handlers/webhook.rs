@@ -1,0 +1,191 @@
+//! `webhook`: tells a project's receiver of the end of a job, signed as Standard Webhooks
+//! describes it (<https://www.standardwebhooks.com>).
+//!
+//! Where a receiver is, its project says, and a project is not trusted as an operator is: names
+//! are resolved here, and what is not on the public internet is not connected to.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::Context as _;
+use base64::{Engine, prelude::BASE64_STANDARD};
+use hmac::{Hmac, Mac};
+use job::webhook::Webhook as Receiver;
+use mesh::wire::Work;
+use reqwest::{
+    StatusCode, Url,
+    dns::{Addrs, Name, Resolve, Resolving},
+};
+use sha2::Sha256;
+
+use super::{client, public};
+use crate::handler::{Context, Handler, Outcome};
+
+/// How long a receiver may take to answer.
+const ANSWER_WITHIN: Duration = Duration::from_secs(15);
+/// How much of an answer is read, in bytes: it says nothing but its status.
+const ANSWER_BYTES_MAX: usize = 1_024;
+/// What a secret begins with.
+const SECRET_PREFIX: &str = "whsec_";
+
+/// Tells receivers.
+#[derive(Clone, Debug)]
+pub struct Webhook {
+    client: reqwest::Client,
+    private: bool,
+}
+
+impl Webhook {
+    /// Tells receivers on the public internet, and where `private` says so, those that are not.
+    ///
+    /// # Errors
+    /// Where the machine's certificates cannot be read.
+    pub fn new(private: bool) -> anyhow::Result<Self> {
+        let mut builder = client::builder().timeout(ANSWER_WITHIN).no_proxy();
+        if !private {
+            builder = builder.dns_resolver(Arc::new(PublicOnly));
+        }
+        Ok(Self { client: builder.build()?, private })
+    }
+
+    async fn tell(&self, work: &Work) -> Outcome {
+        let options = work.options.as_ref().map(|options| serde_json::from_str(options.get()));
+        let Some(Ok(receiver)) = options else {
+            return Outcome::reject("the project has no webhook any more");
+        };
+        let request = match self.request(work, &receiver) {
+            Ok(request) => request,
+            Err(error) => return Outcome::reject(format!("{error:#}")),
+        };
+        let url = request.url().clone();
+        let request = reqwest::RequestBuilder::from_parts(self.client.clone(), request);
+        match client::answer(request, ANSWER_BYTES_MAX).await {
+            Ok(answer) if answer.status.is_success() => {
+                Outcome::Done { result: None, spent: job::Spent::default() }
+            }
+            // The receiver says that it wants no more of this.
+            Ok(answer) if answer.status == StatusCode::GONE => {
+                Outcome::reject(format!("answered {}", answer.status))
+            }
+            Ok(answer) => answer.not_taken(),
+            Err(error) => Outcome::retry(client::could_not_ask(&url, error)),
+        }
+    }
+
+    fn request(&self, work: &Work, receiver: &Receiver) -> anyhow::Result<reqwest::Request> {
+        let url = client::url(&receiver.url)?;
+        if !self.private {
+            check_literal(&url)?;
+        }
+        let id = work.job.to_string();
+        let at = (service::now_ms() / 1_000).to_string();
+        let body = work.data.get();
+        let signature = sign(&receiver.secret, &id, &at, body)?;
+        let request = self.client.post(url).body(body.to_owned());
+        let request = request.header("content-type", "application/json");
+        let request = request.header("webhook-id", id).header("webhook-timestamp", at);
+        Ok(request.header("webhook-signature", signature).build()?)
+    }
+}
+
+impl Handler for Webhook {
+    async fn handle(&self, work: Arc<Work>, _: Context) -> Outcome {
+        self.tell(&work).await
+    }
+}
+
+/// The signature of a body that is sent under this id at this time, in seconds since 1970.
+fn sign(secret: &str, id: &str, at: &str, body: &str) -> anyhow::Result<String> {
+    let key = secret.strip_prefix(SECRET_PREFIX).context("the secret is not whsec_ and base64")?;
+    let key = BASE64_STANDARD.decode(key).context("the secret is not whsec_ and base64")?;
+    let mut mac = Hmac::<Sha256>::new_from_slice(&key).context("the secret is no key")?;
+    for part in [id, ".", at, ".", body] {
+        mac.update(part.as_bytes());
+    }
+    Ok(format!("v1,{}", BASE64_STANDARD.encode(mac.finalize().into_bytes())))
+}
+
+/// Refuses a URL that names an address which is not public: no resolver is asked for those.
+fn check_literal(url: &Url) -> anyhow::Result<()> {
+    let host = url.host_str().unwrap_or_default();
+    let literal = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
+    match literal {
+        Ok(address) if !public::is_public(address) => anyhow::bail!(not_public(host)),
+        _ => Ok(()),
+    }
+}
+
+fn not_public(host: &str) -> String {
+    format!(
+        "{host} is not on the public internet; an operator allows it with JOBMESH_WEBHOOK_PRIVATE=true"
+    )
+}
+
+/// Resolves names to public addresses only.
+#[derive(Debug)]
+struct PublicOnly;
+
+impl Resolve for PublicOnly {
+    fn resolve(&self, name: Name) -> Resolving {
+        Box::pin(async move {
+            let host = name.as_str();
+            let found = tokio::net::lookup_host((host, 0)).await?;
+            let found: Vec<SocketAddr> =
+                found.filter(|address| public::is_public(address.ip())).collect();
+            if found.is_empty() {
+                return Err(not_public(host).into());
+            }
+            Ok(Box::new(found.into_iter()) as Addrs)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::handler::test_work;
+
+    /// The example of the specification's reference libraries.
+    #[test]
+    fn a_body_is_signed_as_the_specification_says() {
+        let signature = sign(
+            "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw",
+            "msg_p5jXN8AQM9LWM0D4loKWxJek",
+            "1614265330",
+            r#"{"test": 2432232314}"#,
+        );
+        assert_eq!(
+            signature.expect("the secret is one"),
+            "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
+        );
+        assert!(sign("MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw", "a", "1", "{}").is_err());
+    }
+
+    /// Addresses, names that lead to one, and spellings of one.
+    #[tokio::test]
+    async fn what_is_not_on_the_public_internet_is_not_connected_to() -> anyhow::Result<()> {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+        let port = listener.local_addr()?.port();
+        let webhook = Webhook::new(false)?;
+        for host in
+            ["127.0.0.1", "localhost", "[::1]", "2130706433", "0x7f.1", "[::ffff:127.0.0.1]"]
+        {
+            let mut work = test_work("{}");
+            let options = serde_json::json!({
+                "url": format!("http://{host}:{port}/"), "secret": "whsec_AAAAAAAAAAAAAAAAAAAA",
+            });
+            work.options = Some(job::Json::of(&options)?);
+            let outcome = webhook.tell(&work).await;
+            let (Outcome::Reject { error, .. } | Outcome::Retry { error, .. }) = outcome else {
+                panic!("{host} was told: {outcome:?}");
+            };
+            assert!(error.contains("not on the public internet"), "{host}: {error}");
+        }
+        let nobody = tokio::time::timeout(Duration::ZERO, listener.accept()).await;
+        assert!(nobody.is_err(), "somebody connected");
+        Ok(())
+    }
+}
