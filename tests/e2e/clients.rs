@@ -87,7 +87,10 @@ impl Client {
     pub fn schemathesis(arguments: &[&str]) -> anyhow::Result<(bool, String)> {
         let program = python()?.with_file_name("schemathesis");
         // It remembers what failed in the folder where it runs.
-        let output = Command::new(program).args(arguments).current_dir(INSTALLED).output()?;
+        let settings = Path::new(CLIENTS).join("schemathesis.toml");
+        let mut program = Command::new(program);
+        program.arg("--config-file").arg(settings).args(arguments).current_dir(INSTALLED);
+        let output = program.output()?;
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         Ok((output.status.success(), text + &String::from_utf8_lossy(&output.stderr)))
     }

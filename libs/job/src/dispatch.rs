@@ -138,7 +138,7 @@ impl Dispatch {
         let full = capacity.total == 0 || jobs >= capacity.total + ahead;
         let kinds = Kind::EVERY.map(|kind| {
             let (out, slots) = (self.kinds[kind as usize], capacity.kinds[kind as usize]);
-            slots > 0 && out < slots + ahead && (kind.is_internal() || !full)
+            if kind.is_internal() { out < slots } else { slots > 0 && out < slots + ahead && !full }
         });
         if !self.ready || kinds == [false; Kind::EVERY.len()] {
             return None;
@@ -147,7 +147,7 @@ impl Dispatch {
         let Self { projects, reopen, .. } = self;
         let gate = |id: &Id, project: &Project| {
             let limits = if webhook::is_internal(id) {
-                webhook::LIMITS
+                webhook::limits(project)
             } else {
                 project.settings.limits(&config.limits)
             };
@@ -252,7 +252,7 @@ impl Dispatch {
             return;
         }
         if let Some(out) = self.take_in(job) {
-            self.rate.ended += 1;
+            self.rate.ended += u64::from(!out.kind.is_internal());
             if self.out_of(&out.project) == 0 {
                 self.projects.remove(&out.project);
             }

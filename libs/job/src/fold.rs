@@ -8,6 +8,7 @@ use crate::{
     known::{Project, batch_key},
     schedule::Timed,
     time::Millis,
+    webhook::{self, Receiver},
 };
 
 impl State {
@@ -150,6 +151,10 @@ impl State {
             let project = self.known.projects.entry(ended.about.project.clone()).or_default();
             project.starts.add(at, 1);
         }
+        if self.receiver(ended) == Receiver::Full {
+            let own = webhook::project_of(&ended.about.project);
+            self.known.projects.entry(own).or_default().dropped += 1;
+        }
         let retention_ms = self.retention_ms(&ended.about.project);
         self.change(ended.job, position, |job| {
             job.status = ended.to.status();
@@ -171,6 +176,7 @@ impl State {
         });
         if ended.about.kind.is_internal() {
             let project = self.known.projects.entry(ended.about.project.clone()).or_default();
+            project.failing = ended.error.is_some();
             project.last_error = ended.error.clone().or(project.last_error.take());
         } else if ended.to == Became::Failed {
             let project = self.known.projects.entry(ended.about.project.clone()).or_default();

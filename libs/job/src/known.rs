@@ -32,6 +32,12 @@ pub(crate) struct Project {
     /// What the last failed run of the mesh's own met.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_error: Option<Id>,
+    /// Whether the last run of the mesh's own failed.
+    #[serde(default)]
+    pub failing: bool,
+    /// Ends that were not told: too many waited.
+    #[serde(default)]
+    pub dropped: u64,
     /// Live jobs by the [`key`](batch_key) of their batch.
     #[serde(skip)]
     pub live: BTreeSet<(u64, JobId)>,
@@ -54,6 +60,8 @@ impl Project {
             starts: self.starts.clone(),
             tokens: self.tokens.clone(),
             last_error: self.last_error.clone(),
+            failing: self.failing,
+            dropped: self.dropped,
             live: BTreeSet::new(),
         }
     }

@@ -32,6 +32,8 @@ pub enum Gate {
 #[derive(Debug, Default)]
 pub struct Ready {
     lanes: [Lane; Class::ALL.len()],
+    /// The mesh's own work, which takes turns from no class.
+    own: Lane,
     timers: BTreeMap<(Millis, JobId), Id>,
     scheduled: HashMap<Id, u64>,
     /// How many of them are the mesh's own.
@@ -72,13 +74,13 @@ impl Ready {
         match job.run_at {
             Some(at) if at > now => {
                 if self.timers.insert((at, job.id), job.project.clone()).is_none() {
-                    self.internal += u64::from(job.kind.is_internal());
+                    self.internal += u64::from(webhook::is_internal(&job.project));
                     *self.scheduled.entry(job.project.clone()).or_default() += 1;
                 }
             }
             _ => {
                 let parked = self.parked.contains(&job.project);
-                self.lanes[job.class as usize].insert(job, parked);
+                self.lane(job).insert(job, parked);
             }
         }
     }
@@ -90,7 +92,11 @@ impl Ready {
         {
             self.unschedule(&project);
         }
-        self.lanes[job.class as usize].remove(job);
+        self.lane(job).remove(job);
+    }
+
+    fn lane(&mut self, job: &Job) -> &mut Lane {
+        if job.kind.is_internal() { &mut self.own } else { &mut self.lanes[job.class as usize] }
     }
 
     /// The jobs whose time has come; the caller inserts them again.
@@ -128,7 +134,7 @@ impl Ready {
     /// Lets a parked project be asked again.
     pub fn unpark(&mut self, project: &Id) {
         if self.parked.remove(project) {
-            for lane in &mut self.lanes {
+            for lane in self.lanes.iter_mut().chain([&mut self.own]) {
                 lane.join_ring(project);
             }
         }
@@ -145,6 +151,14 @@ impl Ready {
         busy: [bool; Class::ALL.len()],
         mut gate: impl FnMut(&Id) -> Gate,
     ) -> Option<JobId> {
+        let low = Class::Low as usize;
+        while !busy[low] && self.own.may_have(open[low]) {
+            match self.own.take(open[low], &mut self.parked, &mut gate) {
+                Turn::Took(id) => return Some(id),
+                Turn::Again => {}
+                Turn::Nothing => break,
+            }
+        }
         let mut asked = [0, 1, 2].map(|class: usize| self.lanes[class].may_have(open[class]));
         loop {
             let class = self.class_in_turn(lower_share, asked)?;

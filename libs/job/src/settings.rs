@@ -161,6 +161,13 @@ impl Settings {
         }
     }
 
+    /// Leaves out what nobody is to be shown.
+    pub fn forget_secrets(&mut self) {
+        if let Some(webhook) = &mut self.webhook {
+            webhook.secret = Id::default();
+        }
+    }
+
     /// The limits that hold, where `defaults` hold for what is not set.
     pub fn limits(&self, defaults: &Limits) -> Limits {
         Limits {

@@ -1,24 +1,33 @@
 //! Webhooks: who is told of the ends of a project's jobs.
 //!
 //! A delivery is a job of its own, decided with the end that it tells of, so that no crash is
-//! between the two. It is queued, retried and given up like any other, in a project of the
-//! mesh's beside the user's, which no request can name: its name begins with a control
-//! character. So a receiver that is slow takes turns from nobody, and what is counted for users
-//! does not count it.
+//! between the two. It is retried and given up like any other, in a project of the mesh's beside
+//! the user's, which no request can name: its name begins with a control character. It waits in
+//! a line of its own and runs in slots of its own: a slow receiver takes no turn from a job, and
+//! little from other receivers, for one that fails is told of less at once.
 
+use base64::{Engine, prelude::BASE64_STANDARD};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::{
     Backoff, Class, Id, JobId, Json, Kind, Limits, Run, State, Status,
     event::{Ended, Enqueued, Event},
+    known::Project,
     time::{Millis, rfc3339},
 };
 
 /// What the names of the mesh's own projects begin with.
 const PREFIX: &str = "\u{1}webhook:";
+/// What a secret begins with.
+const SECRET_PREFIX: &str = "whsec_";
 /// Deliveries to one receiver at the same time.
-const AT_ONCE: u32 = 4;
+const AT_ONCE: u32 = 16;
+/// The same, where the last one failed.
+const AT_ONCE_FAILING: u32 = 2;
+/// Deliveries to one receiver that may wait. What ends beyond that is not told: memory and
+/// bucket are not for those who do not listen.
+const PENDING_MAX: u64 = 10_000;
 /// Attempts of a delivery where the project names no number.
 const ATTEMPTS: u32 = 10;
 /// The waits between them: 5 s, 20 s, 80 s, and so on, six hours at most; a day in all.
@@ -35,17 +44,37 @@ pub struct Webhook {
     #[cfg_attr(feature = "openapi", schema(value_type = String, max_length = 2048))]
     pub url: Id,
     /// What they are signed with: `whsec_` and base64.
-    #[cfg_attr(feature = "openapi", schema(value_type = String, pattern = "^whsec_[A-Za-z0-9+/]+=*$"))]
+    #[cfg_attr(feature = "openapi", schema(value_type = String, min_length = 38, max_length = 94, pattern = "^whsec_[A-Za-z0-9+/]+=*$"))]
     pub secret: Id,
     /// The ends that are told; all where absent.
     #[serde(skip_serializing_if = "Option::is_none", default)]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<Vec<End>>, min_items = 1))]
     pub events: Option<Vec<Status>>,
     /// The attempts of a delivery, where the default is not meant.
     #[serde(skip_serializing_if = "Option::is_none", default)]
+    #[cfg_attr(feature = "openapi", schema(minimum = 1, maximum = 100))]
     pub max_attempts: Option<u32>,
     /// How long a failed attempt waits for the next, where the default is not meant.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub retry: Option<Backoff>,
+}
+
+/// The ends of a job.
+#[cfg(feature = "openapi")]
+#[derive(utoipa::ToSchema)]
+#[schema(rename_all = "lowercase")]
+#[expect(dead_code, reason = "it stands for text in schemas")]
+enum End {
+    Completed,
+    Failed,
+    Canceled,
+}
+
+impl Webhook {
+    /// The key in its secret; `None` where it is not `whsec_` and base64.
+    pub fn key(&self) -> Option<Vec<u8>> {
+        BASE64_STANDARD.decode(self.secret.strip_prefix(SECRET_PREFIX)?).ok()
+    }
 }
 
 /// How deliveries to the receiver of a project stand.
@@ -59,6 +88,8 @@ pub struct Deliveries {
     pub delivered: u64,
     /// Those that were given up.
     pub failed: u64,
+    /// Ends that were not told, because 10,000 waited already.
+    pub dropped: u64,
     /// What the last failed attempt met.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     #[cfg_attr(feature = "openapi", schema(value_type = Option<String>))]
@@ -81,8 +112,21 @@ pub fn receiver_of(project: &str) -> Option<&str> {
 }
 
 /// The limits of a project of deliveries: no limit of its user's is meant for them.
-pub(crate) const LIMITS: Limits =
-    Limits { max_concurrency: AT_ONCE, requests_per_minute: 0, tokens_per_minute: 0 };
+pub(crate) fn limits(project: &Project) -> Limits {
+    let max_concurrency = if project.failing { AT_ONCE_FAILING } else { AT_ONCE };
+    Limits { max_concurrency, requests_per_minute: 0, tokens_per_minute: 0 }
+}
+
+/// Who is told of an end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Receiver {
+    /// Nobody wants to hear of it.
+    Nobody,
+    /// The project's webhook.
+    Listens,
+    /// The project's webhook, had it not too much to hear already.
+    Full,
+}
 
 /// The id of the delivery that tells of the end of a job in this run: the same for whoever
 /// decides it, and no other's.
@@ -128,28 +172,42 @@ impl State {
     /// has somebody to be told.
     pub fn delivery(&self, at: Millis, event: &Event) -> Option<Event> {
         let Event::Ended(ended) = event else { return None };
-        let status = ended.to.status();
-        if !status.is_terminal() || is_internal(&ended.about.project) {
+        if self.receiver(ended) != Receiver::Listens {
             return None;
         }
         let known = self.known.projects.get(&ended.about.project)?;
         let webhook = known.settings.webhook.as_ref()?;
-        if webhook.events.as_ref().is_some_and(|events| !events.contains(&status)) {
-            return None;
-        }
+        let status = ended.to.status();
         Some(Event::Enqueued(Box::new(Enqueued {
             job: delivery_of(ended.job, ended.run),
             project: project_of(&ended.about.project),
             batch: ended.about.batch.clone(),
             kind: Kind::Webhook,
             priority: 0,
-            class: Class::High,
+            class: Class::Low,
             max_attempts: webhook.max_attempts.unwrap_or(ATTEMPTS),
             own_attempts: true,
             retry: Some(webhook.retry.unwrap_or(RETRY)),
             run_at: None,
             data: self.payload(at, ended, status),
         })))
+    }
+
+    /// Who is told of this end, where it is not applied yet.
+    pub(crate) fn receiver(&self, ended: &Ended) -> Receiver {
+        let status = ended.to.status();
+        let known = self.known.projects.get(&ended.about.project);
+        let webhook = known.and_then(|known| known.settings.webhook.as_ref());
+        let Some(webhook) = webhook.filter(|_| status.is_terminal()) else {
+            return Receiver::Nobody;
+        };
+        if webhook.events.as_ref().is_some_and(|events| !events.contains(&status)) {
+            return Receiver::Nobody;
+        }
+        if self.deliveries(&ended.about.project).pending >= PENDING_MAX {
+            return Receiver::Full;
+        }
+        Receiver::Listens
     }
 
     /// How the deliveries for a project stand.
@@ -162,6 +220,7 @@ impl State {
             pending,
             delivered: counts.completed,
             failed: counts.failed,
+            dropped: known.dropped,
             last_error: known.last_error.clone(),
         }
     }
@@ -189,7 +248,7 @@ impl State {
                 model: spent.model,
             },
         };
-        Json::of(&told).unwrap_or_default()
+        Json::of(&told).expect("texts and numbers are JSON")
     }
 }
 
@@ -270,6 +329,19 @@ mod tests {
         assert_eq!(payload["type"], "job.completed");
         assert_eq!(payload["data"]["tokens"]["input"], 3);
         assert_eq!(Event::Enqueued(delivery).change(), None, "no follower of jobs hears of it");
+    }
+
+    /// Who does not listen is not told of more and more.
+    #[test]
+    fn what_waits_for_a_receiver_is_bounded_and_what_is_left_out_is_counted() {
+        let mut state = told(webhook(None));
+        let own = project_of("p");
+        let counts = &mut state.known.projects.entry(own).or_default().counts;
+        counts.queued[Class::Low as usize] = PENDING_MAX;
+        let ended = end(&state, Became::Failed);
+        assert_eq!(state.delivery(5, &ended), None);
+        state.apply(5, Position::new(2, 0), &ended);
+        assert_eq!(state.deliveries("p").dropped, 1);
     }
 
     #[test]

@@ -3,12 +3,15 @@
 //! A plain put of a stale leader would overwrite a newer value. So every write is an atomic
 //! batch whose first message replaces `_through`, expecting its last revision: a stale batch is
 //! refused as a whole. One batch at a time, because two in flight would refuse each other.
+//!
+//! Where messages are pipelined instead, each key expects the fence as it stands, and `_through`
+//! comes last and expects all of them to be stored: it never says more than the bucket has.
 
 use std::time::Duration;
 
 use async_nats::{
     HeaderMap,
-    header::{NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, NATS_MESSAGE_TTL},
+    header::{NATS_EXPECTED_LAST_SEQUENCE, NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, NATS_MESSAGE_TTL},
     jetstream::stream::LastRawMessageErrorKind,
 };
 use bytes::Bytes;
@@ -17,8 +20,9 @@ use serde::de::DeserializeOwned;
 
 use crate::{
     Broker, names,
-    publish::{self, BATCH_MESSAGES_MAX, Message},
+    publish::{self, BATCH_MESSAGES_MAX, Message, Writes},
     wire::Through,
+    work,
 };
 
 /// The most keys of one write: one message of the batch is the fence.
@@ -64,6 +68,23 @@ pub struct Fence {
     pub revision: u64,
     /// What it says.
     pub through: Through,
+    /// The last message of the bucket's stream, where that is known.
+    pub last: Option<u64>,
+}
+
+fn fence_message(headers: HeaderMap, through: &Through) -> Message {
+    let payload = serde_json::to_vec(through).expect("a position and a number are JSON");
+    let subject = names::key(names::JOBS, names::THROUGH_KEY);
+    Message { subject, headers, payload: payload.into() }
+}
+
+fn key_message(write: &Write) -> Message {
+    let mut headers = HeaderMap::new();
+    if let Some(ttl) = write.ttl {
+        headers.insert(NATS_MESSAGE_TTL, format!("{}s", ttl.as_secs().max(1)));
+    }
+    let subject = names::key(names::JOBS, &write.key);
+    Message { subject, headers, payload: write.value.clone() }
 }
 
 impl Broker {
@@ -90,10 +111,11 @@ impl Broker {
     pub async fn read_fence(&self) -> Result<Fence, Error> {
         let read = self.read_key(names::THROUGH_KEY).await?;
         let (revision, through) = read.unwrap_or_default();
-        Ok(Fence { revision, through })
+        Ok(Fence { revision, through, last: None })
     }
 
-    /// Writes up to [`WRITE_KEYS_MAX`] keys and moves the fence on, all or nothing.
+    /// Writes up to [`WRITE_KEYS_MAX`] keys and moves the fence on: all or nothing in an atomic
+    /// batch, else the fence last.
     ///
     /// # Errors
     /// With code 10071 somebody else moved the fence: whoever writes leads no more.
@@ -102,24 +124,49 @@ impl Broker {
         fence: Fence,
         through: Through,
         writes: Vec<Write>,
+        how: Writes,
     ) -> Result<Fence, publish::Error> {
+        if let (Writes::Pipelined, Some(last)) = (how, fence.last) {
+            match self.write_each(fence, last, through, &writes).await {
+                // Somebody else's fence, or a key that was refused: the fence tells which.
+                Err(error @ publish::Error::Refused { .. }) => {
+                    let now = self.read_fence().await;
+                    if !now.is_ok_and(|now| now.revision == fence.revision) {
+                        return Err(error);
+                    }
+                }
+                end => return end,
+            }
+        }
         let below = writes.len() as u64;
         let mut messages = Vec::with_capacity(writes.len() + 1);
         let mut headers = HeaderMap::new();
         headers.insert(NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, fence.revision.to_string());
-        let payload = serde_json::to_vec(&through).expect("a position and a number are JSON");
-        let subject = names::key(names::JOBS, names::THROUGH_KEY);
-        messages.push(Message { subject, headers, payload: payload.into() });
-        for write in writes {
-            let mut headers = HeaderMap::new();
-            if let Some(ttl) = write.ttl {
-                headers.insert(NATS_MESSAGE_TTL, format!("{}s", ttl.as_secs().max(1)));
-            }
-            let subject = names::key(names::JOBS, &write.key);
-            messages.push(Message { subject, headers, payload: write.value });
-        }
+        messages.push(fence_message(headers, &through));
+        messages.extend(writes.iter().map(key_message));
         let ack = self.publish_batch(messages).await?;
-        Ok(Fence { revision: ack.sequence - below, through })
+        Ok(Fence { revision: ack.sequence - below, through, last: Some(ack.sequence) })
+    }
+
+    /// Writes keys one behind the other, then the fence, where all of them are stored.
+    async fn write_each(
+        &self,
+        fence: Fence,
+        last: u64,
+        through: Through,
+        writes: &[Write],
+    ) -> Result<Fence, publish::Error> {
+        let subject = names::key(names::JOBS, names::THROUGH_KEY);
+        let mut messages: Vec<Message> = writes.iter().map(key_message).collect();
+        for message in &mut messages {
+            work::expect_fence(&mut message.headers, fence.revision, &subject);
+        }
+        let mut headers = HeaderMap::new();
+        let all = last + writes.len() as u64;
+        headers.insert(NATS_EXPECTED_LAST_SEQUENCE, all.to_string());
+        messages.push(fence_message(headers, &through));
+        let ack = self.publish_each(messages).await?;
+        Ok(Fence { revision: ack.sequence, through, last: Some(ack.sequence) })
     }
 
     async fn read_key<T: DeserializeOwned>(&self, key: &str) -> Result<Option<(u64, T)>, Error> {

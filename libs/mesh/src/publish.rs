@@ -29,6 +29,16 @@ pub const LIMITS: u64 = 10_077;
 /// A message id came before.
 pub const DUPLICATE_ID: u64 = 10_201;
 
+/// How many messages to one stream are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Writes {
+    /// All or none, in an atomic batch: one fsync, but the broker writes each message twice.
+    Atomic,
+    /// Each for itself, one behind the other, with the last one's answer for all: for a stream of
+    /// one replica whose broker does not sync each message.
+    Pipelined,
+}
+
 /// A message to be published.
 #[derive(Clone, Debug)]
 pub struct Message {
@@ -164,15 +174,36 @@ impl Broker {
         let count = messages.len() + 1;
         for (sequence, mut message) in (1..).zip(messages) {
             number(&mut message.headers, &batch, sequence);
-            let subject = message.subject.to_string();
-            self.client
-                .publish_with_headers(message.subject, message.headers, message.payload)
-                .await
-                .map_err(|_| Error::Unknown { subject })?;
+            self.send(message).await?;
         }
         number(&mut last.headers, &batch, count);
         last.headers.insert(async_nats::header::NATS_BATCH_COMMIT, "1");
         self.publish(last).await
+    }
+}
+
+impl Broker {
+    /// Publishes messages to one stream, each for itself, and waits for the answer to the last. The
+    /// broker may refuse others and says nothing of it: who needs to know expects a sequence.
+    ///
+    /// # Errors
+    /// See [`Error`], of the last message.
+    ///
+    /// # Panics
+    /// With no message.
+    pub async fn publish_each(&self, mut messages: Vec<Message>) -> Result<Ack, Error> {
+        let last = messages.pop().expect("there is at least one message");
+        for message in messages {
+            self.send(message).await?;
+        }
+        self.publish(last).await
+    }
+
+    /// Hands a message to the client without waiting for an answer.
+    async fn send(&self, message: Message) -> Result<(), Error> {
+        let Message { subject, headers, payload } = message;
+        let sent = self.client.publish_with_headers(subject.clone(), headers, payload).await;
+        sent.map_err(|_| Error::Unknown { subject: subject.to_string() })
     }
 }
 

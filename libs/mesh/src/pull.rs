@@ -101,7 +101,7 @@ impl Pullers {
     pub async fn ensure(broker: &Broker, kinds: Vec<Kind>) -> Result<Self, Error> {
         let mut consumers = HashMap::new();
         for class in Class::ALL {
-            for kind in &kinds {
+            for kind in kinds.iter().filter(|kind| is_of(**kind, class)) {
                 let config = pull::Config {
                     durable_name: Some(names::work_consumer(*kind).to_owned()),
                     ack_policy: AckPolicy::Explicit,
@@ -125,6 +125,11 @@ impl Pullers {
     /// The kinds of work that are pulled.
     pub fn kinds(&self) -> &[Kind] {
         &self.kinds
+    }
+
+    /// The kinds of work that are pulled of a class.
+    pub fn kinds_of(&self, class: Class) -> impl Iterator<Item = Kind> {
+        self.kinds.iter().copied().filter(move |kind| is_of(*kind, class))
     }
 
     /// Takes up to `max` runs of a class and kind that are there now, without waiting.
@@ -160,6 +165,11 @@ impl Pullers {
             Some(Ok(message)) => Ok(delivery(class, message).await),
         }
     }
+}
+
+/// Whether work of a kind may be of a class: the mesh's own is of the lowest.
+fn is_of(kind: Kind, class: Class) -> bool {
+    !kind.is_internal() || class == Class::Low
 }
 
 /// Takes what one consumer has now.

@@ -36,7 +36,7 @@ pub struct Sizes {
 impl Default for Sizes {
     fn default() -> Self {
         Self {
-            commands_bytes: 1_024 * MIB,
+            commands_bytes: 2_048 * MIB,
             events_bytes: 4_096 * MIB,
             work_bytes: 512 * MIB,
             jobs_bytes: 8_192 * MIB,

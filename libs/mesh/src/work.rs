@@ -7,7 +7,7 @@
 use std::collections::HashSet;
 
 use async_nats::{
-    HeaderMap,
+    HeaderMap, Subject,
     header::{NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, NATS_MESSAGE_ID, NATS_ROLLUP},
 };
 use futures_util::TryStreamExt;
@@ -15,12 +15,18 @@ use job::{Class, Job, JobId, Json, Kind, Run, Settings};
 
 use crate::{
     Broker, names,
-    publish::{self, Message},
+    publish::{self, Ack, Message, Writes},
     wire::Work,
 };
 
 /// Names the subject whose last sequence is expected; the client library has no constant for it.
 const EXPECTED_LAST_SUBJECT: &str = "Nats-Expected-Last-Subject-Sequence-Subject";
+
+/// Lets a message be refused where the last message of subject `of` is another one.
+pub(crate) fn expect_fence(headers: &mut HeaderMap, fence: u64, of: &Subject) {
+    headers.insert(NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, fence.to_string());
+    headers.insert(EXPECTED_LAST_SUBJECT, of.as_str());
+}
 
 /// Why the streams of ready work could not be read or taken over.
 #[derive(Debug, thiserror::Error)]
@@ -71,7 +77,9 @@ impl Broker {
         Ok(ack.sequence)
     }
 
-    /// Puts the current runs of `jobs`, all of one class, into the class's stream, all or none.
+    /// Puts the current runs of `jobs`, all of one class, into the class's stream: all or none
+    /// where they are written as an atomic batch. Else some may be left out, which the sequence of
+    /// the answer tells: nobody but the leader writes there.
     ///
     /// # Errors
     /// See [`publish::Error`]: 10071 where another leader has the fence, 10077 where one of the
@@ -81,13 +89,20 @@ impl Broker {
         class: Class,
         fence: u64,
         work: Vec<Message>,
-    ) -> Result<(), publish::Error> {
+        writes: Writes,
+    ) -> Result<Ack, publish::Error> {
         let mut work = work;
-        if let Some(first) = work.first_mut() {
-            first.headers.insert(NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, fence.to_string());
-            first.headers.insert(EXPECTED_LAST_SUBJECT, names::fence(class).as_str());
+        let fenced = match writes {
+            Writes::Atomic => work.len().min(1),
+            Writes::Pipelined => work.len(),
+        };
+        for message in &mut work[..fenced] {
+            expect_fence(&mut message.headers, fence, &names::fence(class));
         }
-        let ack = self.publish_batch(work).await?;
+        let ack = match writes {
+            Writes::Atomic => self.publish_batch(work).await?,
+            Writes::Pipelined => self.publish_each(work).await?,
+        };
         if ack.duplicate {
             return Err(publish::Error::Refused {
                 subject: names::fence(class).to_string(),
@@ -95,7 +110,7 @@ impl Broker {
                 description: "the run was dispatched before".to_owned(),
             });
         }
-        Ok(())
+        Ok(ack)
     }
 
     /// The runs that wait in the stream of a class or are with a processor.
@@ -146,7 +161,7 @@ impl Broker {
 }
 
 /// The message that hands out the current run of a job, to be run by the handler of this name
-/// where the project names one. A delivery is given the project's webhook. Its id makes a repeat within the
+/// where the project names one; a delivery is given the project's webhook. The message's id makes a repeat within the
 /// broker's window for duplicates harmless.
 pub fn message(job: &Job, max_attempts: u32, settings: &Settings) -> Message {
     let (handler, options) = match job.kind {

@@ -12,7 +12,7 @@ use mesh::{
     follow,
     lease::Lease,
     names,
-    publish::{LIMITS, Message, WRONG_LAST_SEQUENCE},
+    publish::{LIMITS, Message, WRONG_LAST_SEQUENCE, Writes},
     snapshot::Reach,
     topology::{self, Sizes},
     wire::Through,
@@ -86,33 +86,68 @@ async fn a_follower_reports_a_gap() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Hazards 4 and 16: a stale writer of the bucket is refused as a whole; a value goes when its
-/// time is over, unless a later one came without.
+/// Hazards 4 and 16: a stale writer of the bucket changes nothing, however it writes; a value
+/// goes when its time is over, unless a later one came without.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stale_write_of_the_bucket_changes_nothing_and_ttl_is_kept() -> anyhow::Result<()> {
+    for how in [Writes::Atomic, Writes::Pipelined] {
+        a_stale_write_changes_nothing(how).await?;
+    }
+    Ok(())
+}
+
+async fn a_stale_write_changes_nothing(how: Writes) -> anyhow::Result<()> {
     let nats = Nats::start()?;
     let broker = connect(&nats.url()).await?;
-    let key = |name: &str, value: &str, ttl: Option<u64>| Write {
-        key: name.into(),
-        value: value.to_owned().into(),
-        ttl: ttl.map(Duration::from_secs),
-    };
     let through = |sequence| Through { position: Position::new(sequence, 0), term: 1 };
-    let stale = broker.read_fence().await?;
+    let first = broker.read_fence().await?;
+    let stale = broker.write_bucket(first, through(1), vec![key("a", "1", None)], how).await?;
     let writes = vec![key("gone", "1", Some(1)), key("kept", "1", Some(1)), key("a", "new", None)];
-    let fence = broker.write_bucket(stale, through(1), writes).await?;
-    assert_eq!(broker.read_fence().await?, fence);
-    let refused = broker.write_bucket(stale, through(9), vec![key("a", "old", None)]).await;
-    assert!(refused.is_err_and(|error| error.is(WRONG_LAST_SEQUENCE)));
-    let fence = broker.write_bucket(fence, through(2), vec![key("kept", "2", None)]).await?;
-    assert_eq!(broker.read_fence().await?, fence);
+    let fence = broker.write_bucket(stale, through(2), writes, how).await?;
+    let read = broker.read_fence().await?;
+    assert_eq!((read.revision, read.through), (fence.revision, through(2)));
+    for old in [first, stale] {
+        let writes = vec![key("a", "old", None), key("b", "old", None)];
+        let refused = broker.write_bucket(old, through(9), writes, how).await;
+        assert!(refused.is_err_and(|error| error.is(WRONG_LAST_SEQUENCE)), "{how:?}");
+    }
+    let fence = broker.write_bucket(fence, through(3), vec![key("kept", "2", None)], how).await?;
+    assert_eq!(broker.read_fence().await?.revision, fence.revision);
     let jobs = broker.js.get_key_value(names::JOBS).await?;
     assert_eq!(jobs.get("a").await?.as_deref(), Some(b"new".as_slice()));
+    assert_eq!(jobs.get("b").await?, None);
     let begun = Instant::now();
     while jobs.get("gone").await?.is_some() {
         assert!(begun.elapsed() < PATIENCE, "a value outlives its time");
     }
     assert_eq!(jobs.get("kept").await?.as_deref(), Some(b"2".as_slice()));
+    // What leaves the bucket by its time does not stop who writes it.
+    broker.write_bucket(fence, through(4), vec![key("a", "last", None)], how).await?;
+    Ok(())
+}
+
+fn key(name: &str, value: &str, ttl: Option<u64>) -> Write {
+    let ttl = ttl.map(Duration::from_secs);
+    Write { key: name.into(), value: value.to_owned().into(), ttl }
+}
+
+/// A write that is pipelined and of which the broker takes a part says so, and claims nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pipelined_write_that_is_taken_in_part_moves_no_fence() -> anyhow::Result<()> {
+    let nats = Nats::start()?;
+    let broker = Broker::connect(&nats.url(), "test").await?;
+    topology::ensure(&broker, Sizes { jobs_bytes: 100_000, ..Sizes::default() }).await?;
+    let through = |sequence| Through { position: Position::new(sequence, 0), term: 1 };
+    let first = broker.read_fence().await?;
+    let how = Writes::Pipelined;
+    let fence = broker.write_bucket(first, through(1), vec![key("a", "1", None)], how).await?;
+    let large = "x".repeat(200_000);
+    let writes = vec![key("small", "1", None), key("large", &large, None), key("a", "2", None)];
+    let full = broker.write_bucket(fence, through(2), writes, how).await;
+    assert!(full.is_err_and(|error| error.is(LIMITS)));
+    assert_eq!(broker.read_fence().await?.through, through(1));
+    let fence = broker.read_fence().await?;
+    broker.write_bucket(fence, through(2), vec![key("a", "3", None)], how).await?;
     Ok(())
 }
 
@@ -122,22 +157,33 @@ async fn dispatch_is_fenced_and_refused_whole_where_a_run_is_there() -> anyhow::
     let nats = Nats::start()?;
     let broker = connect(&nats.url()).await?;
     let class = Class::Normal;
-    let closed = broker.dispatch(class, 1, vec![run_of(1, class)]).await;
+    let closed = broker.dispatch(class, 1, vec![run_of(1, class)], Writes::Atomic).await;
     assert!(closed.is_err_and(|error| error.is(WRONG_LAST_SEQUENCE)), "no fence must be closed");
     let old = broker.take_fence(class, 1).await?;
-    broker.dispatch(class, old, vec![run_of(1, class), run_of(2, class)]).await?;
-    let twice = broker.dispatch(class, old, vec![run_of(3, class), run_of(2, class)]).await;
+    broker.dispatch(class, old, vec![run_of(1, class), run_of(2, class)], Writes::Atomic).await?;
+    let twice =
+        broker.dispatch(class, old, vec![run_of(3, class), run_of(2, class)], Writes::Atomic).await;
     assert!(twice.is_err_and(|error| error.is(LIMITS)));
-    let alone = broker.dispatch(class, old, vec![run_of(1, class)]).await;
+    let alone = broker.dispatch(class, old, vec![run_of(1, class)], Writes::Atomic).await;
     assert!(alone.is_err_and(|error| error.is(LIMITS)));
     let new = broker.take_fence(class, 2).await?;
-    let stale = broker.dispatch(class, old, vec![run_of(4, class), run_of(5, class)]).await;
+    let stale =
+        broker.dispatch(class, old, vec![run_of(4, class), run_of(5, class)], Writes::Atomic).await;
     assert!(stale.is_err_and(|error| error.is(WRONG_LAST_SEQUENCE)));
-    broker.dispatch(class, new, vec![run_of(6, class)]).await?;
+    broker.dispatch(class, new, vec![run_of(6, class)], Writes::Atomic).await?;
     let mut listed: Vec<u128> =
         broker.list_work(class).await?.into_iter().map(|(job, _)| job.as_u128()).collect();
     listed.sort_unstable();
     assert_eq!(listed, [1, 2, 6], "the fence is no run, and nothing came in part");
+    // Each for itself, the fence and what is there count as much; the sequence tells what was left out.
+    let writes = vec![run_of(7, class), run_of(6, class), run_of(8, class)];
+    let before = broker.last_sequence(names::work_stream(class)).await?;
+    let ack = broker.dispatch(class, new, writes, Writes::Pipelined).await?;
+    assert_eq!(ack.sequence, before + 2);
+    let stale = vec![run_of(9, class), run_of(10, class)];
+    let stale = broker.dispatch(class, old, stale, Writes::Pipelined).await;
+    assert!(stale.is_err_and(|error| error.is(WRONG_LAST_SEQUENCE)));
+    assert_eq!(broker.list_work(class).await?.len(), 5);
     Ok(())
 }
 

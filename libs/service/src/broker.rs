@@ -17,7 +17,7 @@ pub struct Nats {
     #[arg(long, env = "JOBMESH_REPLICAS", default_value_t = 1)]
     pub replicas: usize,
     /// The size of COMMANDS in MB, so with the next. Read where a stream is made.
-    #[arg(long, env = "JOBMESH_COMMANDS_MB", default_value_t = 1_024)]
+    #[arg(long, env = "JOBMESH_COMMANDS_MB", default_value_t = 2_048)]
     pub commands_mb: u32,
     /// The size of EVENTS in MB.
     #[arg(long, env = "JOBMESH_EVENTS_MB", default_value_t = 4_096)]

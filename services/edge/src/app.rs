@@ -43,7 +43,7 @@ impl App {
         stop: CancellationToken,
     ) -> anyhow::Result<Self> {
         let submitter = Submitter::start(config, &broker).await?;
-        let feed = Feed::start(broker.clone(), stop.clone());
+        let feed = Feed::start(broker.clone(), submitter.seen.clone(), stop.clone());
         let full = Arc::new(AtomicBool::new(false));
         tokio::spawn(look_at_fill(broker.clone(), full.clone(), stop));
         Ok(Self { broker, submitter, feed, full })

@@ -22,7 +22,7 @@ use job::{Id, JobId, Position};
 use serde_json::json;
 use tokio::time::{Instant, MissedTickBehavior};
 
-use crate::{app::App, body, error::Error, ids};
+use crate::{app::App, body, error::Error, ids, openapi::QuestionError};
 use hub::{Heard, Hub, Joined, Wanted};
 use line::frame;
 use past::Past;
@@ -42,9 +42,13 @@ pub(crate) struct Feed {
 }
 
 impl Feed {
-    /// Starts to follow EVENTS.
-    pub fn start(broker: mesh::Broker, stop: tokio_util::sync::CancellationToken) -> Self {
-        Self { hub: Hub::start(broker.clone(), stop), past: Past::new(broker) }
+    /// Starts to follow EVENTS; `seen` notes what subscribers are told of.
+    pub fn start(
+        broker: mesh::Broker,
+        seen: mesh::ask::Seen,
+        stop: tokio_util::sync::CancellationToken,
+    ) -> Self {
+        Self { hub: Hub::start(broker.clone(), seen, stop), past: Past::new(broker) }
     }
 
     /// Whether the edge stops.
@@ -88,10 +92,10 @@ impl Changes {
         ("projectId" = Option<String>, Query, min_length = 1, max_length = 128),
         ("batchId" = Option<String>, Query, description = "With its project.", min_length = 1, max_length = 128),
         ("jobId" = Option<uuid::Uuid>, Query),
-        ("after" = Option<String>, Query, description = "The position to go on behind.", pattern = "^[0-9]{1,19}[.][0-9]{1,9}$"),
-        ("Last-Event-ID" = Option<String>, Header, description = "The last event that was seen: goes before `after`.", pattern = "^[0-9]{1,19}[.][0-9]{1,9}$"),
+        ("after" = Option<String>, Query, description = "The position to go on behind.", pattern = "^[0-9]{1,19}[.][0-9]{1,10}$"),
+        ("Last-Event-ID" = Option<String>, Header, description = "The last event that was seen: goes before `after`.", pattern = "^[0-9]{1,19}[.][0-9]{1,10}$"),
     ),
-    responses((status = 200, description = "Changes of jobs, as they happen.", body = String, content_type = "text/event-stream"), Error),
+    responses((status = 200, description = "Changes of jobs, as they happen.", body = String, content_type = "text/event-stream"), QuestionError),
 )]
 pub(crate) async fn stream(
     State(app): State<App>,

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use utoipa::{
-    IntoResponses, OpenApi, PartialSchema, ToSchema,
+    IntoParams, IntoResponses, OpenApi, PartialSchema, ToSchema,
     openapi::{
         ContentBuilder, RefOr, ResponseBuilder,
         response::Response,
@@ -42,6 +42,9 @@ const ERRORS: [(&str, &str); 8] = [
     ("503", "Something behind the edge is away or full: send it again after Retry-After."),
 ];
 
+/// Which of them an answer to a mere question may have.
+const OF_QUESTIONS: [&str; 5] = ["400", "404", "405", "500", "503"];
+
 impl IntoResponses for Error {
     fn responses() -> BTreeMap<String, RefOr<Response>> {
         let envelope = RefOr::Ref(utoipa::openapi::Ref::from_schema_name(Envelope::name()));
@@ -53,6 +56,27 @@ impl IntoResponses for Error {
         });
         responses.into()
     }
+}
+
+/// The errors of endpoints that change nothing.
+pub(crate) struct QuestionError;
+
+impl IntoResponses for QuestionError {
+    fn responses() -> BTreeMap<String, RefOr<Response>> {
+        let mut responses = Error::responses();
+        responses.retain(|status, _| OF_QUESTIONS.contains(&status.as_str()));
+        responses
+    }
+}
+
+/// The header that makes a repeat of a request harmless: it gets the first one's answer.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Header)]
+#[expect(dead_code, reason = "it stands for a header in the document")]
+pub(crate) struct IdempotencyKey {
+    /// Makes a repeat of the request harmless: it gets the first one's answer.
+    #[param(rename = "Idempotency-Key", min_length = 1, max_length = 255, pattern = "^[ -~]+$")]
+    key: Option<String>,
 }
 
 /// The types of jobs that clients ask for.

@@ -1,9 +1,10 @@
 //! Every route, by who it is for.
 
 use axum::{
-    Json, Router,
+    Router,
+    body::Bytes,
     extract::{DefaultBodyLimit, OriginalUri},
-    http::Method,
+    http::{Method, header::CONTENT_TYPE},
     middleware,
     routing::get,
 };
@@ -66,10 +67,15 @@ pub fn openapi() -> String {
 
 /// The routes of the edge.
 pub(crate) fn router(app: App) -> Router {
-    let (router, document) = endpoints().split_for_parts();
+    let (router, _) = endpoints().split_for_parts();
+    // A handler is cloned for each request: it must not hold the document itself.
+    let document = Bytes::from(openapi());
+    let document = get(async move || ([(CONTENT_TYPE, "application/json")], document.clone()));
+    // By default the page has a stranger's server look at the document.
+    let docs = utoipa_swagger_ui::Config::from(OPENAPI).validator_url("none");
     router
-        .route(OPENAPI, get(async || Json(document)))
-        .merge(SwaggerUi::new("/docs").config(utoipa_swagger_ui::Config::from(OPENAPI)))
+        .route(OPENAPI, document)
+        .merge(SwaggerUi::new("/docs").config(docs))
         .fallback(async |OriginalUri(uri): OriginalUri| Error::no_endpoint(uri.path()))
         .method_not_allowed_fallback(async |method: Method, OriginalUri(uri): OriginalUri| {
             Error::method(method.as_str(), uri.path())

@@ -7,6 +7,12 @@ mod handlers;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use futures_util::FutureExt;
+use mimalloc::MiMalloc;
+
+/// Jobs are made and let go by the thousand: a third of the time of a fold was the allocator's.
+#[global_allocator]
+static ALLOCATOR: MiMalloc = MiMalloc;
 
 /// A job queue for batch work: a mesh of services on NATS JetStream, with its numbers in ClickHouse.
 #[derive(Debug, Parser)]
@@ -72,8 +78,11 @@ fn serve(service: Service) -> anyhow::Result<()> {
                 let registry = config.registry()?;
                 let deliveries =
                     processor::deliver(&config.processor, &config.webhooks, stop.clone());
-                let jobs = processor::run(config.processor.clone(), registry, stop);
-                tokio::try_join!(jobs, deliveries).map(|_| ())
+                let jobs = processor::run(config.processor.clone(), registry, stop.clone());
+                // Where one cannot go on, the other ends in order.
+                let or_stop = |ended: anyhow::Result<()>| ended.inspect_err(|_| stop.cancel());
+                let (jobs, deliveries) = tokio::join!(jobs.map(or_stop), deliveries.map(or_stop));
+                jobs.and(deliveries)
             }
             Service::Metrics(config) => metrics::run(config, stop).await,
             Service::Olap(config) => olap::run(config, stop).await,

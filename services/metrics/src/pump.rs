@@ -22,6 +22,10 @@ const BLOCK_ROWS_MAX: usize = 50_000;
 const BLOCK_MESSAGES_MAX: usize = 5_000;
 /// How long rows wait for company.
 const BLOCK_WAIT: Duration = Duration::from_millis(250);
+/// Rows after that time which make a block wait longer.
+const BLOCK_ROWS_BUSY: usize = 500;
+/// How long such a block waits in all.
+const BLOCK_WAIT_BUSY: Duration = Duration::from_millis(1_000);
 /// How long sending a block, and waiting for its answer, may take.
 const INSERT_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long to wait before a block is sent again.
@@ -169,7 +173,8 @@ impl Block {
     ) -> anyhow::Result<Self> {
         let mut block = Self { rows: Vec::new(), last: 0, at: 0, gap: 0 };
         block.add(&first)?;
-        let deadline = tokio::time::Instant::now() + BLOCK_WAIT;
+        let begun = tokio::time::Instant::now();
+        let mut deadline = begun + BLOCK_WAIT;
         let mut messages = 1;
         loop {
             match until {
@@ -187,7 +192,17 @@ impl Block {
                         true => None,
                         false => tokio::time::timeout_at(deadline, events.recv()).await.ok(),
                     };
-                    let Some(next) = next else { return Ok(block) };
+                    let Some(next) = next else {
+                        // Where much comes, more is worth waiting for: a block costs by itself.
+                        if block.rows.len() < BLOCK_ROWS_BUSY
+                            || full
+                            || deadline > begun + BLOCK_WAIT
+                        {
+                            return Ok(block);
+                        }
+                        deadline = begun + BLOCK_WAIT_BUSY;
+                        continue;
+                    };
                     let next = next.context("EVENTS can be followed no more")?;
                     block.add(&next)?;
                     messages += 1;

@@ -196,7 +196,7 @@ mod tests {
     use job::{JobId, Json, Kind};
     use mesh::{
         names::Verb,
-        publish::Message,
+        publish::{Message, Writes},
         pull::Pullers,
         topology::{self, Sizes},
         wire,
@@ -245,7 +245,7 @@ mod tests {
         let pullers = Pullers::ensure(&broker, vec![Kind::ProcessBatch]).await?;
         let mut claims = claims(&broker, "one").await;
         let fence = broker.take_fence(Class::Normal, 1).await?;
-        broker.dispatch(Class::Normal, fence, (0..RUNS).map(run).collect()).await?;
+        broker.dispatch(Class::Normal, fence, (0..RUNS).map(run).collect(), Writes::Atomic).await?;
         // One by one: the broker writes down the first deliveries, and the others a moment later.
         let mut first = Vec::new();
         while first.len() < RUNS {
@@ -273,7 +273,7 @@ mod tests {
         assert_eq!(reported, RUNS);
         assert!(broker.list_work(Class::Normal).await?.is_empty());
         // What comes after the reconnect is run.
-        broker.dispatch(Class::Normal, fence, vec![run(RUNS)]).await?;
+        broker.dispatch(Class::Normal, fence, vec![run(RUNS)], Writes::Atomic).await?;
         let new = pullers.take(Class::Normal, Kind::ProcessBatch, 1).await?;
         assert_eq!(claims.judge(new).await.len(), 1);
         Ok(())
@@ -290,7 +290,7 @@ mod tests {
         let fence = broker.take_fence(Class::Normal, 1).await?;
         let hands = Hands::default();
         hands.stop(JobId::from_u128(1), 1);
-        broker.dispatch(Class::Normal, fence, vec![run(1), run(2)]).await?;
+        broker.dispatch(Class::Normal, fence, vec![run(1), run(2)], Writes::Atomic).await?;
         let came = pullers.take(Class::Normal, Kind::ProcessBatch, 2).await?;
         let mut taken = Vec::new();
         for delivery in came {
@@ -314,7 +314,7 @@ mod tests {
         topology::ensure(&broker, Sizes::default()).await?;
         let pullers = Pullers::ensure(&broker, vec![Kind::ProcessBatch]).await?;
         let fence = broker.take_fence(Class::Normal, 1).await?;
-        broker.dispatch(Class::Normal, fence, vec![run(1), run(2)]).await?;
+        broker.dispatch(Class::Normal, fence, vec![run(1), run(2)], Writes::Atomic).await?;
         let mut claims = claims(&broker, "late").await;
         let waiting = pullers.take(Class::Normal, Kind::ProcessBatch, 2).await?;
         let mut questions = broker.client.subscribe(names::ASK_CLAIM).await?;

@@ -3,7 +3,7 @@
 
 use std::{
     collections::VecDeque,
-    sync::Arc,
+    sync::{Arc, Once},
     time::{Duration, Instant},
 };
 
@@ -42,6 +42,8 @@ const CURRENT_PATIENCE: Duration = Duration::from_secs(2);
 const SURPLUS_WAITS: Duration = Duration::from_secs(1);
 /// Deliveries beyond the free slots that are held at most.
 const SURPLUS_MAX: usize = 16;
+/// A run that ends within this time is not said to have begun before it ends.
+const SHORT_RUN: Duration = Duration::from_millis(10);
 /// How long words are still said after the grace, before they are given up.
 const LAST_WORDS: Duration = Duration::from_secs(5);
 
@@ -172,8 +174,8 @@ impl Runner {
         let listening = tokio::spawn(self.clone().listen(done.clone()));
         let (parked, mut arrivals) = mpsc::channel(1);
         for class in Class::ALL {
-            for kind in self.pullers.kinds() {
-                self.tasks.spawn(self.clone().park(class, *kind, parked.clone()));
+            for kind in self.pullers.kinds_of(class) {
+                self.tasks.spawn(self.clone().park(class, kind, parked.clone()));
             }
         }
         drop(parked);
@@ -342,12 +344,24 @@ impl Runner {
         let work = Arc::new(delivery.work.clone());
         let started_at = service::now_ms();
         let begun = Instant::now();
-        self.say_started(&work, started_at);
+        let begin = Once::new();
+        let say_started = || begin.call_once(|| self.say_started(&work, started_at));
         let run = async |_: &_| {
             let limit = self.config.time_limit();
             let release = self.release.clone();
-            let say = |progress| self.say_progress(&work, progress);
-            running::run(&self.registry, work.clone(), limit, stop, release, say).await
+            let say = |progress| {
+                say_started();
+                self.say_progress(&work, progress);
+            };
+            let running = running::run(&self.registry, work.clone(), limit, stop, release, say);
+            tokio::pin!(running);
+            // An outcome implies that the run began: of one that ends at once nothing else is said.
+            tokio::select! {
+                biased;
+                ended = &mut running => return ended,
+                () = tokio::time::sleep(SHORT_RUN) => say_started(),
+            }
+            running.await
         };
         let record = async |work: &_, ended| {
             let (end, spent) = match ended {

@@ -2,6 +2,7 @@
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
+use mesh::publish::Writes;
 use service::Nats;
 
 use crate::attic::Attic;
@@ -58,6 +59,11 @@ pub struct Config {
     /// absent.
     #[arg(long, env = "JOBMESH_SPILL_DIR")]
     pub spill_dir: Option<PathBuf>,
+    /// Write bucket and ready work message behind message, not in atomic batches: less work for
+    /// a broker that syncs by the clock, much more for one that syncs each message. With more
+    /// than one replica it changes nothing.
+    #[arg(long, env = "JOBMESH_PIPELINED_WRITES")]
+    pub pipelined_writes: bool,
 }
 
 impl Config {
@@ -87,6 +93,20 @@ impl Config {
         let budget = self.job_memory_mb as usize * 1_000_000;
         let retention_ms = i64::from(self.retention_s) * 1_000;
         job::State::new(retention_ms).with_attic(Arc::new(Attic::in_dir(&dir)), budget)
+    }
+
+    /// The size of COMMANDS, in bytes.
+    pub(crate) fn commands_bytes(&self) -> u64 {
+        u64::from(self.nats.commands_mb) << 20
+    }
+
+    /// How many messages are written at once.
+    pub(crate) fn writes(&self) -> Writes {
+        if self.pipelined_writes && self.nats.replicas == 1 {
+            Writes::Pipelined
+        } else {
+            Writes::Atomic
+        }
     }
 
     pub(crate) fn snapshot_every(&self) -> Duration {

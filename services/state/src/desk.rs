@@ -291,7 +291,8 @@ impl Known<'_> {
     }
 
     fn project(&self, ask: &AskProject) -> ProjectAnswer {
-        let settings = self.state.settings(&ask.project).or(self.rules);
+        let mut settings = self.state.settings(&ask.project).or(self.rules);
+        settings.forget_secrets();
         let usage = self.state.usage(&ask.project, self.now());
         ProjectAnswer { settings, usage, deliveries: self.state.deliveries(&ask.project) }
     }

@@ -10,7 +10,7 @@ use std::{
 
 use job::{Capacity, Class, JobId, Run, State, event::Event, time::Millis, webhook};
 use mesh::{
-    publish::{DUPLICATE_ID, LIMITS, Message, WRONG_LAST_SEQUENCE},
+    publish::{Ack, DUPLICATE_ID, LIMITS, Message, WRONG_LAST_SEQUENCE},
     work,
 };
 
@@ -26,10 +26,18 @@ const DISPATCH_BYTES_MAX: usize = 4_000_000;
 pub(crate) struct Dispatcher {
     fences: [u64; 3],
     busy: [bool; 3],
+    /// The last message of each stream, where it is known: nobody else writes there.
+    last: [Option<u64>; 3],
     /// When a class is dispatched to again whose stream refused.
     again_at: [Option<Instant>; 3],
     dispatch: job::Dispatch,
     suspect: bool,
+}
+
+/// A dispatch that was made.
+pub(crate) struct Sent {
+    pub class: Class,
+    pub runs: u64,
 }
 
 /// A dispatch to be made.
@@ -43,7 +51,14 @@ impl Dispatcher {
     /// Dispatches behind these fences, once the streams were read.
     pub fn new(fences: [u64; 3]) -> Self {
         let dispatch = job::Dispatch::default();
-        Self { fences, busy: [false; 3], again_at: [None; 3], dispatch, suspect: true }
+        Self {
+            fences,
+            busy: [false; 3],
+            last: [None; 3],
+            again_at: [None; 3],
+            dispatch,
+            suspect: true,
+        }
     }
 
     /// Whether a run of this job is out.
@@ -109,9 +124,22 @@ impl Dispatcher {
     }
 
     /// A dispatch came to an end. Returns whether this service may go on dispatching.
-    pub fn dispatched(&mut self, class: Class, end: Result<(), mesh::publish::Error>) -> bool {
+    pub fn dispatched(&mut self, sent: &Sent, end: Result<Ack, mesh::publish::Error>) -> bool {
+        let class = sent.class;
         self.busy[class as usize] = false;
-        let Err(error) = end else { return true };
+        let last = self.last[class as usize].take();
+        let error = match end {
+            Ok(ack) => {
+                // Where messages are written each for itself, the broker may have left some out.
+                if last.is_some_and(|last| ack.sequence != last + sent.runs) {
+                    tracing::warn!(class = class.name(), "not all runs were taken");
+                    self.suspect = true;
+                }
+                self.last[class as usize] = Some(ack.sequence);
+                return true;
+            }
+            Err(error) => error,
+        };
         if error.is(WRONG_LAST_SEQUENCE) {
             return false;
         }
@@ -163,6 +191,26 @@ mod tests {
         dispatcher.plan(state, &Config::default(), 1, capacity)
     }
 
+    fn sent(class: Class, runs: u64) -> Sent {
+        Sent { class, runs }
+    }
+
+    fn ack(sequence: u64) -> Result<Ack, mesh::publish::Error> {
+        Ok(Ack { sequence, duplicate: false })
+    }
+
+    /// Runs that the broker left out without a word are looked for.
+    #[test]
+    fn a_gap_in_the_sequences_makes_the_streams_be_read() {
+        let mut dispatcher = Dispatcher::new([1, 1, 1]);
+        assert!(dispatcher.take_suspicion(), "nothing was read yet");
+        dispatcher.dispatched(&sent(Class::Low, 5), ack(9));
+        dispatcher.dispatched(&sent(Class::Low, 3), ack(12));
+        assert!(!dispatcher.take_suspicion());
+        dispatcher.dispatched(&sent(Class::Low, 3), ack(14));
+        assert!(dispatcher.take_suspicion());
+    }
+
     /// A state with one queued job, and a dispatcher that has put it into its stream.
     fn dispatched() -> (State, Dispatcher, JobId) {
         let id = JobId::from_u128(1);
@@ -189,7 +237,7 @@ mod tests {
         dispatcher.judge(&mut state, reading, &HashSet::new());
         let plans = plan(&mut dispatcher, &mut state);
         assert_eq!(plans.iter().map(|plan| plan.messages.len()).sum::<usize>(), 1);
-        assert!(dispatcher.dispatched(plans[0].class, Ok(())));
+        assert!(dispatcher.dispatched(&sent(plans[0].class, 1), ack(1)));
         (state, dispatcher, id)
     }
 
@@ -201,7 +249,7 @@ mod tests {
         dispatcher.judge(&mut state, reading, &HashSet::new());
         dispatcher.busy[Class::Normal as usize] = true;
         assert!(plan(&mut dispatcher, &mut state).is_empty());
-        assert!(dispatcher.dispatched(Class::Normal, Ok(())));
+        assert!(dispatcher.dispatched(&sent(Class::Normal, 1), ack(2)));
         assert_eq!(plan(&mut dispatcher, &mut state).len(), 1);
         assert!(dispatcher.is_out(id));
     }
@@ -244,6 +292,6 @@ mod tests {
             code: WRONG_LAST_SEQUENCE,
             description: "wrong last sequence".into(),
         };
-        assert!(!dispatcher.dispatched(Class::High, Err(moved)));
+        assert!(!dispatcher.dispatched(&sent(Class::High, 1), Err(moved)));
     }
 }

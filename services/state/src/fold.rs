@@ -5,7 +5,7 @@ use std::{collections::HashMap, sync::Arc};
 use anyhow::{Context, bail};
 use futures_util::{StreamExt, stream};
 use job::{
-    Facts, JobId, Need, Run, State,
+    Facts, Id, JobId, Json, Need, Run, State, Status,
     command::{Command, Outcome},
     event::{Became, Event},
     reply::{Code, Reply},
@@ -17,6 +17,7 @@ use mesh::{
     follow, names,
     wire::{self, Answered, Item, Malformed, Stop},
 };
+use serde::Serialize;
 use uuid::Uuid;
 
 use crate::{
@@ -307,16 +308,30 @@ async fn read(broker: &Broker, need: Need, facts: &mut Facts) -> anyhow::Result<
 
 /// The body of a live event.
 fn live_event(position: job::Position, change: &job::event::Change<'_>) -> Vec<u8> {
-    let body = serde_json::json!({
-        "position": position,
-        "jobId": change.job,
-        "projectId": change.project,
-        "batchId": change.batch,
-        "status": change.status,
-        "run": change.run,
-        "worker": change.worker,
-        "error": change.error,
-        "progress": change.progress,
-    });
-    body.to_string().into_bytes()
+    let body = LiveEvent {
+        position,
+        job_id: change.job,
+        project_id: change.project,
+        batch_id: change.batch,
+        status: change.status,
+        run: change.run,
+        worker: change.worker,
+        error: change.error,
+        progress: change.progress,
+    };
+    serde_json::to_vec(&body).expect("texts and numbers are JSON")
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct LiveEvent<'a> {
+    position: job::Position,
+    job_id: JobId,
+    project_id: &'a Id,
+    batch_id: &'a Id,
+    status: Status,
+    run: Run,
+    worker: Option<&'a Id>,
+    error: Option<&'a Id>,
+    progress: Option<&'a Json>,
 }

@@ -1,9 +1,15 @@
 //! The leader's loop: one task owns the state; everything else comes to it as a message.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
 
 use anyhow::Context;
-use job::{Class, State};
+use job::State;
 use mesh::{Broker, bucket::Fence, follow, lease, names, publish, snapshot::Reach};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -11,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     Config,
     desk::{Came, Desk, Known},
-    dispatch::Dispatcher,
+    dispatch::{Dispatcher, Sent},
     lead::Held,
     project::Written,
     reconcile::Reading,
@@ -30,7 +36,7 @@ pub(crate) enum Done {
     /// A write of the bucket.
     Written(Written),
     /// A dispatch.
-    Dispatched(Class, Result<(), publish::Error>),
+    Dispatched(Sent, Result<publish::Ack, publish::Error>),
     /// A reading of the work streams.
     Read(Result<Reading, mesh::work::Error>),
     /// A snapshot.
@@ -64,6 +70,10 @@ pub(crate) struct Leader<'a> {
     /// How long the state took to be written down.
     pub snapshot_took: Duration,
     pub snapshotting: bool,
+    /// Whether the snapshot that is being written takes no pauses.
+    pub hurry: Arc<AtomicBool>,
+    /// Bytes of commands folded since the last snapshot began.
+    pub folded_bytes: u64,
     pub done: mpsc::Sender<Done>,
     finished: mpsc::Receiver<Done>,
 }
@@ -99,6 +109,8 @@ impl<'a> Leader<'a> {
             last_snapshot: now,
             snapshot_took: Duration::ZERO,
             snapshotting: false,
+            hurry: Arc::default(),
+            folded_bytes: 0,
             done,
             finished,
         }
@@ -161,6 +173,7 @@ impl<'a> Leader<'a> {
             bytes += message.payload.len();
             messages.push(message);
         }
+        self.folded_bytes += bytes as u64;
         self.fold(messages).await
     }
 
@@ -181,9 +194,11 @@ impl<'a> Leader<'a> {
         let now = service::now_ms().max(self.state.at());
         for plan in self.dispatcher.plan(&mut self.state, &self.rules, now, capacity) {
             let (broker, done) = (self.broker.clone(), self.done.clone());
+            let writes = self.config.writes();
             tokio::spawn(async move {
-                let end = broker.dispatch(plan.class, plan.fence, plan.messages).await;
-                let _ = done.send(Done::Dispatched(plan.class, end)).await;
+                let sent = Sent { class: plan.class, runs: plan.messages.len() as u64 };
+                let end = broker.dispatch(plan.class, plan.fence, plan.messages, writes).await;
+                let _ = done.send(Done::Dispatched(sent, end)).await;
             });
         }
     }
@@ -191,8 +206,8 @@ impl<'a> Leader<'a> {
     fn take_in(&mut self, done: Done) -> anyhow::Result<()> {
         match done {
             Done::Written(written) => self.written(written)?,
-            Done::Dispatched(class, end) => {
-                let leads = self.dispatcher.dispatched(class, end);
+            Done::Dispatched(sent, end) => {
+                let leads = self.dispatcher.dispatched(&sent, end);
                 anyhow::ensure!(leads, "another state service dispatches");
             }
             Done::Read(Ok(reading)) => self.reading = Some(reading),
@@ -235,6 +250,13 @@ impl<'a> Leader<'a> {
 
     /// Ends in order: a last snapshot, so that the next start has little to replay.
     async fn finish(&mut self) -> anyhow::Result<()> {
+        // One that is under way must come to its end: what is half written nobody takes away.
+        self.hurry.store(true, Ordering::Relaxed);
+        while self.snapshotting
+            && let Some(done) = self.finished.recv().await
+        {
+            self.snapshotting = !matches!(done, Done::Snapshot(..));
+        }
         let (reach, frozen) = self.snapshot();
         self.broker
             .put_snapshot(reach, move |to| frozen.write(to))

@@ -96,26 +96,17 @@ impl Packer {
         state.item_folded();
     }
 
-    /// Applies an event and packs it, together with the delivery that tells of it.
+    /// Applies an event and packs it.
     pub fn push(&mut self, state: &mut State, event: Event) {
-        if let Some(delivery) = state.delivery(self.at, &event) {
-            if let Some(item) = &mut self.item {
-                item.reach(&event);
-            }
-            return self.push_together(state, vec![event, delivery]);
-        }
-        let json = serde_json::to_vec(&event).expect("events are JSON");
-        if self.count > 0 && self.json.len() + json.len() > MESSAGE_BYTES_MAX {
-            self.break_off(state);
-        }
-        if let Some(item) = &mut self.item {
-            item.reach(&event);
-        }
-        self.add(state, event, &json);
+        self.push_together(state, vec![event]);
     }
 
-    /// Applies events that mean nothing without each other, and packs them into one message.
-    pub fn push_together(&mut self, state: &mut State, events: Vec<Event>) {
+    /// Applies events that mean nothing without each other, and packs them into one message,
+    /// together with the deliveries that tell of them.
+    pub fn push_together(&mut self, state: &mut State, mut events: Vec<Event>) {
+        let deliveries: Vec<Event> =
+            events.iter().filter_map(|event| state.delivery(self.at, event)).collect();
+        events.extend(deliveries);
         let json: Vec<Vec<u8>> = events
             .iter()
             .map(|event| serde_json::to_vec(event).expect("events are JSON"))
@@ -125,6 +116,9 @@ impl Packer {
             self.break_off(state);
         }
         for (event, json) in events.into_iter().zip(json) {
+            if let Some(item) = &mut self.item {
+                item.reach(&event);
+            }
             self.add(state, event, &json);
         }
     }
@@ -184,10 +178,11 @@ impl Packer {
 #[cfg(test)]
 mod tests {
     use job::{
-        Config, Facts, JobId, Json, Kind,
-        command::{Cancel, Command, Enqueue, NewJob},
+        Config, Facts, JobId, Json, Kind, Patch,
+        command::{Cancel, Command, Enqueue, NewJob, Project},
         event::Batch,
         reply::Reply,
+        webhook::Webhook,
     };
 
     use super::*;
@@ -290,19 +285,39 @@ mod tests {
 
     #[test]
     fn a_cancel_that_goes_on_after_a_crash_says_how_many_jobs_it_stopped_in_all() {
+        for told in [false, true] {
+            a_cut_cancel(told);
+        }
+    }
+
+    fn a_cut_cancel(told: bool) {
         let mut leader = State::new(1_000);
         let project = long("project-".into());
-        fold(&mut leader, 1, &[worst(1)]);
+        if told {
+            let webhook = Webhook {
+                url: "https://example.com".into(),
+                secret: "whsec_".into(),
+                events: None,
+                max_attempts: None,
+                retry: None,
+            };
+            let change = Patch { webhook: Some(Some(webhook)), ..Patch::default() };
+            let set = Project { project: project.clone(), change };
+            fold(&mut leader, 1, &[Command::Project(set)]);
+        }
+        fold(&mut leader, 2, &[worst(1)]);
         let snapshot = written(&leader);
         let begun = leader.position().sequence;
         let cancel = Command::Cancel(Cancel { project, batches: None, idempotency: None });
-        let (messages, reply) = fold(&mut leader, 2, std::slice::from_ref(&cancel));
+        let (messages, reply) = fold(&mut leader, 3, std::slice::from_ref(&cancel));
         assert_eq!(reply, Reply::Canceled { jobs: 10_000, batches: 10_000 });
         assert!(messages.len() > 1, "the cancel is not large enough to be split");
         let mut next = restored(&snapshot);
         take_in(&mut next, begun + 1, &messages[0]);
-        let (_, again) = fold(&mut next, 2, std::slice::from_ref(&cancel));
+        let (_, again) = fold(&mut next, 3, std::slice::from_ref(&cancel));
         assert_eq!(again, reply);
+        let pending = next.deliveries(&long("project-".into())).pending;
+        assert_eq!(pending, if told { 10_000 } else { 0 });
     }
 
     /// Many requests of one message, each over live jobs: who is broken off changes nobody's count,

@@ -55,9 +55,10 @@ impl Leader<'_> {
         }
         let through = Through { position: self.state.covered(), term: self.state.term() };
         let (broker, fence, done) = (self.broker.clone(), self.bucket, self.done.clone());
+        let how = self.config.writes();
         self.writing = true;
         tokio::spawn(async move {
-            let end = broker.write_bucket(fence, through, writes).await;
+            let end = broker.write_bucket(fence, through, writes, how).await;
             let _ = done.send(Done::Written(Written { keys, end })).await;
         });
         Ok(())

@@ -5,6 +5,10 @@
 
 use std::{
     io::{self, Write},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -39,18 +43,26 @@ impl Leader<'_> {
     /// Starts a snapshot where one is due, something changed, and none is under way.
     pub(crate) fn kick_snapshot(&mut self) {
         let changed = self.reaches.last().is_none_or(|reach| reach.events < self.last);
+        let every = self.config.snapshot_every();
+        // COMMANDS keeps two snapshots' worth, and what comes while a third is written.
+        let full = self.folded_bytes >= self.config.commands_bytes() / 4;
         // What takes long is done rarely.
-        let every = self.config.snapshot_every().max(self.snapshot_took * SNAPSHOT_SHARE);
-        let due = self.last_snapshot.elapsed() >= every;
+        let rarely = every.max(self.snapshot_took * SNAPSHOT_SHARE);
+        let due = self.last_snapshot.elapsed() >= if full { every } else { rarely };
+        if self.snapshotting && full {
+            self.hurry.store(true, Ordering::Relaxed);
+        }
         if !due || !changed || self.snapshotting {
             return;
         }
         self.snapshotting = true;
         self.last_snapshot = Instant::now();
+        self.folded_bytes = 0;
+        self.hurry = Arc::new(AtomicBool::new(full));
         let (reach, frozen) = self.snapshot();
-        let (broker, done) = (self.broker.clone(), self.done.clone());
+        let (broker, done, hurry) = (self.broker.clone(), self.done.clone(), self.hurry.clone());
         tokio::spawn(async move {
-            let end = broker.put_snapshot(reach, slowly(frozen)).await;
+            let end = broker.put_snapshot(reach, slowly(frozen, hurry)).await;
             let _ = done.send(Done::Snapshot(reach, end)).await;
         });
     }
@@ -88,16 +100,17 @@ impl Leader<'_> {
 }
 
 /// Writes a state down while the fold goes on, and goes first.
-fn slowly(frozen: Frozen) -> impl FnOnce(&mut dyn Write) -> io::Result<()> {
+fn slowly(frozen: Frozen, hurry: Arc<AtomicBool>) -> impl FnOnce(&mut dyn Write) -> io::Result<()> {
     move |to| {
         be_nice();
-        frozen.write(&mut Paced { to, begun: Instant::now(), written: 0, looked_at: 0 })
+        frozen.write(&mut Paced { to, hurry, begun: Instant::now(), written: 0, looked_at: 0 })
     }
 }
 
-/// Keeps to [`SNAPSHOT_BYTES_PER_S`].
+/// Keeps to [`SNAPSHOT_BYTES_PER_S`], until there is a hurry.
 struct Paced<'a> {
     to: &'a mut dyn Write,
+    hurry: Arc<AtomicBool>,
     begun: Instant,
     written: usize,
     looked_at: usize,
@@ -110,7 +123,9 @@ impl Write for Paced<'_> {
         if self.written - self.looked_at >= PACE_BYTES {
             self.looked_at = self.written;
             let due = Duration::from_secs_f64(self.written as f64 / SNAPSHOT_BYTES_PER_S);
-            pause(due.saturating_sub(self.begun.elapsed()));
+            if !self.hurry.load(Ordering::Relaxed) {
+                pause(due.saturating_sub(self.begun.elapsed()));
+            }
         }
         Ok(written)
     }

@@ -11,7 +11,8 @@ use mesh::{
     Broker,
     append::{self, Appended},
     bucket::Fence,
-    follow, names, publish,
+    follow, names,
+    publish::{self, Writes},
     snapshot::Reach,
     wire,
 };
@@ -193,5 +194,8 @@ async fn make_room(config: &Config, broker: &Broker) -> anyhow::Result<()> {
 async fn fence_bucket(broker: &Broker, term: u64) -> anyhow::Result<Fence> {
     let old = broker.read_fence().await?;
     let through = wire::Through { position: old.through.position, term };
-    broker.write_bucket(old, through, Vec::new()).await.context("the bucket could not be fenced")
+    broker
+        .write_bucket(old, through, Vec::new(), Writes::Atomic)
+        .await
+        .context("the bucket could not be fenced")
 }

@@ -7,7 +7,9 @@ impl State {
     pub(super) fn decide_project(&self, ask: &Project) -> Decision {
         let was = self.settings(&ask.project);
         let settings = Box::new(ask.change.apply(&was));
-        let reply = Reply::ProjectSet(settings.clone());
+        let mut told = settings.clone();
+        told.forget_secrets();
+        let reply = Reply::ProjectSet(told);
         let mut decision = Decision::reply(reply);
         if *settings != was {
             let project = ask.project.clone();

@@ -18,7 +18,14 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::{Answer, PATIENCE, ok};
-use crate::{app::App, body, error::Error, ids, openapi::JobType, view::JobView};
+use crate::{
+    app::App,
+    body,
+    error::Error,
+    ids,
+    openapi::{JobType, QuestionError},
+    view::JobView,
+};
 
 /// Jobs of a page that names no limit.
 const LIMIT_DEFAULT: usize = 50;
@@ -109,7 +116,7 @@ impl Cursor {
         ("limit" = Option<u32>, Query, description = "50 where absent.", minimum = 1, maximum = 200),
         ("cursor" = Option<String>, Query, description = "The `nextCursor` of the page before."),
     ),
-    responses((status = 200, description = "As it is now.", body = Listed), Error),
+    responses((status = 200, description = "As it is now.", body = Listed), QuestionError),
 )]
 pub(crate) async fn list_jobs(State(app): State<App>, uri: Uri) -> Answer<Listed> {
     let [project, batch, status, kind, limit, cursor] =
@@ -139,7 +146,7 @@ pub(crate) async fn list_jobs(State(app): State<App>, uri: Uri) -> Answer<Listed
 #[utoipa::path(
     get, path = "/batches/{batchId}", tag = "queue",
     params(("batchId" = String, Path, min_length = 1, max_length = 128), ("projectId" = String, Query, min_length = 1, max_length = 128)),
-    responses((status = 200, description = "As it is now.", body = Batch), Error),
+    responses((status = 200, description = "As it is now.", body = Batch), QuestionError),
 )]
 pub(crate) async fn get_batch(
     State(app): State<App>,

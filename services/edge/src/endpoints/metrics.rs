@@ -10,7 +10,7 @@ use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
 use super::{Answer, PATIENCE, ok};
-use crate::{app::App, body, error::Error, ids};
+use crate::{app::App, body, error::Error, ids, openapi::QuestionError};
 
 #[derive(Serialize, ToSchema)]
 #[schema(as = Metrics)]
@@ -24,7 +24,7 @@ pub(crate) struct Response {
 #[utoipa::path(
     get, path = "/metrics", tag = "queue",
     params(("projectId" = Option<String>, Query, description = "All projects where absent.", min_length = 1, max_length = 128), ("timeRange" = Option<Range>, Query, description = "24h where absent.")),
-    responses((status = 200, description = "As it is now.", body = Response), Error),
+    responses((status = 200, description = "As it is now.", body = Response), QuestionError),
 )]
 pub(crate) async fn metrics(State(app): State<App>, uri: Uri) -> Answer<Response> {
     let [project, range] = body::query(&uri, ["projectId", "timeRange"])?;

@@ -3,11 +3,7 @@
 
 use std::ops::RangeInclusive;
 
-use axum::{
-    extract::{Path, State, rejection::PathRejection},
-    http::Uri,
-};
-use base64::{Engine, prelude::BASE64_STANDARD};
+use axum::extract::{Path, State, rejection::PathRejection};
 use job::{
     Backoff, Id, Patch, Settings, Status,
     command::Project,
@@ -19,6 +15,7 @@ use mesh::{
     names::{self, Verb},
 };
 use serde::Serialize;
+use url::Url;
 use utoipa::ToSchema;
 
 use super::{ATTEMPTS_MAX, Answer, DURABLE, accepted, backoff, ok};
@@ -27,6 +24,7 @@ use crate::{
     body::{self, Body},
     error::Error,
     ids,
+    openapi::QuestionError,
     submit::Submitted,
 };
 
@@ -101,7 +99,7 @@ struct Usage {
 /// Shows the settings of a project.
 #[utoipa::path(
     get, path = "/{projectId}", tag = "projects", params(("projectId" = String, Path, min_length = 1, max_length = 128)),
-    responses((status = 200, description = "As it is now.", body = Response), Error),
+    responses((status = 200, description = "As it is now.", body = Response), QuestionError),
 )]
 pub(crate) async fn get_project(
     State(app): State<App>,
@@ -212,19 +210,17 @@ fn check(change: &Patch) -> Result<(), Error> {
 }
 
 fn check_webhook(webhook: &Webhook) -> Result<(), Error> {
-    let url: Option<Uri> = webhook.url.parse().ok().filter(|_| webhook.url.len() <= URL_BYTES_MAX);
-    let reachable = |url: &Uri| {
-        matches!(url.scheme_str(), Some("http" | "https"))
-            && url.host().is_some_and(|h| !h.is_empty())
+    let url: Option<Url> = webhook.url.parse().ok().filter(|_| webhook.url.len() <= URL_BYTES_MAX);
+    let reachable = |url: &Url| {
+        let plain = url.username().is_empty() && url.password().is_none();
+        matches!(url.scheme(), "http" | "https") && url.has_host() && plain
     };
     if !url.as_ref().is_some_and(reachable) {
         return Err(Error::invalid(format!(
-            "webhook.url must be an http or https URL of at most {URL_BYTES_MAX} bytes"
+            "webhook.url must be an http or https URL of at most {URL_BYTES_MAX} bytes, without a user"
         )));
     }
-    let key = webhook.secret.strip_prefix("whsec_");
-    let key = key.and_then(|key| BASE64_STANDARD.decode(key).ok());
-    if !key.is_some_and(|key| SECRET_BYTES.contains(&key.len())) {
+    if !webhook.key().is_some_and(|key| SECRET_BYTES.contains(&key.len())) {
         let (least, most) = (SECRET_BYTES.start(), SECRET_BYTES.end());
         return Err(Error::invalid(format!(
             "webhook.secret must be whsec_ and the base64 of {least} to {most} random bytes"

@@ -12,6 +12,7 @@ use crate::{
     body::{self, Body},
     error::Error,
     ids::{self, Key},
+    openapi::IdempotencyKey,
     submit::Submitted,
 };
 
@@ -44,7 +45,7 @@ pub(crate) struct Response {
 /// Retries one job, or all failed ones.
 #[utoipa::path(
     post, path = "/retry", tag = "queue", request_body = Request,
-    params(("Idempotency-Key" = Option<String>, Header, description = "Makes a repeat of the request harmless: it gets the first one's answer.", min_length = 1, max_length = 255, pattern = "^[ -~]+$")),
+    params(IdempotencyKey),
     responses((status = 200, description = "Done.", body = Response), (status = 202, description = "Durable, and not confirmed yet.", body = Response), Error),
 )]
 pub(crate) async fn retry(

@@ -21,6 +21,7 @@ use crate::{
     body::{self, Body},
     error::Error,
     ids,
+    openapi::QuestionError,
     submit::Submitted,
     view::Time,
 };
@@ -101,7 +102,7 @@ impl View {
 /// Shows the schedules of a project.
 #[utoipa::path(
     get, path = "/{projectId}/schedules", tag = "projects", params(("projectId" = String, Path, min_length = 1, max_length = 128)),
-    responses((status = 200, description = "As it is now.", body = Listed), Error),
+    responses((status = 200, description = "As it is now.", body = Listed), QuestionError),
 )]
 pub(crate) async fn list_schedules(
     State(app): State<App>,
@@ -117,7 +118,7 @@ pub(crate) async fn list_schedules(
 /// Shows one schedule.
 #[utoipa::path(
     get, path = "/{projectId}/schedules/{name}", tag = "projects", params(("projectId" = String, Path, min_length = 1, max_length = 128), ("name" = String, Path, min_length = 1, max_length = 128)),
-    responses((status = 200, description = "As it is now.", body = Response), Error),
+    responses((status = 200, description = "As it is now.", body = Response), QuestionError),
 )]
 pub(crate) async fn get_schedule(State(app): State<App>, path: Named) -> Answer<Response> {
     let (project, name) = named(path)?;

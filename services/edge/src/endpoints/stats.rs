@@ -10,7 +10,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::{Answer, ok};
-use crate::{app::App, body, error::Error, ids};
+use crate::{app::App, body, error::Error, ids, openapi::QuestionError};
 
 #[derive(Serialize, ToSchema)]
 #[schema(as = Stats)]
@@ -61,7 +61,7 @@ struct Worker {
 #[utoipa::path(
     get, path = "/stats", tag = "queue",
     params(("projectId" = Option<String>, Query, description = "All projects where absent.", min_length = 1, max_length = 128)),
-    responses((status = 200, description = "As it is now.", body = Response), Error),
+    responses((status = 200, description = "As it is now.", body = Response), QuestionError),
 )]
 pub(crate) async fn stats(State(app): State<App>, uri: Uri) -> Answer<Response> {
     let [project] = body::query(&uri, ["projectId"])?;

@@ -15,7 +15,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::{Answer, PATIENCE, ok};
-use crate::{app::App, body, error::Error, ids, view::JobView};
+use crate::{app::App, body, error::Error, ids, openapi::QuestionError, view::JobView};
 
 #[derive(Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
@@ -43,10 +43,10 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
     get, path = "/status/{jobId}", tag = "queue",
     params(
         ("jobId" = uuid::Uuid, Path),
-        ("wait" = Option<String>, Query, description = "How long to wait for the end of the job, at most 60s.", pattern = "^([0-9]{1,5}ms|[0-9]|[1-5][0-9]|[0-9]s|[1-5][0-9]s)$"),
+        ("wait" = Option<String>, Query, description = "How long to wait for the end of the job, at most 60s.", pattern = "^(([0-9]{1,4}|[1-5][0-9]{4}|60000)ms|([0-9]|[1-5][0-9]|60)s?)$"),
         ("history" = Option<bool>, Query, description = "Whether every step is shown."),
     ),
-    responses((status = 200, description = "As it is now.", body = Response), Error),
+    responses((status = 200, description = "As it is now.", body = Response), QuestionError),
 )]
 pub(crate) async fn status(
     State(app): State<App>,

@@ -15,7 +15,7 @@ use std::{
 
 use axum::body::Bytes;
 use job::{Id, JobId, Position};
-use mesh::{Broker, follow, names, wire};
+use mesh::{Broker, ask::Seen, follow, names, wire};
 use serde_json::json;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -67,6 +67,8 @@ pub(crate) struct Hub {
     inner: Arc<Mutex<Inner>>,
     subscribers: Arc<AtomicU64>,
     pub(super) broker: Broker,
+    /// What clients of this edge were told of.
+    seen: Seen,
     pub(super) stop: CancellationToken,
 }
 
@@ -124,8 +126,9 @@ pub(super) enum Joined {
 
 impl Hub {
     /// Starts to follow EVENTS.
-    pub fn start(broker: Broker, stop: CancellationToken) -> Self {
-        let hub = Self { inner: Arc::default(), subscribers: Arc::default(), broker, stop };
+    pub fn start(broker: Broker, seen: Seen, stop: CancellationToken) -> Self {
+        let (inner, subscribers) = (Arc::default(), Arc::default());
+        let hub = Self { inner, subscribers, broker, seen, stop };
         tokio::spawn(feed(hub.clone()));
         hub
     }
@@ -165,7 +168,9 @@ impl Hub {
 
 impl Inner {
     fn distribute(&mut self, message: Message) {
-        for line in &message.lines {
+        // Most edges have nobody to tell.
+        let told = if self.wanted.is_empty() { &[][..] } else { &message.lines };
+        for line in told {
             let keys = [
                 Wanted::All,
                 Wanted::Project(line.project.clone()),
@@ -253,6 +258,8 @@ async fn feed(hub: Hub) {
         match wire::events(message.sequence, headers, &message.payload) {
             Ok((_, batch)) => {
                 let lines = Message::of(message.sequence, &batch);
+                // Who hears of it and asks then is told no less.
+                hub.seen.note(message.sequence);
                 let mut inner = hub.lock();
                 if message.skipped > 0 {
                     inner.tell_gap(message.sequence - message.skipped, message.sequence - 1);

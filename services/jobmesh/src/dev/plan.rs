@@ -68,8 +68,11 @@ pub(super) fn stages(config: &Config, data_dir: &Path) -> anyhow::Result<Vec<Vec
     let nats = ["--nats-url", nats_url.as_str()];
     let metrics =
         ["serve", "metrics", nats[0], nats[1], "--clickhouse-url", clickhouse_url.as_str()];
-    let states = (1..=config.states.max(1))
-        .map(|n| spec(&format!("state-{n}"), &["serve", "state", nats[0], nats[1]]));
+    // Of a broker of our own it is known when it syncs.
+    let pipelined = config.durability == Durability::Fast && config.nats_url.is_none();
+    let state = ["serve", "state", nats[0], nats[1], "--pipelined-writes"];
+    let state = &state[..if pipelined { 5 } else { 4 }];
+    let states = (1..=config.states.max(1)).map(|n| spec(&format!("state-{n}"), state));
     let core: Vec<Spec> = states.chain([spec("metrics", &metrics)]).collect();
     let concurrency = config.concurrency.to_string();
     let processor = ["serve", "processor", nats[0], nats[1], "--concurrency", concurrency.as_str()];

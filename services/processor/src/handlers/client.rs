@@ -77,12 +77,11 @@ impl Answer {
                 self.status,
                 StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_EARLY | StatusCode::TOO_MANY_REQUESTS
             );
-        if passes { self.not_taken() } else { Outcome::reject(self.error()) }
-    }
-
-    /// A failed answer that may be another the next time, whatever it says.
-    pub fn not_taken(self) -> Outcome {
-        Outcome::Retry { error: self.error(), after: self.after, spent: Spent::default() }
+        if passes {
+            Outcome::Retry { error: self.error(), after: self.after, spent: Spent::default() }
+        } else {
+            Outcome::reject(self.error())
+        }
     }
 
     fn error(&self) -> String {
@@ -109,7 +108,8 @@ pub(super) fn could_not_ask(url: &Url, error: reqwest::Error) -> String {
     text
 }
 
-fn retry_after(response: &reqwest::Response) -> Option<Duration> {
+/// The `Retry-After` of an answer, where it names seconds, within what is respected.
+pub(super) fn retry_after(response: &reqwest::Response) -> Option<Duration> {
     let seconds = response.headers().get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
     Some(Duration::from_secs(seconds).min(RETRY_AFTER_MAX))
 }

@@ -28,7 +28,9 @@ fn is_public_v4(address: Ipv4Addr) -> bool {
         || (a == 100 && (64..128).contains(&b))
         || (a == 192 && b == 0 && c == 0)
         || (a == 192 && b == 88 && c == 99)
-        || (a == 198 && (b == 18 || b == 19));
+        || (a == 198 && (b == 18 || b == 19))
+        // Not in the registries: Azure's own services, from inside of it.
+        || address.octets() == [168, 63, 129, 16];
     !special
 }
 
@@ -71,6 +73,7 @@ mod tests {
             "224.0.0.1",
             "240.0.0.1",
             "255.255.255.255",
+            "168.63.129.16",
             "::",
             "::1",
             "::ffff:10.0.0.1",
