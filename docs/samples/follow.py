@@ -11,7 +11,6 @@ import json
 import sys
 
 import nats
-from nats.errors import TimeoutError
 
 
 def change_of(event):
@@ -48,7 +47,7 @@ async def main(url, how, name):
     while True:
         try:
             messages = await events.fetch(100, timeout=5)
-        except TimeoutError:
+        except asyncio.TimeoutError:
             continue
         for message in messages:
             # A message holds what was decided together; an event's position is message and place.

@@ -13,7 +13,6 @@ import time
 import uuid
 
 import nats
-from nats.errors import TimeoutError
 from nats.js.api import AckPolicy, ConsumerConfig
 
 SLOTS = 4
@@ -191,7 +190,7 @@ class Worker:
             try:
                 for message in await self.subs[cls].fetch(1, timeout=2):
                     await self.take(message, cls)
-            except TimeoutError:
+            except asyncio.TimeoutError:
                 pass
 
 

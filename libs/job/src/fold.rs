@@ -177,7 +177,7 @@ impl State {
         if ended.about.kind.is_internal() {
             let project = self.known.projects.entry(ended.about.project.clone()).or_default();
             project.failing = ended.error.is_some();
-            project.last_error = ended.error.clone().or(project.last_error.take());
+            project.last_error.clone_from(&ended.error);
         } else if ended.to == Became::Failed {
             let project = self.known.projects.entry(ended.about.project.clone()).or_default();
             project.failed.insert(ended.job, at + retention_ms);

@@ -29,7 +29,7 @@ pub(crate) struct Project {
     /// Tokens that were counted in the last minute.
     #[serde(default)]
     pub tokens: Minute,
-    /// What the last failed run of the mesh's own met.
+    /// What the last run of the mesh's own met, where it failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_error: Option<Id>,
     /// Whether the last run of the mesh's own failed.

@@ -90,7 +90,7 @@ pub struct Deliveries {
     pub failed: u64,
     /// Ends that were not told, because 10,000 waited already.
     pub dropped: u64,
-    /// What the last failed attempt met.
+    /// What the last attempt met, where it failed.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     #[cfg_attr(feature = "openapi", schema(value_type = Option<String>))]
     pub last_error: Option<Id>,

@@ -53,7 +53,7 @@ pub struct Config {
     pub snapshot_every_s: u32,
     /// How much memory jobs may take before those that wait go to files without a name, to be
     /// read again when their turn comes, in MB.
-    #[arg(long, env = "JOBMESH_JOB_MEMORY_MB", default_value_t = 24)]
+    #[arg(long, env = "JOBMESH_JOB_MEMORY_MB", default_value_t = 16)]
     pub job_memory_mb: u32,
     /// Where those files are: a folder on a disk. The system's folder for temporary files where
     /// absent.

@@ -26,6 +26,9 @@ pub struct Mesh {
     nats_url: String,
 }
 
+/// What processes have taken of the cores, by name, in microseconds.
+pub type Cpu = Vec<(String, u64)>;
+
 /// A client of its edge. Cheap to clone.
 #[derive(Clone)]
 pub struct Client {
@@ -81,16 +84,24 @@ impl Mesh {
     }
 
     /// One of the counts of a project.
-    async fn count_of(&self, project: &str, what: &str) -> anyhow::Result<u64> {
+    pub async fn count_of(&self, project: &str, what: &str) -> anyhow::Result<u64> {
         self.count_at(&format!("/api/queue/stats?projectId={project}"), what).await
     }
 
     async fn count_at(&self, path: &str, what: &str) -> anyhow::Result<u64> {
         let url = format!("{}{path}", self.client.base);
-        let answer = self.client.http.get(url).send().await?.error_for_status()?;
-        let text = answer.text().await?;
-        let stats: Value = serde_json::from_str(&text)?;
-        stats["queue"][what].as_u64().with_context(|| format!("no count of {what}: {text}"))
+        let begun = Instant::now();
+        loop {
+            let answer = self.client.http.get(&url).send().await?;
+            // While state folds a request of a hundred thousand jobs it does not answer in time.
+            if answer.status() == 503 && begun.elapsed() < super::PATIENCE {
+                continue;
+            }
+            let text = answer.error_for_status()?.text().await?;
+            let stats: Value = serde_json::from_str(&text)?;
+            let count = stats["queue"][what].as_u64();
+            return count.with_context(|| format!("no count of {what}: {text}"));
+        }
     }
 
     /// Waits until a state service leads again: until it has folded a new job.
@@ -112,6 +123,40 @@ impl Mesh {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         Ok(())
+    }
+
+    /// How many ends of jobs of a project metrics has counted.
+    pub async fn rows_of(&self, project: &str) -> anyhow::Result<u64> {
+        let path = format!("/api/queue/metrics?projectId={project}&timeRange=24h");
+        let answer: Value = serde_json::from_str(&self.client.get(&path).await?)?;
+        answer["stats"]["total"].as_u64().context("metrics has a total")
+    }
+
+    /// Waits until a processor is there.
+    pub async fn until_processor(&self, patience: Duration) -> anyhow::Result<()> {
+        let begun = Instant::now();
+        loop {
+            let stats: Value = serde_json::from_str(&self.client.get("/api/queue/stats").await?)?;
+            if stats["worker"]["isRunning"] == true {
+                return Ok(());
+            }
+            ensure!(begun.elapsed() < patience, "no processor came");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// What each service has taken of the cores so far, in microseconds.
+    pub fn cpu(&self) -> anyhow::Result<Cpu> {
+        let mut cpu = Cpu::new();
+        for (name, id) in self.children()? {
+            let stat = fs::read_to_string(format!("/proc/{id}/stat"))?;
+            let rest = stat.rsplit(')').next().unwrap_or_default();
+            // User and system time, in ticks of 10 ms, are words 12 and 13 behind the name.
+            let ticks = rest.split_whitespace().skip(11).take(2);
+            let ticks: u64 = ticks.filter_map(|ticks| ticks.parse::<u64>().ok()).sum();
+            cpu.push((name, ticks * 10_000));
+        }
+        Ok(cpu)
     }
 
     /// Lets a processor run all that is queued.
@@ -188,6 +233,32 @@ impl Mesh {
 }
 
 impl Client {
+    /// A GET that must succeed: its body.
+    pub async fn get(&self, path: &str) -> anyhow::Result<String> {
+        Ok(self.stream(path).await?.text().await?)
+    }
+
+    /// A GET that must succeed, of which the body is still to come.
+    pub async fn stream(&self, path: &str) -> anyhow::Result<reqwest::Response> {
+        let answer = self.http.get(format!("{}{path}", self.base)).send().await?;
+        Ok(answer.error_for_status()?)
+    }
+
+    /// A POST of JSON that must succeed.
+    pub async fn post(&self, path: &str, body: &Value) -> anyhow::Result<Value> {
+        let request = self.http.post(format!("{}{path}", self.base)).body(body.to_string());
+        let answer = request.send().await?.error_for_status()?;
+        Ok(serde_json::from_str(&answer.text().await?)?)
+    }
+
+    /// Enqueues one job; returns its id.
+    pub async fn enqueue_one(&self, project: &str, batch: &str) -> anyhow::Result<String> {
+        let data = json!({ "text": text(batch) });
+        let body = json!({ "projectId": project, "batchId": batch, "data": data });
+        let answer = self.post("/api/queue/enqueue", &body).await?;
+        Ok(answer["jobId"].as_str().context("the answer names a job")?.to_owned())
+    }
+
     /// Enqueues `count` jobs, in batches that no other request names.
     pub async fn enqueue(&self, project: &str, request: usize, count: usize) -> anyhow::Result<()> {
         let stamp = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?.as_nanos();

@@ -2,7 +2,11 @@
 
 use std::{fmt::Write, time::Duration};
 
-use super::{CONCURRENCY, DATA_BYTES, mesh::Mesh};
+use super::{
+    CONCURRENCY, DATA_BYTES,
+    load::Latencies,
+    mesh::{Cpu, Mesh},
+};
 
 /// The rows of the table.
 #[derive(Default)]
@@ -23,10 +27,45 @@ impl Report {
     }
 
     /// A time, and what it should be at the most.
-    pub fn seconds(&mut self, what: &str, took: Duration, goal: f64) {
+    pub fn seconds(&mut self, what: &str, took: Duration, goal: Option<f64>) {
         let seconds = took.as_secs_f64();
-        let met = if seconds <= goal { "met" } else { "not met" };
-        self.row(what, format!("{seconds:.1} s"), format!("{goal:.0} s at most: {met}"));
+        let goal = goal.map(|goal| {
+            let met = if seconds <= goal { "met" } else { "not met" };
+            format!("{goal:.0} s at most: {met}")
+        });
+        self.row(what, format!("{seconds:.1} s"), goal.unwrap_or_default());
+    }
+
+    /// How long answers took.
+    pub fn latency(&mut self, what: &str, times: &Latencies) {
+        let [p50, p99] = [0.5, 0.99].map(|share| times.quantile(share));
+        self.row(what, format!("p50 {p50:.2} ms, p99 {p99:.2} ms"), String::new());
+    }
+
+    /// What each process took of the cores for a job, between two looks.
+    pub fn cpu(&mut self, what: &str, before: &Cpu, after: &Cpu, jobs: usize) {
+        for (name, micros) in after {
+            let since = before.iter().find(|(known, _)| known == name).map_or(0, |(_, at)| *at);
+            let each = micros.saturating_sub(since) as f64 / jobs as f64;
+            self.row(
+                &format!("{what}, time of {name}"),
+                format!("{each:.0} us a job"),
+                String::new(),
+            );
+        }
+    }
+
+    /// Something that is no number.
+    pub fn note(&mut self, what: &str, text: &str) {
+        self.row(what, text.to_owned(), String::new());
+    }
+
+    /// The rows as JSON.
+    pub fn json(&self) -> String {
+        let rows = self.rows.iter().map(
+            |[what, found, goal]| serde_json::json!({ "what": what, "found": found, "goal": goal }),
+        );
+        serde_json::Value::Array(rows.collect()).to_string()
     }
 
     /// The memory of each service.

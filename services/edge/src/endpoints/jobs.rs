@@ -136,7 +136,11 @@ pub(crate) async fn list_jobs(State(app): State<App>, uri: Uri) -> Answer<Listed
         None => Cursor::Live(None),
     };
     let (jobs, next) = match cursor {
-        Cursor::Live(before) => live(&app, &filter, before).await?,
+        Cursor::Live(before) => match live(&app, &filter, before).await? {
+            // Who has nothing live is shown what ended.
+            (none, Some(Cursor::Ended(_))) if none.is_empty() => ended(&app, &filter, None).await?,
+            page => page,
+        },
         Cursor::Ended(before) => ended(&app, &filter, before).await?,
     };
     ok(Listed { success: true, jobs, next_cursor: next.map(Cursor::text) })

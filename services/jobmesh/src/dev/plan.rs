@@ -50,7 +50,10 @@ pub(super) fn stages(config: &Config, data_dir: &Path) -> anyhow::Result<Vec<Vec
         None => {
             let port = free_port()?;
             storage.push(nats(config, data_dir, &logs, port)?);
-            format!("nats://127.0.0.1:{port}")
+            let url = format!("nats://127.0.0.1:{port}");
+            // For followers and processors of one's own.
+            println!("nats {url}");
+            url
         }
     };
     let clickhouse_url = match &config.clickhouse_url {

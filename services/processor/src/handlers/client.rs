@@ -99,7 +99,9 @@ impl Answer {
 pub(super) fn could_not_ask(url: &Url, error: reqwest::Error) -> String {
     let host = url.host_str().unwrap_or_default();
     let error = error.without_url();
-    let mut text = format!("{}://{host}{} could not be asked: {error}", url.scheme(), url.path());
+    let port = url.port().map(|port| format!(":{port}")).unwrap_or_default();
+    let place = format!("{}://{host}{port}{}", url.scheme(), url.path());
+    let mut text = format!("{place} could not be asked: {error}");
     let mut cause = std::error::Error::source(&error);
     while let Some(inner) = cause {
         text.push_str(&format!(": {inner}"));
