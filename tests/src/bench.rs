@@ -30,6 +30,8 @@ const LIFE_JOBS: usize = 50_000;
 const MANY_JOBS: usize = 100_000;
 /// Followers of events while answers are timed.
 const FOLLOWERS: usize = 200;
+/// Followers of a batch each while jobs are drained.
+const BATCH_FOLLOWERS: usize = 2_000;
 /// How long answers are timed.
 const TIMED: Duration = Duration::from_secs(5);
 /// Jobs of one enqueue beside a backlog.
@@ -105,6 +107,7 @@ async fn run(backlog: usize) -> anyhow::Result<Report> {
     mesh.drain_rest().await?;
     let life = whole_life(&mesh).await?;
     report.rate("whole life: enqueue and drain together, to the row in ClickHouse", life);
+    followed(&mesh, &mut report).await?;
     answers(&mesh, &mut report).await?;
     many(&mesh, &mut report).await?;
     match peers::bullmq(DRAIN_JOBS, DRAIN_JOBS)? {
@@ -180,6 +183,31 @@ async fn whole_life(mesh: &Mesh) -> anyhow::Result<f64> {
     ensure!(rows == LIFE_JOBS as u64, "{rows} ends of {LIFE_JOBS} jobs");
     processor.stop().await?;
     Ok(rate)
+}
+
+/// A drain while many follow it, each its own batch; all must hear of its end.
+async fn followed(mesh: &Mesh, report: &mut Report) -> anyhow::Result<()> {
+    let client = mesh.client();
+    mesh.set("followed", json!({ "paused": true })).await?;
+    for part in 0..DRAIN_JOBS / REQUEST_JOBS {
+        let batches: Vec<String> = (0..REQUEST_JOBS).map(|n| format!("{part}-{n}")).collect();
+        let body = json!({ "projectId": "followed", "batchIds": batches });
+        client.post("/api/queue/enqueue", &body).await?;
+    }
+    // Every tenth, so that they are heard of from the first to the last.
+    let every = DRAIN_JOBS / BATCH_FOLLOWERS;
+    let batches = (0..DRAIN_JOBS).step_by(every);
+    let batches = batches.map(|n| format!("{}-{}", n / REQUEST_JOBS, n % REQUEST_JOBS));
+    let batches: Vec<String> = batches.collect();
+    let mut hearing = load::hear_all(&client, "followed", &batches).await?;
+    mesh.set("followed", json!({ "paused": false })).await?;
+    let rate = drain(mesh, DRAIN_JOBS).await?;
+    while let Some(heard) = hearing.join_next().await {
+        heard??;
+    }
+    let what = format!("drain, {BATCH_FOLLOWERS} follow a batch each and hear of its end");
+    report.rate_goal(&what, rate, 2_000.0);
+    Ok(())
 }
 
 /// How long answers take while jobs come and run, and many follow them.

@@ -180,16 +180,9 @@ impl Jobs {
         })
     }
 
-    /// Writes each job as a line of JSON.
-    pub fn write(&self, to: &mut dyn io::Write) -> io::Result<()> {
-        for slot in &self.table {
-            match slot {
-                Slot::Awake(job) => serde_json::to_writer(&mut *to, job)?,
-                Slot::Asleep(asleep) => to.write_all(asleep.place.read().as_bytes())?,
-            }
-            to.write_all(b"\n")?;
-        }
-        Ok(())
+    /// The jobs as they are now, in no order.
+    pub fn shared(&self) -> Shared {
+        Shared(self.table.iter().cloned().collect())
     }
 
     pub fn len(&self) -> usize {
@@ -215,6 +208,39 @@ impl Jobs {
             Some(place) => Slot::Asleep(Arc::new(Asleep { id, version, place })),
             None => slot,
         }
+    }
+}
+
+/// The jobs of one moment, to be written down: a list, which takes half of what a table does.
+#[derive(Debug)]
+pub(crate) struct Shared(Vec<Slot>);
+
+impl Shared {
+    /// Writes each job as a line of JSON, and lets go of it.
+    pub fn write(self, to: &mut dyn io::Write) -> io::Result<()> {
+        for slot in self.0 {
+            match slot {
+                Slot::Awake(job) => serde_json::to_writer(&mut *to, &job)?,
+                Slot::Asleep(asleep) => to.write_all(asleep.place.read().as_bytes())?,
+            }
+            to.write_all(b"\n")?;
+        }
+        Ok(())
+    }
+
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+}
+
+impl PartialEq for Shared {
+    fn eq(&self, other: &Self) -> bool {
+        let sorted = |shared: &Self| {
+            let mut jobs: Vec<Arc<Job>> = shared.0.iter().map(Slot::job).collect();
+            jobs.sort_unstable_by_key(|job| job.id);
+            jobs
+        };
+        sorted(self) == sorted(other)
     }
 }
 

@@ -9,8 +9,12 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Answer, Counts, Digest, Id, Job, JobId, Position, Settings, jobs::Jobs, minute::Minute,
-    recent::Recent, schedule::Timed, time::Millis,
+    Answer, Counts, Digest, Id, Job, JobId, Position, Settings,
+    jobs::{Jobs, Shared},
+    minute::Minute,
+    recent::Recent,
+    schedule::Timed,
+    time::Millis,
 };
 
 /// What one project has.
@@ -102,7 +106,7 @@ pub(crate) struct Known {
 }
 
 impl Known {
-    /// What a snapshot holds, taken at once; the jobs are shared.
+    /// What a snapshot holds but the jobs, taken at once.
     fn frozen(&self) -> Self {
         let projects = self.projects.iter().map(|(id, project)| (id.clone(), project.frozen()));
         Self {
@@ -110,7 +114,7 @@ impl Known {
             position: self.position,
             term: self.term,
             at: self.at,
-            jobs: self.jobs.clone(),
+            jobs: Jobs::default(),
             projects: projects.collect(),
             total: self.total,
             recent: self.recent.clone(),
@@ -123,28 +127,31 @@ impl Known {
 
 /// The state at one moment, to be written down while the state goes on.
 #[derive(Debug, PartialEq)]
-pub struct Frozen(Known);
+pub struct Frozen {
+    known: Known,
+    jobs: Shared,
+}
 
 impl Frozen {
     /// Takes what is known at this moment.
     pub(crate) fn of(known: &Known) -> Self {
-        Self(known.frozen())
+        Self { known: known.frozen(), jobs: known.jobs.shared() }
     }
 
     /// Writes the state as lines of JSON: what is known but the jobs, their number, each job.
     ///
     /// # Errors
     /// Where it cannot be written, or the data of a job not be read.
-    pub fn write(&self, to: &mut dyn Write) -> io::Result<()> {
+    pub fn write(self, to: &mut dyn Write) -> io::Result<()> {
         let mut line = |value: &dyn Fn(&mut Vec<u8>) -> serde_json::Result<()>| {
             let mut bytes = Vec::new();
             value(&mut bytes)?;
             bytes.push(b'\n');
             to.write_all(&bytes)
         };
-        line(&|to| serde_json::to_writer(to, &self.0))?;
-        line(&|to| serde_json::to_writer(to, &self.0.jobs.len()))?;
-        self.0.jobs.write(to)
+        line(&|to| serde_json::to_writer(to, &self.known))?;
+        line(&|to| serde_json::to_writer(to, &self.jobs.len()))?;
+        self.jobs.write(to)
     }
 }
 

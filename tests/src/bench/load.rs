@@ -4,6 +4,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::ensure;
 use futures_util::StreamExt;
+use tokio::{
+    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufStream},
+    net::TcpStream,
+};
 
 use super::mesh::Client;
 
@@ -23,6 +27,51 @@ impl Latencies {
     }
 }
 
+/// A connection that is kept, and asks one thing after the other. A whole HTTP client takes more of
+/// the cores for a request than the edge does, and is not what is measured.
+struct Connection {
+    stream: BufStream<TcpStream>,
+    host: String,
+}
+
+impl Connection {
+    async fn open(client: &Client) -> anyhow::Result<Self> {
+        let host = client.address().to_owned();
+        let stream = TcpStream::connect(&host).await?;
+        stream.set_nodelay(true)?;
+        Ok(Self { stream: BufStream::new(stream), host })
+    }
+
+    /// A POST that must be answered by 200.
+    async fn post(&mut self, path: &str, body: &str) -> anyhow::Result<()> {
+        let head = format!(
+            "POST {path} HTTP/1.1\r\nHost: {}\r\nContent-Length: {}\r\n\r\n",
+            self.host,
+            body.len()
+        );
+        self.stream.write_all(head.as_bytes()).await?;
+        self.stream.write_all(body.as_bytes()).await?;
+        self.stream.flush().await?;
+        let mut line = String::new();
+        self.stream.read_line(&mut line).await?;
+        ensure!(line.starts_with("HTTP/1.1 200"), "{path} answered {line}");
+        let mut length = 0;
+        while line != "\r\n" {
+            line.clear();
+            self.stream.read_line(&mut line).await?;
+            let header = line
+                .split_once(':')
+                .filter(|(name, _)| name.eq_ignore_ascii_case("content-length"));
+            if let Some((_, value)) = header {
+                length = value.trim().parse()?;
+            }
+        }
+        let mut answer = vec![0; length];
+        self.stream.read_exact(&mut answer).await?;
+        Ok(())
+    }
+}
+
 /// Enqueues jobs one a request from so many callers: jobs a second, and how long each took.
 pub async fn singles(
     client: &Client,
@@ -36,9 +85,11 @@ pub async fn singles(
         let client = client.clone();
         running.spawn(async move {
             let mut times = Vec::new();
+            let mut connection = Connection::open(&client).await?;
             for n in 0..jobs / callers {
+                let body = client.one(project, &format!("{callers}-{caller}-{n}"));
                 let asked = Instant::now();
-                client.enqueue_one(project, &format!("{callers}-{caller}-{n}")).await?;
+                connection.post("/api/queue/enqueue", &body).await?;
                 times.push(asked.elapsed());
             }
             anyhow::Ok(times)
@@ -71,6 +122,31 @@ pub async fn ask(
         }
     }
     Ok(times.into_iter().map(Latencies::new).collect())
+}
+
+/// Follows each of these batches of a project until its job has completed; ends when all have
+/// heard of it.
+pub async fn hear_all(
+    client: &Client,
+    project: &str,
+    batches: &[String],
+) -> anyhow::Result<tokio::task::JoinSet<anyhow::Result<()>>> {
+    let mut hearing = tokio::task::JoinSet::new();
+    for batch in batches {
+        let path = format!("/api/queue/events?projectId={project}&batchId={batch}");
+        let mut stream = client.stream(&path).await?.bytes_stream();
+        hearing.spawn(async move {
+            let mut heard = Vec::new();
+            while let Some(chunk) = stream.next().await {
+                heard.extend_from_slice(&chunk?);
+                if String::from_utf8_lossy(&heard).contains("event: completed") {
+                    return Ok(());
+                }
+            }
+            anyhow::bail!("a stream ended before its job was completed")
+        });
+    }
+    Ok(hearing)
 }
 
 /// Followers of events, each in a task of its own; returns how many bytes they heard in all once

@@ -251,10 +251,20 @@ impl Client {
         Ok(serde_json::from_str(&answer.text().await?)?)
     }
 
+    /// Host and port of the edge.
+    pub fn address(&self) -> &str {
+        self.base.trim_start_matches("http://")
+    }
+
+    /// The body of a request for one job.
+    pub fn one(&self, project: &str, batch: &str) -> String {
+        let data = json!({ "text": text(batch) });
+        json!({ "projectId": project, "batchId": batch, "data": data }).to_string()
+    }
+
     /// Enqueues one job; returns its id.
     pub async fn enqueue_one(&self, project: &str, batch: &str) -> anyhow::Result<String> {
-        let data = json!({ "text": text(batch) });
-        let body = json!({ "projectId": project, "batchId": batch, "data": data });
+        let body = serde_json::from_str(&self.one(project, batch))?;
         let answer = self.post("/api/queue/enqueue", &body).await?;
         Ok(answer["jobId"].as_str().context("the answer names a job")?.to_owned())
     }

@@ -20,6 +20,12 @@ impl Report {
         self.row(what, format!("{per_second:.0}/s"), String::new());
     }
 
+    /// A rate, in jobs a second, and what it should be at the least.
+    pub fn rate_goal(&mut self, what: &str, per_second: f64, goal: f64) {
+        let met = if per_second >= goal { "met" } else { "not met" };
+        self.row(what, format!("{per_second:.0}/s"), format!("{goal:.0}/s at least: {met}"));
+    }
+
     /// A ratio, and what it should be at the least.
     pub fn ratio(&mut self, what: &str, ratio: f64, goal: f64) {
         let met = if ratio >= goal { "met" } else { "not met" };
