@@ -31,6 +31,8 @@ async fn the_edge_keeps_to_its_document_and_shows_it_to_people() -> anyhow::Resu
         "--phases=examples,coverage,fuzzing",
         "--max-examples=25",
         "--seed=1",
+        // Other tests share the cores.
+        "--request-timeout=60",
         "--checks",
         CHECKS,
         "--no-color",
