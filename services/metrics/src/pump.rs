@@ -1,14 +1,11 @@
 //! The pump: EVENTS in, blocks of rows out, each exactly once.
 
-use std::{
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use anyhow::{Context, bail, ensure};
 use job::time::Millis;
 use mesh::{Broker, follow, lease::Lease, names, wire};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -37,7 +34,7 @@ const LEASE: &str = "metrics-pump";
 
 /// How far the pump is: what it read, and what of it ClickHouse has.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Progress(Arc<Mutex<Reached>>);
+pub(crate) struct Progress(Arc<watch::Sender<Reached>>);
 
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Reached {
@@ -49,11 +46,16 @@ pub(crate) struct Reached {
 
 impl Progress {
     pub fn reached(&self) -> Reached {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        *self.0.borrow()
+    }
+
+    /// Tells of each change from now on.
+    pub fn changes(&self) -> watch::Receiver<Reached> {
+        self.0.subscribe()
     }
 
     fn reach(&self, reached: Reached) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = reached;
+        self.0.send_replace(reached);
     }
 }
 

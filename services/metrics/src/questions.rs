@@ -116,6 +116,8 @@ const END_COLUMNS: &str = "job, sequence, idx, project, batch, toString(type) AS
     toString(model) AS model";
 /// Runs of one job that are shown.
 const RUNS_MAX: usize = 200;
+/// How soon the place of a pump elsewhere is looked at again: it cannot be waited for.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// How long a question waits for rows that are on their way.
 const ROWS_WITHIN: Duration = Duration::from_secs(3);
 
@@ -173,14 +175,18 @@ async fn answer_ended(
 ) -> anyhow::Result<EndedAnswer> {
     // Who was told of an end is to find it here.
     let begun = Instant::now();
-    while progress.reached().sequence < ask.event {
+    let mut changes = progress.changes();
+    while changes.borrow_and_update().sequence < ask.event {
         // Another one may pump: the place that it left tells.
         if Keeper::open(broker).await?.place().next > ask.event {
             break;
         }
         let late = begun.elapsed() > ROWS_WITHIN;
         anyhow::ensure!(!late, "the rows up to event {} are not in ClickHouse yet", ask.event);
-        tokio::time::sleep(Duration::from_millis(20)).await;
+        tokio::select! {
+            _ = changes.changed() => {}
+            () = tokio::time::sleep(LOOK_EVERY) => {}
+        }
     }
     let before = ask.before.unwrap_or(Position::new(u64::MAX, u32::MAX));
     let sql = format!(

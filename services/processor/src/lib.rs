@@ -12,13 +12,15 @@ mod lanes;
 mod registry;
 mod runner;
 mod running;
+mod webhooks;
 
-pub use config::{Config, Webhooks};
+pub use config::Config;
 pub use handler::{Context, Handler, Outcome};
 pub use job::{Json, Kind, Spent};
 pub use mesh::wire::Work;
 pub use registry::Registry;
-pub use runner::{deliver, run};
+pub use runner::run;
+pub use webhooks::{Webhooks, deliver};
 
 use std::process::ExitCode;
 

@@ -26,9 +26,8 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use uuid::Uuid;
 
 use crate::{
-    Config, Registry, Webhooks,
+    Config, Registry,
     claim::{self, Claims},
-    handlers,
     hands::{Hands, Kept, Taken},
     lanes::Lanes,
     running::{self, Ended},
@@ -46,24 +45,6 @@ const SURPLUS_MAX: usize = 16;
 const SHORT_RUN: Duration = Duration::from_millis(10);
 /// How long words are still said after the grace, before they are given up.
 const LAST_WORDS: Duration = Duration::from_secs(5);
-
-/// Tells webhooks of the ends of jobs until `stop` is cancelled, beside a processor with the
-/// settings `config`: in slots of their own, so that neither waits for the other.
-///
-/// # Errors
-/// Where NATS cannot be used at all, or the machine's certificates cannot be read.
-pub async fn deliver(
-    config: &Config,
-    webhooks: &Webhooks,
-    stop: CancellationToken,
-) -> anyhow::Result<()> {
-    if webhooks.webhook_concurrency == 0 {
-        return Ok(());
-    }
-    let webhook = handlers::Webhook::new(webhooks.webhook_private)?;
-    let registry = Registry::new().with(Kind::Webhook, webhook);
-    run(webhooks.runner(config), registry, stop).await
-}
 
 /// Runs a processor until `stop` is cancelled, then drains it: no new work, running jobs may end
 /// within the grace time, the rest is handed back.

@@ -86,6 +86,12 @@ impl Dispatcher {
         self.dispatch.next_reopen()
     }
 
+    /// When a class whose stream refused a dispatch is next tried again.
+    pub fn next_again(&self) -> Option<Instant> {
+        let now = Instant::now();
+        self.again_at.into_iter().flatten().filter(|at| *at > now).min()
+    }
+
     /// What is to be dispatched now, given the capacity of the live processors. It counts as out
     /// from here on.
     pub fn plan(
@@ -282,6 +288,22 @@ mod tests {
         let present = HashSet::from([(id, 1), stranger]);
         assert_eq!(dispatcher.judge(&mut state, after, &present), [stranger]);
         assert!(dispatcher.is_out(id));
+    }
+
+    /// Nobody waits longer for a stream that refused than its rest.
+    #[test]
+    fn a_class_that_rests_is_looked_at_when_its_rest_is_over() {
+        let mut dispatcher = Dispatcher::new([1, 1, 1]);
+        assert_eq!(dispatcher.next_again(), None);
+        let full = mesh::publish::Error::Refused {
+            subject: "jobmesh.work.high".into(),
+            code: LIMITS,
+            description: "maximum bytes exceeded".into(),
+        };
+        let asked = Instant::now();
+        assert!(dispatcher.dispatched(&sent(Class::High, 1), Err(full)));
+        let again = dispatcher.next_again().expect("it is tried again");
+        assert!(again >= asked + REFUSED_PAUSE && again <= Instant::now() + REFUSED_PAUSE);
     }
 
     #[test]

@@ -243,9 +243,9 @@ impl<'a> Leader<'a> {
         let reopen = self.dispatcher.next_reopen();
         let next = due.into_iter().chain(reopen).chain(self.state.next_fire()).min();
         let left_ms = next.map_or(i64::MAX, |at| at - service::now_ms()).max(0);
-        let write =
-            self.next_write().map_or(TICK, |at| at.saturating_duration_since(Instant::now()));
-        Duration::from_millis(u64::try_from(left_ms).unwrap_or(0)).min(TICK).min(write)
+        let soonest = self.next_write().into_iter().chain(self.dispatcher.next_again()).min();
+        let soonest = soonest.map_or(TICK, |at| at.saturating_duration_since(Instant::now()));
+        Duration::from_millis(u64::try_from(left_ms).unwrap_or(0)).min(TICK).min(soonest)
     }
 
     /// Ends in order: a last snapshot, so that the next start has little to replay.
