@@ -1,65 +1,37 @@
-// Measures BullMQ on a Redis server: bulk and single enqueue, and a drain.
+// Measures BullMQ on a Redis server.
 //
-//   node bullmq.mjs <port> <jobs> <single jobs>
+//   node bullmq.mjs <port> <jobs> <single jobs> <pickup jobs> <ms between them>
 //
-// Writes one line of JSON: rates in jobs a second, and how many jobs were run, each once.
+// Writes one line of JSON: rates in jobs a second, pickup times in ms, and how many jobs of the drain
+// were run, and how often.
 import { Queue, Worker } from "bullmq";
 import { Redis } from "ioredis";
+import { CONCURRENCY, Drain, Pickup, bulk, singles } from "./common.mjs";
 
-const [port, jobs, singles] = process.argv.slice(2).map(Number);
+const [port, jobs, singleJobs, pickupJobs, everyMs] = process.argv.slice(2).map(Number);
 const connect = () => new Redis(port, "127.0.0.1", { maxRetriesPerRequest: null });
-const text = (n) => {
-  let letters = "";
-  for (let x = n + 1; letters.length < 243; x = (x * 48271) % 2147483647) {
-    letters += String.fromCharCode(97 + (x % 26));
-  }
-  return letters;
-};
-const seconds = async (work) => {
-  const begun = process.hrtime.bigint();
-  await work();
-  return Number(process.hrtime.bigint() - begun) / 1e9;
-};
+const work = (name, handle) =>
+  new Worker(name, handle, { connection: connect(), concurrency: CONCURRENCY });
 
-const bulk = new Queue("bulk", { connection: connect() });
-const parts = Array.from({ length: jobs / 1000 }, (_, part) =>
-  Array.from({ length: 1000 }, (_, n) => ({ name: "job", data: { text: text(part * 1000 + n) } })),
-);
-const added = await seconds(async () => {
-  // Four at a time, as Jobmesh is asked.
-  const next = parts.values();
-  await Promise.all(Array.from({ length: 4 }, async () => {
-    for (const part of next) await bulk.addBulk(part);
-  }));
-});
+const queue = new Queue("bulk", { connection: connect() });
+const addBulk = await bulk(jobs, (part) =>
+  queue.addBulk(part.map((data) => ({ name: "job", data }))));
 
-const ran = new Set();
-let runs = 0;
-let first, firstRuns;
-const drained = await new Promise((resolve) => {
-  const worker = new Worker(
-    "bulk",
-    async (job) => {
-      ran.add(job.id);
-    },
-    { connection: connect(), concurrency: 256 },
-  );
-  worker.on("completed", () => {
-    runs += 1;
-    if (first === undefined) [first, firstRuns] = [process.hrtime.bigint(), runs];
-    if (runs === jobs) {
-      const took = Number(process.hrtime.bigint() - first) / 1e9;
-      worker.close().then(() => resolve((runs - firstRuns) / took));
-    }
-  });
-});
+const drain = new Drain(jobs);
+const worker = work("bulk", async () => {});
+worker.on("completed", (job) => drain.ended(job.id));
+const drained = await drain.rate;
+await worker.close();
 
 const single = new Queue("single", { connection: connect() });
-const one = await seconds(async () => {
-  let left = singles;
-  await Promise.all(Array.from({ length: 64 }, async () => {
-    while (left-- > 0) await single.add("job", { text: text(left) });
-  }));
-});
-console.log(JSON.stringify({ addBulk: jobs / added, drain: drained, add: singles / one, ran: ran.size, runs }));
+const add = await singles(singleJobs, (data) => single.add("job", data));
+
+const timed = new Queue("timed", { connection: connect() });
+const pickup = new Pickup(pickupJobs, everyMs);
+const taker = work("timed", async (job) => pickup.started(job.data.n));
+await taker.waitUntilReady();
+const pickupMs = await pickup.measure((n) => timed.add("job", { n }));
+await taker.close();
+
+console.log(JSON.stringify({ addBulk, drain: drained, add, pickupMs, ...drain.counts }));
 process.exit(0);

@@ -1,31 +1,52 @@
-//! `bench`: measures a mesh of its own, as its users meet it, and prints the table that
-//! docs/benchmark.md shows. Its figures are rates of one run on one machine; what can be compared with
-//! another machine's are their ratios.
+//! `bench`: measures meshes of its own as their users meet them, beside what the broker could do
+//! and beside other queues, and prints the tables that docs/benchmark.md shows. Its figures are
+//! those of one run on one machine; what can be compared with another machine's are their ratios.
 
+mod ceiling;
+mod client;
+mod drain;
 mod load;
 mod mesh;
+mod parts;
 mod peers;
+pub mod pickup;
 mod report;
 
 use std::{
+    collections::BTreeSet,
+    fs,
+    io::Write,
+    path::PathBuf,
     process::ExitCode,
     time::{Duration, Instant},
 };
 
-use anyhow::ensure;
-use serde_json::json;
+use anyhow::Context;
 
-use mesh::Mesh;
-use report::Report;
+use ceiling::{Gauge, Traffic};
+use load::Latencies;
+use mesh::{Durability, Mesh};
+use peers::{Peer, Peers};
+use report::{Goal, Report};
 
-/// Jobs of one drain.
-const DRAIN_JOBS: usize = 20_000;
+/// Jobs of the drain that is measured beside others.
+const DRAIN_JOBS: usize = 100_000;
+/// Jobs of a drain that is measured beside another of ours.
+const PART_JOBS: usize = 40_000;
 /// Jobs of one drain behind a backlog: enough to reach all of the broker's blocks.
 const BEHIND_DRAIN_JOBS: usize = 50_000;
 /// Jobs that are enqueued one by one, by each number of callers.
 const SINGLES: [(usize, usize); 4] = [(1, 2_000), (16, 10_000), (64, 20_000), (256, 20_000)];
+/// The callers whose rate is compared with a peer's, and its jobs.
+const PEER_CALLERS: usize = 64;
+const PEER_SINGLES: usize = 20_000;
 /// Jobs that are enqueued and run at the same time, to their rows in ClickHouse.
-const LIFE_JOBS: usize = 50_000;
+const LIFE_JOBS: usize = 100_000;
+/// Jobs whose pickup is timed, and how often one is enqueued.
+const PICKUP_JOBS: usize = 1_000;
+/// Jobs before them, which warm up the mesh and the engine.
+const PICKUP_WARM_JOBS: usize = 400;
+const PICKUP_EVERY: Duration = Duration::from_millis(5);
 /// Jobs that are cancelled, and queued again, by one request.
 const MANY_JOBS: usize = 100_000;
 /// Followers of events while answers are timed.
@@ -50,34 +71,70 @@ const PROJECTS: usize = 1_000;
 const SMALL_BACKLOG_JOBS: usize = 10_000;
 /// How many jobs wait in the large backlog, where nobody says otherwise.
 const BACKLOG_JOBS: usize = 1_000_000;
+/// Writes that are synced to know the disk, and their size.
+const FSYNCS: usize = 500;
+const FSYNC_BYTES: usize = 512;
 /// How long one step may take.
 const PATIENCE: Duration = Duration::from_secs(600);
 
-/// Callers of the peer's single enqueue.
-const PEER_CALLERS: usize = 64;
+/// Where the tables are kept.
+const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/benchmark.md");
+const PAGE_BEGIN: &str = "<!-- what `bench --write` found -->\n";
+const PAGE_END: &str = "<!-- end -->\n";
+const JSON: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/benchmark.json");
 
-/// Runs the benchmark. `--backlog <jobs>` sets the size of the large backlog; `--json` writes
-/// JSON in the place of a table.
+const USAGE: &str = "\
+usage: bench [--only <part>,<part>…] [--backlog <jobs>] [--json <file>] [--write]
+
+  --only     measures these parts alone: life, singles, pickup, answers, many, projects, backlog,
+             always, peers; what is compared needs both of its sides
+  --backlog  how many jobs wait in the large backlog (1000000)
+  --json     writes what was found into a file
+  --write    puts what was found into docs/benchmark.md and docs/benchmark.json";
+
+/// What is to be measured, and where it goes.
+#[derive(Debug)]
+struct Options {
+    only: Option<BTreeSet<String>>,
+    backlog: usize,
+    json: Option<PathBuf>,
+    write: bool,
+}
+
+impl Options {
+    fn read(mut words: impl Iterator<Item = String>) -> Option<Self> {
+        let mut options = Self { only: None, backlog: BACKLOG_JOBS, json: None, write: false };
+        while let Some(word) = words.next() {
+            match word.as_str() {
+                "--only" => options.only = Some(words.next()?.split(',').map(Into::into).collect()),
+                "--backlog" => options.backlog = words.next()?.parse().ok()?,
+                "--json" => options.json = Some(words.next()?.into()),
+                "--write" => options.write = true,
+                _ => return None,
+            }
+        }
+        Some(options)
+    }
+
+    fn has(&self, part: &str) -> bool {
+        self.only.as_ref().is_none_or(|only| only.contains(part))
+    }
+}
+
+/// Runs the benchmark with the arguments behind its name.
 pub fn main() -> ExitCode {
-    let mut arguments: Vec<String> = std::env::args().skip(2).collect();
-    let json = arguments.iter().any(|argument| argument == "--json");
-    arguments.retain(|argument| argument != "--json");
-    let backlog = match &arguments[..] {
-        [] => Some(BACKLOG_JOBS),
-        [flag, jobs] if flag == "--backlog" => jobs.parse().ok(),
-        _ => None,
-    };
-    let Some(backlog) = backlog else {
-        eprintln!("usage: bench [--backlog <jobs>] [--json]");
+    let Some(options) = Options::read(std::env::args().skip(2)) else {
+        eprintln!("{USAGE}");
         return ExitCode::FAILURE;
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let ended = runtime.map_err(anyhow::Error::from).and_then(|it| it.block_on(run(backlog)));
+    let ended = runtime.map_err(anyhow::Error::from).and_then(|runtime| {
+        let report = runtime.block_on(run(&options))?;
+        println!("{}", report.markdown());
+        keep(&options, &report)
+    });
     match ended {
-        Ok(report) => {
-            println!("{}", if json { report.json() } else { report.markdown() });
-            ExitCode::SUCCESS
-        }
+        Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("bench: {error:#}");
             ExitCode::FAILURE
@@ -85,263 +142,266 @@ pub fn main() -> ExitCode {
     }
 }
 
-async fn run(backlog: usize) -> anyhow::Result<Report> {
+fn keep(options: &Options, report: &Report) -> anyhow::Result<()> {
+    let json = format!("{:#}\n", report.json());
+    if let Some(file) = &options.json {
+        fs::write(file, &json)?;
+    }
+    if options.write {
+        let page = fs::read_to_string(PAGE)?;
+        let (before, rest) = page.split_once(PAGE_BEGIN).context("the page has a place")?;
+        let (_, after) = rest.split_once(PAGE_END).context("the place has an end")?;
+        fs::write(PAGE, format!("{before}{PAGE_BEGIN}\n{}\n{PAGE_END}{after}", report.markdown()))?;
+        fs::write(JSON, &json)?;
+    }
+    Ok(())
+}
+
+/// What a mesh did, as far as it is compared with others.
+#[derive(Default)]
+struct Ours {
+    bulk: Option<f64>,
+    single: Option<f64>,
+    drain: Option<f64>,
+    life: Option<f64>,
+    pickup: Option<Latencies>,
+    /// What enqueueing and draining moved through the broker.
+    traffic: Option<(Traffic, Traffic)>,
+}
+
+async fn run(options: &Options) -> anyhow::Result<Report> {
     let mut report = Report::default();
-    let mesh = Mesh::start().await?;
-    report.rss("idle", &mesh)?;
-    let bulk = enqueue(&mesh, &["plain"], DRAIN_JOBS).await?;
-    report.rate("enqueue, in requests of 1,000, to an empty queue", bulk);
-    let mut single = f64::NAN;
-    let before = mesh.cpu()?;
-    let plain = drain(&mesh, DRAIN_JOBS).await?;
-    report.rate("drain, one project, limits off", plain);
-    report.cpu("drain", &before, &mesh.cpu()?, DRAIN_JOBS);
-    for (callers, jobs) in SINGLES {
-        let (rate, times) = load::singles(&mesh.client(), "single", callers, jobs).await?;
-        report.rate(&format!("enqueue one by one, {callers} callers"), rate);
-        report.latency(&format!("enqueue one by one, {callers} callers"), &times);
-        if callers == PEER_CALLERS {
-            single = rate;
-        }
+    let peers = if options.has("peers") { Peers::install()? } else { None };
+    if options.has("peers") && peers.is_none() {
+        report.missing("BullMQ and graphile-worker were not measured: npm or node is missing");
     }
-    mesh.drain_rest().await?;
-    let life = whole_life(&mesh).await?;
-    report.rate("whole life: enqueue and drain together, to the row in ClickHouse", life);
-    followed(&mesh, &mut report).await?;
-    answers(&mesh, &mut report).await?;
-    many(&mesh, &mut report).await?;
-    match peers::bullmq(DRAIN_JOBS, DRAIN_JOBS)? {
-        None => report.note("BullMQ", "not measured: redis-server, npm or node is missing"),
-        Some(peer) => {
-            report.rate("BullMQ addBulk, 1,000 at a time", peer.add_bulk);
-            report.rate("BullMQ drain", peer.drain);
-            report.rate("BullMQ add, 64 callers, in process", peer.add);
-            report.ratio("enqueue in requests of 1,000 against addBulk", bulk / peer.add_bulk, 4.0);
-            report.ratio("enqueue one by one over HTTP against add", single / peer.add, 1.0);
-            report.ratio("drain against BullMQ's", plain / peer.drain, 1.3);
-            let both = 1.0 / (1.0 / peer.add_bulk + 1.0 / peer.drain);
-            report.ratio("whole life against addBulk, then drain", life / both, 1.8);
-        }
+    let mesh = Mesh::start(Durability::Fast).await?;
+    about(&mut report, &mesh, peers.as_ref())?;
+    report.section("Synced each second (`fast`)");
+    let processor = mesh.start_processor()?;
+    mesh.until_processor(PATIENCE).await?;
+    report.memory("idle", &mesh.usage(Some(&processor))?, Some(80.0));
+    processor.stop().await?;
+    // First, on a mesh at rest: what comes later leaves work behind for its broker and its engine.
+    let pickup = time_pickup(&mesh, options, Durability::Fast, &mut report).await?;
+    if options.has("answers") {
+        parts::answers(&mesh, &mut report).await?;
     }
-
-    enqueue(&mesh, &["plain"], DRAIN_JOBS).await?;
-    let unlimited = drain(&mesh, DRAIN_JOBS).await?;
-    report.rate("drain, one project, limits off, again", unlimited);
-    let limits = json!({
-        "maxConcurrency": 1_000_000, "requestsPerMinute": 100_000_000,
-        "tokensPerMinute": 1_000_000_000_000_u64,
-    });
-    mesh.set("limited", limits).await?;
-    enqueue(&mesh, &["limited"], DRAIN_JOBS).await?;
-    let limited = drain(&mesh, DRAIN_JOBS).await?;
-    report.rate("drain, one project, limits on", limited);
-    report.ratio("limits on against off", limited / unlimited, 0.9);
-
-    let names: Vec<String> = (0..PROJECTS).map(|n| format!("many-{n}")).collect();
-    let names: Vec<&str> = names.iter().map(String::as_str).collect();
-    enqueue(&mesh, &names, DRAIN_JOBS).await?;
-    let many = drain(&mesh, DRAIN_JOBS).await?;
-    report.rate("drain, 1,000 projects", many);
-    enqueue(&mesh, &["plain"], DRAIN_JOBS).await?;
-    let again = drain(&mesh, DRAIN_JOBS).await?;
-    report.rate("drain, one project, once more", again);
-    report.ratio("1,000 projects against one", many / again, 0.8);
-
-    let small = behind(&mesh, &mut report, SMALL_BACKLOG_JOBS).await?;
-    mesh.drain_rest().await?;
-    let large = behind(&mesh, &mut report, backlog).await?;
-    report.ratio(
-        "enqueue behind the large backlog against the small",
-        large.enqueue / small.enqueue,
-        0.8,
-    );
-    report.ratio("drain of the large backlog against the small", large.drain / small.drain, 0.8);
-    report.rss_goal("state", &format!("{backlog} queued"), &mesh, 400)?;
-    let queued = mesh.count("queued").await?;
-    let begun = Instant::now();
-    mesh.kill_state()?;
-    mesh.until_led(PATIENCE).await?;
-    report.seconds(&format!("cold start of state at {queued} queued"), begun.elapsed(), Some(8.0));
-    let after = mesh.count("queued").await?;
-    ensure!(after == queued + 1, "{after} are queued after a restart and one more, not {queued}");
+    let ours = Ours { pickup, ..measure(&mesh, options, &mut report).await? };
+    if let Some((enqueue, drain)) = &ours.traffic {
+        let bare = ceiling::measure(mesh.nats_url(), DRAIN_JOBS, enqueue, drain)?;
+        report.rate("bare loops: enqueue", bare.bulk);
+        report.rate("bare loops: drain", bare.drain);
+        report.rate("bare loops: whole life", bare.life);
+        report.ratio("bulk enqueue against the bare loops", ours.bulk, Some(bare.bulk), 0.5);
+        report.ratio("drain against the bare loops", ours.drain, Some(bare.drain), 0.6);
+        report.ratio("whole life against the bare loops", ours.life, Some(bare.life), 0.6);
+    }
+    if options.has("answers") {
+        parts::followed(&mesh, &mut report).await?;
+    }
+    if options.has("many") {
+        report.section("Many jobs by one request");
+        parts::many(&mesh, &mut report).await?;
+    }
+    if options.has("projects") {
+        report.section("Limits and projects");
+        parts::projects(&mesh, &mut report).await?;
+    }
+    if options.has("backlog") {
+        report.section("Backlogs");
+        parts::backlog(&mesh, options.backlog, &mut report).await?;
+    }
+    // Once more: no row came twice since.
+    check(&mesh, options).await?;
     mesh.stop().await?;
+    report.section("Other queues, synced each second");
+    compare(&ours, peers.as_ref(), Durability::Fast, &mut report)?;
+
+    if options.has("always") {
+        report.section("Synced before each ack (`always`)");
+        let mesh = Mesh::start(Durability::Always).await?;
+        let pickup = time_pickup(&mesh, options, Durability::Always, &mut report).await?;
+        let ours = Ours { pickup, ..measure(&mesh, options, &mut report).await? };
+        check(&mesh, options).await?;
+        mesh.stop().await?;
+        report.section("Other queues, synced before each answer");
+        compare(&ours, peers.as_ref(), Durability::Always, &mut report)?;
+    }
     Ok(report)
 }
 
-/// Enqueues and runs jobs at the same time; returns jobs a second, to the last one's row.
-async fn whole_life(mesh: &Mesh) -> anyhow::Result<f64> {
-    let processor = mesh.start_processor()?;
-    mesh.until_processor(PATIENCE).await?;
-    let begun = Instant::now();
-    enqueue(mesh, &["life"], LIFE_JOBS).await?;
-    while mesh.rows_of("life").await? < LIFE_JOBS as u64 {
-        ensure!(begun.elapsed() < PATIENCE, "not all rows came");
-        tokio::time::sleep(Duration::from_millis(5)).await;
+/// Says what all is measured on and with.
+fn about(report: &mut Report, mesh: &Mesh, peers: Option<&Peers>) -> anyhow::Result<()> {
+    let cores = std::thread::available_parallelism().map_or(0, usize::from);
+    let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
+    let field = |text: &str, key: &str| {
+        let line = text.lines().find_map(|line| line.strip_prefix(key)).unwrap_or_default();
+        line.trim_start_matches([':', ' ', '\t']).trim().to_owned()
+    };
+    let processor = field(&read("/proc/cpuinfo"), "model name");
+    let memory = field(&read("/proc/meminfo"), "MemTotal");
+    let memory = memory.trim_end_matches(" kB").parse::<u64>().unwrap_or_default() >> 20;
+    let kernel = read("/proc/sys/kernel/osrelease");
+    report.about(
+        "machine",
+        format!("{cores} cores ({processor}), {memory} GB, Linux {}", kernel.trim()),
+    );
+    report.about(
+        "broker and engine",
+        format!("{}, chDB {}", mesh.nats_version()?, fetch::CHDB_VERSION),
+    );
+    let disk = fsync_times()?;
+    let [p50, p99] = [0.5, 0.99].map(|share| disk.quantile(share));
+    report.about(
+        "disk",
+        format!("a write of {FSYNC_BYTES} bytes and its sync: p50 {p50:.2} ms, p99 {p99:.2} ms"),
+    );
+    if let Some(peers) = peers {
+        report.about("peers", peers.versions()?);
     }
-    let rate = LIFE_JOBS as f64 / begun.elapsed().as_secs_f64();
-    let rows = mesh.rows_of("life").await?;
-    ensure!(rows == LIFE_JOBS as u64, "{rows} ends of {LIFE_JOBS} jobs");
-    processor.stop().await?;
-    Ok(rate)
-}
-
-/// A drain while many follow it, each its own batch; all must hear of its end.
-async fn followed(mesh: &Mesh, report: &mut Report) -> anyhow::Result<()> {
-    let client = mesh.client();
-    mesh.set("followed", json!({ "paused": true })).await?;
-    for part in 0..DRAIN_JOBS / REQUEST_JOBS {
-        let batches: Vec<String> = (0..REQUEST_JOBS).map(|n| format!("{part}-{n}")).collect();
-        let body = json!({ "projectId": "followed", "batchIds": batches });
-        client.post("/api/queue/enqueue", &body).await?;
-    }
-    // Every tenth, so that they are heard of from the first to the last.
-    let every = DRAIN_JOBS / BATCH_FOLLOWERS;
-    let batches = (0..DRAIN_JOBS).step_by(every);
-    let batches = batches.map(|n| format!("{}-{}", n / REQUEST_JOBS, n % REQUEST_JOBS));
-    let batches: Vec<String> = batches.collect();
-    let mut hearing = load::hear_all(&client, "followed", &batches).await?;
-    mesh.set("followed", json!({ "paused": false })).await?;
-    let rate = drain(mesh, DRAIN_JOBS).await?;
-    while let Some(heard) = hearing.join_next().await {
-        heard??;
-    }
-    let what = format!("drain, {BATCH_FOLLOWERS} follow a batch each and hear of its end");
-    report.rate_goal(&what, rate, 2_000.0);
+    report.about(
+        "work",
+        format!(
+            "jobs of {DATA_BYTES} bytes, text without a pattern, the same for the same batch; \
+             their handler does nothing; {CONCURRENCY} at once; everything on this machine"
+        ),
+    );
     Ok(())
 }
 
-/// How long answers take while jobs come and run, and many follow them.
-async fn answers(mesh: &Mesh, report: &mut Report) -> anyhow::Result<()> {
-    let processor = mesh.start_processor()?;
-    mesh.until_processor(PATIENCE).await?;
-    let client = mesh.client();
-    let job = client.enqueue_one("timed", "first").await?;
-    let paths = ["stats", "stats?projectId=timed", &format!("status/{job}"), "metrics"]
-        .map(|path| format!("/api/queue/{path}"));
-    let mut found = Vec::new();
-    let during = async {
-        let load = async {
-            let begun = Instant::now();
-            let mut tick = tokio::time::interval(Duration::from_millis(5));
-            for n in 0.. {
-                tick.tick().await;
-                if begun.elapsed() > TIMED {
-                    break;
-                }
-                client.enqueue_one("timed", &format!("b{n}")).await?;
+/// How long the disk takes to have a small write, in ms.
+fn fsync_times() -> anyhow::Result<Latencies> {
+    let mut file = tempfile::tempfile()?;
+    let mut times = Vec::new();
+    for _ in 0..FSYNCS {
+        let begun = Instant::now();
+        file.write_all(&[b'x'; FSYNC_BYTES])?;
+        file.sync_data()?;
+        times.push(begun.elapsed().as_secs_f64() * 1e3);
+    }
+    Ok(Latencies::new(times))
+}
+
+/// Checks that each job that was accepted has ended once.
+async fn check(mesh: &Mesh, options: &Options) -> anyhow::Result<()> {
+    let singles: usize = SINGLES.iter().map(|(callers, jobs)| jobs / callers * callers).sum();
+    let life = [("bulk", DRAIN_JOBS), ("life", LIFE_JOBS)];
+    let parts = [
+        ("life", &life[..]),
+        ("singles", &[("single", singles)]),
+        ("pickup", &[("pickup", PICKUP_WARM_JOBS + PICKUP_JOBS)]),
+    ];
+    for (_, projects) in parts.into_iter().filter(|(part, _)| options.has(part)) {
+        for (project, jobs) in projects {
+            mesh.check_once(project, *jobs as u64).await?;
+        }
+    }
+    Ok(())
+}
+
+/// How long jobs wait for their handlers, one by one.
+async fn time_pickup(
+    mesh: &Mesh,
+    options: &Options,
+    how: Durability,
+    report: &mut Report,
+) -> anyhow::Result<Option<Latencies>> {
+    if !options.has("pickup") {
+        return Ok(None);
+    }
+    let times = pickup::measure(mesh).await?;
+    let goals = match how {
+        Durability::Fast => [1.0, 4.0],
+        Durability::Always => [3.0, 8.0],
+    };
+    let goals = goals.map(|ms| Some(Goal::AtMost(ms)));
+    report.latency(&format!("pickup, `{}`", how.name()), &times, goals);
+    mesh.check_once("pickup", (PICKUP_WARM_JOBS + PICKUP_JOBS) as u64).await?;
+    Ok(Some(times))
+}
+
+/// What else is measured of each durability: enqueue, drain, whole life, singles.
+async fn measure(mesh: &Mesh, options: &Options, report: &mut Report) -> anyhow::Result<Ours> {
+    let mut ours = Ours::default();
+    if options.has("life") {
+        let (before, gauge) = (mesh.usage(None)?, Gauge::start(mesh.nats_url()).await?);
+        let bulk = load::bulk(mesh.client(), &["bulk"], DRAIN_JOBS).await?;
+        report.rate("enqueue, in requests of 1,000", bulk);
+        report.usage("enqueue in bulk", &before, &mesh.usage(None)?, DRAIN_JOBS);
+        let enqueue = gauge.end(DRAIN_JOBS, 0).await?;
+        let gauge = Gauge::start(mesh.nats_url()).await?;
+        let (drained, work_bytes) =
+            tokio::try_join!(drain::all(mesh, DRAIN_JOBS), gauge.work_bytes())?;
+        report.rate("drain", drained.rate);
+        report.usage("drain", &drained.usage[0], &drained.usage[1], DRAIN_JOBS);
+        let drain = gauge.end(DRAIN_JOBS, work_bytes).await?;
+        mesh.check_once("bulk", DRAIN_JOBS as u64).await?;
+        let life = drain::whole_life(mesh, LIFE_JOBS).await?;
+        report.rate("whole life: enqueue and drain together, to the row in ClickHouse", life.rate);
+        report.usage("whole life", &life.usage[0], &life.usage[1], LIFE_JOBS);
+        mesh.check_once("life", LIFE_JOBS as u64).await?;
+        ours.traffic = Some((enqueue, drain));
+        (ours.bulk, ours.drain, ours.life) = (Some(bulk), Some(drained.rate), Some(life.rate));
+    }
+    if options.has("singles") {
+        for (callers, jobs) in SINGLES {
+            let before = mesh.usage(None)?;
+            let (rate, times) = load::singles(mesh.client(), "single", callers, jobs).await?;
+            let what = format!("enqueue one by one, {callers} callers");
+            report.rate(&what, rate);
+            report.latency(&what, &times, [None; 2]);
+            if callers == PEER_CALLERS {
+                ours.single = Some(rate);
+                report.usage(&what, &before, &mesh.usage(None)?, jobs);
             }
-            anyhow::Ok(())
-        };
-        let asked = load::ask(&client, &paths, Duration::from_millis(5), TIMED);
-        let (load, asked) = tokio::join!(load, asked);
-        load?;
-        found = asked?;
-        Ok(())
-    };
-    load::follow(&client, "timed", FOLLOWERS, during).await?;
-    for (path, times) in paths.iter().zip(&found) {
-        let path = if path.contains("status") { "/api/queue/status/…" } else { path };
-        report.latency(&format!("{path}, at 200 jobs/s, {FOLLOWERS} followers"), times);
+        }
+        mesh.drain_rest().await?;
     }
-    processor.stop().await
+    Ok(ours)
 }
 
-/// Cancel of many queued jobs, and retry of many failed ones.
-async fn many(mesh: &Mesh, report: &mut Report) -> anyhow::Result<()> {
-    enqueue(mesh, &["many"], MANY_JOBS).await?;
-    let begun = Instant::now();
-    let client = mesh.client();
-    client.post("/api/queue/cancel", &json!({ "projectId": "many" })).await?;
-    while mesh.count_of("many", "canceled").await? < MANY_JOBS as u64 {
-        ensure!(begun.elapsed() < PATIENCE, "not all were canceled");
+/// Measures the peers, and says how they compare.
+fn compare(
+    ours: &Ours,
+    peers: Option<&Peers>,
+    how: Durability,
+    report: &mut Report,
+) -> anyhow::Result<()> {
+    let Some(peers) = peers else { return Ok(()) };
+    match peers.graphile(how, DRAIN_JOBS)? {
+        None => report.missing("graphile-worker was not measured: PostgreSQL is missing"),
+        Some(peer) => say(report, "graphile-worker", &peer),
     }
-    report.seconds(&format!("cancel of {MANY_JOBS} queued jobs"), begun.elapsed(), None);
-    mesh.set("failing", json!({ "handler": "missing", "maxAttempts": 1 })).await?;
-    enqueue(mesh, &["failing"], MANY_JOBS).await?;
-    mesh.drain_rest().await?;
-    let begun = Instant::now();
-    let retry = json!({ "projectId": "failing", "retryAll": true });
-    while mesh.count_of("failing", "failed").await? > 0 {
-        ensure!(begun.elapsed() < PATIENCE, "not all were retried");
-        client.post("/api/queue/retry", &retry).await?;
+    let Some(peer) = peers.bullmq(how, DRAIN_JOBS)? else {
+        report.missing("BullMQ was not measured: redis-server is missing");
+        return Ok(());
+    };
+    say(report, "BullMQ", &peer);
+    match how {
+        Durability::Fast => {
+            report.ratio("bulk enqueue against BullMQ's", ours.bulk, Some(peer.add_bulk), 4.0);
+            let what = "enqueue one by one, 64 callers, over HTTP, against BullMQ's in process";
+            report.ratio(what, ours.single, Some(peer.add), 1.0);
+            report.ratio("drain against BullMQ's", ours.drain, Some(peer.drain), 1.3);
+            report.ratio("whole life against BullMQ's", ours.life, Some(peer.life()), 1.8);
+            if let Some(times) = &ours.pickup {
+                let goal = Goal::AtMost(peer.pickup.quantile(0.5));
+                report.ms("pickup, p50, below BullMQ's", times.quantile(0.5), goal);
+            }
+        }
+        Durability::Always => {
+            let what = "whole life against BullMQ's, synced before each ack";
+            report.ratio(what, ours.life, Some(peer.life()), 1.0);
+        }
     }
-    report.seconds(&format!("retryAll of {MANY_JOBS} failed jobs"), begun.elapsed(), None);
-    client.post("/api/queue/cancel", &json!({ "projectId": "failing" })).await?;
     Ok(())
 }
 
-/// Rates while many jobs of many projects are queued, all of which may run.
-struct Behind {
-    enqueue: f64,
-    drain: f64,
-}
-
-async fn behind(mesh: &Mesh, report: &mut Report, backlog: usize) -> anyhow::Result<Behind> {
-    let names: Vec<String> = (0..PROJECTS).map(|n| format!("many-{n}")).collect();
-    let names: Vec<&str> = names.iter().map(String::as_str).collect();
-    enqueue(mesh, &names, backlog).await?;
-    let queued = mesh.count("queued").await?;
-    ensure!(queued == backlog as u64, "{queued} are queued, not {backlog}");
-    report.rss(&format!("{backlog} queued"), mesh)?;
-    let enqueue = enqueue(mesh, &["plain"], ENQUEUE_JOBS).await?;
-    report.rate(&format!("enqueue, behind {backlog}"), enqueue);
-    let drain = drain_some(mesh, BEHIND_DRAIN_JOBS).await?;
-    report.rate(&format!("drain, of {backlog} and more"), drain);
-    Ok(Behind { enqueue, drain })
-}
-
-/// Enqueues jobs over some projects; returns jobs a second.
-async fn enqueue(mesh: &Mesh, projects: &[&str], jobs: usize) -> anyhow::Result<f64> {
-    let each = (jobs / projects.len()).clamp(1, REQUEST_JOBS);
-    let requests = jobs.div_ceil(each);
-    let begun = Instant::now();
-    let mut running = tokio::task::JoinSet::new();
-    for n in 0..requests {
-        if running.len() >= CALLERS
-            && let Some(ended) = running.join_next().await
-        {
-            ended??;
-        }
-        let (mesh, project) = (mesh.client(), projects[n % projects.len()].to_owned());
-        running.spawn(async move { mesh.enqueue(&project, n, each).await });
-    }
-    while let Some(ended) = running.join_next().await {
-        ended??;
-    }
-    Ok(jobs as f64 / begun.elapsed().as_secs_f64())
-}
-
-/// Starts a processor and waits until it has run `jobs`, which are all; returns jobs a second.
-/// Each must have ended once.
-async fn drain(mesh: &Mesh, jobs: usize) -> anyhow::Result<f64> {
-    let before = mesh.count("completed").await?;
-    let rate = drain_some(mesh, jobs).await?;
-    let done = mesh.count("completed").await? - before;
-    ensure!(done == jobs as u64, "{done} jobs ended, {jobs} were accepted");
-    Ok(rate)
-}
-
-/// Starts a processor and stops it once it has run `jobs` or more; returns jobs a second from its
-/// first to its last.
-async fn drain_some(mesh: &Mesh, jobs: usize) -> anyhow::Result<f64> {
-    let before = mesh.count("completed").await?;
-    let processor = mesh.start_processor()?;
-    let mut first = None;
-    let begun = Instant::now();
-    let rate = loop {
-        let done = mesh.count("completed").await? - before;
-        let now = Instant::now();
-        if done > 0 && first.is_none() {
-            first = Some((now, done));
-        }
-        if let Some((at, at_first)) = first
-            && done >= jobs as u64
-        {
-            break (done - at_first) as f64 / (now - at).as_secs_f64();
-        }
-        ensure!(begun.elapsed() < PATIENCE, "{done} of {jobs} completed");
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    };
-    processor.stop().await?;
-    Ok(rate)
+fn say(report: &mut Report, name: &str, peer: &Peer) {
+    report.rate(&format!("{name}: enqueue, in bulk of 1,000"), peer.add_bulk);
+    report.rate(&format!("{name}: drain"), peer.drain);
+    report.rate(&format!("{name}: enqueue in bulk, then drain"), peer.life());
+    report.rate(&format!("{name}: enqueue one by one, 64 callers, in process"), peer.add);
+    report.latency(&format!("{name}: pickup"), &peer.pickup, [None; 2]);
 }

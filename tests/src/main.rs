@@ -4,7 +4,11 @@
 mod bench;
 
 fn main() -> std::process::ExitCode {
-    if std::env::args().nth(1).is_some_and(|word| word == "bench") {
+    let mut words = std::env::args();
+    if words.next().is_some_and(|name| name == bench::pickup::PROGRAM) {
+        return bench::pickup::serve();
+    }
+    if words.next().is_some_and(|word| word == "bench") {
         return bench::main();
     }
     jobmesh::main()

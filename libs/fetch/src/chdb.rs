@@ -13,7 +13,7 @@ use sha2::{Digest as _, Sha512};
 use crate::{cache, command::run, progress::Progress};
 
 /// The version that is fetched.
-const VERSION: &str = "26.7.3-stable.1";
+pub const CHDB_VERSION: &str = "26.7.3-stable.1";
 /// The packages that are known, by platform, each with the SHA-512 of its archive.
 const PACKAGES: [(&str, &str, &str); 1] = [(
     "linux-x86_64",
@@ -38,7 +38,7 @@ pub fn libchdb() -> anyhow::Result<PathBuf> {
              or use a ClickHouse server with --clickhouse-url"
         );
     };
-    let name = format!("libchdb-{VERSION}");
+    let name = format!("libchdb-{CHDB_VERSION}");
     let filled = cache::entry(&name, "libchdb.so", |dir| fetch(dir, package, checksum));
     filled.context(
         "libchdb is needed; it comes with npm (Debian: apt-get install npm), \
@@ -51,7 +51,7 @@ fn fetch(dir: &Path, package: &str, checksum: &str) -> anyhow::Result<()> {
     let _progress = Progress::begin("libchdb, the ClickHouse engine, from npm (178 MB)");
     let work = tempfile::tempdir_in(dir)?;
     let mut npm = Command::new("npm");
-    npm.args(["pack", "--silent", &format!("{package}@{VERSION}")]).current_dir(work.path());
+    npm.args(["pack", "--silent", &format!("{package}@{CHDB_VERSION}")]).current_dir(work.path());
     // The archive is kept once, unpacked; npm's own cache need not have it too.
     npm.env("npm_config_cache", work.path().join("npm"));
     let printed = run(&mut npm).context("the package could not be fetched")?;

@@ -10,5 +10,5 @@ mod command;
 mod nats;
 mod progress;
 
-pub use chdb::libchdb;
+pub use chdb::{CHDB_VERSION, libchdb};
 pub use nats::nats_server;

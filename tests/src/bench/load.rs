@@ -1,23 +1,27 @@
-//! Requests one by one, and how long they take.
+//! What is asked of the edge, and how long it takes.
 
 use std::time::{Duration, Instant};
 
-use anyhow::ensure;
-use futures_util::StreamExt;
-use tokio::{
-    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufStream},
-    net::TcpStream,
+use anyhow::Context;
+use tokio::{sync::oneshot, task::JoinSet};
+
+use super::{
+    CALLERS, REQUEST_JOBS,
+    client::{self, Client},
 };
 
-use super::mesh::Client;
-
 /// Latencies, in ms.
+#[derive(Clone, Debug, Default)]
 pub struct Latencies(Vec<f64>);
 
 impl Latencies {
-    fn new(mut times: Vec<Duration>) -> Self {
-        times.sort_unstable();
-        Self(times.into_iter().map(|time| time.as_secs_f64() * 1e3).collect())
+    pub fn new(mut ms: Vec<f64>) -> Self {
+        ms.sort_unstable_by(f64::total_cmp);
+        Self(ms)
+    }
+
+    fn of(times: impl IntoIterator<Item = Duration>) -> Self {
+        Self::new(times.into_iter().map(|time| time.as_secs_f64() * 1e3).collect())
     }
 
     /// The value that this share of them does not exceed.
@@ -27,49 +31,31 @@ impl Latencies {
     }
 }
 
-/// A connection that is kept, and asks one thing after the other. A whole HTTP client takes more of
-/// the cores for a request than the edge does, and is not what is measured.
-struct Connection {
-    stream: BufStream<TcpStream>,
-    host: String,
-}
-
-impl Connection {
-    async fn open(client: &Client) -> anyhow::Result<Self> {
-        let host = client.address().to_owned();
-        let stream = TcpStream::connect(&host).await?;
-        stream.set_nodelay(true)?;
-        Ok(Self { stream: BufStream::new(stream), host })
-    }
-
-    /// A POST that must be answered by 200.
-    async fn post(&mut self, path: &str, body: &str) -> anyhow::Result<()> {
-        let head = format!(
-            "POST {path} HTTP/1.1\r\nHost: {}\r\nContent-Length: {}\r\n\r\n",
-            self.host,
-            body.len()
-        );
-        self.stream.write_all(head.as_bytes()).await?;
-        self.stream.write_all(body.as_bytes()).await?;
-        self.stream.flush().await?;
-        let mut line = String::new();
-        self.stream.read_line(&mut line).await?;
-        ensure!(line.starts_with("HTTP/1.1 200"), "{path} answered {line}");
-        let mut length = 0;
-        while line != "\r\n" {
-            line.clear();
-            self.stream.read_line(&mut line).await?;
-            let header = line
-                .split_once(':')
-                .filter(|(name, _)| name.eq_ignore_ascii_case("content-length"));
-            if let Some((_, value)) = header {
-                length = value.trim().parse()?;
+/// Enqueues jobs over some projects in requests of [`REQUEST_JOBS`] or less; returns jobs a second,
+/// to the last answer. No two requests name the same batch.
+pub async fn bulk(client: &Client, projects: &[&str], jobs: usize) -> anyhow::Result<f64> {
+    let each = (jobs / projects.len()).clamp(1, REQUEST_JOBS);
+    let stamp = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?.as_nanos();
+    let (requests, begun) = (jobs.div_ceil(each), Instant::now());
+    let mut running = JoinSet::new();
+    for caller in 0..CALLERS {
+        let client = client.clone();
+        let projects: Vec<String> = projects.iter().map(|&name| name.to_owned()).collect();
+        running.spawn(async move {
+            let mut connection = client.connect().await?;
+            for n in (caller..requests).step_by(CALLERS) {
+                let batches: Vec<String> =
+                    (0..each).map(|job| format!("{stamp}-{n}-{job}")).collect();
+                let body = client::many(&projects[n % projects.len()], &batches);
+                connection.post("/api/queue/enqueue", &body).await?;
             }
-        }
-        let mut answer = vec![0; length];
-        self.stream.read_exact(&mut answer).await?;
-        Ok(())
+            anyhow::Ok(())
+        });
     }
+    while let Some(ended) = running.join_next().await {
+        ended??;
+    }
+    Ok((requests * each) as f64 / begun.elapsed().as_secs_f64())
 }
 
 /// Enqueues jobs one a request from so many callers: jobs a second, and how long each took.
@@ -80,14 +66,14 @@ pub async fn singles(
     jobs: usize,
 ) -> anyhow::Result<(f64, Latencies)> {
     let begun = Instant::now();
-    let mut running = tokio::task::JoinSet::new();
+    let mut running = JoinSet::new();
     for caller in 0..callers {
         let client = client.clone();
         running.spawn(async move {
             let mut times = Vec::new();
-            let mut connection = Connection::open(&client).await?;
+            let mut connection = client.connect().await?;
             for n in 0..jobs / callers {
-                let body = client.one(project, &format!("{callers}-{caller}-{n}"));
+                let body = client::one(project, &format!("{callers}-{caller}-{n}"));
                 let asked = Instant::now();
                 connection.post("/api/queue/enqueue", &body).await?;
                 times.push(asked.elapsed());
@@ -100,10 +86,30 @@ pub async fn singles(
         times.extend(ended??);
     }
     let rate = times.len() as f64 / begun.elapsed().as_secs_f64();
-    Ok((rate, Latencies::new(times)))
+    Ok((rate, Latencies::of(times)))
 }
 
-/// Asks for `paths` in turn, every so often, for a while: how long each answer took, by path.
+/// Enqueues jobs one by one, one every so often.
+pub async fn steadily(
+    client: &Client,
+    project: &str,
+    every: Duration,
+    during: Duration,
+) -> anyhow::Result<()> {
+    let mut connection = client.connect().await?;
+    let mut tick = tokio::time::interval(every);
+    let begun = Instant::now();
+    for n in 0.. {
+        tick.tick().await;
+        if begun.elapsed() > during {
+            break;
+        }
+        connection.enqueue_one(project, &format!("b{n}")).await?;
+    }
+    Ok(())
+}
+
+/// Asks for `paths` in turn, one every so often, for a while: how long each answer took, by path.
 pub async fn ask(
     client: &Client,
     paths: &[String],
@@ -111,17 +117,19 @@ pub async fn ask(
     during: Duration,
 ) -> anyhow::Result<Vec<Latencies>> {
     let mut times = vec![Vec::new(); paths.len()];
-    let begun = Instant::now();
+    let mut connection = client.connect().await?;
     let mut tick = tokio::time::interval(every);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let begun = Instant::now();
     while begun.elapsed() < during {
         for (path, times) in paths.iter().zip(&mut times) {
             tick.tick().await;
             let asked = Instant::now();
-            client.get(path).await?;
+            connection.get(path).await?;
             times.push(asked.elapsed());
         }
     }
-    Ok(times.into_iter().map(Latencies::new).collect())
+    Ok(times.into_iter().map(Latencies::of).collect())
 }
 
 /// Follows each of these batches of a project until its job has completed; ends when all have
@@ -130,59 +138,81 @@ pub async fn hear_all(
     client: &Client,
     project: &str,
     batches: &[String],
-) -> anyhow::Result<tokio::task::JoinSet<anyhow::Result<()>>> {
-    let mut hearing = tokio::task::JoinSet::new();
+) -> anyhow::Result<JoinSet<anyhow::Result<()>>> {
+    let mut hearing = JoinSet::new();
     for batch in batches {
+        let mut connection = client.connect().await?;
         let path = format!("/api/queue/events?projectId={project}&batchId={batch}");
-        let mut stream = client.stream(&path).await?.bytes_stream();
+        connection.follow(&path).await?;
         hearing.spawn(async move {
             let mut heard = Vec::new();
-            while let Some(chunk) = stream.next().await {
-                heard.extend_from_slice(&chunk?);
-                if String::from_utf8_lossy(&heard).contains("event: completed") {
-                    return Ok(());
-                }
+            while !String::from_utf8_lossy(&heard).contains("event: completed") {
+                connection.more(&mut heard).await?;
             }
-            anyhow::bail!("a stream ended before its job was completed")
+            Ok(())
         });
     }
     Ok(hearing)
 }
 
-/// Followers of events, each in a task of its own; returns how many bytes they heard in all once
-/// `during` is over.
-pub async fn follow(
+/// Followers of a project's events, on a thread of their own.
+pub struct Followers {
+    stop: oneshot::Sender<()>,
+    ended: oneshot::Receiver<anyhow::Result<()>>,
+}
+
+impl Followers {
+    /// Starts them; ends once each of them follows.
+    pub async fn start(client: &Client, project: &str, count: usize) -> anyhow::Result<Self> {
+        let (client, path) = (client.clone(), format!("/api/queue/events?projectId={project}"));
+        let (stop, stopped) = oneshot::channel();
+        let (said, ready) = oneshot::channel();
+        let (end, ended) = oneshot::channel();
+        std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            let followed = runtime.map_err(anyhow::Error::from).and_then(|runtime| {
+                runtime.block_on(async {
+                    let mut following = follow_all(&client, &path, count).await?;
+                    // Whoever started them may be gone: then nobody waits.
+                    let _ = said.send(());
+                    tokio::select! {
+                        _ = stopped => Ok(()),
+                        Some(ended) = following.join_next() => ended?,
+                    }
+                })
+            });
+            let _ = end.send(followed);
+        });
+        match ready.await {
+            Ok(()) => Ok(Self { stop, ended }),
+            Err(_) => Err(ended.await?.err().context("they end before they follow")?),
+        }
+    }
+
+    /// Stops them; each must have followed until now.
+    pub async fn stop(self) -> anyhow::Result<()> {
+        let _ = self.stop.send(());
+        self.ended.await?
+    }
+}
+
+/// Followers that end only where their stream does.
+async fn follow_all(
     client: &Client,
-    project: &str,
-    followers: usize,
-    during: impl Future<Output = anyhow::Result<()>>,
-) -> anyhow::Result<usize> {
-    let mut running = tokio::task::JoinSet::new();
-    let stop = tokio::sync::watch::channel(false).0;
-    for _ in 0..followers {
-        let path = format!("/api/queue/events?projectId={project}");
-        let mut stream = client.stream(&path).await?.bytes_stream();
-        let mut stopped = stop.subscribe();
-        running.spawn(async move {
-            let mut heard = 0;
+    path: &str,
+    count: usize,
+) -> anyhow::Result<JoinSet<anyhow::Result<()>>> {
+    let mut following = JoinSet::new();
+    for _ in 0..count {
+        let mut connection = client.connect().await?;
+        connection.follow(path).await?;
+        following.spawn(async move {
+            let mut heard = Vec::new();
             loop {
-                tokio::select! {
-                    _ = stopped.wait_for(|stop| *stop) => return heard,
-                    chunk = stream.next() => match chunk {
-                        Some(Ok(chunk)) => heard += chunk.len(),
-                        _ => return heard,
-                    },
-                }
+                connection.more(&mut heard).await?;
+                heard.clear();
             }
         });
     }
-    during.await?;
-    stop.send_replace(true);
-    let mut heard = 0;
-    while let Some(ended) = running.join_next().await {
-        let bytes: usize = ended?;
-        ensure!(bytes > 0, "a follower heard nothing");
-        heard += bytes;
-    }
-    Ok(heard)
+    Ok(following)
 }

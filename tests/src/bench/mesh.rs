@@ -10,13 +10,31 @@ use std::{
 };
 
 use anyhow::{Context, bail, ensure};
-use serde_json::{Value, json};
+use serde_json::json;
 use tempfile::TempDir;
 
-use super::{CONCURRENCY, DATA_BYTES};
+use super::{CONCURRENCY, client::Client};
 
 /// How long a process may take to end.
 const END_WITHIN: Duration = Duration::from_secs(60);
+
+/// When what was acked is on disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Durability {
+    /// At most a second later.
+    Fast,
+    /// Before the ack.
+    Always,
+}
+
+impl Durability {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Fast => "fast",
+            Self::Always => "always",
+        }
+    }
+}
 
 /// A running mesh, killed when it is dropped.
 pub struct Mesh {
@@ -26,158 +44,136 @@ pub struct Mesh {
     nats_url: String,
 }
 
-/// What processes have taken of the cores, by name, in microseconds.
-pub type Cpu = Vec<(String, u64)>;
-
-/// A client of its edge. Cheap to clone.
-#[derive(Clone)]
-pub struct Client {
-    base: String,
-    http: reqwest::Client,
-}
-
 /// A running processor, killed when it is dropped.
 pub struct Processor(Child);
 
+/// What a process has taken so far.
+#[derive(Clone, Debug, Default)]
+pub struct Usage {
+    /// Its name.
+    pub name: String,
+    /// Time of the cores, in microseconds.
+    pub cpu_us: u64,
+    /// Bytes that it made the disk write.
+    pub written: u64,
+    /// Resident memory, in MB.
+    pub rss_mb: u64,
+}
+
 impl Mesh {
     /// Starts a mesh.
-    pub async fn start() -> anyhow::Result<Self> {
-        // Another part of the process may have chosen first: then that choice holds.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let http = reqwest::Client::builder().no_proxy().timeout(super::PATIENCE).build()?;
+    pub async fn start(durability: Durability) -> anyhow::Result<Self> {
         let listen = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?;
         let dir = TempDir::new()?;
         let mut dev = Command::new(std::env::current_exe()?)
-            .args(["dev", "--processors", "0", "--durability", "fast"])
+            .args(["dev", "--processors", "0", "--durability", durability.name()])
             .args(["--listen", &listen.to_string()])
             .arg("--data-dir")
             .arg(dir.path())
             .stdout(Stdio::piped())
             .spawn()?;
         let stdout = dev.stdout.take().context("stdout is piped")?;
-        let mut lines = BufReader::new(stdout).lines();
-        let ready = lines.any(|line| line.is_ok_and(|line| line.starts_with("ready http://")));
-        ensure!(ready, "dev did not become ready");
-        let log = fs::read_to_string(dir.path().join("logs/nats-server.log"))?;
-        let port = log.lines().find_map(|line| line.split("client connections on ").nth(1));
-        let nats_url = format!("nats://{}", port.context("the broker says where it is")?.trim());
-        let client = Client { base: format!("http://{listen}"), http };
-        Ok(Self { dev, dir, client, nats_url })
+        let mut nats_url = None;
+        for line in BufReader::new(stdout).lines() {
+            let line = line?;
+            if let Some(url) = line.strip_prefix("nats ") {
+                nats_url = Some(url.to_owned());
+            }
+            if line.starts_with("ready http://") {
+                let client = Client::new(listen.to_string());
+                let nats_url = nats_url.context("dev says where the broker is")?;
+                return Ok(Self { dev, dir, client, nats_url });
+            }
+        }
+        bail!("dev did not become ready");
     }
 
     /// A client.
-    pub fn client(&self) -> Client {
-        self.client.clone()
+    pub fn client(&self) -> &Client {
+        &self.client
     }
 
-    /// Changes the settings of a project.
-    pub async fn set(&self, project: &str, change: Value) -> anyhow::Result<()> {
-        let url = format!("{}/api/projects/{project}", self.client.base);
-        let answer = self.client.http.put(url).body(change.to_string()).send().await?;
-        ensure!(answer.status() == 200, "settings: {}", answer.text().await?);
-        Ok(())
-    }
-
-    /// One of the counts over all projects.
-    pub async fn count(&self, what: &str) -> anyhow::Result<u64> {
-        self.count_at("/api/queue/stats", what).await
-    }
-
-    /// One of the counts of a project.
-    pub async fn count_of(&self, project: &str, what: &str) -> anyhow::Result<u64> {
-        self.count_at(&format!("/api/queue/stats?projectId={project}"), what).await
-    }
-
-    async fn count_at(&self, path: &str, what: &str) -> anyhow::Result<u64> {
-        let url = format!("{}{path}", self.client.base);
-        let begun = Instant::now();
-        loop {
-            let answer = self.client.http.get(&url).send().await?;
-            // While state folds a request of a hundred thousand jobs it does not answer in time.
-            if answer.status() == 503 && begun.elapsed() < super::PATIENCE {
-                continue;
-            }
-            let text = answer.error_for_status()?.text().await?;
-            let stats: Value = serde_json::from_str(&text)?;
-            let count = stats["queue"][what].as_u64();
-            return count.with_context(|| format!("no count of {what}: {text}"));
-        }
+    /// Where its broker is.
+    pub fn nats_url(&self) -> &str {
+        &self.nats_url
     }
 
     /// Waits until a state service leads again: until it has folded a new job.
     pub async fn until_led(&self, patience: Duration) -> anyhow::Result<()> {
         let begun = Instant::now();
-        let url = format!("{}/api/queue/enqueue", self.client.base);
         let body = json!({ "projectId": "led", "batchId": "b" }).to_string();
+        let mut connection = self.client.connect().await?;
         loop {
-            let answer = self.client.http.post(&url).body(body.clone()).send().await;
-            match answer.map(|answer| answer.status().as_u16()) {
-                Ok(200) => return Ok(()),
+            match connection.ask("POST", "/api/queue/enqueue", &body).await?.status {
+                200 => return Ok(()),
                 // Durable, and folded as soon as somebody leads.
-                Ok(202) => break,
-                other => ensure!(begun.elapsed() < patience, "nobody leads: {other:?}"),
+                202 => break,
+                other => ensure!(begun.elapsed() < patience, "nobody leads: {other}"),
             }
         }
-        while self.count_of("led", "queued").await.unwrap_or(0) == 0 {
+        while connection.count(Some("led"), "queued").await? == 0 {
             ensure!(begun.elapsed() < patience, "nobody leads");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         Ok(())
     }
 
-    /// How many ends of jobs of a project metrics has counted.
-    pub async fn rows_of(&self, project: &str) -> anyhow::Result<u64> {
-        let path = format!("/api/queue/metrics?projectId={project}&timeRange=24h");
-        let answer: Value = serde_json::from_str(&self.client.get(&path).await?)?;
-        answer["stats"]["total"].as_u64().context("metrics has a total")
-    }
-
     /// Waits until a processor is there.
     pub async fn until_processor(&self, patience: Duration) -> anyhow::Result<()> {
         let begun = Instant::now();
-        loop {
-            let stats: Value = serde_json::from_str(&self.client.get("/api/queue/stats").await?)?;
-            if stats["worker"]["isRunning"] == true {
-                return Ok(());
-            }
+        while self.client.get("/api/queue/stats").await?["worker"]["isRunning"] != true {
             ensure!(begun.elapsed() < patience, "no processor came");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-    }
-
-    /// What each service has taken of the cores so far, in microseconds.
-    pub fn cpu(&self) -> anyhow::Result<Cpu> {
-        let mut cpu = Cpu::new();
-        for (name, id) in self.children()? {
-            let stat = fs::read_to_string(format!("/proc/{id}/stat"))?;
-            let rest = stat.rsplit(')').next().unwrap_or_default();
-            // User and system time, in ticks of 10 ms, are words 12 and 13 behind the name.
-            let ticks = rest.split_whitespace().skip(11).take(2);
-            let ticks: u64 = ticks.filter_map(|ticks| ticks.parse::<u64>().ok()).sum();
-            cpu.push((name, ticks * 10_000));
-        }
-        Ok(cpu)
+        Ok(())
     }
 
     /// Lets a processor run all that is queued.
     pub async fn drain_rest(&self) -> anyhow::Result<()> {
         let processor = self.start_processor()?;
-        while self.count("queued").await? + self.count("processing").await? > 0 {
+        let mut connection = self.client.connect().await?;
+        while connection.count(None, "queued").await? + connection.count(None, "processing").await?
+            > 0
+        {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         processor.stop().await
     }
 
-    /// Starts a processor.
+    /// Starts a processor whose handler does nothing.
     pub fn start_processor(&self) -> anyhow::Result<Processor> {
+        let mut command = Command::new(std::env::current_exe()?);
+        command.args(["serve", "processor", "--handler", "process_batch=noop"]);
+        self.spawn(command).map(Processor)
+    }
+
+    /// Starts a process that runs jobs, with the settings that all of them have.
+    pub fn spawn(&self, mut command: Command) -> anyhow::Result<Child> {
         let log = fs::File::create(self.dir.path().join("logs/processor.log"))?;
-        let processor = Command::new(std::env::current_exe()?)
-            .args(["serve", "processor", "--nats-url", &self.nats_url])
-            .args(["--concurrency", &CONCURRENCY.to_string()])
-            .args(["--handler", "process_batch=noop"])
-            .stderr(log)
-            .spawn()?;
-        Ok(Processor(processor))
+        command.args(["--nats-url", &self.nats_url]);
+        command.args(["--concurrency", &CONCURRENCY.to_string()]).stderr(log);
+        Ok(command.spawn()?)
+    }
+
+    /// Checks that each job of a project that was accepted has ended once, and that none ran twice.
+    pub async fn check_once(&self, project: &str, jobs: u64) -> anyhow::Result<()> {
+        let begun = Instant::now();
+        while self.client.rows_of(project).await? < jobs {
+            ensure!(begun.elapsed() < super::PATIENCE, "not all rows came");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        let query = format!(
+            "SELECT count(), uniqExact(job), countIf(final) FROM jobmesh.job_runs \
+             WHERE project = '{project}' FORMAT TSV"
+        );
+        let olap = self.arguments("olap")?;
+        let listen = olap.iter().skip_while(|word| *word != "--listen").nth(1);
+        let listen = listen.context("the engine listens")?.clone();
+        let answer = Client::new(listen).connect().await?.ask("POST", "/", &query).await?;
+        let found = String::from_utf8_lossy(&answer.body);
+        let wanted = format!("{jobs}\t{jobs}\t{jobs}");
+        ensure!(found.trim() == wanted, "{project}: runs, jobs, ends are {found}, not {wanted}");
+        Ok(())
     }
 
     /// Kills the state service; `dev` starts it again.
@@ -188,22 +184,35 @@ impl Mesh {
         send(*id, libc::SIGKILL)
     }
 
-    /// The resident memory of each service, in MB.
-    pub fn rss_mb(&self) -> anyhow::Result<Vec<(String, u64)>> {
-        let mut sizes = Vec::new();
-        for (name, id) in self.children()? {
-            let status = fs::read_to_string(format!("/proc/{id}/status"))?;
-            let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-            let kb = line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<u64>().ok());
-            sizes.push((name, kb.context("a process has a size")? / 1_024));
-        }
-        Ok(sizes)
+    /// What each service, and a processor beside them, has taken so far; the last is this program,
+    /// which asks them.
+    pub fn usage(&self, processor: Option<&Processor>) -> anyhow::Result<Vec<Usage>> {
+        let mut processes = self.children()?;
+        processes.extend(processor.map(|processor| ("processor".to_owned(), processor.0.id())));
+        processes.push(("the client".to_owned(), std::process::id()));
+        processes.into_iter().map(|(name, id)| usage(name, id)).collect()
     }
 
     /// Ends the mesh.
     pub async fn stop(mut self) -> anyhow::Result<()> {
         send(self.dev.id(), libc::SIGINT)?;
         wait(&mut self.dev).await
+    }
+
+    /// What nats-server says of its version.
+    pub fn nats_version(&self) -> anyhow::Result<String> {
+        let program = self.arguments("nats-server")?.swap_remove(0);
+        let output = Command::new(program).arg("--version").output()?;
+        Ok(String::from_utf8_lossy(&output.stdout).trim().replace(": v", " "))
+    }
+
+    /// The command line of a service.
+    fn arguments(&self, service: &str) -> anyhow::Result<Vec<String>> {
+        let children = self.children()?;
+        let child = children.iter().find(|(name, _)| name == service);
+        let (_, id) = child.with_context(|| format!("no {service} runs"))?;
+        let line = fs::read_to_string(format!("/proc/{id}/cmdline"))?;
+        Ok(line.split('\0').map(str::to_owned).collect())
     }
 
     /// The services that `dev` runs, with their process ids.
@@ -224,7 +233,12 @@ impl Mesh {
             let words: Vec<&str> = line.split('\0').collect();
             let program = words.first().and_then(|word| Path::new(word).file_name());
             let program = program.and_then(|name| name.to_str()).unwrap_or_default();
-            let service = if program.starts_with("nats-server") { program } else { words[2] };
+            let service = match words.get(2) {
+                _ if program.starts_with("nats-server") => program,
+                Some(service) => service,
+                // One that ends.
+                None => continue,
+            };
             children.push((service.to_owned(), id));
         }
         children.sort();
@@ -232,72 +246,28 @@ impl Mesh {
     }
 }
 
-impl Client {
-    /// A GET that must succeed: its body.
-    pub async fn get(&self, path: &str) -> anyhow::Result<String> {
-        Ok(self.stream(path).await?.text().await?)
-    }
-
-    /// A GET that must succeed, of which the body is still to come.
-    pub async fn stream(&self, path: &str) -> anyhow::Result<reqwest::Response> {
-        let answer = self.http.get(format!("{}{path}", self.base)).send().await?;
-        Ok(answer.error_for_status()?)
-    }
-
-    /// A POST of JSON that must succeed.
-    pub async fn post(&self, path: &str, body: &Value) -> anyhow::Result<Value> {
-        let request = self.http.post(format!("{}{path}", self.base)).body(body.to_string());
-        let answer = request.send().await?.error_for_status()?;
-        Ok(serde_json::from_str(&answer.text().await?)?)
-    }
-
-    /// Host and port of the edge.
-    pub fn address(&self) -> &str {
-        self.base.trim_start_matches("http://")
-    }
-
-    /// The body of a request for one job.
-    pub fn one(&self, project: &str, batch: &str) -> String {
-        let data = json!({ "text": text(batch) });
-        json!({ "projectId": project, "batchId": batch, "data": data }).to_string()
-    }
-
-    /// Enqueues one job; returns its id.
-    pub async fn enqueue_one(&self, project: &str, batch: &str) -> anyhow::Result<String> {
-        let body = serde_json::from_str(&self.one(project, batch))?;
-        let answer = self.post("/api/queue/enqueue", &body).await?;
-        Ok(answer["jobId"].as_str().context("the answer names a job")?.to_owned())
-    }
-
-    /// Enqueues `count` jobs, in batches that no other request names.
-    pub async fn enqueue(&self, project: &str, request: usize, count: usize) -> anyhow::Result<()> {
-        let stamp = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?.as_nanos();
-        let batches: Vec<String> = (0..count).map(|n| format!("{stamp}-{request}-{n}")).collect();
-        let data: serde_json::Map<String, Value> =
-            batches.iter().map(|batch| (batch.clone(), json!({ "text": text(batch) }))).collect();
-        let body = json!({ "projectId": project, "batchIds": batches, "data": data });
-        let url = format!("{}/api/queue/enqueue", self.base);
-        let answer = self.http.post(url).body(body.to_string()).send().await?;
-        ensure!(answer.status().is_success(), "enqueue: {}", answer.text().await?);
-        Ok(())
-    }
-}
-
-/// A text of no pattern, so that nothing is won by compressing it: the same for the same batch.
-fn text(batch: &str) -> String {
-    let mut x = batch.bytes().fold(0x9e37_79b9_7f4a_7c15_u64, |x, byte| {
-        (x ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    });
-    let letter = |_| {
-        x ^= x << 13;
-        x ^= x >> 7;
-        x ^= x << 17;
-        char::from(b'a' + (x % 26) as u8)
+fn usage(name: String, id: u32) -> anyhow::Result<Usage> {
+    let stat = fs::read_to_string(format!("/proc/{id}/stat"))?;
+    let rest = stat.rsplit(')').next().unwrap_or_default();
+    // User and system time, in ticks of 10 ms, are words 12 and 13 behind the name.
+    let ticks = rest.split_whitespace().skip(11).take(2);
+    let ticks: u64 = ticks.filter_map(|ticks| ticks.parse::<u64>().ok()).sum();
+    let number = |file: &str, key: &str| {
+        let text = fs::read_to_string(format!("/proc/{id}/{file}")).unwrap_or_default();
+        let line = text.lines().find_map(|line| line.strip_prefix(key));
+        line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<u64>().ok())
     };
-    (0..DATA_BYTES - r#"{"text":""}"#.len()).map(letter).collect()
+    let rss_kb = number("status", "VmRSS:").context("a process has a size")?;
+    let written = number("io", "write_bytes:").unwrap_or_default();
+    Ok(Usage { name, cpu_us: ticks * 10_000, written, rss_mb: rss_kb / 1_024 })
 }
 
 impl Processor {
+    /// A process that is one.
+    pub fn of(process: Child) -> Self {
+        Self(process)
+    }
+
     /// Lets it drain, and waits for its end.
     pub async fn stop(mut self) -> anyhow::Result<()> {
         send(self.0.id(), libc::SIGTERM)?;

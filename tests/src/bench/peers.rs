@@ -3,7 +3,8 @@
 use std::{
     fs,
     net::{Ipv4Addr, TcpListener, TcpStream},
-    path::Path,
+    os::unix::fs::chown,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
@@ -12,21 +13,44 @@ use anyhow::{Context, ensure};
 use serde::Deserialize;
 use tempfile::TempDir;
 
+use super::{PICKUP_EVERY, PICKUP_JOBS, load::Latencies, mesh::Durability};
+
 /// Where the programs are.
 const PEERS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/peers");
+const FILES: [&str; 6] =
+    ["package.json", "package-lock.json", ".npmrc", "common.mjs", "bullmq.mjs", "graphile.mjs"];
 /// How long a server may take to listen.
 const START_WITHIN: Duration = Duration::from_secs(20);
+/// Whom PostgreSQL runs as, which refuses to run as root.
+const POSTGRES_USER: &str = "postgres";
 
-/// Rates of a peer, in jobs a second.
+/// A peer, as it was measured.
+pub struct Peer {
+    /// Jobs a second, enqueued 1,000 at a time, four at once.
+    pub add_bulk: f64,
+    /// Jobs a second, run at concurrency 256.
+    pub drain: f64,
+    /// Jobs a second, enqueued one by one from 64 callers in the queue's own process.
+    pub add: f64,
+    /// From the end of an add to the start of its handler.
+    pub pickup: Latencies,
+}
+
+impl Peer {
+    /// Jobs a second, where they are enqueued in bulk and then drained.
+    pub fn life(&self) -> f64 {
+        1.0 / (1.0 / self.add_bulk + 1.0 / self.drain)
+    }
+}
+
+/// What a peer's program says.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Rates {
-    /// Enqueued 1,000 at a time, four at once.
-    pub add_bulk: f64,
-    /// Run at concurrency 256.
-    pub drain: f64,
-    /// Enqueued one by one from 64 callers in the queue's own process.
-    pub add: f64,
+struct Said {
+    add_bulk: f64,
+    drain: f64,
+    add: f64,
+    pickup_ms: Vec<f64>,
     ran: usize,
     runs: usize,
 }
@@ -40,37 +64,155 @@ impl Drop for Server {
     }
 }
 
-/// Measures BullMQ on a Redis of its own, which writes its log to disk each second. `None` where
-/// `redis-server`, `npm` or `node` is missing.
-pub fn bullmq(jobs: usize, singles: usize) -> anyhow::Result<Option<Rates>> {
-    let there = |program: &str| {
-        let version = Command::new(program).arg("--version").stdout(Stdio::null()).status();
-        version.is_ok_and(|status| status.success())
-    };
-    if !["redis-server", "npm", "node"].into_iter().all(there) {
-        return Ok(None);
+/// The peers' programs, with what they need.
+pub struct Peers {
+    dir: TempDir,
+}
+
+impl Peers {
+    /// Installs them; `None` where `npm` or `node` is missing.
+    pub fn install() -> anyhow::Result<Option<Self>> {
+        if version("npm").is_none() || version("node").is_none() {
+            return Ok(None);
+        }
+        let dir = TempDir::new()?;
+        for file in FILES {
+            fs::copy(Path::new(PEERS).join(file), dir.path().join(file))?;
+        }
+        let mut npm = Command::new("npm");
+        let installed = npm.args(["ci", "--silent", "--no-audit"]).current_dir(&dir).status()?;
+        ensure!(installed.success(), "the peers cannot be installed: {installed}");
+        Ok(Some(Self { dir }))
     }
-    let dir = TempDir::new()?;
-    for file in ["package.json", "package-lock.json", ".npmrc", "bullmq.mjs"] {
-        fs::copy(Path::new(PEERS).join(file), dir.path().join(file))?;
+
+    /// BullMQ on a Redis of its own; `None` where there is no `redis-server`.
+    pub fn bullmq(&self, how: Durability, jobs: usize) -> anyhow::Result<Option<Peer>> {
+        if version("redis-server").is_none() {
+            return Ok(None);
+        }
+        let (port, data) = (free_port()?, TempDir::new()?);
+        let fsync = match how {
+            Durability::Fast => "everysec",
+            Durability::Always => "always",
+        };
+        let mut redis = Command::new("redis-server");
+        redis.args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", ""]);
+        redis.args(["--appendonly", "yes", "--appendfsync", fsync, "--dir"]).arg(data.path());
+        let _redis = Server(redis.stdout(Stdio::null()).spawn()?);
+        until_open(port)?;
+        self.measure("bullmq.mjs", port, jobs).map(Some)
     }
-    let mut npm = Command::new("npm");
-    let installed = npm.args(["ci", "--silent", "--no-audit"]).current_dir(&dir).status()?;
-    ensure!(installed.success(), "BullMQ cannot be installed: {installed}");
-    let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port();
-    let mut redis = Command::new("redis-server");
-    redis.args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", ""]);
-    redis.args(["--appendonly", "yes", "--appendfsync", "everysec", "--dir"]).arg(dir.path());
-    let _redis = Server(redis.stdout(Stdio::null()).spawn()?);
+
+    /// graphile-worker on a PostgreSQL of its own; `None` where there is none.
+    pub fn graphile(&self, how: Durability, jobs: usize) -> anyhow::Result<Option<Peer>> {
+        let Some(programs) = postgres() else { return Ok(None) };
+        let (port, data) = (free_port()?, TempDir::new()?);
+        let cluster = data.path().join("data");
+        // SAFETY: geteuid takes nothing and touches no memory.
+        let as_root = unsafe { libc::geteuid() } == 0;
+        let run = |program: &str| {
+            let program = programs.join(program);
+            if !as_root {
+                return Command::new(program);
+            }
+            let mut command = Command::new("runuser");
+            command.args(["-u", POSTGRES_USER, "--"]).arg(program).current_dir("/");
+            command
+        };
+        if as_root {
+            let (user, group) = ids(POSTGRES_USER)?;
+            chown(data.path(), Some(user), Some(group))?;
+        }
+        let mut initdb = run("initdb");
+        initdb.args(["--username", "jobmesh", "--auth", "trust", "--pgdata"]).arg(&cluster);
+        let made = initdb.stdout(Stdio::null()).status()?;
+        ensure!(made.success(), "initdb: {made}");
+        let commit = match how {
+            Durability::Fast => "synchronous_commit=off",
+            Durability::Always => "synchronous_commit=on",
+        };
+        let start = run("pg_ctl")
+            .args(["start", "--wait", "--silent", "--pgdata"])
+            .arg(&cluster)
+            .arg("--log")
+            .arg(data.path().join("log"))
+            .args(["--options", &format!("-p {port} -h 127.0.0.1 -k '' -c {commit}")])
+            .stdout(Stdio::null())
+            .status()?;
+        ensure!(start.success(), "pg_ctl start: {start}");
+        let peer = self.measure("graphile.mjs", port, jobs);
+        let mut stop = run("pg_ctl");
+        stop.args(["stop", "--wait", "--silent", "--mode", "immediate", "--pgdata"]).arg(&cluster);
+        let stopped = stop.stdout(Stdio::null()).status()?;
+        ensure!(stopped.success(), "pg_ctl stop: {stopped}");
+        peer.map(Some)
+    }
+
+    /// Which versions are measured.
+    pub fn versions(&self) -> anyhow::Result<String> {
+        let package = fs::read_to_string(self.dir.path().join("package.json"))?;
+        let package: serde_json::Value = serde_json::from_str(&package)?;
+        let of = |name: &str| package["dependencies"][name].as_str().unwrap_or("?").to_owned();
+        let redis = version("redis-server").unwrap_or_else(|| "no redis-server".into());
+        let postgres = postgres().and_then(|programs| version(programs.join("postgres")));
+        let postgres = postgres.unwrap_or_else(|| "no PostgreSQL".into());
+        let node = version("node").unwrap_or_default();
+        let (bullmq, graphile) = (of("bullmq"), of("graphile-worker"));
+        Ok(format!(
+            "BullMQ {bullmq} ({redis}), graphile-worker {graphile} ({postgres}), Node {node}"
+        ))
+    }
+
+    fn measure(&self, program: &str, port: u16, jobs: usize) -> anyhow::Result<Peer> {
+        let numbers = [u128::from(port), jobs as u128, super::PEER_SINGLES as u128];
+        let numbers = numbers.into_iter().chain([PICKUP_JOBS as u128, PICKUP_EVERY.as_millis()]);
+        let mut node = Command::new("node");
+        node.arg(program).args(numbers.map(|number| number.to_string()));
+        let output = node.current_dir(&self.dir).stderr(Stdio::inherit()).output()?;
+        ensure!(output.status.success(), "{program}: {}", output.status);
+        let said: Said = serde_json::from_slice(&output.stdout)
+            .with_context(|| format!("{program} says what it measured"))?;
+        let counts = (said.ran, said.runs);
+        ensure!(counts == (jobs, jobs), "{program}: {counts:?} jobs and runs, not {jobs} each");
+        let Said { add_bulk, drain, add, pickup_ms, .. } = said;
+        Ok(Peer { add_bulk, drain, add, pickup: Latencies::new(pickup_ms) })
+    }
+}
+
+/// The first line of what a program says of its version; `None` where it is missing.
+fn version(program: impl AsRef<std::ffi::OsStr>) -> Option<String> {
+    let output = Command::new(program).arg("--version").output().ok()?;
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    let short = said.lines().next()?.split(" (").next()?.split(" sha=").next()?;
+    Some(short.to_owned())
+}
+
+/// Where PostgreSQL's programs are: on the path, or where Debian puts them.
+fn postgres() -> Option<PathBuf> {
+    let debian = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
+    let debian = debian.map(|version| version.path().join("bin"));
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let folders: Vec<PathBuf> = debian.chain(std::env::split_paths(&path)).collect();
+    folders.into_iter().find(|folder| folder.join("initdb").exists())
+}
+
+/// The ids of a user and its group.
+fn ids(user: &str) -> anyhow::Result<(u32, u32)> {
+    let users = fs::read_to_string("/etc/passwd")?;
+    let line = users.lines().find(|line| line.split(':').next() == Some(user));
+    let mut words = line.with_context(|| format!("there is no user {user}"))?.split(':').skip(2);
+    let mut id = || words.next().and_then(|id| id.parse().ok()).context("a user has ids");
+    Ok((id()?, id()?))
+}
+
+fn free_port() -> anyhow::Result<u16> {
+    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
+}
+
+fn until_open(port: u16) -> anyhow::Result<()> {
     let begun = Instant::now();
     while TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_err() {
-        ensure!(begun.elapsed() < START_WITHIN, "redis-server does not listen");
+        ensure!(begun.elapsed() < START_WITHIN, "nobody listens on port {port}");
     }
-    let mut node = Command::new("node");
-    node.arg("bullmq.mjs").args([port.to_string(), jobs.to_string(), singles.to_string()]);
-    let output = node.current_dir(&dir).stderr(Stdio::inherit()).output()?;
-    ensure!(output.status.success(), "bullmq.mjs: {}", output.status);
-    let rates: Rates = serde_json::from_slice(&output.stdout).context("bullmq.mjs says rates")?;
-    ensure!((rates.ran, rates.runs) == (jobs, jobs), "{rates:?}: not each job once");
-    Ok(Some(rates))
+    Ok(())
 }

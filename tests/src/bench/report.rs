@@ -1,120 +1,200 @@
-//! What was measured, as a table.
+//! What was measured, as tables and as JSON.
 
-use std::{fmt::Write, time::Duration};
+use std::fmt::Write;
 
-use super::{
-    CONCURRENCY, DATA_BYTES,
-    load::Latencies,
-    mesh::{Cpu, Mesh},
-};
+use serde_json::{Value, json};
 
-/// The rows of the table.
+use super::{load::Latencies, mesh::Usage};
+
+/// What a value should be.
+#[derive(Clone, Copy, Debug)]
+pub enum Goal {
+    AtLeast(f64),
+    AtMost(f64),
+}
+
+impl Goal {
+    fn is_met(self, value: f64) -> bool {
+        match self {
+            Self::AtLeast(bound) => value >= bound,
+            Self::AtMost(bound) => value <= bound,
+        }
+    }
+}
+
+/// One row.
+struct Row {
+    section: &'static str,
+    what: String,
+    value: f64,
+    unit: &'static str,
+    goal: Option<Goal>,
+}
+
+/// All rows, by section.
 #[derive(Default)]
 pub struct Report {
-    rows: Vec<[String; 3]>,
+    section: &'static str,
+    about: Vec<(String, String)>,
+    rows: Vec<Row>,
+    missing: Vec<String>,
 }
 
 impl Report {
+    /// What all of it was measured with.
+    pub fn about(&mut self, what: &str, text: impl Into<String>) {
+        self.about.push((what.to_owned(), text.into()));
+    }
+
+    /// Begins a section.
+    pub fn section(&mut self, name: &'static str) {
+        eprintln!("# {name}");
+        self.section = name;
+    }
+
     /// A rate, in jobs a second.
     pub fn rate(&mut self, what: &str, per_second: f64) {
-        self.row(what, format!("{per_second:.0}/s"), String::new());
+        self.row(what, per_second, "jobs/s", None);
     }
 
-    /// A rate, in jobs a second, and what it should be at the least.
-    pub fn rate_goal(&mut self, what: &str, per_second: f64, goal: f64) {
-        let met = if per_second >= goal { "met" } else { "not met" };
-        self.row(what, format!("{per_second:.0}/s"), format!("{goal:.0}/s at least: {met}"));
+    /// A rate, in jobs a second, and what it should be.
+    pub fn rate_goal(&mut self, what: &str, per_second: f64, goal: Goal) {
+        self.row(what, per_second, "jobs/s", Some(goal));
     }
 
-    /// A ratio, and what it should be at the least.
-    pub fn ratio(&mut self, what: &str, ratio: f64, goal: f64) {
-        let met = if ratio >= goal { "met" } else { "not met" };
-        self.row(what, format!("{ratio:.2}"), format!("{goal:.2} at least: {met}"));
-    }
-
-    /// A time, and what it should be at the most.
-    pub fn seconds(&mut self, what: &str, took: Duration, goal: Option<f64>) {
-        let seconds = took.as_secs_f64();
-        let goal = goal.map(|goal| {
-            let met = if seconds <= goal { "met" } else { "not met" };
-            format!("{goal:.0} s at most: {met}")
-        });
-        self.row(what, format!("{seconds:.1} s"), goal.unwrap_or_default());
-    }
-
-    /// How long answers took.
-    pub fn latency(&mut self, what: &str, times: &Latencies) {
-        let [p50, p99] = [0.5, 0.99].map(|share| times.quantile(share));
-        self.row(what, format!("p50 {p50:.2} ms, p99 {p99:.2} ms"), String::new());
-    }
-
-    /// What each process took of the cores for a job, between two looks.
-    pub fn cpu(&mut self, what: &str, before: &Cpu, after: &Cpu, jobs: usize) {
-        for (name, micros) in after {
-            let since = before.iter().find(|(known, _)| known == name).map_or(0, |(_, at)| *at);
-            let each = micros.saturating_sub(since) as f64 / jobs as f64;
-            self.row(
-                &format!("{what}, time of {name}"),
-                format!("{each:.0} us a job"),
-                String::new(),
-            );
+    /// One rate against another, and what that should be; nothing where one was not measured.
+    pub fn ratio(&mut self, what: &str, ours: Option<f64>, other: Option<f64>, least: f64) {
+        if let (Some(ours), Some(other)) = (ours, other) {
+            self.row(what, ours / other, "x", Some(Goal::AtLeast(least)));
         }
     }
 
-    /// Something that is no number.
-    pub fn note(&mut self, what: &str, text: &str) {
-        self.row(what, text.to_owned(), String::new());
+    /// A time, in seconds.
+    pub fn seconds(&mut self, what: &str, took: std::time::Duration, goal: Option<Goal>) {
+        self.row(what, took.as_secs_f64(), "s", goal);
+    }
+
+    /// A time, in milliseconds.
+    pub fn ms(&mut self, what: &str, ms: f64, goal: Goal) {
+        self.row(what, ms, "ms", Some(goal));
+    }
+
+    /// How long answers took, and what their p50 and p99 should be.
+    pub fn latency(&mut self, what: &str, times: &Latencies, goals: [Option<Goal>; 2]) {
+        for ((name, share), goal) in [("p50", 0.5), ("p99", 0.99)].into_iter().zip(goals) {
+            self.row(&format!("{what}, {name}"), times.quantile(share), "ms", goal);
+        }
+    }
+
+    /// What each process took for a job, between two looks.
+    pub fn usage(&mut self, what: &str, before: &[Usage], after: &[Usage], jobs: usize) {
+        let mut written = 0;
+        for now in after {
+            let known = before.iter().find(|known| known.name == now.name);
+            let since = known.cloned().unwrap_or_default();
+            let each = now.cpu_us.saturating_sub(since.cpu_us) as f64 / jobs as f64;
+            self.row(&format!("{what}, time of {}", now.name), each, "us/job", None);
+            written += now.written.saturating_sub(since.written);
+        }
+        let each = written as f64 / jobs as f64;
+        self.row(&format!("{what}, written to the disk by all"), each, "bytes/job", None);
+    }
+
+    /// The memory of each process, and of our services together.
+    pub fn memory(&mut self, when: &str, usage: &[Usage], goal: Option<f64>) {
+        let mut sum = 0;
+        for Usage { name, rss_mb, .. } in usage {
+            // Those are not ours: ClickHouse's engine, the broker, and the measuring.
+            if !["olap", "nats-server", "the client"].contains(&name.as_str()) {
+                sum += rss_mb;
+            }
+            if name != "the client" {
+                self.row(&format!("memory of {name}, {when}"), *rss_mb as f64, "MB", None);
+            }
+        }
+        let what = format!("memory of edge, state, metrics and a processor, {when}");
+        self.row(&what, sum as f64, "MB", goal.map(Goal::AtMost));
+    }
+
+    /// Something that was not measured, and why.
+    pub fn missing(&mut self, what: &str) {
+        eprintln!("{what}");
+        self.missing.push(what.to_owned());
+    }
+
+    fn row(&mut self, what: &str, value: f64, unit: &'static str, goal: Option<Goal>) {
+        let row = Row { section: self.section, what: what.to_owned(), value, unit, goal };
+        eprintln!("{what}: {} {}", shown(value, unit), met(&row));
+        self.rows.push(row);
     }
 
     /// The rows as JSON.
-    pub fn json(&self) -> String {
-        let rows = self.rows.iter().map(
-            |[what, found, goal]| serde_json::json!({ "what": what, "found": found, "goal": goal }),
-        );
-        serde_json::Value::Array(rows.collect()).to_string()
+    pub fn json(&self) -> Value {
+        let about: serde_json::Map<String, Value> =
+            self.about.iter().map(|(what, text)| (what.clone(), json!(text))).collect();
+        let rows = self.rows.iter().map(|row| {
+            let mut json = json!({
+                "section": row.section, "what": row.what, "value": row.value, "unit": row.unit,
+            });
+            if let Some(goal) = row.goal {
+                let (name, bound) = match goal {
+                    Goal::AtLeast(bound) => ("atLeast", bound),
+                    Goal::AtMost(bound) => ("atMost", bound),
+                };
+                json["goal"] = json!({ name: bound, "met": goal.is_met(row.value) });
+            }
+            json
+        });
+        json!({ "about": about, "rows": rows.collect::<Vec<_>>(), "missing": self.missing })
     }
 
-    /// The memory of each service.
-    pub fn rss(&mut self, when: &str, mesh: &Mesh) -> anyhow::Result<()> {
-        for (service, mb) in mesh.rss_mb()? {
-            self.row(&format!("memory of {service}, {when}"), format!("{mb} MB"), String::new());
-        }
-        Ok(())
-    }
-
-    /// The memory of one service, and what it should be at the most.
-    pub fn rss_goal(
-        &mut self,
-        service: &str,
-        when: &str,
-        mesh: &Mesh,
-        goal_mb: u64,
-    ) -> anyhow::Result<()> {
-        for (name, mb) in mesh.rss_mb()?.into_iter().filter(|(name, _)| name == service) {
-            let met = if mb <= goal_mb { "met" } else { "not met" };
-            let what = format!("memory of {name}, {when}, after all of the above");
-            self.row(&what, format!("{mb} MB"), format!("{goal_mb} MB at most: {met}"));
-        }
-        Ok(())
-    }
-
-    fn row(&mut self, what: &str, found: String, goal: String) {
-        eprintln!("{what}: {found} {goal}");
-        self.rows.push([what.to_owned(), found, goal]);
-    }
-
-    /// The table, with what it was made on.
+    /// What it was made on, what has a goal, then the rest by section.
     pub fn markdown(&self) -> String {
-        let cores = std::thread::available_parallelism().map_or(0, usize::from);
-        let mut text = format!(
-            "{cores} cores, everything on one machine, durability `fast` (fsync each second), \
-             jobs of {DATA_BYTES} bytes that do nothing, {CONCURRENCY} at once.\n\n\
-             | what | found | goal |\n|---|---|---|\n"
-        );
-        for [what, found, goal] in &self.rows {
-            // Writing to a string cannot fail.
-            let _ = writeln!(text, "| {what} | {found} | {goal} |");
+        let mut text = String::new();
+        // Writing to a string cannot fail, here and below.
+        for (what, said) in &self.about {
+            let _ = writeln!(text, "- {what}: {said}");
+        }
+        for missing in &self.missing {
+            let _ = writeln!(text, "- {missing}");
+        }
+        let _ = writeln!(text, "\n### Goals\n\n| what | found | goal |\n|---|---|---|");
+        for row in self.rows.iter().filter(|row| row.goal.is_some()) {
+            let found = shown(row.value, row.unit);
+            let _ = writeln!(text, "| {} | {found} | {} |", row.what, met(row));
+        }
+        let mut section = "";
+        for row in self.rows.iter().filter(|row| row.goal.is_none()) {
+            if section != row.section {
+                section = row.section;
+                let _ = writeln!(text, "\n### {section}\n\n| what | found |\n|---|---|");
+            }
+            let _ = writeln!(text, "| {} | {} |", row.what, shown(row.value, row.unit));
         }
         text
+    }
+}
+
+fn shown(value: f64, unit: &str) -> String {
+    match unit {
+        "x" => format!("{value:.2}"),
+        "ms" => format!("{value:.2} ms"),
+        "s" => format!("{value:.1} s"),
+        _ => format!("{value:.0} {unit}"),
+    }
+}
+
+fn met(row: &Row) -> String {
+    let Some(goal) = row.goal else { return String::new() };
+    let (words, bound) = match goal {
+        Goal::AtLeast(bound) => ("at least", bound),
+        Goal::AtMost(bound) => ("at most", bound),
+    };
+    let met = if goal.is_met(row.value) { "met" } else { "**not met**" };
+    match row.unit {
+        "x" => format!("{words} {bound}: {met}"),
+        // A bound may be what was measured of another.
+        "ms" => format!("{words} {bound:.2} ms: {met}"),
+        unit => format!("{words} {bound} {unit}: {met}"),
     }
 }
