@@ -26,7 +26,7 @@ const MESSAGE_ITEMS_MAX: usize = 2_000;
 const QUEUE_ITEMS_MAX: usize = 4_096;
 
 /// Why an item is not on disk.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 pub enum Error {
     /// The broker said no.
     #[error(transparent)]
@@ -54,10 +54,12 @@ pub struct Committer {
     items: mpsc::Sender<Entry>,
 }
 
-#[derive(Debug)]
+/// Told once what became of an item.
+type Done = Box<dyn FnOnce(Result<u64, Error>) + Send>;
+
 struct Entry {
     json: Vec<u8>,
-    done: oneshot::Sender<Result<u64, Error>>,
+    done: Done,
 }
 
 impl Committer {
@@ -81,8 +83,24 @@ impl Committer {
     /// See [`Error`].
     pub async fn commit(&self, json: Vec<u8>) -> Result<u64, Error> {
         let (done, receipt) = oneshot::channel();
-        self.items.send(Entry { json, done }).await.map_err(|_| Error::Stopped)?;
+        // One who has stopped waiting is no error.
+        let done = move |end| drop(done.send(end));
+        self.commit_then(json, done).await?;
         receipt.await.map_err(|_| Error::Stopped)?
+    }
+
+    /// Hands in one item; `done` is told what [`commit`](Self::commit) would return, which costs
+    /// less than to wake who waits.
+    ///
+    /// # Errors
+    /// [`Error::Stopped`]; `done` is not called then.
+    pub async fn commit_then(
+        &self,
+        json: Vec<u8>,
+        done: impl FnOnce(Result<u64, Error>) + Send + 'static,
+    ) -> Result<(), Error> {
+        let entry = Entry { json, done: Box::new(done) };
+        self.items.send(entry).await.map_err(|_| Error::Stopped)
     }
 }
 
@@ -120,13 +138,7 @@ impl Loop {
             payload.push(b']');
             let outcome = self.publish(payload.into()).await;
             for waiter in waiters {
-                // One who has stopped waiting is no error.
-                let _ = waiter.send(match &outcome {
-                    Ok(sequence) => Ok(*sequence),
-                    Err(Error::Refused(error)) => Err(Error::Refused(error.clone())),
-                    Err(Error::TimedOut) => Err(Error::TimedOut),
-                    Err(Error::Stopped) => Err(Error::Stopped),
-                });
+                waiter(outcome.clone());
             }
         }
     }

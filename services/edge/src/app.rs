@@ -1,6 +1,7 @@
-//! What every request can reach. Cheap to clone.
+//! What every request can reach.
 
 use std::{
+    ops::Deref,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -26,13 +27,24 @@ const STATE_PATIENCE: Duration = Duration::from_millis(1_600);
 /// How often their fill is looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
-/// The edge's parts.
+/// A handle to the edge's parts. Cheap to clone, as the router does several times a request.
 #[derive(Clone)]
-pub(crate) struct App {
+pub(crate) struct App(Arc<Parts>);
+
+/// The edge's parts.
+pub(crate) struct Parts {
     pub broker: Broker,
     pub submitter: Submitter,
     pub feed: Feed,
     full: Arc<AtomicBool>,
+}
+
+impl Deref for App {
+    type Target = Parts;
+
+    fn deref(&self) -> &Parts {
+        &self.0
+    }
 }
 
 impl App {
@@ -46,9 +58,11 @@ impl App {
         let feed = Feed::start(broker.clone(), submitter.seen.clone(), stop.clone());
         let full = Arc::new(AtomicBool::new(false));
         tokio::spawn(look_at_fill(broker.clone(), full.clone(), stop));
-        Ok(Self { broker, submitter, feed, full })
+        Ok(Self(Arc::new(Parts { broker, submitter, feed, full })))
     }
+}
 
+impl Parts {
     /// Asks a state service that knows what this edge's clients were told, by any.
     ///
     /// # Errors

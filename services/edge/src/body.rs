@@ -2,10 +2,8 @@
 
 use axum::{
     body::Bytes,
-    extract::{Request, rejection::BytesRejection},
-    http::{StatusCode, Uri},
-    middleware::Next,
-    response::Response,
+    extract::{FromRequestParts, rejection::BytesRejection},
+    http::{StatusCode, Uri, request::Parts},
 };
 use serde::de::DeserializeOwned;
 
@@ -75,9 +73,15 @@ fn plain_words(text: &str) -> String {
 }
 
 /// Refuses every parameter: for requests that say all in their path and body.
-pub(crate) async fn no_query(request: Request, next: Next) -> Result<Response, Error> {
-    query(request.uri(), [])?;
-    Ok(next.run(request).await)
+pub(crate) struct NoQuery;
+
+impl<S: Sync> FromRequestParts<S> for NoQuery {
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Error> {
+        query(&parts.uri, [])?;
+        Ok(Self)
+    }
 }
 
 /// The parameters of a query string, each of which must be known and come once.

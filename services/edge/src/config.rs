@@ -19,7 +19,7 @@ pub struct Config {
     /// How long the broker may take to confirm a command before the answer is 503, in ms.
     #[arg(long, env = "JOBMESH_CONFIRM_MS", default_value_t = 5_000)]
     pub confirm_ms: u64,
-    /// How long state may take to fold a durable command before the answer is 202, in ms.
+    /// How long a command may wait for state to fold it before the answer is 202, in ms.
     #[arg(long, env = "JOBMESH_REPLY_MS", default_value_t = 2_000)]
     pub reply_ms: u64,
 }

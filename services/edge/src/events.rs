@@ -31,6 +31,11 @@ use past::Past;
 const HEARTBEAT: Duration = Duration::from_secs(15);
 /// How long to wait before EVENTS is read again after a failure.
 const PAUSE: Duration = Duration::from_millis(250);
+/// How soon behind a chunk the next one goes out: at rest an event goes at once, of many in a row
+/// those of this while go together, for each chunk costs both sides a system call.
+const CHUNK_EVERY: Duration = Duration::from_millis(50);
+/// Bytes of a chunk after which no more are added.
+const CHUNK_BYTES: usize = 64 << 10;
 /// How soon a client is to come back, in ms.
 const RETRY_MS: u32 = 1_000;
 
@@ -76,18 +81,18 @@ pub(crate) struct Changes(Box<Heard>);
 impl Changes {
     /// Waits for the next change, or for the end of such news.
     pub async fn next(&mut self) {
-        self.0.frames.recv().await;
+        self.0.next().await;
     }
 
     /// Whether no more news comes.
     pub fn is_over(&self) -> bool {
-        self.0.frames.is_closed()
+        self.0.is_over()
     }
 }
 
 /// Streams changes of jobs: of all, of a project, of a batch, or of one job.
 #[utoipa::path(
-    get, path = "/events", tag = "queue", operation_id = "events",
+    get, path = "/api/queue/events", tag = "queue", operation_id = "events",
     params(
         ("projectId" = Option<String>, Query, min_length = 1, max_length = 128),
         ("batchId" = Option<String>, Query, description = "With its project.", min_length = 1, max_length = 128),
@@ -114,12 +119,13 @@ pub(crate) async fn stream(
     let after = after.map(|id| id.parse::<Position>()).transpose();
     let after = after.map_err(|error| Error::invalid(format!("{named}: {error}")))?;
     let subscription = Subscription {
-        feed: app.feed,
+        feed: app.feed.clone(),
         wanted,
         after,
         heard: None,
         first: VecDeque::new(),
         begun: false,
+        next_chunk: Instant::now(),
     };
     let chunks = stream::unfold(Some(subscription), |subscription| async {
         let mut subscription = subscription?;
@@ -160,6 +166,8 @@ struct Subscription {
     /// What the hub had kept, shared with all who get it.
     first: VecDeque<Bytes>,
     begun: bool,
+    /// When the next chunk from the hub may go out.
+    next_chunk: Instant,
 }
 
 impl Subscription {
@@ -169,8 +177,14 @@ impl Subscription {
             self.begun = true;
             return (format!("retry: {RETRY_MS}\n\n").into(), true);
         }
-        if let Some(frame) = self.first.pop_front() {
-            return (frame, true);
+        if let Some(first) = self.first.pop_front() {
+            let mut chunk = first.to_vec();
+            while chunk.len() < CHUNK_BYTES
+                && let Some(frame) = self.first.pop_front()
+            {
+                chunk.extend_from_slice(&frame);
+            }
+            return (chunk.into(), true);
         }
         let stop = self.feed.hub.stop.clone();
         let Some(heard) = &mut self.heard else {
@@ -184,8 +198,11 @@ impl Subscription {
         loop {
             tokio::select! {
                 () = stop.cancelled() => return (Bytes::new(), false),
-                frame = heard.frames.recv() => return match frame {
-                    Some(frame) => (frame, true),
+                chunk = gather(heard, self.next_chunk) => return match chunk {
+                    Some(chunk) => {
+                        self.next_chunk = Instant::now() + CHUNK_EVERY;
+                        (chunk, true)
+                    }
                     None => (lagged(), false),
                 },
                 _ = beat.tick() => {
@@ -228,6 +245,20 @@ impl Subscription {
             }
         }
     }
+}
+
+/// The next events, from `not_before` on, with those that are there by then.
+async fn gather(heard: &mut Heard, not_before: Instant) -> Option<Bytes> {
+    tokio::time::sleep_until(not_before).await;
+    let first = heard.next().await?;
+    let Some(second) = heard.next_at_hand() else { return Some(first) };
+    let mut chunk = [first, second].concat();
+    while chunk.len() < CHUNK_BYTES
+        && let Some(more) = heard.next_at_hand()
+    {
+        chunk.extend_from_slice(&more);
+    }
+    Some(chunk.into())
 }
 
 /// The last that a subscriber hears who does not read as fast as jobs change.

@@ -3,8 +3,8 @@
 use axum::{
     Router,
     body::Bytes,
-    extract::{DefaultBodyLimit, OriginalUri},
-    http::{Method, header::CONTENT_TYPE},
+    extract::DefaultBodyLimit,
+    http::{Method, Uri, header::CONTENT_TYPE},
     middleware,
     routing::get,
 };
@@ -29,21 +29,17 @@ const OPENAPI: &str = "/openapi.json";
 
 /// The endpoints, with their document.
 fn endpoints() -> OpenApiRouter<App> {
-    let commands = OpenApiRouter::new()
+    OpenApiRouter::with_openapi(Document::openapi())
         .routes(routes!(enqueue::enqueue))
         .routes(routes!(redo::redo))
         .routes(routes!(cancel::cancel))
         .routes(routes!(retry::retry))
-        .layer(middleware::from_fn(body::no_query));
-    let queue = OpenApiRouter::new()
-        .merge(commands)
         .routes(routes!(status::status))
         .routes(routes!(jobs::list_jobs))
         .routes(routes!(jobs::get_batch))
         .routes(routes!(stats::stats))
         .routes(routes!(metrics::metrics))
-        .routes(routes!(events::stream));
-    let settings = OpenApiRouter::new()
+        .routes(routes!(events::stream))
         .routes(routes!(projects::get_project, projects::put_project))
         .routes(routes!(schedules::list_schedules))
         .routes(routes!(
@@ -51,10 +47,6 @@ fn endpoints() -> OpenApiRouter<App> {
             schedules::put_schedule,
             schedules::delete_schedule
         ))
-        .layer(middleware::from_fn(body::no_query));
-    OpenApiRouter::with_openapi(Document::openapi())
-        .nest("/api/queue", queue)
-        .nest("/api/projects", settings)
         .routes(routes!(health::healthz))
         .routes(routes!(health::readyz))
 }
@@ -73,16 +65,20 @@ pub(crate) fn router(app: App) -> Router {
     let document = get(async move || ([(CONTENT_TYPE, "application/json")], document.clone()));
     // By default the page has a stranger's server look at the document.
     let docs = utoipa_swagger_ui::Config::from(OPENAPI).validator_url("none");
-    router
+    let router = router
         .route(OPENAPI, document)
         .merge(SwaggerUi::new("/docs").config(docs))
-        .fallback(async |OriginalUri(uri): OriginalUri| Error::no_endpoint(uri.path()))
-        .method_not_allowed_fallback(async |method: Method, OriginalUri(uri): OriginalUri| {
+        .fallback(async |uri: Uri| Error::no_endpoint(uri.path()))
+        .method_not_allowed_fallback(async |method: Method, uri: Uri| {
             Error::method(method.as_str(), uri.path())
         })
+        .with_state(app);
+    // Around all routes at once: a layer of each route is cloned for each request, with all that
+    // is inside.
+    Router::new()
+        .fallback_service(router)
         .layer(DefaultBodyLimit::max(body::BODY_BYTES_MAX))
         .layer(middleware::from_fn(request_id::give))
-        .with_state(app)
 }
 
 #[cfg(test)]

@@ -26,7 +26,7 @@ use crate::{Config, error::Error};
 const CLIENT_VERBS: [Verb; 6] =
     [Verb::Enqueue, Verb::Redo, Verb::Cancel, Verb::Retry, Verb::Project, Verb::Schedule];
 
-type Waiting = Arc<Mutex<HashMap<Uuid, oneshot::Sender<Reply>>>>;
+type Waiting = Arc<Mutex<HashMap<Uuid, oneshot::Sender<Heard>>>>;
 
 /// A handle to the committers of all verbs of clients. Cheap to clone.
 #[derive(Clone)]
@@ -37,6 +37,14 @@ pub(crate) struct Submitter {
     /// What clients of this edge were told of.
     pub seen: Seen,
     patience: Duration,
+}
+
+/// What is heard of a command.
+enum Heard {
+    /// State folded it.
+    Reply(Reply),
+    /// The broker did not take it, as far as is known.
+    NotStored(mesh::commit::Error),
 }
 
 /// What became of a command that the broker has.
@@ -88,22 +96,49 @@ impl Submitter {
         let json = json.map_err(|_| Error::internal("a command is not JSON"))?;
         let committer = self.committers.get(&verb);
         let committer = committer.ok_or_else(|| Error::internal("a verb has no committer"))?;
-        let (answer, answered) = oneshot::channel();
-        self.lock().insert(id, answer);
-        let _forget = Forget { waiting: &self.waiting, id };
-        if let Err(error) = committer.commit(json).await {
+        let not_confirmed = |error| {
             tracing::warn!(error = %error, verb = verb.name(), "command not confirmed");
-            return Err(Error::unconfirmed());
-        }
-        match tokio::time::timeout(self.patience, answered).await {
-            Ok(Ok(Reply::Refused { code, error })) => Err(Error::refused(code, error)),
-            Ok(Ok(reply)) => Ok(Submitted::Folded(reply)),
-            Ok(Err(_)) | Err(_) => Ok(Submitted::Durable),
+            Error::unconfirmed()
+        };
+        let (answer, mut answered) = oneshot::channel();
+        lock(&self.waiting).insert(id, answer);
+        let _forget = Forget { waiting: &self.waiting, id };
+        // A reply says that the broker has the command: its ack wakes nobody, where a reply comes.
+        let (stored, is_stored) = oneshot::channel();
+        let waiting = self.waiting.clone();
+        let done = move |end| match end {
+            Ok(_) => drop(stored.send(())),
+            Err(error) => tell(&waiting, id, Heard::NotStored(error)),
+        };
+        committer.commit_then(json, done).await.map_err(not_confirmed)?;
+        let heard = match tokio::time::timeout(self.patience, &mut answered).await {
+            Ok(heard) => heard.ok(),
+            Err(_) => tokio::select! {
+                biased;
+                heard = answered => heard.ok(),
+                stored = is_stored => match stored {
+                    Ok(()) => None,
+                    Err(_) => Some(Heard::NotStored(mesh::commit::Error::Stopped)),
+                },
+            },
+        };
+        match heard {
+            Some(Heard::Reply(Reply::Refused { code, error })) => Err(Error::refused(code, error)),
+            Some(Heard::Reply(reply)) => Ok(Submitted::Folded(reply)),
+            Some(Heard::NotStored(error)) => Err(not_confirmed(error)),
+            None => Ok(Submitted::Durable),
         }
     }
+}
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<Uuid, oneshot::Sender<Reply>>> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock(waiting: &Waiting) -> MutexGuard<'_, HashMap<Uuid, oneshot::Sender<Heard>>> {
+    waiting.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn tell(waiting: &Waiting, id: Uuid, heard: Heard) {
+    if let Some(waiter) = lock(waiting).remove(&id) {
+        // Who has given up in this moment needs no word.
+        let _ = waiter.send(heard);
     }
 }
 
@@ -115,7 +150,7 @@ struct Forget<'a> {
 
 impl Drop for Forget<'_> {
     fn drop(&mut self) {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.id);
+        lock(self.waiting).remove(&self.id);
     }
 }
 
@@ -124,12 +159,8 @@ fn hand_out(waiting: &Waiting, seen: &Seen, payload: &[u8]) {
         Ok(answers) => answers,
         Err(error) => return tracing::error!(error = %error, "replies could not be read"),
     };
-    let mut waiting = waiting.lock().unwrap_or_else(PoisonError::into_inner);
     for answer in answers {
         seen.note(answer.event);
-        if let Some(waiter) = waiting.remove(&answer.id) {
-            // Who has given up in this moment needs no reply.
-            let _ = waiter.send(answer.reply);
-        }
+        tell(waiting, answer.id, Heard::Reply(answer.reply));
     }
 }

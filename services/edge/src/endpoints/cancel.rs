@@ -9,7 +9,7 @@ use utoipa::ToSchema;
 use super::{Answer, DURABLE, accepted, count, ok};
 use crate::{
     app::App,
-    body::{self, Body},
+    body::{self, Body, NoQuery},
     error::Error,
     ids::{self, Key},
     openapi::IdempotencyKey,
@@ -44,12 +44,13 @@ pub(crate) struct Response {
 
 /// Cancels queued and running jobs.
 #[utoipa::path(
-    post, path = "/cancel", tag = "queue", request_body = Request,
+    post, path = "/api/queue/cancel", tag = "queue", request_body = Request,
     params(IdempotencyKey),
     responses((status = 200, description = "Done.", body = Response), (status = 202, description = "Durable, and not confirmed yet.", body = Response), Error),
 )]
 pub(crate) async fn cancel(
     State(app): State<App>,
+    _: NoQuery,
     headers: HeaderMap,
     body: Body,
 ) -> Answer<Response> {

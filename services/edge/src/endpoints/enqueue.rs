@@ -17,7 +17,7 @@ use utoipa::ToSchema;
 use super::{Answer, DURABLE, accepted, backoff, count, max_attempts, ok, priority};
 use crate::{
     app::App,
-    body::{self, Body},
+    body::{self, Body, NoQuery},
     error::Error,
     ids::{self, Key},
     openapi::{IdempotencyKey, When},
@@ -77,12 +77,13 @@ pub(crate) struct Response {
 
 /// Enqueues one or many batches.
 #[utoipa::path(
-    post, path = "/enqueue", tag = "queue", request_body = Request,
+    post, path = "/api/queue/enqueue", tag = "queue", request_body = Request,
     params(IdempotencyKey),
     responses((status = 200, description = "Done.", body = Response), (status = 202, description = "Durable, and not confirmed yet.", body = Response), Error),
 )]
 pub(crate) async fn enqueue(
     State(app): State<App>,
+    _: NoQuery,
     headers: HeaderMap,
     body: Body,
 ) -> Answer<Response> {

@@ -107,7 +107,7 @@ impl Cursor {
 
 /// Lists jobs of a project: live ones first, then ended ones, the last first.
 #[utoipa::path(
-    get, path = "/jobs", tag = "queue",
+    get, path = "/api/queue/jobs", tag = "queue",
     params(
         ("projectId" = String, Query, min_length = 1, max_length = 128),
         ("batchId" = Option<String>, Query, min_length = 1, max_length = 128),
@@ -148,7 +148,7 @@ pub(crate) async fn list_jobs(State(app): State<App>, uri: Uri) -> Answer<Listed
 
 /// Shows a batch: how it stands, and its jobs.
 #[utoipa::path(
-    get, path = "/batches/{batchId}", tag = "queue",
+    get, path = "/api/queue/batches/{batchId}", tag = "queue",
     params(("batchId" = String, Path, min_length = 1, max_length = 128), ("projectId" = String, Query, min_length = 1, max_length = 128)),
     responses((status = 200, description = "As it is now.", body = Batch), QuestionError),
 )]

@@ -22,7 +22,7 @@ pub(crate) struct Response {
 
 /// Shows sums, of all projects or of one.
 #[utoipa::path(
-    get, path = "/metrics", tag = "queue",
+    get, path = "/api/queue/metrics", tag = "queue",
     params(("projectId" = Option<String>, Query, description = "All projects where absent.", min_length = 1, max_length = 128), ("timeRange" = Option<Range>, Query, description = "24h where absent.")),
     responses((status = 200, description = "As it is now.", body = Response), QuestionError),
 )]

@@ -21,7 +21,7 @@ use utoipa::ToSchema;
 use super::{ATTEMPTS_MAX, Answer, DURABLE, accepted, backoff, ok};
 use crate::{
     app::App,
-    body::{self, Body},
+    body::{self, Body, NoQuery},
     error::Error,
     ids,
     openapi::QuestionError,
@@ -98,11 +98,12 @@ struct Usage {
 
 /// Shows the settings of a project.
 #[utoipa::path(
-    get, path = "/{projectId}", tag = "projects", params(("projectId" = String, Path, min_length = 1, max_length = 128)),
+    get, path = "/api/projects/{projectId}", tag = "projects", params(("projectId" = String, Path, min_length = 1, max_length = 128)),
     responses((status = 200, description = "As it is now.", body = Response), QuestionError),
 )]
 pub(crate) async fn get_project(
     State(app): State<App>,
+    _: NoQuery,
     id: Result<Path<String>, PathRejection>,
 ) -> Answer<Response> {
     let project = project_id(id)?;
@@ -113,11 +114,12 @@ pub(crate) async fn get_project(
 /// Changes the settings of a project: a field that is absent stays, one that is null goes back
 /// to the configuration's.
 #[utoipa::path(
-    put, path = "/{projectId}", tag = "projects", params(("projectId" = String, Path, min_length = 1, max_length = 128)), request_body = Patch,
+    put, path = "/api/projects/{projectId}", tag = "projects", params(("projectId" = String, Path, min_length = 1, max_length = 128)), request_body = Patch,
     responses((status = 200, description = "Done.", body = Response), (status = 202, description = "Durable, and not confirmed yet.", body = Response), Error),
 )]
 pub(crate) async fn put_project(
     State(app): State<App>,
+    _: NoQuery,
     id: Result<Path<String>, PathRejection>,
     body: Body,
 ) -> Answer<Response> {

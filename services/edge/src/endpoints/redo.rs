@@ -15,7 +15,7 @@ use utoipa::ToSchema;
 use super::{Answer, DURABLE, accepted, enqueue::DATA_BYTES_MAX, ok, priority};
 use crate::{
     app::App,
-    body::{self, Body},
+    body::{self, Body, NoQuery},
     error::Error,
     ids::{self, Key},
     openapi::IdempotencyKey,
@@ -71,12 +71,13 @@ pub(crate) struct Response {
 
 /// Enqueues the redo of a row.
 #[utoipa::path(
-    post, path = "/redo", tag = "queue", request_body = Request,
+    post, path = "/api/queue/redo", tag = "queue", request_body = Request,
     params(IdempotencyKey),
     responses((status = 200, description = "Done.", body = Response), (status = 202, description = "Durable, and not confirmed yet.", body = Response), Error),
 )]
 pub(crate) async fn redo(
     State(app): State<App>,
+    _: NoQuery,
     headers: HeaderMap,
     body: Body,
 ) -> Answer<Response> {

@@ -18,7 +18,7 @@ use utoipa::ToSchema;
 use super::{Answer, DURABLE, accepted, enqueue, max_attempts, ok, priority};
 use crate::{
     app::App,
-    body::{self, Body},
+    body::{self, Body, NoQuery},
     error::Error,
     ids,
     openapi::QuestionError,
@@ -101,11 +101,12 @@ impl View {
 
 /// Shows the schedules of a project.
 #[utoipa::path(
-    get, path = "/{projectId}/schedules", tag = "projects", params(("projectId" = String, Path, min_length = 1, max_length = 128)),
+    get, path = "/api/projects/{projectId}/schedules", tag = "projects", params(("projectId" = String, Path, min_length = 1, max_length = 128)),
     responses((status = 200, description = "As it is now.", body = Listed), QuestionError),
 )]
 pub(crate) async fn list_schedules(
     State(app): State<App>,
+    _: NoQuery,
     id: Result<Path<String>, PathRejection>,
 ) -> Answer<Listed> {
     let Path(id) = id.map_err(|_| Error::invalid("projectId in the path must be UTF-8"))?;
@@ -117,10 +118,14 @@ pub(crate) async fn list_schedules(
 
 /// Shows one schedule.
 #[utoipa::path(
-    get, path = "/{projectId}/schedules/{name}", tag = "projects", params(("projectId" = String, Path, min_length = 1, max_length = 128), ("name" = String, Path, min_length = 1, max_length = 128)),
+    get, path = "/api/projects/{projectId}/schedules/{name}", tag = "projects", params(("projectId" = String, Path, min_length = 1, max_length = 128), ("name" = String, Path, min_length = 1, max_length = 128)),
     responses((status = 200, description = "As it is now.", body = Response), QuestionError),
 )]
-pub(crate) async fn get_schedule(State(app): State<App>, path: Named) -> Answer<Response> {
+pub(crate) async fn get_schedule(
+    State(app): State<App>,
+    _: NoQuery,
+    path: Named,
+) -> Answer<Response> {
     let (project, name) = named(path)?;
     let schedules = schedules(&app, project.clone()).await?;
     let found = schedules.into_iter().find(|(known, _)| *known == name);
@@ -133,11 +138,12 @@ pub(crate) async fn get_schedule(State(app): State<App>, path: Named) -> Answer<
 
 /// Sets a schedule, in the place of the one of that name.
 #[utoipa::path(
-    put, path = "/{projectId}/schedules/{name}", tag = "projects", params(("projectId" = String, Path, min_length = 1, max_length = 128), ("name" = String, Path, min_length = 1, max_length = 128)), request_body = Request,
+    put, path = "/api/projects/{projectId}/schedules/{name}", tag = "projects", params(("projectId" = String, Path, min_length = 1, max_length = 128), ("name" = String, Path, min_length = 1, max_length = 128)), request_body = Request,
     responses((status = 200, description = "Done.", body = Response), (status = 202, description = "Durable, and not confirmed yet.", body = Response), Error),
 )]
 pub(crate) async fn put_schedule(
     State(app): State<App>,
+    _: NoQuery,
     path: Named,
     body: Body,
 ) -> Answer<Response> {
@@ -151,10 +157,14 @@ pub(crate) async fn put_schedule(
 
 /// Removes a schedule; jobs that it enqueued stay.
 #[utoipa::path(
-    delete, path = "/{projectId}/schedules/{name}", tag = "projects", params(("projectId" = String, Path, min_length = 1, max_length = 128), ("name" = String, Path, min_length = 1, max_length = 128)),
+    delete, path = "/api/projects/{projectId}/schedules/{name}", tag = "projects", params(("projectId" = String, Path, min_length = 1, max_length = 128), ("name" = String, Path, min_length = 1, max_length = 128)),
     responses((status = 200, description = "Done.", body = Response), (status = 202, description = "Durable, and not confirmed yet.", body = Response), Error),
 )]
-pub(crate) async fn delete_schedule(State(app): State<App>, path: Named) -> Answer<Response> {
+pub(crate) async fn delete_schedule(
+    State(app): State<App>,
+    _: NoQuery,
+    path: Named,
+) -> Answer<Response> {
     let (project, name) = named(path)?;
     set(&app, SetSchedule { project, name, schedule: None }).await
 }

@@ -59,7 +59,7 @@ struct Worker {
 
 /// Shows counts, of all projects or of one.
 #[utoipa::path(
-    get, path = "/stats", tag = "queue",
+    get, path = "/api/queue/stats", tag = "queue",
     params(("projectId" = Option<String>, Query, description = "All projects where absent.", min_length = 1, max_length = 128)),
     responses((status = 200, description = "As it is now.", body = Response), QuestionError),
 )]

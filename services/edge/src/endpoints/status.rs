@@ -40,7 +40,7 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// Shows one job: at once, or when it has ended or `wait` is over; with its history where asked.
 #[utoipa::path(
-    get, path = "/status/{jobId}", tag = "queue",
+    get, path = "/api/queue/status/{jobId}", tag = "queue",
     params(
         ("jobId" = uuid::Uuid, Path),
         ("wait" = Option<String>, Query, description = "How long to wait for the end of the job, at most 60s.", pattern = "^(([0-9]{1,4}|[1-5][0-9]{4}|60000)ms|([0-9]|[1-5][0-9]|60)s?)$"),

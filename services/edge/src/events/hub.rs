@@ -2,13 +2,13 @@
 //!
 //! A change finds its subscribers by job, batch and project, so that two thousand subscribers
 //! cost no more than what they hear. What was distributed last is kept for a while, so that who
-//! comes back soon needs no reader of its own.
+//! comes back soon needs no reader of its own; where nobody listens it is not even read.
 
 use std::{
     collections::{HashMap, VecDeque},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -20,10 +20,12 @@ use serde_json::json;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::line::{Message, frame};
+use super::line::{Line, Message, frame};
 
-/// Events that a subscriber may be behind.
-const BEHIND_EVENTS_MAX: usize = 1_024;
+/// Messages of EVENTS that a subscriber may be behind.
+const BEHIND_MESSAGES_MAX: usize = 1_024;
+/// Bytes of them; a single message may have more.
+const BEHIND_BYTES_MAX: usize = 512 << 10;
 /// Changes that are kept for those who come back.
 const KEPT_LINES_MAX: usize = 20_000;
 /// Bytes of them.
@@ -49,7 +51,7 @@ pub(crate) enum Wanted {
 }
 
 impl Wanted {
-    pub(super) fn wants(&self, line: &super::line::Line) -> bool {
+    pub(super) fn wants(&self, line: &Line) -> bool {
         match self {
             Self::All => true,
             Self::Project(project) => line.project == *project,
@@ -78,7 +80,7 @@ struct Inner {
     next: u64,
     /// What was in EVENTS before this edge came: who wants what comes from now on wants none of it.
     before: u64,
-    kept: VecDeque<Arc<Message>>,
+    kept: VecDeque<Kept>,
     kept_lines: usize,
     kept_bytes: usize,
     subscribers: HashMap<u64, Subscriber>,
@@ -87,18 +89,83 @@ struct Inner {
     open: bool,
 }
 
+/// A message of EVENTS that is kept.
+enum Kept {
+    /// Nobody wanted to hear of it yet.
+    Unread { sequence: u64, payload: Bytes },
+    /// What there is to hear.
+    Read(Message),
+}
+
+impl Kept {
+    fn sequence(&self) -> u64 {
+        match self {
+            Self::Unread { sequence, .. } => *sequence,
+            Self::Read(message) => message.sequence,
+        }
+    }
+
+    fn lines(&self) -> &[Line] {
+        match self {
+            Self::Unread { .. } => &[],
+            Self::Read(message) => &message.lines,
+        }
+    }
+
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Unread { payload, .. } => payload.len(),
+            Self::Read(message) => message.bytes(),
+        }
+    }
+
+    fn read(&mut self) {
+        if let Self::Unread { sequence, payload } = self {
+            *self = Self::Read(read(*sequence, payload));
+        }
+    }
+}
+
+/// What there is to hear of a message.
+fn read(sequence: u64, payload: &[u8]) -> Message {
+    match wire::events(sequence, None, payload) {
+        Ok((_, batch)) => Message::of(sequence, &batch),
+        Err(error) => {
+            tracing::error!(error = %error, "events passed over");
+            Message { sequence, lines: Vec::new() }
+        }
+    }
+}
+
 struct Subscriber {
     wanted: Wanted,
     /// What it has heard already.
     after: Position,
-    frames: mpsc::Sender<Bytes>,
+    chunks: mpsc::Sender<Bytes>,
+    /// Bytes that it was sent and has not taken.
+    behind: Arc<AtomicUsize>,
+}
+
+impl Subscriber {
+    /// Sends it what it wants; `false` where it is too far behind.
+    fn tell(&self, chunk: Bytes) -> bool {
+        let bytes = chunk.len();
+        let behind = self.behind.fetch_add(bytes, Ordering::Relaxed);
+        let fits = behind == 0 || behind + bytes <= BEHIND_BYTES_MAX;
+        let told = fits && self.chunks.try_send(chunk).is_ok();
+        if !told {
+            self.behind.fetch_sub(bytes, Ordering::Relaxed);
+        }
+        told
+    }
 }
 
 /// What one subscriber hears from the hub, until it is dropped.
 pub(super) struct Heard {
     id: u64,
     hub: Hub,
-    pub frames: mpsc::Receiver<Bytes>,
+    chunks: mpsc::Receiver<Bytes>,
+    behind: Arc<AtomicUsize>,
 }
 
 impl Drop for Heard {
@@ -108,11 +175,30 @@ impl Drop for Heard {
 }
 
 impl Heard {
+    /// The next events, one or more; `None` once there are no more to come.
+    pub async fn next(&mut self) -> Option<Bytes> {
+        let chunk = self.chunks.recv().await?;
+        self.behind.fetch_sub(chunk.len(), Ordering::Relaxed);
+        Some(chunk)
+    }
+
+    /// The next events, where they are there already.
+    pub fn next_at_hand(&mut self) -> Option<Bytes> {
+        let chunk = self.chunks.try_recv().ok()?;
+        self.behind.fetch_sub(chunk.len(), Ordering::Relaxed);
+        Some(chunk)
+    }
+
+    /// Whether no more come.
+    pub fn is_over(&self) -> bool {
+        self.chunks.is_closed()
+    }
+
     /// Up to where this subscriber has heard everything, if it has taken all that there was.
     pub fn up_to(&self) -> Option<Position> {
         let inner = self.hub.lock();
         // The hub distributes behind the same lock.
-        self.frames.is_empty().then(|| Position::new(inner.next.saturating_sub(1), u32::MAX))
+        self.chunks.is_empty().then(|| Position::new(inner.next.saturating_sub(1), u32::MAX))
     }
 }
 
@@ -138,21 +224,27 @@ impl Hub {
         let mut inner = self.lock();
         let now = Position::new(inner.before.max(inner.next.saturating_sub(1)), u32::MAX);
         let after = after.unwrap_or(now);
-        let first_kept = inner.kept.front().map_or(inner.next, |message| message.sequence);
+        if after < now {
+            inner.read_kept();
+        }
+        let first_kept = inner.kept.front().map_or(inner.next, Kept::sequence);
         // The rest of the message of the position itself is wanted too, unless it has none.
         let first_wanted = after.sequence.saturating_add(u64::from(after.index == u32::MAX));
         // One from beyond the end is of another stream, or this edge is behind: EVENTS tells.
         if !inner.open || first_wanted < first_kept || first_wanted > inner.next {
             return Joined::Elsewhere;
         }
-        let kept = inner.kept.iter().flat_map(|message| &message.lines);
+        let kept = inner.kept.iter().flat_map(Kept::lines);
         let kept = kept.filter(|line| line.position > after && wanted.wants(line));
         let first: Vec<Bytes> = kept.map(|line| line.frame.clone()).collect();
-        let (frames, heard) = mpsc::channel(BEHIND_EVENTS_MAX);
+        let (chunks, heard) = mpsc::channel(BEHIND_MESSAGES_MAX);
+        let behind = Arc::<AtomicUsize>::default();
         let id = self.subscribers.fetch_add(1, Ordering::Relaxed);
         inner.wanted.entry(wanted.clone()).or_default().push(id);
-        inner.subscribers.insert(id, Subscriber { wanted: wanted.clone(), after, frames });
-        Joined::From(first, Box::new(Heard { id, hub: self.clone(), frames: heard }))
+        let subscriber =
+            Subscriber { wanted: wanted.clone(), after, chunks, behind: behind.clone() };
+        inner.subscribers.insert(id, subscriber);
+        Joined::From(first, Box::new(Heard { id, hub: self.clone(), chunks: heard, behind }))
     }
 
     /// The first message that is not distributed yet; `None` before the end of EVENTS is known.
@@ -167,10 +259,15 @@ impl Hub {
 }
 
 impl Inner {
-    fn distribute(&mut self, message: Message) {
+    fn distribute(&mut self, sequence: u64, payload: Bytes) {
+        self.next = sequence + 1;
         // Most edges have nobody to tell.
-        let told = if self.wanted.is_empty() { &[][..] } else { &message.lines };
-        for line in told {
+        if self.wanted.is_empty() {
+            return self.keep(Kept::Unread { sequence, payload });
+        }
+        let message = read(sequence, &payload);
+        let mut told: HashMap<Wanted, Vec<&Line>> = HashMap::new();
+        for line in &message.lines {
             let keys = [
                 Wanted::All,
                 Wanted::Project(line.project.clone()),
@@ -178,29 +275,55 @@ impl Inner {
                 Wanted::Job(line.job, None),
                 Wanted::Job(line.job, Some(line.project.clone())),
             ];
-            let mut cut = Vec::new();
-            for id in keys.iter().filter_map(|key| self.wanted.get(key)).flatten() {
-                let Some(to) = self.subscribers.get(id).filter(|to| line.position > to.after)
-                else {
-                    continue;
+            for key in keys {
+                if self.wanted.contains_key(&key) {
+                    told.entry(key).or_default().push(line);
+                }
+            }
+        }
+        let mut cut = Vec::new();
+        for (wanted, lines) in &told {
+            // Written once for all who want the same.
+            let all = together(lines.iter());
+            for id in self.wanted.get(wanted).into_iter().flatten() {
+                let Some(to) = self.subscribers.get(id) else { continue };
+                let chunk = if to.after.sequence < message.sequence {
+                    all.clone()
+                } else {
+                    together(lines.iter().filter(|line| line.position > to.after))
                 };
-                if to.frames.try_send(line.frame.clone()).is_err() {
+                if !chunk.is_empty() && !to.tell(chunk) {
                     cut.push(*id);
                 }
             }
-            // Its channel ends with that: it is told so once it has read what is there.
-            cut.into_iter().for_each(|id| self.remove(id));
         }
-        self.next = message.sequence + 1;
-        self.kept_lines += message.lines.len();
+        // Its channel ends with that: it is told so once it has read what is there.
+        cut.into_iter().for_each(|id| self.remove(id));
+        self.keep(Kept::Read(message));
+    }
+
+    fn keep(&mut self, message: Kept) {
+        self.kept_lines += message.lines().len();
         self.kept_bytes += message.bytes();
-        self.kept.push_back(Arc::new(message));
+        self.kept.push_back(message);
+        self.trim();
+    }
+
+    /// Reads what was kept unread, for one who wants to hear of it.
+    fn read_kept(&mut self) {
+        self.kept.iter_mut().for_each(Kept::read);
+        self.kept_lines = self.kept.iter().map(|message| message.lines().len()).sum();
+        self.kept_bytes = self.kept.iter().map(Kept::bytes).sum();
+        self.trim();
+    }
+
+    fn trim(&mut self) {
         while (self.kept_lines > KEPT_LINES_MAX
             || self.kept_bytes > KEPT_BYTES_MAX
             || self.kept.len() > KEPT_MESSAGES_MAX)
             && let Some(old) = self.kept.pop_front()
         {
-            self.kept_lines -= old.lines.len();
+            self.kept_lines -= old.lines().len();
             self.kept_bytes -= old.bytes();
         }
     }
@@ -208,10 +331,9 @@ impl Inner {
     /// Tells everybody that some messages are gone.
     fn tell_gap(&mut self, from: u64, to: u64) {
         let frame = gap(from, to);
-        for subscriber in self.subscribers.values() {
-            // Who is too far behind for this is cut off at the next event.
-            let _ = subscriber.frames.try_send(frame.clone());
-        }
+        let untold = self.subscribers.iter().filter(|(_, to)| !to.tell(frame.clone()));
+        let cut: Vec<u64> = untold.map(|(id, _)| *id).collect();
+        cut.into_iter().for_each(|id| self.remove(id));
         self.kept.clear();
         self.kept_lines = 0;
         self.kept_bytes = 0;
@@ -226,6 +348,17 @@ impl Inner {
             }
         }
     }
+}
+
+/// The events of some lines, in one piece.
+fn together<'a>(mut lines: impl Iterator<Item = &'a &'a Line>) -> Bytes {
+    let Some(first) = lines.next() else { return Bytes::new() };
+    let Some(second) = lines.next() else { return first.frame.clone() };
+    let mut all = [&first.frame[..], &second.frame].concat();
+    for line in lines {
+        all.extend_from_slice(&line.frame);
+    }
+    all.into()
 }
 
 /// Says that messages of EVENTS which were asked for are not kept any more.
@@ -254,19 +387,13 @@ async fn feed(hub: Hub) {
     }
     let mut events = follow::follow(hub.broker.clone(), names::EVENTS, start, hub.stop.clone());
     while let Some(message) = events.recv().await {
-        let headers = message.headers.as_ref();
-        match wire::events(message.sequence, headers, &message.payload) {
-            Ok((_, batch)) => {
-                let lines = Message::of(message.sequence, &batch);
-                // Who hears of it and asks then is told no less.
-                hub.seen.note(message.sequence);
-                let mut inner = hub.lock();
-                if message.skipped > 0 {
-                    inner.tell_gap(message.sequence - message.skipped, message.sequence - 1);
-                }
-                inner.distribute(lines);
-            }
-            Err(error) => tracing::error!(error = %error, "events passed over"),
+        // Who hears of it and asks then is told no less.
+        hub.seen.note(message.sequence);
+        let mut inner = hub.lock();
+        if message.skipped > 0 {
+            inner.tell_gap(message.sequence - message.skipped, message.sequence - 1);
         }
+        // Its own copy: a part of a buffer would keep the whole of it.
+        inner.distribute(message.sequence, Bytes::copy_from_slice(&message.payload));
     }
 }
