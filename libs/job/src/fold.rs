@@ -142,7 +142,7 @@ impl State {
     }
 
     fn enqueued(&mut self, at: Millis, position: Position, new: &Enqueued) {
-        self.enter(position, Job::new(at, position, new));
+        self.enter(Job::new(at, position, new));
     }
 
     fn ended(&mut self, at: Millis, position: Position, ended: &Ended) {
@@ -194,7 +194,9 @@ impl State {
         if !job.kind.is_internal() {
             self.known.total.leave(revived.was, job.class);
         }
-        self.enter(position, job);
+        // The bucket has it as one that ended, and would let it go.
+        self.touched.push(position, Queued::Job(job.id));
+        self.enter(job);
     }
 
     fn schedule(&mut self, project: &Id, name: &Id, timed: Option<Timed>) {
@@ -231,12 +233,12 @@ impl State {
             past.spent.add(&late.spent);
             past.closed |= closed;
             job.version = position;
-            self.touched.push(position, Queued::Job(late.job));
+            self.touch(position, late.job);
         }
     }
 
     /// Takes in a job that is queued.
-    fn enter(&mut self, position: Position, job: Job) {
+    fn enter(&mut self, job: Job) {
         let project = self.known.projects.entry(job.project.clone()).or_default();
         project.counts.enter(job.status, job.class);
         if !job.kind.is_internal() {
@@ -244,7 +246,7 @@ impl State {
         }
         project.live.insert((batch_key(&job.batch), job.id));
         self.ready.insert(&job, self.known.at);
-        self.touched.push(position, Queued::Job(job.id));
+        self.touched.push_live(self.known.at, job.id);
         self.insert(job);
     }
 
@@ -277,7 +279,19 @@ impl State {
         if job.status.is_terminal() {
             project.live.remove(&(batch_key(&job.batch), job.id));
         }
-        self.touched.push(position, Queued::Job(id));
+        self.touch(position, id);
+    }
+
+    /// Notes that the bucket is behind with a job that changed.
+    fn touch(&mut self, position: Position, id: JobId) {
+        match self.known.jobs.status(id) {
+            Some(status) if status.is_terminal() => self.touched.push(position, Queued::Job(id)),
+            Some(_) => {
+                self.touched.push_live(self.known.at, id);
+                self.known.jobs.rest(id, self.room.as_ref());
+            }
+            None => {}
+        }
     }
 
     fn mark_hour(&mut self, at: Millis, sequence: u64) {

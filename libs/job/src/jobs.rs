@@ -127,6 +127,9 @@ impl Jobs {
 
     /// Lets a job sleep, where it may and there is no room for it.
     pub fn rest(&mut self, id: JobId, room: Option<&Room>) {
+        if room.is_none_or(|room| self.awake_bytes <= room.budget) {
+            return;
+        }
         let Some(slot) = self.slot(id).cloned() else { return };
         let before = slot.bytes();
         self.awake_bytes -= before;
@@ -172,11 +175,11 @@ impl Jobs {
         })
     }
 
-    /// The ids and versions of all jobs.
-    pub fn versions(&self) -> impl Iterator<Item = (JobId, Position)> {
+    /// Where all jobs stand, and at which version.
+    pub fn versions(&self) -> impl Iterator<Item = (JobId, Status, Position)> {
         self.table.iter().map(|slot| match slot {
-            Slot::Awake(job) => (job.id, job.version),
-            Slot::Asleep(asleep) => (asleep.id, asleep.version),
+            Slot::Awake(job) => (job.id, job.status, job.version),
+            Slot::Asleep(asleep) => (asleep.id, Status::Queued, asleep.version),
         })
     }
 

@@ -22,6 +22,8 @@ use proptest::prelude::*;
 const ALL: job::Open = [[true; 3]; 3];
 /// How long ended jobs are kept here.
 const RETENTION_MS: i64 = 1_000_000;
+/// How long a live job stays as it is before the bucket is told.
+const LIVE_AFTER_MS: i64 = 2_000;
 
 /// Puts away more than a few bytes of data, as a state service does where a million jobs wait.
 #[derive(Debug, Default)]
@@ -289,6 +291,13 @@ impl World {
                 self.bucket.insert(id, job);
             }
             self.covered = self.state.covered();
+        }
+        for what in self.state.waiting(self.now - LIVE_AFTER_MS, 3) {
+            let job::Queued::Job(id) = what else { panic!("an answer does not live") };
+            let job = self.state.job(id).expect("what waits is known");
+            assert!(!job.status.is_terminal(), "what has ended does not wait");
+            self.state.stored(what, job.version);
+            self.bucket.insert(id, job);
         }
     }
 

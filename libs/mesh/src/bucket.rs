@@ -161,9 +161,11 @@ impl Broker {
         for message in &mut messages {
             work::expect_fence(&mut message.headers, fence.revision, &subject);
         }
+        // Another leader may have written as many: its fence tells.
         let mut headers = HeaderMap::new();
         let all = last + writes.len() as u64;
         headers.insert(NATS_EXPECTED_LAST_SEQUENCE, all.to_string());
+        headers.insert(NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, fence.revision.to_string());
         messages.push(fence_message(headers, &through));
         let ack = self.publish_each(messages).await?;
         Ok(Fence { revision: ack.sequence, through, last: Some(ack.sequence) })

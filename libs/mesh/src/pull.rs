@@ -4,11 +4,14 @@
 //! a redelivery, which is reported and not run; a crash between record and ack does the same,
 //! and the fold knows that the run has ended.
 
-use std::{collections::HashMap, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use async_nats::jetstream::{
-    self, AckKind,
-    consumer::{AckPolicy, PullConsumer, pull},
+use async_nats::{
+    Client, Subject,
+    jetstream::{
+        self, AckKind,
+        consumer::{AckPolicy, PullConsumer, pull},
+    },
 };
 use futures_util::StreamExt;
 use job::{Class, Kind};
@@ -48,47 +51,55 @@ pub struct Delivery {
     pub redelivered: bool,
     /// How many wait behind it, of its class and kind.
     pub behind: u64,
-    message: jetstream::Message,
+    lease: Lease,
 }
 
 impl Delivery {
     /// Says that the run is still in good hands.
     pub async fn extend(&self) {
-        // A sign of life that is lost is followed by the next.
-        let _ = self.message.ack_with(AckKind::Progress).await;
+        self.lease.extend().await;
     }
 
     /// A handle that can extend the lease while the delivery is elsewhere.
     pub fn lease(&self) -> Lease {
-        Lease(self.message.clone())
+        self.lease.clone()
     }
 
     /// Lets the broker forget the run. To be called after its end is recorded, never before.
     pub async fn ack(self) {
-        // An ack that is lost makes the message come again: it is reported, and the fold knows it.
-        let _ = self.message.ack().await;
+        self.lease.ack().await;
     }
 }
 
-/// Extends the lease of a delivery.
+/// Extends the lease of a delivery. Cheap to clone.
 #[derive(Clone, Debug)]
-pub struct Lease(jetstream::Message);
+pub struct Lease {
+    client: Arc<Client>,
+    reply: Subject,
+}
 
 impl Lease {
     /// Lets the broker forget the run.
     pub async fn ack(self) {
-        let _ = self.0.ack().await;
+        self.say(AckKind::Ack).await;
     }
 
     /// Says that the run is still in good hands.
     pub async fn extend(&self) {
-        let _ = self.0.ack_with(AckKind::Progress).await;
+        self.say(AckKind::Progress).await;
+    }
+
+    async fn say(&self, what: AckKind) {
+        // A sign of life that is lost is followed by the next; an ack that is lost makes the message
+        // come again: it is reported, and the fold knows it.
+        let _ = self.client.publish(self.reply.clone(), what.into()).await;
     }
 }
 
 /// The consumers of some kinds of work, over all classes.
 #[derive(Clone, Debug)]
 pub struct Pullers {
+    client: Arc<Client>,
     consumers: HashMap<(Class, Kind), PullConsumer>,
     kinds: Vec<Kind>,
 }
@@ -119,7 +130,7 @@ impl Pullers {
                 consumers.insert((class, *kind), consumer);
             }
         }
-        Ok(Self { consumers, kinds })
+        Ok(Self { client: Arc::new(broker.client.clone()), consumers, kinds })
     }
 
     /// The kinds of work that are pulled.
@@ -139,7 +150,7 @@ impl Pullers {
     pub async fn take(&self, class: Class, kind: Kind, max: usize) -> Result<Vec<Delivery>, Error> {
         let Some(consumer) = self.consumers.get(&(class, kind)) else { return Ok(Vec::new()) };
         let mut taken = Vec::new();
-        match take_from(consumer, class, max, &mut taken).await {
+        match self.take_from(consumer, class, max, &mut taken).await {
             Ok(()) => Ok(taken),
             // What was brought before must not be dropped: it is in these hands now.
             Err(why) if !taken.is_empty() => {
@@ -162,7 +173,49 @@ impl Pullers {
         match messages.next().await {
             None => Ok(None),
             Some(Err(error)) => Err(failed(error.to_string())),
-            Some(Ok(message)) => Ok(delivery(class, message).await),
+            Some(Ok(message)) => Ok(self.delivery(class, message).await),
+        }
+    }
+
+    /// Takes what one consumer has now.
+    async fn take_from(
+        &self,
+        consumer: &PullConsumer,
+        class: Class,
+        max: usize,
+        taken: &mut Vec<Delivery>,
+    ) -> Result<(), String> {
+        let fetch = consumer.fetch().max_messages(max).messages();
+        let mut messages = fetch.await.map_err(|error| error.to_string())?;
+        // A broker that dies in the middle never says that this is all there is.
+        while let Ok(Some(message)) = timeout(ANSWER_WITHIN, messages.next()).await {
+            let message = message.map_err(|error| error.to_string())?;
+            taken.extend(self.delivery(class, message).await);
+        }
+        Ok(())
+    }
+
+    /// Reads a delivered message. One that cannot be read is acked and reported in the log: the
+    /// state service finds its run missing and hands it out again.
+    async fn delivery(&self, class: Class, message: jetstream::Message) -> Option<Delivery> {
+        let info = match message.info() {
+            Ok(info) => (info.stream_sequence, info.delivered > 1, info.pending),
+            Err(error) => {
+                tracing::error!(error = %error, "a message of ready work came without its place");
+                return None;
+            }
+        };
+        let lease = Lease { client: self.client.clone(), reply: message.reply.clone()? };
+        match serde_json::from_slice(&message.payload) {
+            Ok(work) => {
+                let (sequence, redelivered, behind) = info;
+                Some(Delivery { work, class, sequence, redelivered, behind, lease })
+            }
+            Err(error) => {
+                tracing::error!(error = %error, subject = %message.subject, "ready work could not be read");
+                lease.ack().await;
+                None
+            }
         }
     }
 }
@@ -170,46 +223,6 @@ impl Pullers {
 /// Whether work of a kind may be of a class: the mesh's own is of the lowest.
 fn is_of(kind: Kind, class: Class) -> bool {
     !kind.is_internal() || class == Class::Low
-}
-
-/// Takes what one consumer has now.
-async fn take_from(
-    consumer: &PullConsumer,
-    class: Class,
-    max: usize,
-    taken: &mut Vec<Delivery>,
-) -> Result<(), String> {
-    let fetch = consumer.fetch().max_messages(max).messages();
-    let mut messages = fetch.await.map_err(|error| error.to_string())?;
-    // A broker that dies in the middle never says that this is all there is.
-    while let Ok(Some(message)) = timeout(ANSWER_WITHIN, messages.next()).await {
-        let message = message.map_err(|error| error.to_string())?;
-        taken.extend(delivery(class, message).await);
-    }
-    Ok(())
-}
-
-/// Reads a delivered message. One that cannot be read is acked and reported in the log: the
-/// state service finds its run missing and hands it out again.
-async fn delivery(class: Class, message: jetstream::Message) -> Option<Delivery> {
-    let info = match message.info() {
-        Ok(info) => (info.stream_sequence, info.delivered > 1, info.pending),
-        Err(error) => {
-            tracing::error!(error = %error, "a message of ready work came without its place");
-            return None;
-        }
-    };
-    match serde_json::from_slice(&message.payload) {
-        Ok(work) => {
-            let (sequence, redelivered, behind) = info;
-            Some(Delivery { work, class, sequence, redelivered, behind, message })
-        }
-        Err(error) => {
-            tracing::error!(error = %error, subject = %message.subject, "ready work could not be read");
-            let _ = message.ack().await;
-            None
-        }
-    }
 }
 
 /// Runs a delivery, records how it ended, and only then acks it. Where the record cannot be

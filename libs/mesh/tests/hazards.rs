@@ -106,10 +106,12 @@ async fn a_stale_write_changes_nothing(how: Writes) -> anyhow::Result<()> {
     let fence = broker.write_bucket(stale, through(2), writes, how).await?;
     let read = broker.read_fence().await?;
     assert_eq!((read.revision, read.through), (fence.revision, through(2)));
-    for old in [first, stale] {
-        let writes = vec![key("a", "old", None), key("b", "old", None)];
-        let refused = broker.write_bucket(old, through(9), writes, how).await;
-        assert!(refused.is_err_and(|error| error.is(WRONG_LAST_SEQUENCE)), "{how:?}");
+    // As many keys as the other wrote, fewer, and more: no number makes a stale write fit.
+    for (old, keys) in [(first, 2), (stale, 1), (stale, 2), (stale, 3), (stale, 4), (stale, 5)] {
+        let writes = ["a", "b", "c", "d", "e"][..keys].iter().map(|name| key(name, "old", None));
+        let refused = broker.write_bucket(old, through(9), writes.collect(), how).await;
+        assert!(refused.is_err_and(|error| error.is(WRONG_LAST_SEQUENCE)), "{how:?} {keys}");
+        assert_eq!(broker.read_fence().await?.through, through(2), "{how:?} {keys}");
     }
     let fence = broker.write_bucket(fence, through(3), vec![key("kept", "2", None)], how).await?;
     assert_eq!(broker.read_fence().await?.revision, fence.revision);

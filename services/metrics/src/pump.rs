@@ -20,7 +20,7 @@ const BLOCK_MESSAGES_MAX: usize = 5_000;
 /// How long rows wait for company.
 const BLOCK_WAIT: Duration = Duration::from_millis(250);
 /// Rows after that time which make a block wait longer.
-const BLOCK_ROWS_BUSY: usize = 500;
+const BLOCK_ROWS_BUSY: usize = 20;
 /// How long such a block waits in all.
 const BLOCK_WAIT_BUSY: Duration = Duration::from_millis(1_000);
 /// How long sending a block, and waiting for its answer, may take.
@@ -247,6 +247,9 @@ async fn insert(
     let mut insert = insert
         .with_setting("insert_deduplication_token", token)
         .with_setting("deduplicate_blocks_in_dependent_materialized_views", "1")
+        // Blocks are small: handing parts of one around costs more than it wins.
+        .with_setting("max_threads", "1")
+        .with_setting("max_insert_threads", "1")
         .with_timeouts(Some(INSERT_TIMEOUT), Some(INSERT_TIMEOUT));
     for row in rows {
         insert.write(row).await?;

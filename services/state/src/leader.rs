@@ -75,7 +75,7 @@ pub(crate) struct Leader<'a> {
     /// Bytes of commands folded since the last snapshot began.
     pub folded_bytes: u64,
     pub done: mpsc::Sender<Done>,
-    finished: mpsc::Receiver<Done>,
+    pub finished: mpsc::Receiver<Done>,
 }
 
 impl<'a> Leader<'a> {
@@ -203,7 +203,7 @@ impl<'a> Leader<'a> {
         }
     }
 
-    fn take_in(&mut self, done: Done) -> anyhow::Result<()> {
+    pub fn take_in(&mut self, done: Done) -> anyhow::Result<()> {
         match done {
             Done::Written(written) => self.written(written)?,
             Done::Dispatched(sent, end) => {
@@ -255,8 +255,9 @@ impl<'a> Leader<'a> {
         while self.snapshotting
             && let Some(done) = self.finished.recv().await
         {
-            self.snapshotting = !matches!(done, Done::Snapshot(..));
+            self.take_in(done)?;
         }
+        self.flush().await;
         let (reach, frozen) = self.snapshot();
         self.broker
             .put_snapshot(reach, move |to| frozen.write(to))

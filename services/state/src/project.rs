@@ -1,10 +1,11 @@
-//! The bucket follows the fold: changed jobs in atomic batches, one in flight, each fenced.
-//! A job that changes again before its turn is written once, as it is then.
+//! The bucket follows the fold: what ended at once, what lives and stays as it is a little later,
+//! one write in flight, each fenced. A job that changes again before its turn is written once, as
+//! it is then.
 
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use job::{Position, Queued};
+use job::{Position, Queued, time::Millis};
 use mesh::{
     bucket::{Fence, WRITE_KEYS_MAX, Write},
     names,
@@ -20,6 +21,14 @@ const WRITE_BYTES_MAX: usize = 8_000_000;
 /// How long a few changes wait for more: the broker pays for each batch, and a job that is
 /// queued, run and done meanwhile is written once. Memory answers for it until then.
 const WRITE_EVERY: Duration = Duration::from_millis(50);
+/// How long after its change a live job is written, in ms.
+const LIVE_AFTER_MS: Millis = 2_000;
+/// Live jobs of one write: 2,000 a second where nothing else is written.
+const LIVE_KEYS_MAX: usize = 100;
+/// Live jobs of a write that has much else to write.
+const LIVE_KEYS_MIN: usize = 10;
+/// How long a leader that ends may take to write what lives: less than its lease outlives it.
+const FLUSH_WITHIN: Duration = Duration::from_secs(1);
 /// How long a full bucket is left alone: what ended long ago leaves it meanwhile.
 const FULL_PAUSE: Duration = Duration::from_secs(1);
 
@@ -35,15 +44,45 @@ impl Leader<'_> {
         let now = Instant::now();
         let few = self.state.behind_by() < WRITE_KEYS_MAX;
         let waits = few && now < self.wrote_at + WRITE_EVERY;
-        if self.writing || waits || now < self.write_again_at || !self.state.is_behind() {
+        if self.writing || waits || now < self.write_again_at {
             return Ok(());
         }
-        self.wrote_at = now;
+        self.write(service::now_ms() - LIVE_AFTER_MS, LIVE_KEYS_MAX)
+    }
+
+    /// Writes what the bucket is behind with, as far as there is time: who asks while nobody leads
+    /// is told of live jobs too.
+    pub(crate) async fn flush(&mut self) {
+        let flushed = tokio::time::timeout(FLUSH_WITHIN, self.write_all()).await;
+        if let Ok(Err(error)) = flushed {
+            tracing::warn!(error = format!("{error:#}"), "the bucket is behind at the end");
+        }
+    }
+
+    async fn write_all(&mut self) -> anyhow::Result<()> {
+        let full = self.write_again_at;
+        loop {
+            if !self.writing {
+                self.write(Millis::MAX, WRITE_KEYS_MAX)?;
+            }
+            if !self.writing || self.write_again_at > full {
+                return Ok(());
+            }
+            let done = self.finished.recv().await;
+            self.take_in(done.context("the leader holds a sender itself")?)?;
+        }
+    }
+
+    /// Starts a write: of what ended, and of live jobs that changed before `live_before`, up to
+    /// `live_max` of them where there is little else.
+    fn write(&mut self, live_before: Millis, live_max: usize) -> anyhow::Result<()> {
         let mut keys = Vec::new();
         let mut writes = Vec::new();
         let mut bytes = 0;
+        let live = live_max.saturating_sub(self.state.behind_by()).max(LIVE_KEYS_MIN);
+        let mut live = self.state.waiting(live_before, live).into_iter();
         while keys.len() < WRITE_KEYS_MAX && bytes < WRITE_BYTES_MAX {
-            let Some(what) = self.state.behind(1).pop() else { break };
+            let Some(what) = live.next().or_else(|| self.state.behind(1).pop()) else { break };
             if let Some((version, write)) = self.write_of(what)? {
                 bytes += write.value.len();
                 keys.push((what, version));
@@ -53,6 +92,7 @@ impl Leader<'_> {
         if keys.is_empty() {
             return Ok(());
         }
+        self.wrote_at = Instant::now();
         let through = Through { position: self.state.covered(), term: self.state.term() };
         let (broker, fence, done) = (self.broker.clone(), self.bucket, self.done.clone());
         let how = self.config.writes();
@@ -89,8 +129,15 @@ impl Leader<'_> {
 
     /// When the next write may begin, where one is wanted.
     pub(crate) fn next_write(&self) -> Option<Instant> {
-        let wanted = self.state.is_behind() && !self.writing;
-        wanted.then(|| self.write_again_at.max(self.wrote_at + WRITE_EVERY))
+        if self.writing {
+            return None;
+        }
+        let live = self.state.waits_since().map(|since| {
+            let left_ms = since + LIVE_AFTER_MS + 1 - service::now_ms();
+            Instant::now() + Duration::from_millis(u64::try_from(left_ms).unwrap_or(0))
+        });
+        let next = if self.state.is_behind() { Some(self.wrote_at) } else { live };
+        next.map(|next| next.max(self.write_again_at).max(self.wrote_at + WRITE_EVERY))
     }
 
     fn write_of(&self, what: Queued) -> anyhow::Result<Option<(Position, Write)>> {
