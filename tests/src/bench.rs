@@ -25,7 +25,7 @@ use anyhow::Context;
 
 use ceiling::{Gauge, Traffic};
 use load::Latencies;
-use mesh::{Durability, Mesh};
+use mesh::{Durability, Mesh, Usage};
 use peers::{Peer, Peers};
 use report::{Goal, Report};
 
@@ -67,6 +67,8 @@ const CONCURRENCY: usize = 256;
 const DATA_BYTES: usize = 256;
 /// Projects, where there are many.
 const PROJECTS: usize = 1_000;
+/// Who works where only the bare loops run.
+const BARE: [&str; 2] = ["nats-server", "the client"];
 /// How many jobs wait in the small backlog.
 const SMALL_BACKLOG_JOBS: usize = 10_000;
 /// How many jobs wait in the large backlog, where nobody says otherwise.
@@ -189,13 +191,20 @@ async fn run(options: &Options) -> anyhow::Result<Report> {
     }
     let ours = Ours { pickup, ..measure(&mesh, options, &mut report).await? };
     if let Some((enqueue, drain)) = &ours.traffic {
-        let bare = ceiling::measure(mesh.nats_url(), DRAIN_JOBS, enqueue, drain)?;
-        report.rate("bare loops: enqueue", bare.bulk);
-        report.rate("bare loops: drain", bare.drain);
-        report.rate("bare loops: whole life", bare.life);
-        report.ratio("bulk enqueue against the bare loops", ours.bulk, Some(bare.bulk), 0.5);
-        report.ratio("drain against the bare loops", ours.drain, Some(bare.drain), 0.6);
-        report.ratio("whole life against the bare loops", ours.life, Some(bare.life), 0.6);
+        let bare = ceiling::measure(&mesh, DRAIN_JOBS, enqueue, drain)?;
+        for (what, ours, bare, least) in [
+            ("bulk enqueue", ours.bulk, bare.bulk, 0.5),
+            ("drain", ours.drain, bare.drain, 0.6),
+            ("whole life", ours.life, bare.life, 0.6),
+        ] {
+            let [before, after] = &bare.usage;
+            // The broker, and the loops themselves.
+            let busy: Vec<Usage> =
+                after.iter().filter(|it| BARE.contains(&it.name.as_str())).cloned().collect();
+            report.rate(&format!("{what}, bare loops"), bare.rate);
+            report.usage(&format!("{what}, bare loops"), before, &busy, DRAIN_JOBS);
+            report.ratio(&format!("{what} against the bare loops"), ours, Some(bare.rate), least);
+        }
     }
     if options.has("answers") {
         parts::followed(&mesh, &mut report).await?;
@@ -243,10 +252,8 @@ fn about(report: &mut Report, mesh: &Mesh, peers: Option<&Peers>) -> anyhow::Res
     let memory = field(&read("/proc/meminfo"), "MemTotal");
     let memory = memory.trim_end_matches(" kB").parse::<u64>().unwrap_or_default() >> 20;
     let kernel = read("/proc/sys/kernel/osrelease");
-    report.about(
-        "machine",
-        format!("{cores} cores ({processor}), {memory} GB, Linux {}", kernel.trim()),
-    );
+    let kernel = kernel.trim().split('-').next().unwrap_or_default();
+    report.about("machine", format!("{cores} cores ({processor}), {memory} GB, Linux {kernel}"));
     report.about(
         "broker and engine",
         format!("{}, chDB {}", mesh.nats_version()?, fetch::CHDB_VERSION),

@@ -18,7 +18,7 @@ use tokio::{
     task::JoinSet,
 };
 
-use super::{CALLERS, PATIENCE, REQUEST_JOBS};
+use super::{CALLERS, PATIENCE, REQUEST_JOBS, drain::Drained, mesh::Mesh};
 
 /// The streams that a job passes.
 const STREAMS: [&str; 4] = ["COMMANDS", "EVENTS", "KV_jobs", "WORK_NORMAL"];
@@ -127,35 +127,39 @@ fn each(bytes: u64, messages: u64) -> usize {
     (bytes / messages.max(1)).saturating_sub(BYTES_BESIDE) as usize
 }
 
-/// Rates of the bare loops, in jobs a second.
-#[derive(Clone, Copy, Debug)]
-pub struct Rates {
+/// The bare loops, as they were measured.
+#[derive(Debug)]
+pub struct Bare {
     /// Enqueued.
-    pub bulk: f64,
+    pub bulk: Drained,
     /// Dispatched, taken and recorded as ended.
-    pub drain: f64,
+    pub drain: Drained,
     /// Both at the same time.
-    pub life: f64,
+    pub life: Drained,
 }
 
-/// Runs the loops on this broker, `jobs` each.
+/// Runs the loops on the broker of a mesh at rest, `jobs` each.
 pub fn measure(
-    url: &str,
+    mesh: &Mesh,
     jobs: usize,
     enqueue: &Traffic,
     drain: &Traffic,
-) -> anyhow::Result<Rates> {
+) -> anyhow::Result<Bare> {
     let run = |enqueue: Option<&Traffic>, drain: Option<&Traffic>| {
-        let (url, enqueue, drain) = (url.to_owned(), enqueue.cloned(), drain.cloned());
+        let url = mesh.nats_url().to_owned();
+        let (enqueue, drain) = (enqueue.cloned(), drain.cloned());
         let loops = Loops { url, jobs, enqueue, drain };
+        let before = mesh.usage(None)?;
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-        runtime.block_on(async { tokio::time::timeout(PATIENCE, loops.run()).await? })
+        let rate =
+            runtime.block_on(async { tokio::time::timeout(PATIENCE, loops.run()).await? })?;
+        anyhow::Ok(Drained { rate, usage: [before, mesh.usage(None)?] })
     };
     // On threads of their own: services are processes, and do not wait for each other either.
     let rates = std::thread::scope(|scope| {
         let running = scope.spawn(|| {
-            anyhow::Ok(Rates {
+            anyhow::Ok(Bare {
                 bulk: run(Some(enqueue), None)?,
                 drain: run(None, Some(drain))?,
                 life: run(Some(enqueue), Some(drain))?,

@@ -13,6 +13,7 @@ use super::{
 const LOOK_EVERY: Duration = Duration::from_millis(10);
 
 /// How a drain went.
+#[derive(Debug)]
 pub struct Drained {
     /// Jobs a second, from the first end to the last.
     pub rate: f64,

@@ -183,7 +183,8 @@ impl Peers {
 fn version(program: impl AsRef<std::ffi::OsStr>) -> Option<String> {
     let output = Command::new(program).arg("--version").output().ok()?;
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
-    let short = said.lines().next()?.split(" (").next()?.split(" sha=").next()?;
+    let said = said.lines().next()?.replace("(PostgreSQL) ", "");
+    let short = said.split(" (").next()?.split(" sha=").next()?;
     Some(short.to_owned())
 }
 
