@@ -74,6 +74,23 @@ print(json.dumps({"result": {"length": len(data["text"])}, "tokens": {"input": 7
     .await
 }
 
+/// What a program says before its run is told to have begun is not lost.
+#[tokio::test(flavor = "multi_thread")]
+async fn progress_that_is_said_at_once_is_shown() -> anyhow::Result<()> {
+    let command = r#"echo "{\"progress\":1}"; exec sleep 1000"#;
+    let handlers = "process_batch=command";
+    let mesh = Mesh::start_with(&[("JOBMESH_HANDLERS", handlers), ("JOBMESH_COMMAND", command)])?;
+    for job in mesh.enqueue("p", 8).await? {
+        until("in progress", async || {
+            let job = mesh.job(&job).await?;
+            Ok(if job["progress"] == 1 { Ok(()) } else { Err(job.to_string()) })
+        })
+        .await?;
+    }
+    mesh.post("/api/queue/cancel", json!({ "projectId": "p" })).await?;
+    Ok(())
+}
+
 type Asked = Arc<Mutex<Vec<(HeaderMap, Value)>>>;
 
 /// A server that speaks as a chat endpoint does.

@@ -71,6 +71,8 @@ const PROJECTS: usize = 1_000;
 const BARE: [&str; 2] = ["nats-server", "the client"];
 /// How many jobs wait in the small backlog.
 const SMALL_BACKLOG_JOBS: usize = 10_000;
+/// How many jobs wait in the medium backlog.
+const MEDIUM_BACKLOG_JOBS: usize = 100_000;
 /// How many jobs wait in the large backlog, where nobody says otherwise.
 const BACKLOG_JOBS: usize = 1_000_000;
 /// Writes that are synced to know the disk, and their size.
@@ -94,6 +96,10 @@ usage: bench [--only <part>,<part>…] [--backlog <jobs>] [--json <file>] [--wri
   --json     writes what was found into a file
   --write    puts what was found into docs/benchmark.md and docs/benchmark.json";
 
+/// The parts.
+const PARTS: [&str; 9] =
+    ["life", "singles", "pickup", "answers", "many", "projects", "backlog", "always", "peers"];
+
 /// What is to be measured, and where it goes.
 #[derive(Debug)]
 struct Options {
@@ -104,18 +110,27 @@ struct Options {
 }
 
 impl Options {
-    fn read(mut words: impl Iterator<Item = String>) -> Option<Self> {
+    fn read(mut words: impl Iterator<Item = String>) -> Result<Self, String> {
         let mut options = Self { only: None, backlog: BACKLOG_JOBS, json: None, write: false };
         while let Some(word) = words.next() {
             match word.as_str() {
-                "--only" => options.only = Some(words.next()?.split(',').map(Into::into).collect()),
-                "--backlog" => options.backlog = words.next()?.parse().ok()?,
-                "--json" => options.json = Some(words.next()?.into()),
+                "--only" => {
+                    let parts = words.next().ok_or("--only names no part")?;
+                    if let Some(odd) = parts.split(',').find(|part| !PARTS.contains(part)) {
+                        return Err(format!("there is no part {odd:?}"));
+                    }
+                    options.only = Some(parts.split(',').map(Into::into).collect());
+                }
+                "--backlog" => {
+                    let jobs = words.next().and_then(|jobs| jobs.parse().ok());
+                    options.backlog = jobs.ok_or("--backlog needs a number of jobs")?;
+                }
+                "--json" => options.json = Some(words.next().ok_or("--json names no file")?.into()),
                 "--write" => options.write = true,
-                _ => return None,
+                odd => return Err(format!("unknown argument {odd:?}")),
             }
         }
-        Some(options)
+        Ok(options)
     }
 
     fn has(&self, part: &str) -> bool {
@@ -125,9 +140,12 @@ impl Options {
 
 /// Runs the benchmark with the arguments behind its name.
 pub fn main() -> ExitCode {
-    let Some(options) = Options::read(std::env::args().skip(2)) else {
-        eprintln!("{USAGE}");
-        return ExitCode::FAILURE;
+    let options = match Options::read(std::env::args().skip(2)) {
+        Ok(options) => options,
+        Err(error) => {
+            eprintln!("bench: {error}\n\n{USAGE}");
+            return ExitCode::FAILURE;
+        }
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let ended = runtime.map_err(anyhow::Error::from).and_then(|runtime| {

@@ -21,7 +21,7 @@ use mesh::{
     pull::{self, Delivery, Pullers},
     wire::{Item, Stop},
 };
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, SetOnce, mpsc};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use uuid::Uuid;
 
@@ -325,14 +325,14 @@ impl Runner {
         let work = Arc::new(delivery.work.clone());
         let started_at = service::now_ms();
         let begun = Instant::now();
-        let begin = Once::new();
-        let say_started = || begin.call_once(|| self.say_started(&work, started_at));
+        let (begin, told) = (Once::new(), Arc::new(SetOnce::new()));
+        let say_started = || begin.call_once(|| self.say_started(&work, started_at, told.clone()));
         let run = async |_: &_| {
             let limit = self.config.time_limit();
             let release = self.release.clone();
             let say = |progress| {
                 say_started();
-                self.say_progress(&work, progress);
+                self.say_progress(&work, progress, told.clone());
             };
             let running = running::run(&self.registry, work.clone(), limit, stop, release, say);
             tokio::pin!(running);
@@ -364,23 +364,27 @@ impl Runner {
     }
 
     /// Says that a run began, and does not wait: its outcome implies it.
-    fn say_started(self: &Arc<Self>, work: &mesh::wire::Work, at: i64) {
+    fn say_started(self: &Arc<Self>, work: &mesh::wire::Work, at: i64, told: Arc<SetOnce<()>>) {
         let (job, run, worker) = (work.job, work.run, self.name.as_str().into());
         let item = Item { id: Uuid::now_v7(), ask: Started { job, run, worker, at } };
         let json = serde_json::to_vec(&item).expect("ids and numbers are JSON");
         let started = self.started.clone();
         tokio::spawn(async move {
             let _ = started.commit(json).await;
+            // Nobody else sets it.
+            let _ = told.set(());
         });
     }
 
-    /// Says how far a run is, and does not wait.
-    fn say_progress(&self, work: &mesh::wire::Work, progress: job::Json) {
+    /// Says how far a run is, and does not wait. Its start is told before: of a run that has not
+    /// begun nobody wants to know how far it is.
+    fn say_progress(&self, work: &mesh::wire::Work, progress: job::Json, told: Arc<SetOnce<()>>) {
         let item =
             Item { id: Uuid::now_v7(), ask: Progress { job: work.job, run: work.run, progress } };
         let json = serde_json::to_vec(&item).expect("ids and JSON are JSON");
         let committer = self.progress.clone();
         tokio::spawn(async move {
+            told.wait().await;
             let _ = committer.commit(json).await;
         });
     }

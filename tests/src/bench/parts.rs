@@ -7,8 +7,8 @@ use anyhow::ensure;
 use serde_json::json;
 
 use super::{
-    BATCH_FOLLOWERS, BEHIND_DRAIN_JOBS, ENQUEUE_JOBS, FOLLOWERS, MANY_JOBS, PART_JOBS, PATIENCE,
-    PROJECTS, REQUEST_JOBS, SMALL_BACKLOG_JOBS, TIMED, drain,
+    BATCH_FOLLOWERS, BEHIND_DRAIN_JOBS, ENQUEUE_JOBS, FOLLOWERS, MANY_JOBS, MEDIUM_BACKLOG_JOBS,
+    PART_JOBS, PATIENCE, PROJECTS, REQUEST_JOBS, SMALL_BACKLOG_JOBS, TIMED, drain,
     load::{self, Followers},
     mesh::Mesh,
     report::{Goal, Report},
@@ -127,6 +127,8 @@ pub async fn projects(mesh: &Mesh, report: &mut Report) -> anyhow::Result<()> {
 /// The same rates behind a small and a large backlog, and what the large one costs.
 pub async fn backlog(mesh: &Mesh, backlog: usize, report: &mut Report) -> anyhow::Result<()> {
     let small = behind(mesh, report, SMALL_BACKLOG_JOBS, None).await?;
+    mesh.drain_rest().await?;
+    behind(mesh, report, MEDIUM_BACKLOG_JOBS, None).await?;
     mesh.drain_rest().await?;
     let large = behind(mesh, report, backlog, Some(450.0)).await?;
     for (what, large, small) in

@@ -148,7 +148,7 @@ impl Report {
         json!({ "about": about, "rows": rows.collect::<Vec<_>>(), "missing": self.missing })
     }
 
-    /// What it was made on, what has a goal, then the rest by section.
+    /// What it was made on, what has a goal, then all of it by section.
     pub fn markdown(&self) -> String {
         let mut text = String::new();
         // Writing to a string cannot fail, here and below.
@@ -164,7 +164,7 @@ impl Report {
             let _ = writeln!(text, "| {} | {found} | {} |", row.what, met(row));
         }
         let mut section = "";
-        for row in self.rows.iter().filter(|row| row.goal.is_none()) {
+        for row in &self.rows {
             if section != row.section {
                 section = row.section;
                 let _ = writeln!(text, "\n### {section}\n\n| what | found |\n|---|---|");
