@@ -22,7 +22,7 @@ use proptest::prelude::*;
 const ALL: job::Open = [[true; 3]; 3];
 /// How long ended jobs are kept here.
 const RETENTION_MS: i64 = 1_000_000;
-/// How long a live job stays as it is before the bucket is told.
+/// How long after its change the bucket is told of a live job.
 const LIVE_AFTER_MS: i64 = 2_000;
 
 /// Puts away more than a few bytes of data, as a state service does where a million jobs wait.

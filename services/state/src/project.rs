@@ -79,10 +79,12 @@ impl Leader<'_> {
         let mut keys = Vec::new();
         let mut writes = Vec::new();
         let mut bytes = 0;
-        let live = live_max.saturating_sub(self.state.behind_by()).max(LIVE_KEYS_MIN);
-        let mut live = self.state.waiting(live_before, live).into_iter();
+        let mut live = live_max.saturating_sub(self.state.behind_by()).max(LIVE_KEYS_MIN);
+        // One by one: what is taken has to go into this write, whose bytes are bounded.
         while keys.len() < WRITE_KEYS_MAX && bytes < WRITE_BYTES_MAX {
-            let Some(what) = live.next().or_else(|| self.state.behind(1).pop()) else { break };
+            let waiting = self.state.waiting(live_before, live.min(1)).pop();
+            live = live.saturating_sub(1);
+            let Some(what) = waiting.or_else(|| self.state.behind(1).pop()) else { break };
             if let Some((version, write)) = self.write_of(what)? {
                 bytes += write.value.len();
                 keys.push((what, version));
