@@ -259,15 +259,17 @@ impl Hub {
 }
 
 impl Inner {
-    fn distribute(&mut self, sequence: u64, payload: Bytes) {
+    fn distribute(&mut self, mut message: Kept) {
+        let sequence = message.sequence();
         self.next = sequence + 1;
         // Most edges have nobody to tell.
         if self.wanted.is_empty() {
-            return self.keep(Kept::Unread { sequence, payload });
+            return self.keep(message);
         }
-        let message = read(sequence, &payload);
+        // Whoever came in this moment finds it unread.
+        message.read();
         let mut told: HashMap<Wanted, Vec<&Line>> = HashMap::new();
-        for line in &message.lines {
+        for line in message.lines() {
             let keys = [
                 Wanted::All,
                 Wanted::Project(line.project.clone()),
@@ -287,7 +289,7 @@ impl Inner {
             let all = together(lines.iter());
             for id in self.wanted.get(wanted).into_iter().flatten() {
                 let Some(to) = self.subscribers.get(id) else { continue };
-                let chunk = if to.after.sequence < message.sequence {
+                let chunk = if to.after.sequence < sequence {
                     all.clone()
                 } else {
                     together(lines.iter().filter(|line| line.position > to.after))
@@ -299,7 +301,7 @@ impl Inner {
         }
         // Its channel ends with that: it is told so once it has read what is there.
         cut.into_iter().for_each(|id| self.remove(id));
-        self.keep(Kept::Read(message));
+        self.keep(message);
     }
 
     fn keep(&mut self, message: Kept) {
@@ -389,11 +391,18 @@ async fn feed(hub: Hub) {
     while let Some(message) = events.recv().await {
         // Who hears of it and asks then is told no less.
         hub.seen.note(message.sequence);
+        // Its own copy: a part of a buffer would keep the whole of it.
+        let payload = Bytes::copy_from_slice(&message.payload);
+        let mut kept = Kept::Unread { sequence: message.sequence, payload };
+        let is_wanted = !hub.lock().wanted.is_empty();
+        if is_wanted {
+            // Not behind the lock: it may be megabytes.
+            kept.read();
+        }
         let mut inner = hub.lock();
         if message.skipped > 0 {
             inner.tell_gap(message.sequence - message.skipped, message.sequence - 1);
         }
-        // Its own copy: a part of a buffer would keep the whole of it.
-        inner.distribute(message.sequence, Bytes::copy_from_slice(&message.payload));
+        inner.distribute(kept);
     }
 }
