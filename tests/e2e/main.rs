@@ -4,11 +4,13 @@
 #![expect(clippy::unwrap_used, reason = "a test ends at the first surprise")]
 
 mod answers;
+mod api;
 mod api_document;
 mod bad_input;
 mod clickhouse_away;
 mod clients;
 mod command_line;
+mod connections;
 mod dev;
 mod failures;
 mod following;
@@ -20,6 +22,7 @@ mod reading;
 mod receiver;
 mod replicas;
 mod schedules;
+mod services;
 mod stopping;
 mod webhooks;
 mod whole_life;

@@ -60,7 +60,7 @@ impl Broker {
     async fn append_id(&self, sequence: u64) -> Result<Option<String>, Error> {
         let stream = self.js.get_stream_no_info(names::EVENTS).await;
         let stream = stream.map_err(|error| Error::Read(error.to_string()))?;
-        match stream.get_raw_message(sequence).await {
+        match self.reread(|| stream.get_raw_message(sequence)).await {
             Ok(message) => {
                 let id = message.headers.get(names::APPEND).map(ToString::to_string);
                 Ok(Some(id.unwrap_or_default()))

@@ -10,6 +10,10 @@ const PING_INTERVAL: Duration = Duration::from_secs(5);
 /// How long the client waits for an answer of the broker, where nothing else is said.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// How long an answer may come after the connection was replaced: what waited in the client's queue
+/// goes out then.
+const LATE_ANSWER: Duration = Duration::from_millis(250);
+
 /// A connection to NATS and its JetStream. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Broker {
@@ -85,6 +89,31 @@ impl Broker {
     /// Whether the connection stands.
     pub fn is_connected(&self) -> bool {
         self.client.connection_state() == State::Connected
+    }
+
+    /// Completes when the answer to a request that is sent after this call cannot come any more: the
+    /// connection was replaced since.
+    pub fn answer_lost(&self) -> impl Future<Output = ()> + Send + use<> {
+        let mut connects = self.connects();
+        connects.mark_unchanged();
+        async move {
+            if connects.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+            tokio::time::sleep(LATE_ANSWER).await;
+        }
+    }
+
+    /// Runs a read, and again if its answer was lost with a connection.
+    pub async fn reread<T, F: Future<Output = T>>(&self, read: impl Fn() -> F) -> T {
+        loop {
+            let lost = self.answer_lost();
+            tokio::select! {
+                biased;
+                answer = read() => return answer,
+                () = lost => {}
+            }
+        }
     }
 
     /// Counts the connections made so far; it changes with each reconnect.

@@ -176,7 +176,8 @@ impl Broker {
         let stream = self.js.get_stream_no_info(names::JOBS_STREAM).await;
         let stream = stream.map_err(|error| read(error.to_string()))?;
         let subject = names::key(names::JOBS, key);
-        let message = match stream.get_last_raw_message_by_subject(&subject).await {
+        let last = self.reread(|| stream.get_last_raw_message_by_subject(&subject)).await;
+        let message = match last {
             Ok(message) => message,
             Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => {
                 return Ok(None);

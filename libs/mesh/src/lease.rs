@@ -6,7 +6,7 @@
 
 use std::time::{Duration, Instant};
 
-use async_nats::jetstream::kv::{Operation, Store};
+use async_nats::jetstream::kv::{Entry, Operation, Store};
 use serde::{Deserialize, Serialize};
 
 use crate::{Broker, names};
@@ -35,6 +35,7 @@ struct Held {
 /// One that tries for a lease, holds it, or watches another hold it.
 #[derive(Debug)]
 pub struct Lease {
+    broker: Broker,
     store: Store,
     key: &'static str,
     holder: String,
@@ -50,7 +51,8 @@ impl Lease {
     pub async fn open(broker: &Broker, key: &'static str, holder: &str) -> Result<Self, Error> {
         let store = broker.js.get_key_value(names::LEASES).await;
         let store = store.map_err(|error| Error { key, step: "opened", why: error.to_string() })?;
-        Ok(Self { store, key, holder: holder.to_owned(), seen: None, held: None })
+        let (broker, holder) = (broker.clone(), holder.to_owned());
+        Ok(Self { broker, store, key, holder, seen: None, held: None })
     }
 
     /// Tries for the lease, or renews it; returns whether it is held now.
@@ -62,8 +64,7 @@ impl Lease {
             self.held = self.replace(revision, epoch, false).await?.map(|now| (now, epoch));
             return Ok(self.held.is_some());
         }
-        let failed = |why: String| Error { key: self.key, step: "read", why };
-        let entry = self.store.entry(self.key).await.map_err(|error| failed(error.to_string()))?;
+        let entry = self.entry().await?;
         let (revision, epoch, free) = match entry {
             None => (0, 0, true),
             Some(entry) => {
@@ -102,8 +103,7 @@ impl Lease {
             return Ok(None);
         }
         let after = now_ms();
-        let entry = self.store.entry(self.key).await.map_err(|error| failed(error.to_string()))?;
-        let Some(entry) = entry else { return Ok(None) };
+        let Some(entry) = self.entry().await? else { return Ok(None) };
         let stored = i64::try_from(entry.created.unix_timestamp_nanos() / 1_000_000);
         let stored = stored.map_err(|error| failed(error.to_string()))?;
         // The broker's time is cut to the ms.
@@ -118,12 +118,14 @@ impl Lease {
         }
     }
 
+    async fn entry(&self) -> Result<Option<Entry>, Error> {
+        let entry = self.broker.reread(|| self.store.entry(self.key)).await;
+        entry.map_err(|error| Error { key: self.key, step: "read", why: error.to_string() })
+    }
+
     /// Whose the key is, after a replacement was refused: perhaps one's own, whose ack was lost.
     async fn look(&self, epoch: u64) -> Result<Option<u64>, Error> {
-        let entry = self.store.entry(self.key).await;
-        let entry =
-            entry.map_err(|error| Error { key: self.key, step: "read", why: error.to_string() })?;
-        let Some(entry) = entry else { return Ok(None) };
+        let Some(entry) = self.entry().await? else { return Ok(None) };
         let held: Option<Held> = serde_json::from_slice(&entry.value).ok();
         let own = held.is_some_and(|held| held.holder == self.holder && held.epoch == epoch);
         Ok(own.then_some(entry.revision))
@@ -138,7 +140,15 @@ impl Lease {
     ) -> Result<Option<u64>, Error> {
         let held = Held { holder: self.holder.clone(), epoch, released };
         let value = serde_json::to_vec(&held).expect("a name and two flags are JSON");
-        match self.store.update(self.key, value.into(), revision).await {
+        let lost = self.broker.answer_lost();
+        let updated = tokio::select! {
+            updated = self.store.update(self.key, value.into(), revision) => updated,
+            () = lost => {
+                let why = "the answer was lost with the connection".to_owned();
+                return Err(Error { key: self.key, step: "written", why });
+            }
+        };
+        match updated {
             Ok(revision) => Ok(Some(revision)),
             Err(error) => {
                 use async_nats::jetstream::kv::UpdateErrorKind;

@@ -16,9 +16,6 @@ use crate::Broker;
 
 /// How long an answer to a publish is waited for.
 pub const ACK_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long an answer may come after the connection was made anew: what waited in the client's
-/// queue goes out then.
-const LATE_ANSWER: Duration = Duration::from_millis(250);
 /// The most messages that the broker takes in one atomic batch.
 pub const BATCH_MESSAGES_MAX: usize = 1_000;
 
@@ -122,17 +119,9 @@ impl Broker {
             .payload(message.payload)
             .timeout(Some(ACK_TIMEOUT));
         let unknown = || Error::Unknown { subject: subject.to_string() };
-        let mut connects = self.connects();
-        connects.mark_unchanged();
+        let lost = self.answer_lost();
         // The wait for a free place in the client's own queue is inside this limit too.
         let sent = timeout(ACK_TIMEOUT * 2, self.client.send_request(subject.clone(), request));
-        // An answer to what went out before the connection was made anew never comes.
-        let lost = async {
-            if connects.changed().await.is_err() {
-                std::future::pending::<()>().await;
-            }
-            tokio::time::sleep(LATE_ANSWER).await;
-        };
         let sent = tokio::select! {
             sent = sent => sent,
             () = lost => return Err(unknown()),

@@ -4,7 +4,14 @@
 //! a redelivery, which is reported and not run; a crash between record and ack does the same,
 //! and the fold knows that the run has ended.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use async_nats::{
     Client, Subject,
@@ -99,9 +106,31 @@ impl Lease {
 /// The consumers of some kinds of work, over all classes.
 #[derive(Clone, Debug)]
 pub struct Pullers {
+    js: jetstream::Context,
     client: Arc<Client>,
     consumers: HashMap<(Class, Kind), PullConsumer>,
     kinds: Vec<Kind>,
+    incarnations: Arc<Incarnations>,
+}
+
+/// Notices that a consumer was deleted and created again. The new one hands out everything unacked
+/// as if for the first time, as a broker does that forgot its deliveries.
+#[derive(Debug, Default)]
+struct Incarnations {
+    /// When each consumer was created, in ns since 1970.
+    created: Mutex<HashMap<(Class, Kind), i128>>,
+    replaced: AtomicU64,
+}
+
+impl Incarnations {
+    fn note(&self, class: Class, kind: Kind, consumer: &PullConsumer) {
+        let created = consumer.cached_info().created.unix_timestamp_nanos();
+        let mut known = self.created.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.insert((class, kind), created).is_some_and(|before| before != created) {
+            tracing::warn!(class = class.name(), kind = kind.name(), "consumer was replaced");
+            self.replaced.fetch_add(1, Ordering::AcqRel);
+        }
+    }
 }
 
 impl Pullers {
@@ -111,26 +140,30 @@ impl Pullers {
     /// Where one cannot be made.
     pub async fn ensure(broker: &Broker, kinds: Vec<Kind>) -> Result<Self, Error> {
         let mut consumers = HashMap::new();
+        let incarnations = Arc::<Incarnations>::default();
         for class in Class::ALL {
             for kind in kinds.iter().filter(|kind| is_of(**kind, class)) {
-                let config = pull::Config {
-                    durable_name: Some(names::work_consumer(*kind).to_owned()),
-                    ack_policy: AckPolicy::Explicit,
-                    ack_wait: ACK_WAIT,
-                    filter_subject: names::work_filter(class, *kind),
-                    max_ack_pending: ACK_PENDING_MAX,
-                    // Attempts are counted by the fold: a message given up here would stay for ever.
-                    max_deliver: -1,
-                    ..Default::default()
-                };
-                let stream = names::work_stream(class);
-                let consumer = broker.js.create_consumer_on_stream(config, stream).await;
-                let consumer = consumer
-                    .map_err(|error| Error { class: class.name(), why: error.to_string() })?;
+                let consumer = ensure_consumer(&broker.js, class, *kind).await?;
+                incarnations.note(class, *kind, &consumer);
                 consumers.insert((class, *kind), consumer);
             }
         }
-        Ok(Self { client: Arc::new(broker.client.clone()), consumers, kinds })
+        let (js, client) = (broker.js.clone(), Arc::new(broker.client.clone()));
+        Ok(Self { js, client, consumers, kinds, incarnations })
+    }
+
+    /// Creates the consumer again if somebody deleted it; every failed pull may be due to that.
+    async fn after_failure(&self, class: Class, kind: Kind, error: Error) -> Error {
+        match ensure_consumer(&self.js, class, kind).await {
+            Ok(consumer) => self.incarnations.note(class, kind, &consumer),
+            Err(error) => tracing::debug!(%error, "consumer not ensured"),
+        }
+        error
+    }
+
+    /// How many times a consumer was found to be replaced by a new one of its name.
+    pub fn replacements(&self) -> u64 {
+        self.incarnations.replaced.load(Ordering::Acquire)
     }
 
     /// The kinds of work that are pulled.
@@ -157,7 +190,10 @@ impl Pullers {
                 tracing::warn!(error = why, class = class.name(), "pull cut short");
                 Ok(taken)
             }
-            Err(why) => Err(Error { class: class.name(), why }),
+            Err(why) => {
+                let error = Error { class: class.name(), why };
+                Err(self.after_failure(class, kind, error).await)
+            }
         }
     }
 
@@ -166,15 +202,18 @@ impl Pullers {
     /// # Errors
     /// Where the broker did not answer.
     pub async fn wait(&self, class: Class, kind: Kind) -> Result<Option<Delivery>, Error> {
-        let failed = |why: String| Error { class: class.name(), why };
         let Some(consumer) = self.consumers.get(&(class, kind)) else { return Ok(None) };
         let pull = consumer.batch().max_messages(1).expires(PULL_EXPIRES).messages();
-        let mut messages = pull.await.map_err(|error| failed(error.to_string()))?;
-        match messages.next().await {
-            None => Ok(None),
-            Some(Err(error)) => Err(failed(error.to_string())),
-            Some(Ok(message)) => Ok(self.delivery(class, message).await),
-        }
+        let why = match pull.await {
+            Err(error) => error.to_string(),
+            Ok(mut messages) => match messages.next().await {
+                None => return Ok(None),
+                Some(Ok(message)) => return Ok(self.delivery(class, message).await),
+                Some(Err(error)) => error.to_string(),
+            },
+        };
+        let error = Error { class: class.name(), why };
+        Err(self.after_failure(class, kind, error).await)
     }
 
     /// Takes what one consumer has now.
@@ -218,6 +257,25 @@ impl Pullers {
             }
         }
     }
+}
+
+async fn ensure_consumer(
+    js: &jetstream::Context,
+    class: Class,
+    kind: Kind,
+) -> Result<PullConsumer, Error> {
+    let config = pull::Config {
+        durable_name: Some(names::work_consumer(kind).to_owned()),
+        ack_policy: AckPolicy::Explicit,
+        ack_wait: ACK_WAIT,
+        filter_subject: names::work_filter(class, kind),
+        max_ack_pending: ACK_PENDING_MAX,
+        // State counts attempts: a message given up by the broker would stay in the stream.
+        max_deliver: -1,
+        ..Default::default()
+    };
+    let ensured = js.create_consumer_on_stream(config, names::work_stream(class)).await;
+    ensured.map_err(|error| Error { class: class.name(), why: error.to_string() })
 }
 
 /// Whether work of a kind may be of a class: the mesh's own is of the lowest.

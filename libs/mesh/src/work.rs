@@ -62,7 +62,8 @@ impl Broker {
         let read = |why: String| Error::Read { stream, why };
         let handle = self.js.get_stream_no_info(stream).await;
         let handle = handle.map_err(|error| read(error.to_string()))?;
-        let old = match handle.get_last_raw_message_by_subject(&subject).await {
+        let last = self.reread(|| handle.get_last_raw_message_by_subject(&subject)).await;
+        let old = match last {
             Ok(message) => message.sequence,
             Err(error) => match error.kind() {
                 async_nats::jetstream::stream::LastRawMessageErrorKind::NoMessageFound => 0,
@@ -122,10 +123,12 @@ impl Broker {
         let read = |why: String| Error::Read { stream, why };
         let handle = self.js.get_stream_no_info(stream).await;
         let handle = handle.map_err(|error| read(error.to_string()))?;
-        let subjects = handle.info_with_subjects(names::work_subjects(class)).await;
-        let subjects = subjects.map_err(|error| read(error.to_string()))?;
-        let listed: Result<Vec<_>, _> = subjects.try_collect().await;
-        let listed = listed.map_err(|error| read(error.to_string()))?;
+        let list = async || {
+            let subjects = handle.info_with_subjects(names::work_subjects(class)).await;
+            let subjects = subjects.map_err(|error| read(error.to_string()))?;
+            subjects.try_collect::<Vec<_>>().await.map_err(|error| read(error.to_string()))
+        };
+        let listed = self.reread(list).await?;
         Ok(listed.iter().filter_map(|(subject, _)| names::work_run(subject)).collect())
     }
 
@@ -155,7 +158,8 @@ impl Broker {
         let read = |why: String| Error::Read { stream, why };
         let handle = self.js.get_stream_no_info(stream).await;
         let handle = handle.map_err(|error| read(error.to_string()))?;
-        let info = handle.get_info().await.map_err(|error| read(error.to_string()))?;
+        let info = self.reread(|| handle.get_info()).await;
+        let info = info.map_err(|error| read(error.to_string()))?;
         Ok((info.state.first_sequence, info.state.last_sequence))
     }
 }

@@ -1,8 +1,10 @@
 //! Test only: servers that belong to one test, on free ports and in folders of their own, and
 //! the means to hurt them.
 
+mod cluster;
 mod nats;
 mod proxy;
 
+pub use cluster::Cluster;
 pub use nats::Nats;
 pub use proxy::Proxy;

@@ -12,6 +12,10 @@ use tempfile::TempDir;
 /// How long the server may take to answer.
 const UP_WITHIN: Duration = Duration::from_secs(20);
 
+/// The configuration that operators use.
+pub(crate) const CONF: &str =
+    concat!(env!("CARGO_MANIFEST_DIR"), "/../../deploy/nats/jobmesh.conf");
+
 /// A server, killed when it is dropped.
 pub struct Nats {
     dir: TempDir,
@@ -74,10 +78,9 @@ impl Drop for Nats {
 }
 
 fn spawn(dir: &TempDir, port: u16) -> anyhow::Result<Child> {
-    let conf = concat!(env!("CARGO_MANIFEST_DIR"), "/../../deploy/nats/jobmesh.conf");
     let store = dir.path().join("store");
     let server = Command::new(fetch::nats_server()?)
-        .args(["--config", conf])
+        .args(["--config", CONF])
         .env("JOBMESH_NATS_LISTEN", format!("\"127.0.0.1:{port}\""))
         .env("JOBMESH_NATS_STORE", format!("{:?}", store.display().to_string()))
         .env("JOBMESH_NATS_SYNC", "1s")

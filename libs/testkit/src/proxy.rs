@@ -1,12 +1,6 @@
-//! A proxy between a client and a server that can lose what the server says.
+//! A proxy between a client and a server that fails in the ways networks do.
 
-use std::{
-    net::SocketAddr,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-};
+use std::{net::SocketAddr, time::Duration};
 
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -17,34 +11,61 @@ use tokio::{
     sync::watch,
 };
 
+/// What the proxy does with bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Mode {
+    /// Passes them on.
+    Pass,
+    /// Drops what the server sends.
+    SwallowAnswers,
+    /// Holds them, both ways, until the mode changes.
+    Stall,
+}
+
+/// How existing connections end.
+#[derive(Clone, Copy, Debug)]
+enum Cut {
+    /// In order, after what was passed on.
+    Close,
+    /// With a reset, which discards what is in flight.
+    Reset,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct State {
+    mode: Mode,
+    /// Counts the cuts, each with how it ends connections.
+    cuts: u64,
+    cut: Cut,
+}
+
 /// A proxy on a free port of loopback.
 pub struct Proxy {
     address: SocketAddr,
-    deaf: Arc<AtomicBool>,
-    cuts: watch::Sender<u64>,
+    state: watch::Sender<State>,
 }
 
 impl Proxy {
     /// Starts a proxy to `server`, an address of loopback.
     ///
     /// # Errors
-    /// Where no port is free.
+    /// If no port is free.
     pub async fn start(server: String) -> anyhow::Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let address = listener.local_addr()?;
-        let deaf = Arc::new(AtomicBool::new(false));
-        let (cuts, cut) = watch::channel(0);
-        let swallow = deaf.clone();
+        let (state, seen) = watch::channel(State { mode: Mode::Pass, cuts: 0, cut: Cut::Close });
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
                 let Ok(server) = TcpStream::connect(&server).await else { continue };
+                // Small messages must not wait for company: the proxy adds no delay of its own.
+                let _ = (client.set_nodelay(true), server.set_nodelay(true));
                 let (client_read, client_write) = client.into_split();
                 let (server_read, server_write) = server.into_split();
-                tokio::spawn(copy(client_read, server_write, None, cut.clone()));
-                tokio::spawn(copy(server_read, client_write, Some(swallow.clone()), cut.clone()));
+                tokio::spawn(copy(client_read, server_write, false, seen.clone()));
+                tokio::spawn(copy(server_read, client_write, true, seen.clone()));
             }
         });
-        Ok(Self { address, deaf, cuts })
+        Ok(Self { address, state })
     }
 
     /// The URL that leads to the server through this proxy.
@@ -52,37 +73,71 @@ impl Proxy {
         format!("nats://{}", self.address)
     }
 
-    /// From now on what the server says is lost.
+    /// From now on what the server sends is lost.
     pub fn swallow_answers(&self) {
-        self.deaf.store(true, Ordering::SeqCst);
+        self.state.send_modify(|state| state.mode = Mode::SwallowAnswers);
     }
 
-    /// Cuts all connections; new ones lose nothing.
+    /// Holds everything back for a time, then passes it on.
+    pub async fn stall(&self, time: Duration) {
+        self.state.send_modify(|state| state.mode = Mode::Stall);
+        tokio::time::sleep(time).await;
+        self.state.send_modify(|state| state.mode = Mode::Pass);
+    }
+
+    /// Closes all connections; new ones pass everything on.
     pub fn cut(&self) {
-        self.deaf.store(false, Ordering::SeqCst);
-        self.cuts.send_modify(|cuts| *cuts += 1);
+        self.end(Cut::Close);
+    }
+
+    /// Resets all connections; new ones pass everything on.
+    pub fn reset(&self) {
+        self.end(Cut::Reset);
+    }
+
+    fn end(&self, cut: Cut) {
+        self.state.send_modify(|state| {
+            *state = State { mode: Mode::Pass, cuts: state.cuts + 1, cut };
+        });
     }
 }
 
 async fn copy(
     mut from: OwnedReadHalf,
     mut to: OwnedWriteHalf,
-    swallow: Option<Arc<AtomicBool>>,
-    mut cut: watch::Receiver<u64>,
+    from_server: bool,
+    mut state: watch::Receiver<State>,
 ) {
-    cut.mark_unchanged();
+    let cuts = state.borrow().cuts;
     let mut buffer = vec![0; 64 * 1024];
     loop {
         let read = tokio::select! {
-            _ = cut.changed() => return,
+            cut = ended(&mut state, cuts) => return end(&to, cut),
             read = from.read(&mut buffer) => read,
         };
         let Ok(length @ 1..) = read else { return };
-        if swallow.as_ref().is_some_and(|swallow| swallow.load(Ordering::SeqCst)) {
+        let mode = state.borrow().mode;
+        if mode == Mode::SwallowAnswers && from_server {
             continue;
         }
-        if to.write_all(&buffer[..length]).await.is_err() {
+        let resumed = state.wait_for(|state| state.mode != Mode::Stall).await.is_ok();
+        if !resumed || to.write_all(&buffer[..length]).await.is_err() {
             return;
         }
+    }
+}
+
+/// Waits for the next cut.
+async fn ended(state: &mut watch::Receiver<State>, cuts: u64) -> Cut {
+    match state.wait_for(|state| state.cuts != cuts).await {
+        Ok(state) => state.cut,
+        Err(_) => Cut::Close,
+    }
+}
+
+fn end(to: &OwnedWriteHalf, cut: Cut) {
+    if matches!(cut, Cut::Reset) {
+        // Closing a socket without lingering sends a reset.
+        let _ = to.as_ref().set_zero_linger();
     }
 }

@@ -24,6 +24,7 @@ pub(crate) struct Place {
 /// The place, and the right to move it.
 #[derive(Debug)]
 pub(crate) struct Keeper {
+    broker: Broker,
     store: Store,
     revision: u64,
     place: Place,
@@ -33,13 +34,13 @@ impl Keeper {
     /// Reads the place.
     pub async fn open(broker: &Broker) -> anyhow::Result<Self> {
         let store = broker.js.get_key_value(names::LEASES).await?;
-        let entry = store.entry(names::METRICS_PLACE).await?;
+        let entry = broker.reread(|| store.entry(names::METRICS_PLACE)).await?;
         let entry = entry.filter(|entry| entry.operation == Operation::Put);
         let (revision, place) = match entry {
             None => (0, Place { next: 1, pending: None, at: 0 }),
             Some(entry) => (entry.revision, serde_json::from_slice(&entry.value)?),
         };
-        Ok(Self { store, revision, place })
+        Ok(Self { broker: broker.clone(), store, revision, place })
     }
 
     /// The place.
@@ -54,8 +55,11 @@ impl Keeper {
     /// read again.
     pub async fn put(&mut self, place: Place) -> anyhow::Result<()> {
         let value = serde_json::to_vec(&place)?;
-        self.revision =
-            self.store.update(names::METRICS_PLACE, value.into(), self.revision).await?;
+        let lost = self.broker.answer_lost();
+        self.revision = tokio::select! {
+            updated = self.store.update(names::METRICS_PLACE, value.into(), self.revision) => updated?,
+            () = lost => anyhow::bail!("the answer to a write of the checkpoint was lost"),
+        };
         self.place = place;
         Ok(())
     }

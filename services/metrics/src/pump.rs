@@ -2,10 +2,16 @@
 
 use std::{sync::Arc, time::Duration};
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{bail, ensure};
 use job::time::Millis;
-use mesh::{Broker, follow, lease::Lease, names, wire};
-use tokio::sync::{mpsc, watch};
+use mesh::{
+    Broker,
+    lease::Lease,
+    names,
+    stream_reader::{self, StreamReader},
+    wire,
+};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -118,10 +124,10 @@ async fn pump(
     let _following = following.clone().drop_guard();
     let next = keeper.place().next;
     progress.reach(Reached { sequence: next - 1, at: keeper.place().at });
-    let mut events = follow::follow(broker.clone(), names::EVENTS, next, following);
+    let mut events = StreamReader::start(broker.clone(), names::EVENTS, next, following);
     loop {
         let pending = keeper.place().pending;
-        let first = events.recv().await.context("EVENTS can be followed no more")?;
+        let first = events.recv().await?;
         if pending.is_some_and(|until| first.sequence > until) {
             let (from, to) = (keeper.place().next, first.sequence - 1);
             tracing::error!(from, to, "EVENTS was cut before metrics had it: rows are missing");
@@ -129,7 +135,7 @@ async fn pump(
             keeper.put(Place { next: first.sequence, pending: None, at }).await?;
             bail!("EVENTS was cut in the middle of a block");
         }
-        let block = Block::gather(first, &mut events, pending).await?;
+        let block = Block::gather(keeper.place().next, first, &mut events, pending).await?;
         if block.gap > 0 {
             tracing::error!(
                 messages = block.gap,
@@ -160,6 +166,7 @@ async fn stream_id(broker: &Broker) -> anyhow::Result<String> {
 /// The rows of a range of EVENTS.
 struct Block {
     rows: Vec<RunRow>,
+    /// The last message in it; the one before its first, while it is empty.
     last: u64,
     at: Millis,
     gap: u64,
@@ -169,11 +176,12 @@ impl Block {
     /// Gathers the next block: up to message `until` where its range was fixed before, else
     /// until it is full or nothing more comes for a moment.
     async fn gather(
-        first: follow::Message,
-        events: &mut mpsc::Receiver<follow::Message>,
+        next: u64,
+        first: stream_reader::Message,
+        events: &mut StreamReader,
         until: Option<u64>,
     ) -> anyhow::Result<Self> {
-        let mut block = Self { rows: Vec::new(), last: 0, at: 0, gap: 0 };
+        let mut block = Self { rows: Vec::new(), last: next - 1, at: 0, gap: 0 };
         block.add(&first)?;
         let begun = tokio::time::Instant::now();
         let mut deadline = begun + BLOCK_WAIT;
@@ -185,7 +193,7 @@ impl Block {
                     return Ok(block);
                 }
                 Some(_) => {
-                    let next = events.recv().await.context("EVENTS can be followed no more")?;
+                    let next = events.recv().await?;
                     block.add(&next)?;
                 }
                 None => {
@@ -205,15 +213,19 @@ impl Block {
                         deadline = begun + BLOCK_WAIT_BUSY;
                         continue;
                     };
-                    let next = next.context("EVENTS can be followed no more")?;
-                    block.add(&next)?;
+                    block.add(&next?)?;
                     messages += 1;
                 }
             }
         }
     }
 
-    fn add(&mut self, message: &follow::Message) -> anyhow::Result<()> {
+    fn add(&mut self, message: &stream_reader::Message) -> anyhow::Result<()> {
+        let (from, to) = (self.last + 1, message.sequence - 1);
+        ensure!(
+            message.skipped == message.sequence - from,
+            "EVENTS {from} to {to} are in the stream and were not read"
+        );
         let headers = message.headers.as_ref();
         let (_, batch) = wire::events(message.sequence, headers, &message.payload)?;
         self.rows.extend(rows(message.sequence, &batch));

@@ -19,7 +19,7 @@ use mesh::{
     ask::{AskRuns, RunsAnswer},
     commit::Committer,
     names,
-    pull::Delivery,
+    pull::{Delivery, Pullers},
     wire::{Item, Work},
 };
 use tokio_util::sync::CancellationToken;
@@ -40,7 +40,9 @@ pub(crate) struct Claims {
     outcomes: Committer,
     hands: Arc<Hands>,
     stop: CancellationToken,
-    connects: u64,
+    pullers: Pullers,
+    /// Connections made and consumers replaced when the ends of the streams were last read.
+    seen: (u64, u64),
     at_start: [u64; 3],
     at_reconnect: [u64; 3],
 }
@@ -49,15 +51,16 @@ impl Claims {
     /// Reads the ends of the streams as they are at the start.
     pub async fn new(
         broker: Broker,
+        pullers: Pullers,
         processor: String,
         outcomes: Committer,
         hands: Arc<Hands>,
         stop: CancellationToken,
     ) -> Self {
-        let connects = connects(&broker);
+        let seen = (connects(&broker), pullers.replacements());
         let at_start = ends(&broker, &stop).await;
         let at_reconnect = [0; 3];
-        Self { broker, processor, outcomes, hands, stop, connects, at_start, at_reconnect }
+        Self { broker, pullers, processor, outcomes, hands, stop, seen, at_start, at_reconnect }
     }
 
     /// The deliveries that may be run; the others are reported and acked.
@@ -84,13 +87,21 @@ impl Claims {
         runnable
     }
 
-    /// Reads the ends of the streams anew where the connection was made anew.
+    /// Reads the ends of the streams again if the connection or a consumer was replaced: deliveries
+    /// may have been forgotten.
     async fn look_for_reconnect(&mut self) {
         // The client counts a connection before it hands over anything that came through it.
-        while self.connects != connects(&self.broker) {
-            self.connects = connects(&self.broker);
+        loop {
+            let now = (connects(&self.broker), self.pullers.replacements());
+            if self.seen == now {
+                return;
+            }
+            self.seen = now;
             self.at_reconnect = ends(&self.broker, &self.stop).await;
-            tracing::info!(ends = ?self.at_reconnect, "connected again: older deliveries are reported");
+            tracing::info!(
+                ends = ?self.at_reconnect,
+                "deliveries may have been forgotten: older ones are reported and not run"
+            );
         }
     }
 
@@ -197,7 +208,6 @@ mod tests {
     use mesh::{
         names::Verb,
         publish::{Message, Writes},
-        pull::Pullers,
         topology::{self, Sizes},
         wire,
     };
@@ -229,10 +239,11 @@ mod tests {
         Message { subject, headers: HeaderMap::new(), payload }
     }
 
-    async fn claims(broker: &Broker, name: &str) -> Claims {
+    async fn claims(broker: &Broker, pullers: &Pullers, name: &str) -> Claims {
         let stop = CancellationToken::new();
         let (outcomes, _) = Committer::start(broker.clone(), Verb::Outcome, None, stop.clone());
-        Claims::new(broker.clone(), name.into(), outcomes, Arc::default(), stop).await
+        Claims::new(broker.clone(), pullers.clone(), name.into(), outcomes, Arc::default(), stop)
+            .await
     }
 
     /// Hazard 6: a broker that was killed hands out again, as if for the first time, what runs
@@ -243,7 +254,7 @@ mod tests {
         let broker = Broker::connect(&nats.url(), "test").await?;
         topology::ensure(&broker, Sizes::default()).await?;
         let pullers = Pullers::ensure(&broker, vec![Kind::ProcessBatch]).await?;
-        let mut claims = claims(&broker, "one").await;
+        let mut claims = claims(&broker, &pullers, "one").await;
         let fence = broker.take_fence(Class::Normal, 1).await?;
         broker.dispatch(Class::Normal, fence, (0..RUNS).map(run).collect(), Writes::Atomic).await?;
         // One by one: the broker writes down the first deliveries, and the others a moment later.
@@ -305,6 +316,35 @@ mod tests {
         Ok(())
     }
 
+    /// A consumer that somebody deletes is created again, and what it hands out once more is
+    /// reported and not run.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_deleted_consumer_comes_back_and_runs_nothing_twice() -> anyhow::Result<()> {
+        let nats = Nats::start()?;
+        let broker = Broker::connect(&nats.url(), "test").await?;
+        topology::ensure(&broker, Sizes::default()).await?;
+        let pullers = Pullers::ensure(&broker, vec![Kind::ProcessBatch]).await?;
+        let mut claims = claims(&broker, &pullers, "one").await;
+        let fence = broker.take_fence(Class::Normal, 1).await?;
+        broker.dispatch(Class::Normal, fence, vec![run(1)], Writes::Atomic).await?;
+        let first = pullers.take(Class::Normal, Kind::ProcessBatch, 1).await?;
+        assert_eq!(claims.judge(first).await.len(), 1);
+        let name = names::work_consumer(Kind::ProcessBatch);
+        broker.js.delete_consumer_from_stream(name, names::work_stream(Class::Normal)).await?;
+        let mut again = Vec::new();
+        while again.is_empty() {
+            again.extend(
+                pullers.take(Class::Normal, Kind::ProcessBatch, 1).await.unwrap_or_default(),
+            );
+        }
+        assert!(!again[0].redelivered, "the new consumer knows of the delivery: nothing is shown");
+        assert!(claims.judge(again).await.is_empty());
+        broker.dispatch(Class::Normal, fence, vec![run(2)], Writes::Atomic).await?;
+        let new = pullers.take(Class::Normal, Kind::ProcessBatch, 1).await?;
+        assert_eq!(claims.judge(new).await.len(), 1);
+        Ok(())
+    }
+
     /// What waited before this processor came is not run before state says that nobody has it.
     #[tokio::test(flavor = "multi_thread")]
     async fn what_waited_at_the_start_is_run_only_where_state_says_it_is_free() -> anyhow::Result<()>
@@ -315,7 +355,7 @@ mod tests {
         let pullers = Pullers::ensure(&broker, vec![Kind::ProcessBatch]).await?;
         let fence = broker.take_fence(Class::Normal, 1).await?;
         broker.dispatch(Class::Normal, fence, vec![run(1), run(2)], Writes::Atomic).await?;
-        let mut claims = claims(&broker, "late").await;
+        let mut claims = claims(&broker, &pullers, "late").await;
         let waiting = pullers.take(Class::Normal, Kind::ProcessBatch, 2).await?;
         let mut questions = broker.client.subscribe(names::ASK_CLAIM).await?;
         let answering = broker.clone();

@@ -173,7 +173,9 @@ impl Runner {
     async fn fill_slots(self: &Arc<Self>, arrivals: &mut mpsc::Receiver<Arrival>) -> Claims {
         let (broker, outcomes) = (self.broker.clone(), self.outcomes.clone());
         let (hands, stop) = (self.hands.clone(), self.stop.clone());
-        let mut claims = Claims::new(broker, self.name.clone(), outcomes, hands, stop).await;
+        let pullers = self.pullers.clone();
+        let mut claims =
+            Claims::new(broker, pullers, self.name.clone(), outcomes, hands, stop).await;
         let mut held: VecDeque<Held> = VecDeque::new();
         let mut surplus: Vec<Arrival> = Vec::new();
         for turn in 1.. {

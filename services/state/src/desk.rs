@@ -15,7 +15,7 @@ use async_nats::{
     service::{Request, Service, ServiceExt, error::Error as Refusal},
 };
 use bytes::Bytes;
-use futures_util::StreamExt;
+use futures_util::{FutureExt, StreamExt};
 use job::{Job, Limits, State, time::Millis};
 use mesh::{
     Broker,
@@ -144,6 +144,13 @@ impl Desk {
                 self.roll.note(said, Instant::now());
             }
             Err(error) => tracing::warn!(error = %error, "presence could not be read"),
+        }
+    }
+
+    /// Takes in every heartbeat that has arrived.
+    pub fn drain_presence(&mut self) {
+        while let Some(Some(message)) = self.presence.next().now_or_never() {
+            self.note_presence(&message.payload);
         }
     }
 

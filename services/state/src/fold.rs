@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use futures_util::{StreamExt, stream};
 use job::{
     Facts, Id, JobId, Json, Need, Run, State, Status,
@@ -14,7 +14,7 @@ use job::{
 use mesh::{
     Broker,
     append::Appended,
-    follow, names,
+    names, stream_reader,
     wire::{self, Answered, Item, Malformed, Stop},
 };
 use serde::Serialize;
@@ -37,6 +37,7 @@ const STOP_RUNS_MAX: usize = 5_000;
 /// A message of COMMANDS, read.
 struct Asked {
     sequence: u64,
+    skipped: u64,
     at: Millis,
     message: Option<Uuid>,
     inbox: Option<String>,
@@ -52,13 +53,14 @@ struct Effects {
 }
 
 impl Asked {
-    fn read(message: follow::Message) -> Self {
+    fn read(message: stream_reader::Message) -> Self {
         let header = |name: &str| {
             let value = message.headers.as_ref().and_then(|headers| headers.get(name));
             value.map(|value| value.as_str().to_owned())
         };
         Self {
             sequence: message.sequence,
+            skipped: message.skipped,
             at: message.at,
             message: header("Nats-Msg-Id").and_then(|id| id.parse().ok()),
             inbox: header(names::REPLY),
@@ -78,7 +80,10 @@ impl Leader<'_> {
     ///
     /// # Errors
     /// Where the events may not be on disk: what is in memory is then worth nothing.
-    pub(crate) async fn fold(&mut self, messages: Vec<follow::Message>) -> anyhow::Result<()> {
+    pub(crate) async fn fold(
+        &mut self,
+        messages: Vec<stream_reader::Message>,
+    ) -> anyhow::Result<()> {
         let asked: Vec<Asked> = messages.into_iter().map(Asked::read).collect();
         let now = service::now_ms().max(self.state.at());
         self.state.wake(now);
@@ -89,12 +94,18 @@ impl Leader<'_> {
             if message.sequence <= self.state.through() {
                 continue;
             }
-            if message.sequence > self.state.through() + 1 {
-                let (from, to) = (self.state.through() + 1, message.sequence - 1);
+            let expected = self.state.through() + 1;
+            if message.sequence > expected {
+                let (from, to) = (expected, message.sequence - 1);
+                ensure!(
+                    message.skipped > to - from,
+                    "COMMANDS {from} to {to} are in the stream and were not processed"
+                );
                 tracing::error!(
                     from,
                     to,
-                    "COMMANDS was cut before it was folded: requests are lost"
+                    "messages of COMMANDS were purged or deleted before they were processed: \
+                     their requests are lost"
                 );
             }
             let known = message.message.is_some_and(|id| self.state.is_recent(id));

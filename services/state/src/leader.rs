@@ -10,7 +10,13 @@ use std::{
 
 use anyhow::Context;
 use job::State;
-use mesh::{Broker, bucket::Fence, follow, lease, names, publish, snapshot::Reach};
+use mesh::{
+    Broker,
+    bucket::Fence,
+    lease, names, publish,
+    snapshot::Reach,
+    stream_reader::{self, StreamReader},
+};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -124,7 +130,8 @@ impl<'a> Leader<'a> {
         let following = CancellationToken::new();
         let _following = following.clone().drop_guard();
         let next = self.state.through() + 1;
-        let mut commands = follow::follow(self.broker.clone(), names::COMMANDS, next, following);
+        let mut commands =
+            StreamReader::start(self.broker.clone(), names::COMMANDS, next, following);
         let mut connects = self.broker.connects();
         connects.mark_unchanged();
         let mut tick = tokio::time::interval(TICK);
@@ -135,8 +142,7 @@ impl<'a> Leader<'a> {
             tokio::select! {
                 () = stop.cancelled() => return self.finish().await,
                 message = commands.recv() => {
-                    let first = message.context("COMMANDS can be followed no more")?;
-                    self.fold_all(first, &mut commands).await?;
+                    self.fold_all(message?, &mut commands).await?;
                 }
                 Some(done) = self.finished.recv() => self.take_in(done)?,
                 came = self.desk.next() => self.answer(came).await,
@@ -163,13 +169,13 @@ impl<'a> Leader<'a> {
     /// Folds a message and what else is there, bounded in number and bytes.
     async fn fold_all(
         &mut self,
-        first: follow::Message,
-        commands: &mut mpsc::Receiver<follow::Message>,
+        first: stream_reader::Message,
+        commands: &mut StreamReader,
     ) -> anyhow::Result<()> {
         let mut bytes = first.payload.len();
         let mut messages = vec![first];
         while messages.len() < FOLD_MESSAGES_MAX && bytes < FOLD_BYTES_MAX {
-            let Ok(message) = commands.try_recv() else { break };
+            let Some(message) = commands.try_recv() else { break };
             bytes += message.payload.len();
             messages.push(message);
         }

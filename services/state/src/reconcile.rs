@@ -17,6 +17,10 @@ use crate::leader::{Done, Leader};
 /// How often the streams are read without a reason.
 pub(crate) const READ_EVERY: Duration = Duration::from_secs(30);
 
+/// A reading that took longer says nothing of processors: the connection may have stalled, and their
+/// heartbeats with it.
+const READING_PROMPT: Duration = Duration::from_secs(2);
+
 /// What was in the work streams, and the end of COMMANDS read after it.
 pub(crate) struct Reading {
     pub number: u64,
@@ -33,11 +37,13 @@ pub(crate) async fn read(
     number: u64,
     unattended: Vec<(JobId, Run)>,
 ) -> Result<Reading, mesh::work::Error> {
+    let begun = Instant::now();
     let mut present = HashSet::new();
     for class in Class::ALL {
         present.extend(broker.list_work(class).await?);
     }
     let barrier = broker.last_sequence(names::COMMANDS).await?;
+    let unattended = if begun.elapsed() < READING_PROMPT { unattended } else { Vec::new() };
     Ok(Reading { number, present, barrier, unattended })
 }
 
@@ -79,6 +85,8 @@ impl Leader<'_> {
     /// Gives up runs that have been processing for a while and that no live processor has, now
     /// and before the barrier that the fold has passed: no outcome of theirs is on the way.
     async fn watch_workers(&mut self, before: &[(JobId, Run)]) -> anyhow::Result<()> {
+        // Those that arrived before the answers of the reading may still wait to be taken in.
+        self.desk.drain_presence();
         let mut lost = self.unattended();
         lost.retain(|run| before.contains(run));
         if lost.is_empty() { Ok(()) } else { self.give_up(lost).await }

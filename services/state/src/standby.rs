@@ -5,7 +5,11 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use job::State;
-use mesh::{Broker, follow, names, wire};
+use mesh::{
+    Broker, names,
+    stream_reader::{self, StreamReader},
+    wire,
+};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -40,7 +44,7 @@ pub(crate) async fn stand_by(
     let following = CancellationToken::new();
     let _following = following.clone().drop_guard();
     let next = state.position().sequence + 1;
-    let mut events = follow::follow(broker.clone(), names::EVENTS, next, following);
+    let mut events = StreamReader::start(broker.clone(), names::EVENTS, next, following);
     let mut forget = tokio::time::interval(FORGET_EVERY);
     forget.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut look = tokio::time::interval(LOOK_EVERY);
@@ -54,8 +58,7 @@ pub(crate) async fn stand_by(
                 return Ok(Some(state));
             }
             message = events.recv() => {
-                let message = message.context("EVENTS can be followed no more")?;
-                apply(&mut state, &message)?;
+                apply(&mut state, &message?)?;
                 let mut known = Known { state: &mut state, rules: &rules, leads: false };
                 desk.look_again(&mut known).await;
             }
@@ -74,9 +77,10 @@ pub(crate) async fn stand_by(
     }
 }
 
-fn apply(state: &mut State, message: &follow::Message) -> anyhow::Result<()> {
+fn apply(state: &mut State, message: &stream_reader::Message) -> anyhow::Result<()> {
     let sequence = message.sequence;
-    ensure!(message.skipped == 0, "EVENTS before {sequence} are gone");
+    let next = state.position().sequence + 1;
+    ensure!(sequence == next, "EVENTS {next} to {} were not applied", sequence - 1);
     let (through, batch) = wire::events(sequence, message.headers.as_ref(), &message.payload)?;
     state.apply_batch(sequence, through, &batch);
     Ok(())

@@ -11,9 +11,10 @@ use mesh::{
     Broker,
     append::{self, Appended},
     bucket::Fence,
-    follow, names,
+    names,
     publish::{self, Writes},
     snapshot::Reach,
+    stream_reader::{self, StreamReader},
     wire,
 };
 use tokio::sync::mpsc;
@@ -100,20 +101,18 @@ pub(crate) async fn replay(broker: &Broker, state: &mut State) -> anyhow::Result
     }
     let stop = CancellationToken::new();
     let _stop = stop.clone().drop_guard();
-    let mut messages = read_ahead(follow::follow(broker.clone(), names::EVENTS, next, stop));
+    let mut messages = read_ahead(StreamReader::start(broker.clone(), names::EVENTS, next, stop));
     state.begin_replay();
     loop {
         let message = tokio::time::timeout(REPLAY_STALL, messages.recv()).await;
         let message = message.context("the replay of EVENTS stalled")?;
-        let Read { sequence, skipped, events } =
-            message.context("the replay of EVENTS ended early")?;
-        if skipped > 0 {
-            bail!(
-                "EVENTS {} to {} are gone and no snapshot covers them",
-                sequence - skipped,
-                sequence - 1
-            );
-        }
+        let Read { sequence, events } = message.context("the replay of EVENTS ended early")??;
+        let next = state.position().sequence + 1;
+        ensure!(
+            sequence == next,
+            "EVENTS {next} to {} are gone and no snapshot covers them",
+            sequence - 1
+        );
         let (through, batch) = events?;
         state.apply_batch(sequence, through, &batch);
         if sequence >= last {
@@ -125,20 +124,22 @@ pub(crate) async fn replay(broker: &Broker, state: &mut State) -> anyhow::Result
 /// A message of EVENTS, read.
 struct Read {
     sequence: u64,
-    skipped: u64,
     events: Result<(u64, Batch), wire::Malformed>,
 }
 
 /// Reads messages on another thread than the one that applies them: a start is as long as the
 /// longer of both.
-fn read_ahead(mut messages: mpsc::Receiver<follow::Message>) -> mpsc::Receiver<Read> {
+fn read_ahead(mut messages: StreamReader) -> mpsc::Receiver<Result<Read, stream_reader::Error>> {
     let (read, reader) = mpsc::channel(READ_AHEAD_MESSAGES);
     tokio::spawn(async move {
-        while let Some(message) = messages.recv().await {
-            let follow::Message { sequence, skipped, headers, payload, .. } = &message;
-            let events = wire::events(*sequence, headers.as_ref(), payload);
-            let message = Read { sequence: *sequence, skipped: *skipped, events };
-            if read.send(message).await.is_err() {
+        loop {
+            let message = messages.recv().await.map(|message| {
+                let sequence = message.sequence;
+                let events = wire::events(sequence, message.headers.as_ref(), &message.payload);
+                Read { sequence, events }
+            });
+            let ended = message.is_err();
+            if read.send(message).await.is_err() || ended {
                 return;
             }
         }

@@ -15,7 +15,7 @@ use std::{
 
 use axum::body::Bytes;
 use job::{Id, JobId, Position};
-use mesh::{Broker, ask::Seen, follow, names, wire};
+use mesh::{Broker, ask::Seen, names, stream_reader::StreamReader, wire};
 use serde_json::json;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -330,6 +330,11 @@ impl Inner {
         }
     }
 
+    /// Ends all subscriptions and forgets what was kept: clients connect again with their last id.
+    fn start_over(&mut self) {
+        *self = Self::default();
+    }
+
     /// Tells everybody that some messages are gone.
     fn tell_gap(&mut self, from: u64, to: u64) {
         let frame = gap(from, to);
@@ -369,17 +374,25 @@ pub(super) fn gap(from: u64, to: u64) -> Bytes {
     frame(None, "gap", &json!({ "from": from, "to": to, "message": text }))
 }
 
+/// Distributes EVENTS until the edge stops; starts over at its end if it cannot continue.
 async fn feed(hub: Hub) {
-    let (first, end) = loop {
-        match hub.broker.bounds(names::EVENTS).await {
-            Ok(bounds) => break bounds,
-            Err(error) => tracing::warn!(error = %error, "EVENTS not followed yet, trying again"),
+    loop {
+        if let Err(error) = distribute(&hub).await {
+            if hub.stop.is_cancelled() {
+                return;
+            }
+            tracing::warn!(error = format!("{error:#}"), "events not distributed, starting over");
         }
+        hub.lock().start_over();
         tokio::select! {
             () = hub.stop.cancelled() => return,
             () = tokio::time::sleep(PAUSE) => {}
         }
-    };
+    }
+}
+
+async fn distribute(hub: &Hub) -> anyhow::Result<()> {
+    let (first, end) = hub.broker.bounds(names::EVENTS).await?;
     let start = first.max(end.saturating_sub(WARM_MESSAGES)).max(1);
     {
         let mut inner = hub.lock();
@@ -387,8 +400,17 @@ async fn feed(hub: Hub) {
         inner.before = end;
         inner.open = true;
     }
-    let mut events = follow::follow(hub.broker.clone(), names::EVENTS, start, hub.stop.clone());
-    while let Some(message) = events.recv().await {
+    let mut next = start;
+    let mut events =
+        StreamReader::start(hub.broker.clone(), names::EVENTS, start, hub.stop.clone());
+    loop {
+        let message = events.recv().await?;
+        anyhow::ensure!(
+            message.sequence == next + message.skipped,
+            "EVENTS {next} to {} are in the stream and were not read",
+            message.sequence - 1
+        );
+        next = message.sequence + 1;
         // Who hears of it and asks then is told no less.
         hub.seen.note(message.sequence);
         // Its own copy: a part of a buffer would keep the whole of it.

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use axum::body::Bytes;
 use job::Position;
-use mesh::{Broker, follow, names, wire};
+use mesh::{Broker, names, stream_reader::StreamReader, wire};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
@@ -66,13 +66,12 @@ impl Past {
         let mut next = start;
         let stop = CancellationToken::new();
         let _stop = stop.clone().drop_guard();
-        let mut events = follow::follow(self.broker.clone(), names::EVENTS, next, stop);
+        let mut events = StreamReader::start(self.broker.clone(), names::EVENTS, next, stop);
         while next <= end
             && chunk.frames.len() < CHUNK_EVENTS_MAX
             && next < start + CHUNK_MESSAGES_MAX
         {
-            let message = tokio::time::timeout(STALL, events.recv()).await?;
-            let Some(message) = message else { anyhow::bail!("the reader of EVENTS ended") };
+            let message = tokio::time::timeout(STALL, events.recv()).await??;
             if message.skipped > 0 {
                 chunk.frames.push(gap(message.sequence - message.skipped, message.sequence - 1));
             }

@@ -1,0 +1,232 @@
+//! One NATS server or a cluster of them, with a system account that can close connections.
+
+use std::{
+    fs,
+    net::{Ipv4Addr, TcpListener},
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, bail};
+use async_nats::{Client, ConnectOptions};
+use serde::Deserialize;
+use tempfile::TempDir;
+
+use crate::nats::CONF;
+
+/// How long the cluster may take to elect its leaders.
+const READY_WITHIN: Duration = Duration::from_secs(60);
+/// How long the servers have to list their connections.
+const LIST_WITHIN: Duration = Duration::from_millis(300);
+/// User and password of the system account.
+const SYSTEM: &str = "system";
+
+/// Servers of one test, killed on drop.
+pub struct Cluster {
+    dir: TempDir,
+    nodes: Vec<Node>,
+}
+
+struct Node {
+    name: String,
+    port: u16,
+    conf: PathBuf,
+    server: Child,
+}
+
+/// A connection as a server lists it.
+#[derive(Deserialize)]
+struct Connection {
+    cid: u64,
+    #[serde(default)]
+    name: String,
+}
+
+#[derive(Deserialize)]
+struct Listed {
+    server: ServerId,
+    data: Connections,
+}
+
+#[derive(Deserialize)]
+struct ServerId {
+    id: String,
+}
+
+#[derive(Deserialize)]
+struct Connections {
+    #[serde(default)]
+    connections: Vec<Connection>,
+}
+
+impl Cluster {
+    /// Starts `nodes` servers, and waits until JetStream answers. Clients learn of no other server
+    /// than the one they connect to, so that a proxy stays between the two.
+    ///
+    /// # Errors
+    /// If there is no nats-server, or JetStream does not answer in time.
+    pub async fn start(nodes: usize) -> anyhow::Result<Self> {
+        let dir = TempDir::new()?;
+        fs::write(dir.path().join("jobmesh.conf"), fs::read_to_string(CONF)?)?;
+        let ports: Vec<(u16, u16)> =
+            (0..nodes).map(|_| Ok((free_port()?, free_port()?))).collect::<anyhow::Result<_>>()?;
+        let routes: Vec<String> =
+            ports.iter().map(|(_, route)| format!("nats-route://127.0.0.1:{route}")).collect();
+        let mut started = Vec::new();
+        for (n, (port, route)) in ports.iter().enumerate() {
+            let name = format!("node-{n}");
+            let cluster = if nodes == 1 {
+                String::new()
+            } else {
+                format!(
+                    "cluster {{ name: test, listen: \"127.0.0.1:{route}\", no_advertise: true, \
+                     ping_interval: \"2s\", ping_max: 2, routes: [{}] }}\n",
+                    routes.join(", ")
+                )
+            };
+            let conf = dir.path().join(format!("{name}.conf"));
+            fs::write(
+                &conf,
+                format!(
+                    "server_name: {name}\ninclude \"jobmesh.conf\"\n{cluster}\
+                     accounts {{\n  APP {{ jetstream: enabled, users: [{{ user: app, password: app }}] }}\n  \
+                     SYS {{ users: [{{ user: {SYSTEM}, password: {SYSTEM} }}] }}\n}}\n\
+                     system_account: SYS\nno_auth_user: app\n"
+                ),
+            )?;
+            let server = spawn(&conf, &dir.path().join(&name), *port)?;
+            started.push(Node { name, port: *port, conf, server });
+        }
+        let cluster = Self { dir, nodes: started };
+        cluster.wait_until_ready().await?;
+        Ok(cluster)
+    }
+
+    /// How many servers there are.
+    pub fn len(&self) -> usize {
+        self.nodes.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.nodes.is_empty()
+    }
+
+    /// The address of a server.
+    pub fn address(&self, node: usize) -> String {
+        format!("127.0.0.1:{}", self.nodes[node].port)
+    }
+
+    /// Lets the servers close every connection of a client whose name starts with `prefix`, as an
+    /// operator can; returns how many were closed.
+    ///
+    /// # Errors
+    /// If no server answers.
+    pub async fn kick(&self, prefix: &str) -> anyhow::Result<usize> {
+        let client = self.system_client().await?;
+        let mut kicked = 0;
+        for listed in self.connections(&client).await? {
+            let found = listed.data.connections.iter().filter(|it| it.name.starts_with(prefix));
+            for connection in found {
+                let subject = format!("$SYS.REQ.SERVER.{}.KICK", listed.server.id);
+                let request = format!(r#"{{"cid":{}}}"#, connection.cid);
+                client.request(subject, request.into()).await?;
+                kicked += 1;
+            }
+        }
+        Ok(kicked)
+    }
+
+    /// Kills a server with SIGKILL.
+    ///
+    /// # Errors
+    /// If it cannot be killed.
+    pub fn kill(&mut self, node: usize) -> anyhow::Result<()> {
+        let node = &mut self.nodes[node];
+        node.server.kill()?;
+        node.server.wait()?;
+        Ok(())
+    }
+
+    /// Starts a killed server on what it left.
+    ///
+    /// # Errors
+    /// If it cannot be started.
+    pub fn restart(&mut self, node: usize) -> anyhow::Result<()> {
+        let node = &mut self.nodes[node];
+        node.server = spawn(&node.conf, &self.dir.path().join(&node.name), node.port)?;
+        Ok(())
+    }
+
+    async fn system_client(&self) -> anyhow::Result<Client> {
+        let options = ConnectOptions::with_user_and_password(SYSTEM.into(), SYSTEM.into());
+        Ok(options.connect(self.address(0)).await?)
+    }
+
+    async fn connections(&self, client: &Client) -> anyhow::Result<Vec<Listed>> {
+        use futures_util::StreamExt;
+        let inbox = client.new_inbox();
+        let mut answers = client.subscribe(inbox.clone()).await?;
+        let request = r#"{"limit": 1024}"#;
+        client.publish_with_reply("$SYS.REQ.SERVER.PING.CONNZ", inbox, request.into()).await?;
+        let mut listed = Vec::new();
+        while listed.len() < self.nodes.len() {
+            let answer = tokio::time::timeout(LIST_WITHIN, answers.next()).await;
+            let Ok(Some(answer)) = answer else { break };
+            listed.push(serde_json::from_slice(&answer.payload)?);
+        }
+        anyhow::ensure!(!listed.is_empty(), "no server lists its connections");
+        Ok(listed)
+    }
+
+    async fn wait_until_ready(&self) -> anyhow::Result<()> {
+        let begun = Instant::now();
+        loop {
+            let last = match self.jetstream_answers().await {
+                Ok(()) => return Ok(()),
+                Err(error) => error,
+            };
+            if begun.elapsed() > READY_WITHIN {
+                bail!("JetStream does not answer: {last:#}");
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    async fn jetstream_answers(&self) -> anyhow::Result<()> {
+        for node in 0..self.nodes.len() {
+            let client = async_nats::connect(self.address(node)).await?;
+            let answer = client.request("$JS.API.INFO", "".into()).await.context("no answer")?;
+            let text = String::from_utf8_lossy(&answer.payload).into_owned();
+            anyhow::ensure!(!text.contains("\"error\""), "{text}");
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        for node in &mut self.nodes {
+            let _ = node.server.kill();
+            let _ = node.server.wait();
+        }
+    }
+}
+
+fn free_port() -> anyhow::Result<u16> {
+    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
+}
+
+fn spawn(conf: &std::path::Path, store: &std::path::Path, port: u16) -> anyhow::Result<Child> {
+    let server = Command::new(fetch::nats_server()?)
+        .arg("--config")
+        .arg(conf)
+        .env("JOBMESH_NATS_LISTEN", format!("\"127.0.0.1:{port}\""))
+        .env("JOBMESH_NATS_STORE", format!("{:?}", store.display().to_string()))
+        .env("JOBMESH_NATS_SYNC", "1s")
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()?;
+    Ok(server)
+}

@@ -1,0 +1,115 @@
+//! The services as processes of their own, each with a proxy of its own between it and NATS.
+
+use std::{
+    collections::HashMap,
+    fs::{self, File},
+    net::SocketAddr,
+    ops::Deref,
+    process::{Child, Command, Stdio},
+};
+
+use tempfile::TempDir;
+use testkit::{Cluster, Proxy};
+
+use crate::{
+    api::{Api, sql},
+    mesh::{free_address, until},
+};
+
+/// The services that connect to NATS.
+pub const ROLES: [&str; 4] = ["state", "metrics", "processor", "edge"];
+
+/// A mesh on a NATS cluster of the test's own. Dropping it kills everything it started.
+pub struct Services {
+    pub cluster: Cluster,
+    /// The proxies, by role.
+    pub proxies: HashMap<&'static str, Proxy>,
+    children: Vec<Child>,
+    dir: TempDir,
+    olap: SocketAddr,
+    api: Api,
+}
+
+impl Deref for Services {
+    type Target = Api;
+
+    fn deref(&self) -> &Api {
+        &self.api
+    }
+}
+
+impl Services {
+    /// Starts one of each service on `nodes` NATS servers, and waits until the edge is ready.
+    pub async fn start(nodes: usize, environment: &[(&str, &str)]) -> anyhow::Result<Self> {
+        let cluster = Cluster::start(nodes).await?;
+        let mut proxies = HashMap::new();
+        for (n, role) in ROLES.into_iter().enumerate() {
+            proxies.insert(role, Proxy::start(cluster.address(n % nodes)).await?);
+        }
+        let (listen, olap) = (free_address()?, free_address()?);
+        let api = Api::new(listen)?;
+        let dir = TempDir::new()?;
+        let mut services = Self { cluster, proxies, children: Vec::new(), dir, olap, api };
+        let library = fetch::libchdb()?;
+        let olap_dir = services.dir.path().join("olap");
+        let olap = [
+            ("JOBMESH_OLAP_LISTEN", olap.to_string()),
+            ("JOBMESH_OLAP_DIR", olap_dir.display().to_string()),
+            ("JOBMESH_LIBCHDB", library.display().to_string()),
+        ];
+        services.spawn("olap", &olap)?;
+        for role in ROLES {
+            let mut variables = vec![
+                ("JOBMESH_NATS_URL", services.proxies[role].url()),
+                ("JOBMESH_REPLICAS", nodes.to_string()),
+                ("JOBMESH_CLICKHOUSE_URL", services.clickhouse_url()),
+                ("JOBMESH_LISTEN", listen.to_string()),
+            ];
+            variables.extend(environment.iter().map(|(name, value)| (*name, (*value).to_owned())));
+            services.spawn(role, &variables)?;
+        }
+        until("ready", async || {
+            let (status, answer) = services.get("/readyz").await?;
+            Ok(if status == 200 { Ok(()) } else { Err(answer.to_string()) })
+        })
+        .await?;
+        Ok(services)
+    }
+
+    /// The URL of ClickHouse's interface.
+    pub fn clickhouse_url(&self) -> String {
+        format!("http://{}", self.olap)
+    }
+
+    /// Runs a query on the ClickHouse engine; its answer as text.
+    pub async fn sql(&self, query: &str) -> anyhow::Result<String> {
+        sql(&self.clickhouse_url(), query).await
+    }
+
+    /// What a service has logged.
+    pub fn log(&self, role: &str) -> String {
+        fs::read_to_string(self.dir.path().join(format!("{role}.log"))).unwrap_or_default()
+    }
+
+    fn spawn(&mut self, role: &str, environment: &[(&str, String)]) -> anyhow::Result<()> {
+        let log = File::create(self.dir.path().join(format!("{role}.log")))?;
+        let child = Command::new(env!("CARGO_BIN_EXE_tests"))
+            .args(["serve", role])
+            .envs(environment.iter().map(|(name, value)| (name, value)))
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()?;
+        self.children.push(child);
+        Ok(())
+    }
+}
+
+impl Drop for Services {
+    fn drop(&mut self) {
+        for child in &mut self.children {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
