@@ -15,6 +15,7 @@ mod dev;
 mod failures;
 mod following;
 mod handlers;
+mod hostile_messages;
 mod kills;
 mod mesh;
 mod projects;

@@ -15,7 +15,7 @@ use std::{
 use crate::{
     About, Answer, Config, Digest, Id, Idempotency, Job, JobId, Run, State,
     command::Command,
-    event::{Became, Ended, Event, Refused},
+    event::{Became, Ended, Event},
     reply::{Code, Reply},
     time::Millis,
 };
@@ -94,11 +94,6 @@ impl State {
             Command::Progress(said) => Ok(self.decide_progress(said)),
             Command::Outcome(said) => self.decide_outcome(config, facts, now, said),
         }
-    }
-
-    /// The event that records a message which could not be folded.
-    pub fn refuse(reason: impl Into<Id>) -> Event {
-        Event::Refused(Box::new(Refused { reason: reason.into(), ended: None }))
     }
 
     /// The reply that was given under an idempotency key, if one was; a refusal where the key

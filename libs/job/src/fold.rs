@@ -42,6 +42,11 @@ impl State {
         }
     }
 
+    /// Moves on to message `sequence` of EVENTS, which holds no events or whose events are applied.
+    pub fn skip_message(&mut self, sequence: u64) {
+        self.known.position = self.known.position.max(Position::new(sequence, 0));
+    }
+
     /// Takes in one event. An event at or before the last one is known already and changes nothing.
     pub fn apply(&mut self, at: Millis, position: Position, event: &Event) {
         if position <= self.known.position {

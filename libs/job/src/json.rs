@@ -1,11 +1,17 @@
-//! A JSON text that is carried and never looked into: a job's data, a handler's result.
+//! A JSON text that is carried unchanged: a job's data, a handler's result.
+
+mod object;
+mod scan;
 
 use std::sync::Arc;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::value::RawValue;
 
-/// A valid JSON text, kept as it was written. Cheap to clone.
+pub use object::object;
+pub use scan::{Unrepresentable, check};
+
+/// A valid JSON text on one line: keys, numbers and strings as they were written. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Json(Arc<RawValue>);
 
@@ -18,7 +24,7 @@ impl Json {
     /// The JSON text of `value`.
     ///
     /// # Errors
-    /// Where `value` cannot be written as JSON (a map with keys that are no strings).
+    /// If `value` cannot be written as JSON (a map with keys that are no strings).
     pub fn of<T: Serialize + ?Sized>(value: &T) -> Result<Self, serde_json::Error> {
         serde_json::value::to_raw_value(value).map(Self::from)
     }
@@ -31,7 +37,14 @@ impl Default for Json {
 }
 
 impl From<Box<RawValue>> for Json {
+    /// Removes white space between tokens if the text has line breaks: snapshots and server-sent
+    /// events hold one text per line.
     fn from(raw: Box<RawValue>) -> Self {
+        if raw.get().bytes().any(|byte| matches!(byte, b'\n' | b'\r')) {
+            let compact = scan::compact(raw.get());
+            let compact = RawValue::from_string(compact);
+            return Self(Arc::from(compact.expect("white space between tokens has no meaning")));
+        }
         Self(Arc::from(raw))
     }
 }
@@ -51,5 +64,20 @@ impl Serialize for Json {
 impl<'de> Deserialize<'de> for Json {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         Box::<RawValue>::deserialize(deserializer).map(Self::from)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn json_is_carried_unchanged_on_one_line() {
+        let text = r#"{"z":1.10,"a":12345678901234567890123,"t":"a b\n"}"#;
+        let json: Json = serde_json::from_str(text).expect("it is JSON");
+        assert_eq!(json.get(), text);
+        let pretty = "{\n  \"z\": 1.10,\r\n  \"t\": \"a b\"\n}";
+        let json: Json = serde_json::from_str(pretty).expect("it is JSON");
+        assert_eq!(json.get(), r#"{"z":1.10,"t":"a b"}"#);
     }
 }

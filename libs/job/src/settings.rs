@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Deserializer, Serialize};
 
-use crate::{Backoff, Id, Json, webhook::Webhook};
+use crate::{Backoff, Id, Json, bounds::ATTEMPTS_MAX, webhook::Webhook};
 
 /// The settings of a project. What is absent follows the configuration; a limit of 0 is none.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -108,7 +108,65 @@ where
     Option::deserialize(deserializer).map(Some)
 }
 
+/// The most turns of a project for each turn of another.
+const WEIGHT_MAX: u32 = 100;
+/// The longest time that an ended job may be kept, in seconds: ten years.
+const RETENTION_S_MAX: u32 = 10 * 366 * 24 * 3_600;
+/// The largest options of a handler, in bytes.
+const OPTIONS_BYTES_MAX: usize = 64 * 1024;
+/// The highest of the other limits.
+const LIMIT_MAX: u32 = i32::MAX as u32;
+/// The highest limit of tokens: the largest integer that all readers of JSON hold exactly.
+const TOKENS_LIMIT_MAX: u64 = (1 << 53) - 1;
+/// The longest name of a handler, in bytes.
+const HANDLER_BYTES_MAX: usize = 64;
+
 impl Patch {
+    /// Checks that every setting is within its bounds.
+    ///
+    /// # Errors
+    /// A sentence that names the field.
+    pub fn check(&self) -> Result<(), String> {
+        let within = |field: &str, value: Option<Option<u32>>, low: u32, high: u32| match value {
+            Some(Some(value)) if !(low..=high).contains(&value) => {
+                Err(format!("{field} must be an integer from {low} to {high}"))
+            }
+            _ => Ok(()),
+        };
+        if self.tokens_per_minute.flatten().is_some_and(|tokens| tokens > TOKENS_LIMIT_MAX) {
+            return Err(format!("tokensPerMinute must be an integer from 0 to {TOKENS_LIMIT_MAX}"));
+        }
+        within("maxConcurrency", self.max_concurrency, 0, LIMIT_MAX)?;
+        within("requestsPerMinute", self.requests_per_minute, 0, LIMIT_MAX)?;
+        within("weight", self.weight, 1, WEIGHT_MAX)?;
+        within("maxAttempts", self.max_attempts, 1, ATTEMPTS_MAX)?;
+        within("retention", self.retention, 1, RETENTION_S_MAX)?;
+        if let Some(Some(retry)) = &self.retry {
+            retry.check("retry")?;
+        }
+        if let Some(Some(options)) = &self.options {
+            if !options.get().starts_with('{') || options.get().len() > OPTIONS_BYTES_MAX {
+                return Err(format!(
+                    "options must be an object of at most {OPTIONS_BYTES_MAX} bytes"
+                ));
+            }
+            crate::json::check("options", options.get()).map_err(|error| error.to_string())?;
+        }
+        if let Some(Some(handler)) = &self.handler {
+            let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
+            let fits = (1..=HANDLER_BYTES_MAX).contains(&handler.len());
+            if !fits || !handler.chars().all(plain) {
+                return Err(format!(
+                    "handler must be 1 to {HANDLER_BYTES_MAX} characters of A-Z, a-z, 0-9, - and _"
+                ));
+            }
+        }
+        match &self.webhook {
+            Some(Some(webhook)) => webhook.check(),
+            _ => Ok(()),
+        }
+    }
+
     /// The settings after this change.
     pub fn apply(&self, to: &Settings) -> Settings {
         fn pick<T: Clone>(change: &Option<Option<T>>, was: &Option<T>) -> Option<T> {

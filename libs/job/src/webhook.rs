@@ -6,12 +6,15 @@
 //! a line of its own and runs in slots of its own: a slow receiver takes no turn from a job, and
 //! little from other receivers, for one that fails is told of less at once.
 
+use std::ops::RangeInclusive;
+
 use base64::{Engine, prelude::BASE64_STANDARD};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::{
     Backoff, Class, Id, JobId, Json, Kind, Limits, Run, State, Status,
+    bounds::ATTEMPTS_MAX,
     event::{Ended, Enqueued, Event},
     known::Project,
     time::{Millis, rfc3339},
@@ -21,6 +24,10 @@ use crate::{
 const PREFIX: &str = "\u{1}webhook:";
 /// What a secret begins with.
 const SECRET_PREFIX: &str = "whsec_";
+/// The longest URL of a webhook, in bytes.
+const URL_BYTES_MAX: usize = 2_048;
+/// How long the key in a secret may be, in bytes: what Standard Webhooks asks for.
+const SECRET_BYTES: RangeInclusive<usize> = 24..=64;
 /// Deliveries to one receiver at the same time.
 const AT_ONCE: u32 = 16;
 /// The same, where the last one failed.
@@ -71,6 +78,39 @@ enum End {
 }
 
 impl Webhook {
+    /// Checks that it is within its bounds, without looking into the URL.
+    ///
+    /// # Errors
+    /// A sentence that names the field.
+    pub fn check(&self) -> Result<(), String> {
+        let is_http = ["http://", "https://"].iter().any(|scheme| self.url.starts_with(scheme));
+        if !is_http || self.url.len() > URL_BYTES_MAX {
+            return Err(format!(
+                "webhook.url must be an http or https URL of at most {URL_BYTES_MAX} bytes"
+            ));
+        }
+        if !self.key().is_some_and(|key| SECRET_BYTES.contains(&key.len())) {
+            let (least, most) = (SECRET_BYTES.start(), SECRET_BYTES.end());
+            return Err(format!(
+                "webhook.secret must be whsec_ and the base64 of {least} to {most} random bytes"
+            ));
+        }
+        let ends = |events: &Vec<Status>| {
+            !events.is_empty() && events.len() <= 3 && events.iter().all(|it| it.is_terminal())
+        };
+        if self.events.as_ref().is_some_and(|events| !ends(events)) {
+            return Err(
+                "webhook.events must name some of completed, failed and canceled; leave it out \
+                 for all"
+                    .to_owned(),
+            );
+        }
+        if self.max_attempts.is_some_and(|n| !(1..=ATTEMPTS_MAX).contains(&n)) {
+            return Err(format!("webhook.maxAttempts must be an integer from 1 to {ATTEMPTS_MAX}"));
+        }
+        self.retry.iter().try_for_each(|retry| retry.check("webhook.retry"))
+    }
+
     /// The key in its secret; `None` where it is not `whsec_` and base64.
     pub fn key(&self) -> Option<Vec<u8>> {
         BASE64_STANDARD.decode(self.secret.strip_prefix(SECRET_PREFIX)?).ok()

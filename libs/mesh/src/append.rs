@@ -1,20 +1,26 @@
 //! The fenced append to EVENTS: the one place where a leader learns that it leads no more.
 
-use async_nats::HeaderMap;
+use async_nats::{HeaderMap, jetstream::stream::RawMessageErrorKind};
 use bytes::Bytes;
+use futures_util::{StreamExt, stream};
 use uuid::Uuid;
 
 use crate::{
     Broker, names,
     publish::{self, Message, WRONG_LAST_SEQUENCE},
+    rejected::Rejected,
+    wire,
 };
+
+/// Messages of EVENTS that are read at the same time.
+const READS_MAX: usize = 64;
 
 /// What became of an append.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Appended {
     /// The events are in the stream, as this message.
     At(u64),
-    /// Somebody else wrote this message first: whoever asks leads no more.
+    /// Another state service appended first: this one no longer leads.
     Lost,
 }
 
@@ -30,47 +36,86 @@ pub enum Error {
 }
 
 impl Broker {
-    /// Appends `batch` (JSON of a [`Batch`](job::event::Batch)) behind message `last` of EVENTS. After an answer that leaves its fate
-    /// open the last message is read: the append's own id in it says whose it is.
+    /// Appends `batch` (JSON of a [`Batch`](job::event::Batch)) behind message `last` of EVENTS. After
+    /// an answer that leaves its fate open the stream is read: the append's own id says whose a
+    /// message is. Messages in between that no state service appended are set aside, and the append
+    /// goes behind them.
     ///
     /// # Errors
-    /// Where neither the answer nor the stream says what became of it.
+    /// If neither the answer nor the stream says what became of it.
     pub async fn append(&self, last: u64, through: u64, batch: Bytes) -> Result<Appended, Error> {
         let id = Uuid::now_v7().simple().to_string();
-        let mut headers = HeaderMap::new();
-        headers.insert(async_nats::header::NATS_EXPECTED_LAST_SEQUENCE, last.to_string());
-        headers.insert(names::THROUGH, through.to_string());
-        headers.insert(names::APPEND, id.as_str());
-        let message = Message { subject: names::EVENT_SUBJECT.into(), headers, payload: batch };
-        match self.publish(message).await {
-            Ok(ack) => Ok(Appended::At(ack.sequence)),
-            Err(error) if error.is(WRONG_LAST_SEQUENCE) || is_unknown(&error) => {
-                match self.append_id(last + 1).await? {
-                    Some(found) if found == id => Ok(Appended::At(last + 1)),
-                    Some(_) => Ok(Appended::Lost),
-                    // Not stored, and the broker may yet store it: only a new start is safe.
-                    None => Err(error.into()),
-                }
+        let mut last = last;
+        loop {
+            let mut headers = HeaderMap::new();
+            headers.insert(async_nats::header::NATS_EXPECTED_LAST_SEQUENCE, last.to_string());
+            headers.insert(names::THROUGH, through.to_string());
+            headers.insert(names::APPEND, id.as_str());
+            let subject = names::EVENT_SUBJECT.into();
+            let message = Message { subject, headers, payload: batch.clone() };
+            let error = match self.publish(message).await {
+                Ok(ack) => return Ok(Appended::At(ack.sequence)),
+                Err(error) if error.is(WRONG_LAST_SEQUENCE) || is_unknown(&error) => error,
+                Err(error) => return Err(error.into()),
+            };
+            match self.what_follows(last, &id).await? {
+                Follows::Own(sequence) => return Ok(Appended::At(sequence)),
+                Follows::Append => return Ok(Appended::Lost),
+                Follows::Foreign(sequence) if error.is(WRONG_LAST_SEQUENCE) => last = sequence,
+                // Not stored, and the broker may yet store it: only a new start is safe.
+                Follows::Foreign(_) | Follows::Nothing => return Err(error.into()),
             }
-            Err(error) => Err(error.into()),
         }
     }
 
-    /// Whose append message `sequence` of EVENTS is; `None` where there is no such message.
-    async fn append_id(&self, sequence: u64) -> Result<Option<String>, Error> {
+    /// Looks through the messages behind `last` of EVENTS for an append.
+    async fn what_follows(&self, last: u64, id: &str) -> Result<Follows, Error> {
+        let read = |error: String| Error::Read(error);
         let stream = self.js.get_stream_no_info(names::EVENTS).await;
-        let stream = stream.map_err(|error| Error::Read(error.to_string()))?;
-        match self.reread(|| stream.get_raw_message(sequence)).await {
-            Ok(message) => {
-                let id = message.headers.get(names::APPEND).map(ToString::to_string);
-                Ok(Some(id.unwrap_or_default()))
+        let stream = stream.map_err(|error| read(error.to_string()))?;
+        let end = self.last_sequence(names::EVENTS).await.map_err(|e| read(e.to_string()))?;
+        let read_one = |sequence| {
+            let (broker, stream) = (self.clone(), stream.clone());
+            async move { (sequence, broker.reread(|| stream.get_raw_message(sequence)).await) }
+        };
+        let mut messages = stream::iter(last + 1..=end).map(read_one).buffered(READS_MAX);
+        let mut foreign = Vec::new();
+        let mut found = Follows::Nothing;
+        while let Some((sequence, message)) = messages.next().await {
+            let message = match message {
+                Ok(message) => message,
+                Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => continue,
+                Err(error) => return Err(read(error.to_string())),
+            };
+            if wire::is_append(sequence, Some(&message.headers)) {
+                let own = message.headers.get(names::APPEND).is_some_and(|it| it.as_str() == id);
+                found = if own { Follows::Own(sequence) } else { Follows::Append };
+                break;
             }
-            Err(error) => match error.kind() {
-                async_nats::jetstream::stream::RawMessageErrorKind::NoMessageFound => Ok(None),
-                _ => Err(Error::Read(error.to_string())),
-            },
+            found = Follows::Foreign(sequence);
+            foreign.push(Rejected {
+                stream: names::EVENTS,
+                sequence,
+                subject: message.subject.to_string(),
+                reason: wire::Malformed::Foreign { sequence }.to_string(),
+                payload: message.payload,
+            });
         }
+        self.set_aside(&foreign).await;
+        Ok(found)
     }
+}
+
+/// What is behind the message that an append expected to be the last.
+enum Follows {
+    /// The append itself.
+    Own(u64),
+    /// An append of another state service.
+    Append,
+    /// Only messages that no state service appended, up to this one.
+    Foreign(u64),
+    /// Nothing.
+    Nothing,
 }
 
 fn is_unknown(error: &publish::Error) -> bool {

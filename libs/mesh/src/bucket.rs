@@ -40,10 +40,12 @@ pub enum Error {
         why: String,
     },
     /// Its value is not what belongs there.
-    #[error("key {key} of bucket jobs holds no such value")]
+    #[error("the value of key {key} in bucket jobs cannot be read")]
     Decode {
         /// The key.
         key: String,
+        /// Its revision.
+        revision: u64,
         /// What was wrong.
         #[source]
         source: serde_json::Error,
@@ -88,20 +90,21 @@ fn key_message(write: &Write) -> Message {
 }
 
 impl Broker {
-    /// A job, as the bucket has it; `None` where it has none. Read from the stream's leader.
+    /// A job, as the bucket has it; `None` if it has none that can be read. Read from the stream's
+    /// leader.
     ///
     /// # Errors
     /// See [`Error`].
     pub async fn read_job(&self, id: JobId) -> Result<Option<Job>, Error> {
-        Ok(self.read_key(&id.to_string()).await?.map(|(_, job)| job))
+        readable(self.read_key(&id.to_string()).await)
     }
 
-    /// The answer under an idempotency key; `None` where there is none.
+    /// The answer under an idempotency key; `None` if there is none that can be read.
     ///
     /// # Errors
     /// See [`Error`].
     pub async fn read_answer(&self, key: Digest) -> Result<Option<Answer>, Error> {
-        Ok(self.read_key(&names::answer_key(key)).await?.map(|(_, answer)| answer))
+        readable(self.read_key(&names::answer_key(key)).await)
     }
 
     /// The fence as it stands.
@@ -109,8 +112,15 @@ impl Broker {
     /// # Errors
     /// See [`Error`].
     pub async fn read_fence(&self) -> Result<Fence, Error> {
-        let read = self.read_key(names::THROUGH_KEY).await?;
-        let (revision, through) = read.unwrap_or_default();
+        let (revision, through) = match self.read_key(names::THROUGH_KEY).await {
+            Ok(read) => read.unwrap_or_default(),
+            // It says nothing: everything that memory holds is written again.
+            Err(Error::Decode { key, revision, source }) => {
+                tracing::error!(key, %source, "a value that was not ours is replaced");
+                (revision, Through::default())
+            }
+            Err(error) => return Err(error),
+        };
         Ok(Fence { revision, through, last: None })
     }
 
@@ -188,8 +198,23 @@ impl Broker {
         if message.payload.is_empty() {
             return Ok(None);
         }
-        let value = serde_json::from_slice(&message.payload)
-            .map_err(|source| Error::Decode { key: key.to_owned(), source })?;
+        let value = serde_json::from_slice(&message.payload).map_err(|source| Error::Decode {
+            key: key.to_owned(),
+            revision: message.sequence,
+            source,
+        })?;
         Ok(Some((message.sequence, value)))
+    }
+}
+
+/// A value, or none if it cannot be read: somebody else wrote it, and no service can wait for it to
+/// become readable.
+fn readable<T>(read: Result<Option<(u64, T)>, Error>) -> Result<Option<T>, Error> {
+    match read {
+        Err(Error::Decode { key, source, .. }) => {
+            tracing::error!(key, %source, "a value of bucket jobs cannot be read and is ignored");
+            Ok(None)
+        }
+        read => Ok(read?.map(|(_, value)| value)),
     }
 }

@@ -10,6 +10,7 @@ pub mod names;
 pub mod presence;
 pub mod publish;
 pub mod pull;
+pub mod rejected;
 pub mod snapshot;
 pub mod stream_reader;
 mod token;

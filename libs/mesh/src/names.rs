@@ -17,6 +17,15 @@ pub const EVENT_SUBJECT: &str = "jobmesh.evt";
 /// What COMMANDS takes.
 pub const COMMAND_SUBJECTS: &str = "jobmesh.cmd.*";
 
+/// Messages that no service can process.
+pub const REJECTED: &str = "REJECTED";
+/// The subjects of [`REJECTED`].
+pub const REJECTED_SUBJECTS: &str = "jobmesh.rejected.*.*";
+/// Why a message was rejected.
+pub const REJECTED_REASON: &str = "Jobmesh-Reason";
+/// The subject that a rejected message had.
+pub const REJECTED_SUBJECT: &str = "Jobmesh-Subject";
+
 /// The bucket of jobs: what is.
 pub const JOBS: &str = "jobs";
 /// The stream behind the bucket of jobs.
@@ -206,6 +215,11 @@ pub fn live_event(project: &Id, job: JobId, status: Status) -> Subject {
 /// What a processor says of itself.
 pub fn presence(processor: &str) -> Subject {
     format!("jobmesh.presence.{}", SubjectToken::new(processor)).into()
+}
+
+/// The subject of the message that was rejected at `sequence` of `stream`.
+pub fn rejected(stream: &str, sequence: u64) -> Subject {
+    format!("jobmesh.rejected.{stream}.{sequence}").into()
 }
 
 /// The subject behind a key of a bucket.

@@ -6,13 +6,18 @@ use std::{
     time::{Duration, Instant},
 };
 
-use job::{Capacity, Id, JobId, Kind, Run};
+use job::{Capacity, Id, JobId, Kind, Run, bounds::ID_BYTES_MAX};
 use serde::{Deserialize, Serialize};
 
 /// How often a processor says that it is there.
 pub const PERIOD: Duration = Duration::from_secs(2);
 /// After how much silence it is gone.
 pub const GONE_AFTER: Duration = Duration::from_secs(6);
+
+/// Processors that are known at the same time.
+const PROCESSORS_MAX: usize = 10_000;
+/// Slots of one processor.
+const SLOTS_MAX: usize = 100_000;
 
 /// What a processor says of itself.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -43,9 +48,17 @@ pub struct Roll {
 }
 
 impl Roll {
-    /// Takes in what a processor said; returns whether the live capacity changed.
-    pub fn note(&mut self, said: Presence, now: Instant) -> bool {
+    /// Takes in what a processor said, within bounds; returns whether the live capacity changed.
+    pub fn note(&mut self, mut said: Presence, now: Instant) -> bool {
         let before = self.capacity(now);
+        let known = self.heard.contains_key(&said.processor);
+        if said.processor.len() > ID_BYTES_MAX || (!known && self.heard.len() >= PROCESSORS_MAX) {
+            tracing::warn!(processors = self.heard.len(), "heartbeat ignored: out of bounds");
+            return false;
+        }
+        said.capacity = said.capacity.min(SLOTS_MAX);
+        said.running.truncate(SLOTS_MAX * 2);
+        said.kinds.truncate(Kind::EVERY.len());
         self.heard.insert(said.processor.clone(), (now, said));
         self.heard.retain(|_, (at, _)| now.duration_since(*at) < GONE_AFTER);
         before != self.capacity(now)

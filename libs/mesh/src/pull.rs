@@ -24,7 +24,7 @@ use futures_util::StreamExt;
 use job::{Class, Kind};
 use tokio::time::timeout;
 
-use crate::{Broker, names, wire::Work};
+use crate::{Broker, names, rejected::Rejected, wire::Work};
 
 /// How long the broker waits for a sign of life of a delivered run.
 pub const ACK_WAIT: Duration = Duration::from_secs(10);
@@ -106,7 +106,7 @@ impl Lease {
 /// The consumers of some kinds of work, over all classes.
 #[derive(Clone, Debug)]
 pub struct Pullers {
-    js: jetstream::Context,
+    broker: Broker,
     client: Arc<Client>,
     consumers: HashMap<(Class, Kind), PullConsumer>,
     kinds: Vec<Kind>,
@@ -148,13 +148,13 @@ impl Pullers {
                 consumers.insert((class, *kind), consumer);
             }
         }
-        let (js, client) = (broker.js.clone(), Arc::new(broker.client.clone()));
-        Ok(Self { js, client, consumers, kinds, incarnations })
+        let (broker, client) = (broker.clone(), Arc::new(broker.client.clone()));
+        Ok(Self { broker, client, consumers, kinds, incarnations })
     }
 
     /// Creates the consumer again if somebody deleted it; every failed pull may be due to that.
     async fn after_failure(&self, class: Class, kind: Kind, error: Error) -> Error {
-        match ensure_consumer(&self.js, class, kind).await {
+        match ensure_consumer(&self.broker.js, class, kind).await {
             Ok(consumer) => self.incarnations.note(class, kind, &consumer),
             Err(error) => tracing::debug!(%error, "consumer not ensured"),
         }
@@ -234,8 +234,8 @@ impl Pullers {
         Ok(())
     }
 
-    /// Reads a delivered message. One that cannot be read is acked and reported in the log: the
-    /// state service finds its run missing and hands it out again.
+    /// Reads a delivered message. One that cannot be read is set aside and acked: if it was a run, the
+    /// state service finds it missing and dispatches it again.
     async fn delivery(&self, class: Class, message: jetstream::Message) -> Option<Delivery> {
         let info = match message.info() {
             Ok(info) => (info.stream_sequence, info.delivered > 1, info.pending),
@@ -251,7 +251,15 @@ impl Pullers {
                 Some(Delivery { work, class, sequence, redelivered, behind, lease })
             }
             Err(error) => {
-                tracing::error!(error = %error, subject = %message.subject, "ready work could not be read");
+                self.broker
+                    .set_aside(&[Rejected {
+                        stream: names::work_stream(class),
+                        sequence: info.0,
+                        subject: message.subject.to_string(),
+                        reason: format!("ready work cannot be read: {error}"),
+                        payload: message.payload.clone(),
+                    }])
+                    .await;
                 lease.ack().await;
                 None
             }

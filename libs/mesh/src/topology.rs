@@ -17,6 +17,9 @@ const DUPLICATE_WINDOW: Duration = Duration::from_secs(120);
 /// The largest message that the broker has to take.
 const PAYLOAD_BYTES_MIN: usize = 8_000_000;
 const MIB: i64 = 1 << 20;
+/// How much of the messages that were rejected is kept, and for how long.
+const REJECTED_BYTES_MAX: i64 = 64 * MIB;
+const REJECTED_AGE_MAX: Duration = Duration::from_secs(30 * 24 * 3_600);
 
 /// How much disk each stream may take, and on how many servers it is kept.
 #[derive(Clone, Copy, Debug)]
@@ -166,6 +169,16 @@ fn streams(sizes: Sizes) -> Vec<Config> {
             deny_delete: true,
             allow_message_ttl: true,
             allow_atomic_publish: true,
+            ..base.clone()
+        },
+        Config {
+            name: names::REJECTED.into(),
+            subjects: vec![names::REJECTED_SUBJECTS.into()],
+            max_bytes: REJECTED_BYTES_MAX,
+            max_age: REJECTED_AGE_MAX,
+            max_messages_per_subject: 1,
+            // The oldest go: nothing waits for these.
+            discard: DiscardPolicy::Old,
             ..base.clone()
         },
     ];

@@ -1,6 +1,6 @@
 //! What messages hold. All of it is JSON, so that a processor in any language can take part.
 
-use async_nats::HeaderMap;
+use async_nats::{HeaderMap, header::NATS_EXPECTED_LAST_SEQUENCE};
 use job::{
     Id, JobId, Json, Kind, Run,
     command::{Cancel, Command, Enqueue, Outcome, Progress, Project, Retry, SetSchedule, Started},
@@ -47,8 +47,22 @@ pub enum Malformed {
         /// What was wrong.
         source: serde_json::Error,
     },
+    /// It carries more items than any producer sends.
+    #[error("a command on {subject} has {found} items, at most {ITEMS_MAX} are processed")]
+    Items {
+        /// Its subject.
+        subject: String,
+        /// How many it has.
+        found: usize,
+    },
+    /// A message of EVENTS was not appended by a state service.
+    #[error("message {sequence} of EVENTS was not appended by a state service")]
+    Foreign {
+        /// Its sequence.
+        sequence: u64,
+    },
     /// A message of EVENTS cannot be read.
-    #[error("message {sequence} of EVENTS could not be read: {source}")]
+    #[error("message {sequence} of EVENTS cannot be read: {source}")]
     Events {
         /// Its sequence.
         sequence: u64,
@@ -56,6 +70,9 @@ pub enum Malformed {
         source: serde_json::Error,
     },
 }
+
+/// The most items of one message.
+pub const ITEMS_MAX: usize = 10_000;
 
 /// The commands that a message on COMMANDS carries.
 ///
@@ -73,7 +90,11 @@ pub fn commands(subject: &str, payload: &[u8]) -> Result<Vec<Item<Command>>, Mal
         Verb::Progress => items::<Progress>(payload, Command::Progress),
         Verb::Outcome => items::<Outcome>(payload, Command::Outcome),
     };
-    read.map_err(|source| Malformed::Body { subject: subject.to_owned(), source })
+    let items = read.map_err(|source| Malformed::Body { subject: subject.to_owned(), source })?;
+    if items.len() > ITEMS_MAX {
+        return Err(Malformed::Items { subject: subject.to_owned(), found: items.len() });
+    }
+    Ok(items)
 }
 
 fn items<T: for<'de> Deserialize<'de>>(
@@ -84,20 +105,37 @@ fn items<T: for<'de> Deserialize<'de>>(
     Ok(items.into_iter().map(|item| Item { id: item.id, ask: command(item.ask) }).collect())
 }
 
+/// Whether the message at `sequence` of EVENTS is an append of a state service. The broker stores an
+/// append only behind the message that it expects, so that a copy of one is none.
+pub fn is_append(sequence: u64, headers: Option<&HeaderMap>) -> bool {
+    let Some(headers) = headers else { return false };
+    let expected = headers.get(NATS_EXPECTED_LAST_SEQUENCE).and_then(|s| s.as_str().parse().ok());
+    headers.get(names::APPEND).is_some() && expected == sequence.checked_sub(1)
+}
+
 /// The events of message `sequence` of EVENTS, and up to which command they reach.
 ///
 /// # Errors
-/// Where the body is no batch of events.
+/// If it was not appended by a state service, or cannot be read. Every reader skips such a message.
 pub fn events(
     sequence: u64,
     headers: Option<&HeaderMap>,
     payload: &[u8],
 ) -> Result<(u64, Batch), Malformed> {
+    if !is_append(sequence, headers) {
+        return Err(Malformed::Foreign { sequence });
+    }
     let through = headers.and_then(|headers| headers.get(names::THROUGH));
     let through = through.and_then(|through| through.as_str().parse().ok()).unwrap_or(0);
-    let batch =
-        serde_json::from_slice(payload).map_err(|source| Malformed::Events { sequence, source })?;
-    Ok((through, batch))
+    Ok((through, batch(sequence, payload)?))
+}
+
+/// The events of a message of EVENTS that [is an append](is_append).
+///
+/// # Errors
+/// If they cannot be read.
+pub fn batch(sequence: u64, payload: &[u8]) -> Result<Batch, Malformed> {
+    serde_json::from_slice(payload).map_err(|source| Malformed::Events { sequence, source })
 }
 
 /// What a processor is handed: one run of a job.

@@ -15,17 +15,13 @@ pub(crate) mod status;
 use std::time::Duration;
 
 use axum::http::StatusCode;
-use job::Backoff;
+use job::bounds::ATTEMPTS_MAX;
 use serde::Serialize;
 
 use crate::error::Error;
 
 /// How long a service behind the edge may take to answer a question.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// The longest wait between attempts, in ms: a week.
-const WAIT_MS_MAX: f64 = 7.0 * 24.0 * 3_600_000.0;
-/// The most attempts that may be asked for.
-const ATTEMPTS_MAX: u64 = 100;
 /// What the answer to a durable but not yet folded command says.
 const DURABLE: &str = "accepted and durable; not confirmed as queued yet, ask for its status";
 
@@ -50,24 +46,10 @@ fn priority(value: Option<&serde_json::Number>, default: u16) -> Result<u16, Err
 /// The attempts that each job may use.
 fn max_attempts(value: Option<&serde_json::Number>) -> Result<Option<u32>, Error> {
     let Some(value) = value else { return Ok(None) };
-    let number = value.as_u64().filter(|n| (1..=ATTEMPTS_MAX).contains(n));
-    let number = number.and_then(|n| u32::try_from(n).ok());
+    let number = value.as_u64().and_then(|n| u32::try_from(n).ok());
+    let number = number.filter(|n| (1..=ATTEMPTS_MAX).contains(n));
     let text = format!("maxAttempts must be an integer from 1 to {ATTEMPTS_MAX}");
     number.map(Some).ok_or_else(|| Error::invalid(text))
-}
-
-/// The waits between attempts, within what makes sense.
-fn backoff(field: &str, backoff: &Backoff) -> Result<(), Error> {
-    let within = |name: &str, value: f64, low: f64, high: f64| {
-        if (low..=high).contains(&value) {
-            return Ok(());
-        }
-        Err(Error::invalid(format!("{field}.{name} must be from {low} to {high}")))
-    };
-    within("baseMs", backoff.base_ms as f64, 0.0, WAIT_MS_MAX)?;
-    within("capMs", backoff.cap_ms as f64, 0.0, WAIT_MS_MAX)?;
-    within("factor", backoff.factor, 1.0, 100.0)?;
-    within("jitter", backoff.jitter, 0.0, 1.0)
 }
 
 /// `1 job`, `2 jobs`.

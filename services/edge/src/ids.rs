@@ -1,14 +1,12 @@
 //! Ids: what users may call their projects and batches, and how jobs get theirs.
 
 use axum::http::HeaderMap;
-use job::{Digest, Id, Idempotency, JobId};
+use job::{Digest, Id, Idempotency, JobId, bounds};
 use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
 use crate::error::Error;
 
-/// The longest id of a project or batch, in bytes.
-const ID_BYTES_MAX: usize = 128;
 /// The longest idempotency key, in bytes.
 const KEY_BYTES_MAX: usize = 255;
 /// The header that makes a repeat harmless.
@@ -16,29 +14,8 @@ const KEY_HEADER: &str = "idempotency-key";
 
 /// A project's or batch's id: 1 to 128 bytes of printable UTF-8.
 pub(crate) fn id(field: &str, value: &str) -> Result<Id, Error> {
-    if value.is_empty() {
-        return Err(Error::invalid(format!("{field} must not be empty")));
-    }
-    if value.len() > ID_BYTES_MAX {
-        let bytes = value.len();
-        return Err(Error::invalid(format!(
-            "{field} has {bytes} bytes, at most {ID_BYTES_MAX} are allowed"
-        )));
-    }
-    if let Some(odd) = value.chars().find(|c| !is_printable(*c)) {
-        let odd = odd.escape_unicode();
-        return Err(Error::invalid(format!(
-            "{field} must be printable, and has the character {odd}"
-        )));
-    }
+    bounds::id(field, value).map_err(Error::invalid)?;
     Ok(value.into())
-}
-
-/// Neither a control character, nor a separator of lines or paragraphs, nor a character that
-/// turns the direction of text around.
-fn is_printable(c: char) -> bool {
-    !c.is_control()
-        && !matches!(c, '\u{200b}' | '\u{200e}' | '\u{200f}' | '\u{2060}'..='\u{2064}' | '\u{2028}' | '\u{2029}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}')
 }
 
 /// A job's id.

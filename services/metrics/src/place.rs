@@ -21,6 +21,11 @@ pub(crate) struct Place {
     pub at: Millis,
 }
 
+impl Place {
+    /// What stands for a value that cannot be read: no message has this sequence.
+    pub const UNKNOWN: Self = Self { next: 0, pending: None, at: 0 };
+}
+
 /// The place, and the right to move it.
 #[derive(Debug)]
 pub(crate) struct Keeper {
@@ -38,7 +43,11 @@ impl Keeper {
         let entry = entry.filter(|entry| entry.operation == Operation::Put);
         let (revision, place) = match entry {
             None => (0, Place { next: 1, pending: None, at: 0 }),
-            Some(entry) => (entry.revision, serde_json::from_slice(&entry.value)?),
+            Some(entry) => {
+                // Somebody else wrote it: ClickHouse tells how far it is.
+                let place = serde_json::from_slice(&entry.value).unwrap_or(Place::UNKNOWN);
+                (entry.revision, place)
+            }
         };
         Ok(Self { broker: broker.clone(), store, revision, place })
     }

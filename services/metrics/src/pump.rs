@@ -119,6 +119,11 @@ async fn pump(
     progress: &Progress,
 ) -> anyhow::Result<()> {
     let mut keeper = Keeper::open(broker).await?;
+    if keeper.place() == Place::UNKNOWN {
+        let next = client.query("SELECT max(sequence) + 1 FROM job_runs").fetch_one().await?;
+        tracing::error!(next, "the checkpoint cannot be read: continuing behind the last row");
+        keeper.put(Place { next, pending: None, at: 0 }).await?;
+    }
     let stream = stream_id(broker).await?;
     let following = CancellationToken::new();
     let _following = following.clone().drop_guard();
@@ -135,7 +140,7 @@ async fn pump(
             keeper.put(Place { next: first.sequence, pending: None, at }).await?;
             bail!("EVENTS was cut in the middle of a block");
         }
-        let block = Block::gather(keeper.place().next, first, &mut events, pending).await?;
+        let block = Block::gather(keeper.place(), first, &mut events).await?;
         if block.gap > 0 {
             tracing::error!(
                 messages = block.gap,
@@ -176,12 +181,11 @@ impl Block {
     /// Gathers the next block: up to message `until` where its range was fixed before, else
     /// until it is full or nothing more comes for a moment.
     async fn gather(
-        next: u64,
+        Place { next, at, pending: until }: Place,
         first: stream_reader::Message,
         events: &mut StreamReader,
-        until: Option<u64>,
     ) -> anyhow::Result<Self> {
-        let mut block = Self { rows: Vec::new(), last: next - 1, at: 0, gap: 0 };
+        let mut block = Self { rows: Vec::new(), last: next - 1, at, gap: 0 };
         block.add(&first)?;
         let begun = tokio::time::Instant::now();
         let mut deadline = begun + BLOCK_WAIT;
@@ -227,10 +231,15 @@ impl Block {
             "EVENTS {from} to {to} are in the stream and were not read"
         );
         let headers = message.headers.as_ref();
-        let (_, batch) = wire::events(message.sequence, headers, &message.payload)?;
-        self.rows.extend(rows(message.sequence, &batch));
+        match wire::events(message.sequence, headers, &message.payload) {
+            Ok((_, batch)) => {
+                self.rows.extend(rows(message.sequence, &batch));
+                self.at = batch.at;
+            }
+            // State sets it aside.
+            Err(error) => tracing::debug!(%error, "message of EVENTS skipped"),
+        }
         self.last = message.sequence;
-        self.at = batch.at;
         self.gap += message.skipped;
         Ok(())
     }

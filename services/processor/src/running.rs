@@ -4,6 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use job::{
     Json, Spent,
+    bounds::{ERROR_BYTES_MAX, PROGRESS_BYTES_MAX, truncate},
     command::{End, Outcome as Said},
 };
 use mesh::wire::Work;
@@ -17,11 +18,6 @@ use crate::{
 
 /// The largest result of a handler, in bytes.
 const RESULT_BYTES_MAX: usize = 256 * 1024;
-/// The longest error that is kept, in bytes.
-const ERROR_BYTES_MAX: usize = 4 * 1024;
-
-/// The longest progress that is kept, in bytes.
-const PROGRESS_BYTES_MAX: usize = 4 * 1024;
 /// How often progress is said.
 const PROGRESS_EVERY: Duration = Duration::from_secs(1);
 
@@ -122,9 +118,11 @@ fn said(outcome: Outcome) -> Ended {
         Outcome::Done { result, spent } => (done(result), spent),
         Outcome::Retry { error, after, spent } => {
             let after_ms = after.map(|after| i64::try_from(after.as_millis()).unwrap_or(i64::MAX));
-            (End::Retry { error: cut(&error).into(), after_ms }, spent)
+            (End::Retry { error: truncate(&error, ERROR_BYTES_MAX).into(), after_ms }, spent)
         }
-        Outcome::Reject { error, spent } => (End::Reject { error: cut(&error).into() }, spent),
+        Outcome::Reject { error, spent } => {
+            (End::Reject { error: truncate(&error, ERROR_BYTES_MAX).into() }, spent)
+        }
     };
     Ended::Said(end, spent)
 }
@@ -138,15 +136,6 @@ fn done(result: Option<Json>) -> End {
         }
         _ => End::Done { result },
     }
-}
-
-/// The beginning of an error that is too long, with a sign that it was cut.
-fn cut(error: &str) -> String {
-    if error.len() <= ERROR_BYTES_MAX {
-        return error.to_owned();
-    }
-    let end = (0..=ERROR_BYTES_MAX).rev().find(|end| error.is_char_boundary(*end)).unwrap_or(0);
-    format!("{}…", &error[..end])
 }
 
 /// The word of a run for COMMANDS.

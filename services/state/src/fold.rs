@@ -3,9 +3,10 @@
 use std::{collections::HashMap, sync::Arc};
 
 use anyhow::{Context, bail, ensure};
+use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 use job::{
-    Facts, Id, JobId, Json, Need, Run, State, Status,
+    Facts, Id, JobId, Json, Need, Position, Run, Status,
     command::{Command, Outcome},
     event::{Became, Event},
     reply::{Code, Reply},
@@ -14,7 +15,9 @@ use job::{
 use mesh::{
     Broker,
     append::Appended,
-    names, stream_reader,
+    names,
+    rejected::Rejected,
+    stream_reader,
     wire::{self, Answered, Item, Malformed, Stop},
 };
 use serde::Serialize;
@@ -38,6 +41,8 @@ const STOP_RUNS_MAX: usize = 5_000;
 struct Asked {
     sequence: u64,
     skipped: u64,
+    subject: String,
+    payload: Bytes,
     at: Millis,
     message: Option<Uuid>,
     inbox: Option<String>,
@@ -50,6 +55,7 @@ struct Asked {
 struct Effects {
     replies: HashMap<String, Vec<(Uuid, Reply)>>,
     stale: Vec<(JobId, Run)>,
+    rejected: Vec<Rejected>,
 }
 
 impl Asked {
@@ -66,6 +72,18 @@ impl Asked {
             inbox: header(names::REPLY),
             deadline: header(names::DEADLINE).and_then(|at| at.parse().ok()),
             items: wire::commands(&message.subject, &message.payload),
+            subject: message.subject,
+            payload: message.payload,
+        }
+    }
+
+    fn rejected(&self, reason: String) -> Rejected {
+        Rejected {
+            stream: names::COMMANDS,
+            sequence: self.sequence,
+            subject: self.subject.clone(),
+            reason,
+            payload: self.payload.clone(),
         }
     }
 
@@ -132,8 +150,7 @@ impl Leader<'_> {
         let items = match &message.items {
             Ok(items) => items,
             Err(error) => {
-                tracing::error!(error = %error, command = message.sequence, "command refused");
-                packer.push(&mut self.state, State::refuse(error.to_string()));
+                effects.rejected.push(message.rejected(error.to_string()));
                 return Ok(());
             }
         };
@@ -146,18 +163,13 @@ impl Leader<'_> {
                 let error = "the request waited longer than its sender".to_owned();
                 Reply::Refused { code: Code::Expired, error }
             } else {
-                let decision = loop {
-                    match self.state.decide(&self.rules, facts, now, &item.ask) {
-                        Ok(decision) => break decision,
-                        Err(need) => read(&self.broker, need, facts).await?,
+                match item.ask.clone().bounded() {
+                    Ok(command) => self.fold_item(&command, now, facts, packer, effects).await?,
+                    Err(error) => {
+                        effects.rejected.push(message.rejected(error.clone()));
+                        Reply::Refused { code: Code::Malformed, error }
                     }
-                };
-                for mut event in decision.events {
-                    self.dispatcher.mark(&mut event);
-                    packer.push(&mut self.state, event);
                 }
-                effects.stale.extend(decision.stale);
-                decision.reply
             };
             packer.end_item(&mut self.state);
             if let Some(inbox) = &message.inbox {
@@ -166,6 +178,29 @@ impl Leader<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Decides one command and packs its events; returns its reply.
+    async fn fold_item(
+        &mut self,
+        command: &Command,
+        now: Millis,
+        facts: &mut Facts,
+        packer: &mut Packer,
+        effects: &mut Effects,
+    ) -> anyhow::Result<Reply> {
+        let decision = loop {
+            match self.state.decide(&self.rules, facts, now, command) {
+                Ok(decision) => break decision,
+                Err(need) => read(&self.broker, need, facts).await?,
+            }
+        };
+        for mut event in decision.events {
+            self.dispatcher.mark(&mut event);
+            packer.push(&mut self.state, event);
+        }
+        effects.stale.extend(decision.stale);
+        Ok(decision.reply)
     }
 
     /// Decides what nobody asked for: runs that are lost.
@@ -205,11 +240,17 @@ impl Leader<'_> {
 
     /// Appends packed events, then lets the effects follow.
     async fn commit(&mut self, packed: Packed, effects: Effects) -> anyhow::Result<()> {
+        self.broker.set_aside(&effects.rejected).await;
+        // A message that no state service appended may have taken a sequence in between.
+        let planned = self.last + 1;
+        let mut sequences = Vec::with_capacity(packed.messages.len());
         for message in packed.messages {
             match self.broker.append(self.last, message.through, message.payload).await? {
                 Appended::At(sequence) => self.last = sequence,
                 Appended::Lost => bail!("another state service leads"),
             }
+            sequences.push(self.last);
+            self.state.skip_message(self.last);
         }
         // From here on everything may be repeated, or left out by a crash: it is level-triggered.
         for (inbox, answers) in effects.replies {
@@ -229,7 +270,9 @@ impl Leader<'_> {
         for (position, event) in &packed.events {
             if let Some(change) = event.change() {
                 let subject = names::live_event(change.project, change.job, change.status);
-                let body = live_event(*position, &change);
+                let message = usize::try_from(position.sequence - planned)?;
+                let position = Position::new(sequences[message], position.index);
+                let body = live_event(position, &change);
                 self.broker.client.publish(subject, body.into()).await?;
             }
             if let Event::Ended(ended) = event {

@@ -42,7 +42,10 @@ struct Place {
 impl Leader<'_> {
     /// Starts a snapshot where one is due, something changed, and none is under way.
     pub(crate) fn kick_snapshot(&mut self) {
-        let changed = self.reaches.last().is_none_or(|reach| reach.events < self.last);
+        let changed = self
+            .reaches
+            .last()
+            .is_none_or(|reach| reach.events < self.last || reach.commands < self.state.through());
         let every = self.config.snapshot_every();
         // COMMANDS keeps two snapshots' worth, and what comes while a third is written.
         let full = self.folded_bytes >= self.config.commands_bytes() / 4;

@@ -7,6 +7,7 @@ use anyhow::{Context, ensure};
 use job::State;
 use mesh::{
     Broker, names,
+    rejected::Rejected,
     stream_reader::{self, StreamReader},
     wire,
 };
@@ -58,7 +59,7 @@ pub(crate) async fn stand_by(
                 return Ok(Some(state));
             }
             message = events.recv() => {
-                apply(&mut state, &message?)?;
+                apply(broker, &mut state, &message?).await?;
                 let mut known = Known { state: &mut state, rules: &rules, leads: false };
                 desk.look_again(&mut known).await;
             }
@@ -77,11 +78,20 @@ pub(crate) async fn stand_by(
     }
 }
 
-fn apply(state: &mut State, message: &stream_reader::Message) -> anyhow::Result<()> {
+async fn apply(
+    broker: &Broker,
+    state: &mut State,
+    message: &stream_reader::Message,
+) -> anyhow::Result<()> {
     let sequence = message.sequence;
     let next = state.position().sequence + 1;
     ensure!(sequence == next, "EVENTS {next} to {} were not applied", sequence - 1);
-    let (through, batch) = wire::events(sequence, message.headers.as_ref(), &message.payload)?;
-    state.apply_batch(sequence, through, &batch);
+    match wire::events(sequence, message.headers.as_ref(), &message.payload) {
+        Ok((through, batch)) => state.apply_batch(sequence, through, &batch),
+        Err(error) => {
+            broker.set_aside(&[Rejected::event(message, &error)]).await;
+            state.skip_message(sequence);
+        }
+    }
     Ok(())
 }

@@ -13,6 +13,7 @@ use mesh::{
     bucket::Fence,
     names,
     publish::{self, Writes},
+    rejected::Rejected,
     snapshot::Reach,
     stream_reader::{self, StreamReader},
     wire,
@@ -113,8 +114,13 @@ pub(crate) async fn replay(broker: &Broker, state: &mut State) -> anyhow::Result
             "EVENTS {next} to {} are gone and no snapshot covers them",
             sequence - 1
         );
-        let (through, batch) = events?;
-        state.apply_batch(sequence, through, &batch);
+        match events {
+            Ok((through, batch)) => state.apply_batch(sequence, through, &batch),
+            Err(rejected) => {
+                broker.set_aside(&[rejected]).await;
+                state.skip_message(sequence);
+            }
+        }
         if sequence >= last {
             return Ok(sequence);
         }
@@ -124,7 +130,7 @@ pub(crate) async fn replay(broker: &Broker, state: &mut State) -> anyhow::Result
 /// A message of EVENTS, read.
 struct Read {
     sequence: u64,
-    events: Result<(u64, Batch), wire::Malformed>,
+    events: Result<(u64, Batch), Rejected>,
 }
 
 /// Reads messages on another thread than the one that applies them: a start is as long as the
@@ -136,6 +142,7 @@ fn read_ahead(mut messages: StreamReader) -> mpsc::Receiver<Result<Read, stream_
             let message = messages.recv().await.map(|message| {
                 let sequence = message.sequence;
                 let events = wire::events(sequence, message.headers.as_ref(), &message.payload);
+                let events = events.map_err(|error| Rejected::event(&message, &error));
                 Read { sequence, events }
             });
             let ended = message.is_err();

@@ -2,7 +2,10 @@
 
 #![expect(clippy::unwrap_used, reason = "a test ends at the first surprise")]
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
 
 use async_nats::HeaderMap;
 use clap::Parser;
@@ -463,7 +466,7 @@ async fn full_events_are_cut_and_led_again() -> anyhow::Result<()> {
     for job in 1..=100 {
         let mut command = one(job);
         command.jobs[0].batch = format!("b{job}").into();
-        command.jobs[0].data = Json::of(&"x".repeat(1_000))?;
+        command.jobs[0].data = Json::of(&BTreeMap::from([("text", "x".repeat(1_000))]))?;
         let asked = ask(&broker, Verb::Enqueue, command, in_a_while());
         // Who leads when it is full cannot reply.
         let _ = tokio::time::timeout(Duration::from_secs(1), asked).await;

@@ -1,7 +1,7 @@
 //! POST /api/queue/cancel: stop the live jobs of a project, or of some of its batches.
 
 use axum::{extract::State, http::HeaderMap};
-use job::{command::Cancel, reply::Reply};
+use job::{bounds::BATCHES_MAX, command::Cancel, reply::Reply};
 use mesh::names::Verb;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -15,9 +15,6 @@ use crate::{
     openapi::IdempotencyKey,
     submit::Submitted,
 };
-
-/// The most batches of a request.
-const BATCHES_MAX: usize = 10_000;
 
 #[derive(Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, expecting = "a JSON object")]

@@ -5,6 +5,7 @@ use std::collections::{HashMap, HashSet};
 use axum::{extract::State, http::HeaderMap};
 use job::{
     Backoff, Id, JobId, Json, Kind,
+    bounds::{self, BATCHES_MAX, DataError},
     command::{Enqueue, NewJob},
     reply::Reply,
     time::{Millis, parse_rfc3339},
@@ -14,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
-use super::{Answer, DURABLE, accepted, backoff, count, max_attempts, ok, priority};
+use super::{Answer, DURABLE, accepted, count, max_attempts, ok, priority};
 use crate::{
     app::App,
     body::{self, Body, NoQuery},
@@ -24,10 +25,6 @@ use crate::{
     submit::Submitted,
 };
 
-/// The most batches of a request.
-const BATCHES_MAX: usize = 10_000;
-/// The largest data of a job, in bytes.
-pub(super) const DATA_BYTES_MAX: usize = 256 * 1024;
 /// The priority of a request that names none.
 const PRIORITY_DEFAULT: u16 = 10;
 
@@ -99,7 +96,7 @@ pub(crate) async fn enqueue(
     let many = request.batch_ids.is_some().then(|| jobs.iter().map(|job| job.id).collect());
     let created = jobs.len() as u64;
     if let Some(retry) = &request.retry {
-        backoff("retry", retry)?;
+        retry.check("retry").map_err(Error::invalid)?;
     }
     let ask = Enqueue {
         project,
@@ -199,16 +196,12 @@ fn data(request: &Request, batches: &[Id]) -> Result<HashMap<Id, Json>, Error> {
 }
 
 pub(super) fn object(field: &str, value: Box<RawValue>) -> Result<Json, Error> {
-    if !value.get().starts_with('{') {
-        return Err(Error::invalid(format!("{field} must be a JSON object")));
+    let json = Json::from(value);
+    match bounds::data(field, &json) {
+        Ok(()) => Ok(json),
+        Err(DataError::Invalid(text)) => Err(Error::invalid(text)),
+        Err(DataError::TooLarge(text)) => Err(Error::too_large(text)),
     }
-    let bytes = value.get().len();
-    if bytes > DATA_BYTES_MAX {
-        return Err(Error::too_large(format!(
-            "{field} has {bytes} bytes, at most {DATA_BYTES_MAX} are allowed"
-        )));
-    }
-    Ok(value.into())
 }
 
 fn new_jobs(batches: &[Id], mut data: HashMap<Id, Json>, key: Option<&Key>) -> Vec<NewJob> {

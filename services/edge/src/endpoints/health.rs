@@ -17,6 +17,9 @@ pub(crate) struct Health {
     state: bool,
     processor: bool,
     metrics: bool,
+    /// Messages that no service could process: they are set aside in the stream REJECTED.
+    #[serde(rename = "rejectedMessages", skip_serializing_if = "Option::is_none")]
+    rejected_messages: Option<u64>,
 }
 
 /// The process answers.
@@ -44,6 +47,7 @@ pub(crate) async fn readyz(State(app): State<App>) -> (StatusCode, Json<Health>)
         state: stats.is_ok(),
         processor: stats.is_ok_and(|stats| stats.capacity > 0),
         metrics: sums.is_ok(),
+        rejected_messages: app.broker.rejected_count().await,
     };
     let ready = health.nats && health.state && health.processor && health.metrics;
     (if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, Json(health))

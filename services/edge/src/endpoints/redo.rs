@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use axum::{extract::State, http::HeaderMap};
 use job::{
     JobId, Json, Kind,
+    bounds::DATA_BYTES_MAX,
     command::{Enqueue, NewJob},
     reply::Reply,
 };
@@ -12,7 +13,7 @@ use mesh::names::Verb;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{Answer, DURABLE, accepted, enqueue::DATA_BYTES_MAX, ok, priority};
+use super::{Answer, DURABLE, accepted, ok, priority};
 use crate::{
     app::App,
     body::{self, Body, NoQuery},

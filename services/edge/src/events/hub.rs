@@ -128,12 +128,10 @@ impl Kept {
 
 /// What there is to hear of a message.
 fn read(sequence: u64, payload: &[u8]) -> Message {
-    match wire::events(sequence, None, payload) {
-        Ok((_, batch)) => Message::of(sequence, &batch),
-        Err(error) => {
-            tracing::error!(error = %error, "events passed over");
-            Message { sequence, lines: Vec::new() }
-        }
+    match wire::batch(sequence, payload) {
+        Ok(batch) => Message::of(sequence, &batch),
+        // State sets it aside.
+        Err(_) => Message { sequence, lines: Vec::new() },
     }
 }
 
@@ -415,7 +413,12 @@ async fn distribute(hub: &Hub) -> anyhow::Result<()> {
         hub.seen.note(message.sequence);
         // Its own copy: a part of a buffer would keep the whole of it.
         let payload = Bytes::copy_from_slice(&message.payload);
-        let mut kept = Kept::Unread { sequence: message.sequence, payload };
+        let sequence = message.sequence;
+        let mut kept = if wire::is_append(sequence, message.headers.as_ref()) {
+            Kept::Unread { sequence, payload }
+        } else {
+            Kept::Read(Message { sequence, lines: Vec::new() })
+        };
         let is_wanted = !hub.lock().wanted.is_empty();
         if is_wanted {
             // Not behind the lock: it may be megabytes.

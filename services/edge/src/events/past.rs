@@ -76,8 +76,11 @@ impl Past {
                 chunk.frames.push(gap(message.sequence - message.skipped, message.sequence - 1));
             }
             let headers = message.headers.as_ref();
-            let (_, batch) = wire::events(message.sequence, headers, &message.payload)?;
-            let lines = Message::of(message.sequence, &batch).lines;
+            let lines = match wire::events(message.sequence, headers, &message.payload) {
+                Ok((_, batch)) => Message::of(message.sequence, &batch).lines,
+                // State sets it aside.
+                Err(_) => Vec::new(),
+            };
             let new = lines.iter().filter(|line| line.position > after && wanted.wants(line));
             chunk.frames.extend(new.map(|line| line.frame.clone()));
             chunk.up_to = Position::new(message.sequence, u32::MAX);

@@ -114,9 +114,24 @@ impl Doctor {
                 if ready[part] == true { Ok("answers".to_owned()) } else { Err(away.to_owned()) };
             checks.push(Check::new(what, found));
         }
+        if let Some(rejected) = ready["rejectedMessages"].as_u64() {
+            checks.push(Check::new("messages", no_rejected(rejected)));
+        }
         checks.extend(clock.map(|found| Check::new("clock", found)));
         Ok(checks)
     }
+}
+
+/// Whether every message could be processed.
+fn no_rejected(rejected: u64) -> Result<String, String> {
+    if rejected == 0 {
+        return Ok("all could be processed".to_owned());
+    }
+    let stream = names::REJECTED;
+    Err(format!(
+        "{rejected} could not be processed and are set aside: `nats stream view {stream}` shows \
+         them with the reasons, `nats stream purge {stream}` removes them"
+    ))
 }
 
 /// How far this machine's clock is off an HTTP date.

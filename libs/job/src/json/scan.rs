@@ -1,0 +1,202 @@
+//! Looks through a valid JSON text without building a value: whatever its depth, in linear time and
+//! without recursion.
+
+use std::fmt::Write;
+
+/// How deep objects and arrays may be nested. Readers in other languages stop at a thousand or so.
+const DEPTH_MAX: usize = 500;
+/// How much of an offending string or number an error shows, in characters.
+const SHOWN_CHARS_MAX: usize = 40;
+
+/// A part of a JSON text that not every reader can represent.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{path}: {what}")]
+pub struct Unrepresentable {
+    /// Where it is, such as `data.pages[3].text`.
+    pub path: String,
+    /// What it is.
+    pub what: String,
+}
+
+/// What encloses the current token.
+enum Level<'a> {
+    /// An object, with the raw text of the current key.
+    Object(Option<&'a str>),
+    /// An array, with the index of the current item.
+    Array(usize),
+}
+
+/// Checks that every reader of JSON can represent `text`, which must be valid JSON: strings without
+/// lone surrogates, numbers that a double can hold, and at most 500 nested levels. `root` names the
+/// text in errors.
+///
+/// # Errors
+/// The first part that cannot be represented.
+pub fn check(root: &str, text: &str) -> Result<(), Unrepresentable> {
+    let mut levels: Vec<Level<'_>> = Vec::new();
+    let bytes = text.as_bytes();
+    let mut at = 0;
+    // In an object, strings before a colon are keys.
+    let mut expects_key = false;
+    while let Some(byte) = bytes.get(at) {
+        match byte {
+            b'{' | b'[' => {
+                let is_object = *byte == b'{';
+                if levels.len() >= DEPTH_MAX {
+                    let what = format!("it is nested deeper than {DEPTH_MAX} levels");
+                    return Err(Unrepresentable { path: root.to_owned(), what });
+                }
+                levels.push(if is_object { Level::Object(None) } else { Level::Array(0) });
+                expects_key = is_object;
+                at += 1;
+            }
+            b'}' | b']' => {
+                levels.pop();
+                expects_key = false;
+                at += 1;
+            }
+            b',' => {
+                match levels.last_mut() {
+                    Some(Level::Array(index)) => *index += 1,
+                    Some(Level::Object(_)) => expects_key = true,
+                    None => {}
+                }
+                at += 1;
+            }
+            b'"' => {
+                let end = string_end(bytes, at);
+                let string = &text[at..end];
+                if expects_key {
+                    if let Some(Level::Object(key)) = levels.last_mut() {
+                        *key = Some(string);
+                    }
+                    expects_key = false;
+                }
+                if let Some(escape) = lone_surrogate(string) {
+                    let what = format!("the string has {escape}, half of a surrogate pair");
+                    return Err(Unrepresentable { path: path(root, &levels), what });
+                }
+                at = end;
+            }
+            b'-' | b'0'..=b'9' => {
+                let end = number_end(bytes, at);
+                let number = &text[at..end];
+                if !number.parse::<f64>().is_ok_and(f64::is_finite) {
+                    let shown: String = number.chars().take(SHOWN_CHARS_MAX).collect();
+                    let what = format!("the number {shown} is too large");
+                    return Err(Unrepresentable { path: path(root, &levels), what });
+                }
+                at = end;
+            }
+            _ => at += 1,
+        }
+    }
+    Ok(())
+}
+
+/// The same JSON without white space between its tokens.
+pub(super) fn compact(text: &str) -> String {
+    let bytes = text.as_bytes();
+    let mut compact = String::with_capacity(text.len());
+    let mut at = 0;
+    while let Some(byte) = bytes.get(at) {
+        let end = match byte {
+            b'"' => string_end(bytes, at),
+            _ => at + 1,
+        };
+        if !byte.is_ascii_whitespace() {
+            compact.push_str(&text[at..end]);
+        }
+        at = end;
+    }
+    compact
+}
+
+/// The end of the string that starts at `at`.
+fn string_end(bytes: &[u8], at: usize) -> usize {
+    let mut end = at + 1;
+    while let Some(byte) = bytes.get(end) {
+        match byte {
+            b'\\' => end += 2,
+            b'"' => return end + 1,
+            _ => end += 1,
+        }
+    }
+    bytes.len()
+}
+
+fn number_end(bytes: &[u8], at: usize) -> usize {
+    let part = |byte: &u8| matches!(byte, b'0'..=b'9' | b'-' | b'+' | b'.' | b'e' | b'E');
+    bytes[at..].iter().position(|byte| !part(byte)).map_or(bytes.len(), |length| at + length)
+}
+
+/// The first escape of a surrogate that has no partner.
+fn lone_surrogate(string: &str) -> Option<&str> {
+    let unit = |at: usize| {
+        let digits = string.get(at..at + 6)?.strip_prefix("\\u")?;
+        u32::from_str_radix(digits, 16).ok()
+    };
+    let mut rest = string.find('\\')?;
+    loop {
+        let escape = match unit(rest) {
+            Some(0xd800..=0xdbff) if matches!(unit(rest + 6), Some(0xdc00..=0xdfff)) => 12,
+            Some(0xd800..=0xdfff) => return string.get(rest..rest + 6),
+            Some(_) => 6,
+            None => 2,
+        };
+        rest += escape;
+        rest += string.get(rest..)?.find('\\')?;
+    }
+}
+
+fn path(root: &str, levels: &[Level<'_>]) -> String {
+    let mut path = root.to_owned();
+    for level in levels {
+        // Writing to a string cannot fail.
+        let _ = match level {
+            Level::Object(None) => Ok(()),
+            Level::Object(Some(key)) => {
+                let key = serde_json::from_str(key).unwrap_or_else(|_| (*key).to_owned());
+                write!(path, ".{key}")
+            }
+            Level::Array(index) => write!(path, "[{index}]"),
+        };
+    }
+    path.chars().filter(|c| !c.is_control()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_no_reader_can_represent_is_named_by_its_path() {
+        let deep = format!("{}{}", "[".repeat(501), "]".repeat(501));
+        for (text, path) in [
+            (r#"{"a":"\ud83e"}"#, "data.a"),
+            (r#"{"a":"\udd80 x"}"#, "data.a"),
+            (r#"{"a":"\ud83e\ud83e\udd80"}"#, "data.a"),
+            (r#"{"a":[{"b":1},{"c":[0,1e400]}]}"#, "data.a[1].c[1]"),
+            (r#"{"a":-1e999}"#, "data.a"),
+            (r#"{"k\ud800":1}"#, r#"data."k\ud800""#),
+            (&deep, "data"),
+        ] {
+            let error = check("data", text).expect_err("it cannot be represented");
+            assert_eq!(error.path, path, "{error}");
+        }
+    }
+
+    #[test]
+    fn everything_else_passes() {
+        let deep = format!("{}{}", "[".repeat(500), "]".repeat(500));
+        for text in [
+            r#"{"a":"\ud83e\udd80","b":"\\ud800","c":"\"\\\ud83e\udd80"}"#,
+            r#"{"a":12345678901234567890123,"b":1.10,"c":-0,"d":1e308,"e":1e-999}"#,
+            r#"{"t":"} ] , 1e999","x":[true,false,null]}"#,
+            "[]",
+            &deep,
+        ] {
+            assert_eq!(check("data", text), Ok(()), "{text}");
+        }
+    }
+}
