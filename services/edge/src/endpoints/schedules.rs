@@ -150,8 +150,11 @@ pub(crate) async fn put_schedule(
     let (project, name) = named(path)?;
     let request: Request = body::read(&body::bytes(body)?)?;
     let schedule = schedule(request, &name)?;
-    // State says the same of it; here it costs the stream nothing.
-    schedule.next_after(service::now_ms()).map_err(|error| Error::invalid(error.to_string()))?;
+    // State checks it again; here it costs the stream nothing. The search may take a millisecond.
+    let checked = schedule.clone();
+    let next = tokio::task::spawn_blocking(move || checked.next_after(service::now_ms())).await;
+    let next = next.map_err(|_| Error::internal("the search of a schedule ended early"))?;
+    next.map_err(|error| Error::invalid(error.to_string()))?;
     set(&app, SetSchedule { project, name, schedule: Some(schedule) }).await
 }
 
