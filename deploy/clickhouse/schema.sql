@@ -19,7 +19,7 @@ CREATE TABLE IF NOT EXISTS job_runs
     class        LowCardinality(String),
     run          UInt32,
     attempt      UInt32,
-    outcome      LowCardinality(String) COMMENT 'completed, failed, canceled, retry, lost, released, refused',
+    outcome      LowCardinality(String) COMMENT 'completed, failed, canceled, retry, lost, released, deferred, refused',
     final        UInt8                  COMMENT 'whether it ended its job',
     ran          UInt8                  COMMENT 'whether the run came to its own end',
     queued_at    DateTime64(3, 'UTC'),

@@ -74,6 +74,46 @@ print(json.dumps({"result": {"length": len(data["text"])}, "tokens": {"input": 7
     .await
 }
 
+/// A killed processor takes its programs with it: the next run is alone.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_processor_leaves_no_program_behind() -> anyhow::Result<()> {
+    let dir = tempfile::TempDir::new()?;
+    let file = dir.path().join("pids");
+    // The program, a child of it, and one in a session of its own.
+    let command = format!(
+        "echo $$ >> {0}; sleep 1000 & echo $! >> {0}; \
+         setsid sh -c 'echo $$ >> {0}; exec sleep 1000' & wait",
+        file.display()
+    );
+    let handlers = "process_batch=command";
+    let mesh = Mesh::start_with(&[("JOBMESH_HANDLERS", handlers), ("JOBMESH_COMMAND", &command)])?;
+    mesh.enqueue("p", 1).await?;
+    let pids = || -> Vec<u32> {
+        let text = std::fs::read_to_string(&file).unwrap_or_default();
+        text.lines().filter_map(|line| line.parse().ok()).collect()
+    };
+    until("running", async || {
+        let found = pids();
+        Ok(if found.len() == 3 { Ok(()) } else { Err(format!("{found:?}")) })
+    })
+    .await?;
+    let first = pids();
+    mesh.signal("processor", libc::SIGKILL)?;
+    until("running again", async || {
+        let found = pids();
+        Ok(if found.len() == 6 { Ok(()) } else { Err(format!("{found:?}")) })
+    })
+    .await?;
+    let left: Vec<u32> = first.into_iter().filter(|pid| is_alive(*pid)).collect();
+    assert!(left.is_empty(), "{left:?} run beside the next run");
+    mesh.post("/api/queue/cancel", json!({ "projectId": "p" })).await?;
+    until("gone", async || {
+        let left: Vec<u32> = pids().into_iter().filter(|pid| is_alive(*pid)).collect();
+        Ok(if left.is_empty() { Ok(()) } else { Err(format!("{left:?} live")) })
+    })
+    .await
+}
+
 /// What a program says before its run is told to have begun is not lost.
 #[tokio::test(flavor = "multi_thread")]
 async fn progress_that_is_said_at_once_is_shown() -> anyhow::Result<()> {
@@ -143,7 +183,7 @@ async fn a_language_model_is_asked_what_the_project_says_about_the_jobs_data() -
         (&json!("completed"), &json!({ "total": 42 })),
         "{job}"
     );
-    assert_eq!((&job["attempts"], &job["model"]), (&json!(2), &json!("tiny-1")));
+    assert_eq!((&job["attempts"], &job["model"]), (&json!(1), &json!("tiny-1")));
     assert_eq!(job["tokens"], json!({ "input": 11, "output": 4 }));
     mesh.set("p", json!({ "options": { "model": "other", "prompt": "Say {{text}}" } })).await?;
     let body = json!({ "projectId": "p", "batchId": "c", "data": { "text": "it" } });

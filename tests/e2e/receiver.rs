@@ -145,7 +145,7 @@ async fn answer(State(receiver): State<Receiver>, Json(work): Json<Value>) -> Re
         }
         Some("reject") => (StatusCode::UNPROCESSABLE_ENTITY, "no such page").into_response(),
         Some("fail") => (StatusCode::BAD_GATEWAY, "try later").into_response(),
-        Some("busy") if attempt == 1 => {
+        Some("busy") if work["run"] == 1 => {
             (StatusCode::TOO_MANY_REQUESTS, [("Retry-After", "2")], "busy").into_response()
         }
         Some("busy") => Json(done).into_response(),

@@ -3,8 +3,8 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    About, Backoff, Id, Idempotency, JobId, Json, Kind, Patch, Run, Spent, schedule::Schedule,
-    time::Millis,
+    About, Backoff, Id, Idempotency, JobId, Json, Kind, Patch, Run, Spent, StoredResult,
+    schedule::Schedule, time::Millis,
 };
 
 /// One thing asked.
@@ -172,15 +172,26 @@ pub struct Outcome {
 pub enum End {
     /// The work is done.
     Done {
-        /// What the handler returned.
+        /// What the handler returned, if it is small enough to be kept with the job.
         #[serde(skip_serializing_if = "Option::is_none", default)]
         result: Option<Json>,
+        /// The result in the result store, if it is larger: stored before the outcome is recorded.
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        stored: Option<StoredResult>,
     },
     /// It failed and may be tried again.
     Retry {
         /// What went wrong.
         error: Id,
         /// How long to wait at the least, in ms, where the handler knows.
+        #[serde(rename = "afterMs", skip_serializing_if = "Option::is_none", default)]
+        after_ms: Option<i64>,
+    },
+    /// Whoever does the work asked to come back later: no attempt is used.
+    Deferred {
+        /// Why.
+        error: Id,
+        /// How long to wait at least, in ms; as after a failure if absent.
         #[serde(rename = "afterMs", skip_serializing_if = "Option::is_none", default)]
         after_ms: Option<i64>,
     },

@@ -12,6 +12,8 @@ pub struct Config {
     pub max_attempts: u32,
     /// How long a failed attempt waits for the next.
     pub backoff: Backoff,
+    /// How long a job may be deferred in a row before it fails, in ms.
+    pub max_deferral_ms: i64,
     /// How long a job is kept after it ended, in ms.
     pub retention_ms: i64,
     /// The share of dispatches kept for each class below the first one that waits, from 0 to 1.
@@ -26,6 +28,7 @@ impl Default for Config {
             bands: Bands::default(),
             max_attempts: 3,
             backoff: Backoff::default(),
+            max_deferral_ms: 24 * 3_600 * 1_000,
             retention_ms: 7 * 24 * 3_600 * 1_000,
             lower_share: 0.10,
             limits: Limits::default(),

@@ -293,6 +293,15 @@ fn closed(
         return Some(None);
     }
     let (out, unbegun) = slots.map_or((0, 0), |slots| (slots.out, slots.unbegun));
+    if let Some(until) = project.deferred_until {
+        if now < until {
+            return Some(Some(until));
+        }
+        // One run at a time finds out whether the work goes on.
+        if out > 0 {
+            return Some(None);
+        }
+    }
     if limits.max_concurrency > 0 && out >= limits.max_concurrency {
         return Some(None);
     }

@@ -5,7 +5,7 @@ use uuid::Uuid;
 
 use crate::{
     About, Answer, Backoff, Digest, Id, Job, JobId, Json, Kind, Position, Run, Settings, Spent,
-    Status, schedule::Timed, time::Millis, webhook,
+    Status, StoredResult, schedule::Timed, time::Millis, webhook,
 };
 
 /// One message of EVENTS: events that were decided together.
@@ -203,6 +203,9 @@ pub enum Became {
         /// What its handler returned.
         #[serde(skip_serializing_if = "Option::is_none", default)]
         result: Option<Json>,
+        /// The result in the result store, if it is too large to be kept here.
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        stored: Option<StoredResult>,
     },
     /// Out of attempts, or refused by its handler.
     Failed,
@@ -236,6 +239,8 @@ pub struct Requeued {
 
 /// Why a job is queued again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[cfg_attr(feature = "openapi", schema(as = RequeueReason))]
 #[serde(rename_all = "lowercase")]
 pub enum Why {
     /// Its handler failed and attempts are left.
@@ -244,6 +249,8 @@ pub enum Why {
     Lost,
     /// Its worker handed it back.
     Released,
+    /// Whoever does the work asked to come back later.
+    Deferred,
 }
 
 /// A job queued again by hand. It carries the whole job, which memory may have let go.

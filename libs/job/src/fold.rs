@@ -4,12 +4,16 @@ use uuid::Uuid;
 
 use crate::{
     Gate, Id, Job, JobId, Open, Partial, Position, Queued, Ready, State, Status,
-    event::{Batch, Became, Ended, Enqueued, Event, LateRun, Requeued, Revived},
+    event::{Batch, Became, Ended, Enqueued, Event, LateRun, Requeued, Revived, Why},
     known::{Project, batch_key},
     schedule::Timed,
     time::Millis,
     webhook::{self, Receiver},
 };
+
+/// How long one deferred run keeps the others of its project from starting, in ms. After that one run
+/// at a time finds out whether the work goes on.
+const DEFERRAL_MS_MAX: i64 = 60_000;
 
 impl State {
     /// Takes in message `sequence` of EVENTS, which reaches up to command `through`.
@@ -68,7 +72,7 @@ impl State {
                     past.take_backs = 0;
                     past.started_at = Some(*began);
                     past.worker = Some(worker.clone());
-                    job.step(at);
+                    job.step(at, None);
                 });
             }
             Event::Progressed { job, progress, .. } => self.change(*job, position, |job| {
@@ -169,7 +173,10 @@ impl State {
             past.error.clone_from(&ended.error);
             match &ended.to {
                 Became::Queued(again) => requeue(job, at, again),
-                Became::Completed { result } => past.result.clone_from(result),
+                Became::Completed { result, stored } => {
+                    past.result.clone_from(result);
+                    past.stored = *stored;
+                }
                 Became::Failed => {}
                 Became::Canceled { superseded_by } => past.superseded_by = *superseded_by,
             }
@@ -177,8 +184,13 @@ impl State {
                 job.run_at = None;
                 job.past_mut().completed_at = Some(at);
             }
-            job.step(at);
+            let why = match &ended.to {
+                Became::Queued(again) => Some(again.why),
+                _ => None,
+            };
+            job.step(at, why);
         });
+        self.note_deferral(at, ended);
         if ended.about.kind.is_internal() {
             let project = self.known.projects.entry(ended.about.project.clone()).or_default();
             project.failing = ended.error.is_some();
@@ -186,6 +198,20 @@ impl State {
         } else if ended.to == Became::Failed {
             let project = self.known.projects.entry(ended.about.project.clone()).or_default();
             project.failed.insert(ended.job, at + retention_ms);
+        }
+    }
+
+    /// Notes whether whoever works for a project asked to come back later, or worked again.
+    fn note_deferral(&mut self, at: Millis, ended: &Ended) {
+        let Some(project) = self.known.projects.get_mut(&ended.about.project) else { return };
+        match &ended.to {
+            Became::Queued(again) if again.why == Why::Deferred => {
+                let until = again.run_at.unwrap_or(at).min(at + DEFERRAL_MS_MAX);
+                project.deferred_until = Some(until);
+            }
+            Became::Queued(again) if again.why != Why::Retry => {}
+            _ if ended.started_at.is_some() => project.deferred_until = None,
+            _ => {}
         }
     }
 
@@ -321,6 +347,13 @@ fn requeue(job: &mut Job, at: Millis, again: &Requeued) {
     job.queued_at = at;
     let past = job.past_mut();
     past.take_backs = again.take_backs;
+    if again.why == Why::Deferred {
+        past.deferrals += 1;
+        past.deferred_since.get_or_insert(at);
+    } else if again.why == Why::Retry {
+        past.deferrals = 0;
+        past.deferred_since = None;
+    }
     past.progress = None;
     past.started_at = None;
     past.worker = None;

@@ -15,7 +15,11 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Backoff, Class, Id, JobId, Json, Position, Run, event::Enqueued, time::Millis};
+use crate::{
+    Backoff, Class, Id, JobId, Json, Position, Run,
+    event::{Enqueued, Why},
+    time::Millis,
+};
 
 /// How many steps of its life a job keeps beside its first; the oldest go first.
 const TIMELINE_STEPS_MAX: usize = 40;
@@ -147,6 +151,19 @@ pub struct Step {
     /// What went wrong.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub error: Option<Id>,
+    /// Why it was queued again.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub why: Option<Why>,
+    /// When it may start again.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub run_at: Option<Millis>,
+}
+
+/// A result that is kept in the result store, under the job's id and run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoredResult {
+    /// How many bytes it has.
+    pub bytes: u64,
 }
 
 /// What happened to a job since it was enqueued.
@@ -156,6 +173,12 @@ pub struct Past {
     /// How often in a row it was taken back from a processor that had not begun it.
     #[serde(skip_serializing_if = "is_zero_u32")]
     pub take_backs: u32,
+    /// Runs in a row that ended because whoever does the work asked to come back later.
+    #[serde(skip_serializing_if = "is_zero_u32")]
+    pub deferrals: u32,
+    /// When the first of them ended.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub deferred_since: Option<Millis>,
     /// Whether the end of the current run came from its own worker. Until then a late outcome
     /// still brings costs that nobody counted.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
@@ -175,6 +198,9 @@ pub struct Past {
     /// What its handler returned.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub result: Option<Json>,
+    /// What its handler returned, if that is kept in the result store.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stored: Option<StoredResult>,
     /// How far its handler says it is with the current run.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub progress: Option<Json>,
@@ -190,12 +216,15 @@ pub struct Past {
 impl Past {
     const NOTHING: Self = Self {
         take_backs: 0,
+        deferrals: 0,
+        deferred_since: None,
         closed: false,
         started_at: None,
         completed_at: None,
         error: None,
         superseded_by: None,
         result: None,
+        stored: None,
         progress: None,
         spent: Spent { input_tokens: 0, output_tokens: 0, images: 0, model: None },
         worker: None,
@@ -295,6 +324,7 @@ impl Job {
         self.data = Json::default();
         if let Some(past) = &mut self.past {
             past.result = None;
+            past.stored = None;
             past.timeline = Vec::new();
         }
         self
@@ -312,8 +342,9 @@ impl Job {
     }
 
     /// Notes a step of its life, within the bound on how many are kept.
-    pub(crate) fn step(&mut self, at: Millis) {
+    pub(crate) fn step(&mut self, at: Millis, why: Option<Why>) {
         let (status, run, attempts) = (self.status, self.run, self.attempts);
+        let run_at = self.run_at.filter(|_| status == Status::Queued);
         let past = self.past_mut();
         if past.timeline.len() >= TIMELINE_STEPS_MAX {
             past.timeline.remove(0);
@@ -326,6 +357,8 @@ impl Job {
             attempts,
             worker: past.worker.clone().filter(|_| live),
             error: past.error.clone().filter(|_| !live),
+            why,
+            run_at,
         });
     }
 }

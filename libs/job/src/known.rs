@@ -33,6 +33,10 @@ pub(crate) struct Project {
     /// Tokens that were counted in the last minute.
     #[serde(default)]
     pub tokens: Minute,
+    /// Set while the last run that ended was asked to come back later: nothing starts before this time,
+    /// and one run at a time after it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deferred_until: Option<Millis>,
     /// What the last run of the mesh's own met, where it failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_error: Option<Id>,
@@ -63,6 +67,7 @@ impl Project {
             schedules: self.schedules.clone(),
             starts: self.starts.clone(),
             tokens: self.tokens.clone(),
+            deferred_until: self.deferred_until,
             last_error: self.last_error.clone(),
             failing: self.failing,
             dropped: self.dropped,

@@ -61,6 +61,8 @@ pub enum Code {
     ScheduleNotFound,
     /// The project has as many schedules as it may, or as much data in them.
     TooManySchedules,
+    /// Settings that mean nothing together.
+    SettingsMalformed,
     /// A schedule that has no meaning.
     ScheduleMalformed,
     /// The one who asked had stopped waiting.

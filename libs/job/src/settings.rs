@@ -1,8 +1,12 @@
 //! What may be set of a project: limits, weight, pause, and how its jobs fail and are kept.
 
+mod llm;
+
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::{Backoff, Id, Json, bounds::ATTEMPTS_MAX, webhook::Webhook};
+
+pub use llm::{LLM, LlmOptions, MaxTokensField};
 
 /// The settings of a project. What is absent follows the configuration; a limit of 0 is none.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -30,6 +34,9 @@ pub struct Settings {
     /// How long a failed attempt waits for the next.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub retry: Option<Backoff>,
+    /// How long a job may be deferred in a row before it fails, in seconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_deferral: Option<u32>,
     /// How long a job is kept after it ended, in seconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub retention: Option<u32>,
@@ -81,6 +88,11 @@ pub struct Patch {
     #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "named")]
     #[cfg_attr(feature = "openapi", schema(value_type = Option<Backoff>))]
     pub retry: Option<Option<Backoff>>,
+    /// How long a job may be deferred in a row before it fails, in seconds: whoever does its work asked
+    /// to come back later each time.
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "named")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<u32>, minimum = 0, maximum = 316_224_000))]
+    pub max_deferral: Option<Option<u32>>,
     /// How long a job is kept after it ended, in seconds.
     #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "named")]
     #[cfg_attr(feature = "openapi", schema(value_type = Option<u32>, minimum = 1, maximum = 316_224_000))]
@@ -140,6 +152,7 @@ impl Patch {
         within("requestsPerMinute", self.requests_per_minute, 0, LIMIT_MAX)?;
         within("weight", self.weight, 1, WEIGHT_MAX)?;
         within("maxAttempts", self.max_attempts, 1, ATTEMPTS_MAX)?;
+        within("maxDeferral", self.max_deferral, 0, RETENTION_S_MAX)?;
         within("retention", self.retention, 1, RETENTION_S_MAX)?;
         if let Some(Some(retry)) = &self.retry {
             retry.check("retry")?;
@@ -180,6 +193,7 @@ impl Patch {
             paused: self.paused.map_or(to.paused, Option::unwrap_or_default),
             max_attempts: pick(&self.max_attempts, &to.max_attempts),
             retry: pick(&self.retry, &to.retry),
+            max_deferral: pick(&self.max_deferral, &to.max_deferral),
             retention: pick(&self.retention, &to.retention),
             handler: pick(&self.handler, &to.handler),
             options: pick(&self.options, &to.options),
@@ -200,10 +214,24 @@ pub struct Limits {
 }
 
 impl Settings {
+    /// Checks what only the settings as a whole show: whether the options mean something to the handler
+    /// that they are for.
+    ///
+    /// # Errors
+    /// A sentence that names the field.
+    pub fn check(&self) -> Result<(), String> {
+        match self.handler.as_deref() {
+            Some(LLM) => LlmOptions::read(self.options.as_ref()).map(|_| ()),
+            _ => Ok(()),
+        }
+    }
+
     /// The settings that hold, where those of `config` hold for what is not set.
     pub fn or(self, config: &crate::Config) -> Self {
         let limits = self.limits(&config.limits);
-        let retention = u32::try_from(config.retention_ms / 1_000).unwrap_or(u32::MAX);
+        let seconds = |ms: i64| u32::try_from(ms / 1_000).unwrap_or(u32::MAX);
+        let (retention, max_deferral) =
+            (seconds(config.retention_ms), seconds(config.max_deferral_ms));
         Self {
             max_concurrency: Some(limits.max_concurrency),
             requests_per_minute: Some(limits.requests_per_minute),
@@ -212,6 +240,7 @@ impl Settings {
             paused: self.paused,
             max_attempts: self.max_attempts.or(Some(config.max_attempts)),
             retry: self.retry.or(Some(config.backoff)),
+            max_deferral: self.max_deferral.or(Some(max_deferral)),
             retention: self.retention.or(Some(retention)),
             handler: self.handler,
             options: self.options,

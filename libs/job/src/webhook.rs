@@ -346,7 +346,7 @@ mod tests {
 
     #[test]
     fn an_end_is_told_where_somebody_wants_it_and_counts_for_nobody_else() {
-        let done = Became::Completed { result: None };
+        let done = Became::Completed { result: None, stored: None };
         let silent = told(Settings::default());
         assert_eq!(silent.delivery(5, &end(&silent, done.clone())), None);
         let failures = told(webhook(Some(vec![Status::Failed])));

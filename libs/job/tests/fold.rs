@@ -217,7 +217,7 @@ impl World {
             Action::Outcome { nth, back, end } => {
                 let job = self.look(self.pick(*nth)?)?;
                 let end = match end {
-                    0 | 1 => End::Done { result: None },
+                    0 | 1 => End::Done { result: None, stored: None },
                     2 => End::Retry { error: "again".into(), after_ms: None },
                     3 => End::Reject { error: "never".into() },
                     _ => End::Released,

@@ -20,7 +20,7 @@ use job::{
     About, Backoff, Capacity, Config, Dispatch, Facts, Id, JobId, Json, Kind, Patch, Run, Spent,
     State, Status,
     command::{Cancel, Command, End, Enqueue, NewJob, Outcome, Project, Retry, Started},
-    event::{Batch, Event},
+    event::{Batch, Became, Event, Why},
     time::Millis,
 };
 
@@ -379,11 +379,37 @@ impl World {
         if limits.max_concurrency > 0 && out.len() >= limits.max_concurrency as usize {
             return false;
         }
+        if let Some(until) = self.deferred_until(project)
+            && (self.now < until || !out.is_empty())
+        {
+            return false;
+        }
         let unbegun = out.iter().filter(|job| job.status == Status::Queued).count() as u64;
         let (starts, tokens) = self.last_minute(project, 60_000 + PERMIT_STEP_MS);
         let requests = u64::from(limits.requests_per_minute);
         (requests == 0 || unbegun + starts < requests)
             && (limits.tokens_per_minute == 0 || tokens < limits.tokens_per_minute)
+    }
+
+    /// Until when the last run of a project that came to its own end keeps the others from starting.
+    fn deferred_until(&self, project: &Id) -> Option<Millis> {
+        let ended = self.history.iter().rev().flat_map(|(_, batch)| {
+            batch.events.iter().rev().filter_map(move |event| match event {
+                Event::Ended(ended) if ended.about.project == *project => Some((batch.at, ended)),
+                _ => None,
+            })
+        });
+        for (at, ended) in ended {
+            match &ended.to {
+                Became::Queued(again) if again.why == Why::Deferred => {
+                    return Some(again.run_at.unwrap_or(at).min(at + 60_000));
+                }
+                Became::Queued(again) if again.why != Why::Retry => {}
+                _ if ended.started_at.is_some() => return None,
+                _ => {}
+            }
+        }
+        None
     }
 
     /// Starts, known and possible, and tokens of a project in the last `length_ms`.
@@ -490,7 +516,11 @@ impl World {
                     0..=2 => End::Retry { error: "no".into(), after_ms: None },
                     3 => End::Reject { error: "never".into() },
                     4 if !self.healing => End::Released,
-                    _ => End::Done { result: None },
+                    5 if !self.healing => {
+                        let after_ms = Some(self.random.below(90_000) as i64);
+                        End::Deferred { error: "later".into(), after_ms }
+                    }
+                    _ => End::Done { result: None, stored: None },
                 };
                 let Running { job, run, project, about, started_at, .. } = running;
                 let ready = Ready { job, run, project, delivered: None };

@@ -11,6 +11,7 @@ pub mod presence;
 pub mod publish;
 pub mod pull;
 pub mod rejected;
+pub mod results;
 pub mod snapshot;
 pub mod stream_reader;
 mod token;

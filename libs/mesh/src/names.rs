@@ -36,6 +36,10 @@ pub const THROUGH_KEY: &str = "_through";
 pub const LEASES: &str = "leases";
 /// The object store of snapshots.
 pub const SNAPSHOTS: &str = "snapshots";
+/// The object store of results that are too large to be kept with their job.
+pub const RESULTS: &str = "results";
+/// The stream behind [`RESULTS`].
+pub const RESULTS_STREAM: &str = "OBJ_results";
 /// The lease of the leading state service.
 pub const STATE_LEASE: &str = "state";
 /// How far metrics has taken EVENTS into ClickHouse.
@@ -215,6 +219,21 @@ pub fn live_event(project: &Id, job: JobId, status: Status) -> Subject {
 /// What a processor says of itself.
 pub fn presence(processor: &str) -> Subject {
     format!("jobmesh.presence.{}", SubjectToken::new(processor)).into()
+}
+
+/// The name of the object that holds the result of a run.
+pub fn result(job: JobId, run: Run) -> String {
+    format!("{job}.{run}")
+}
+
+/// The subject of the bytes of an object.
+pub fn result_chunks(nuid: &str) -> Subject {
+    format!("$O.{RESULTS}.C.{nuid}").into()
+}
+
+/// The subject of the description of an object, whose name is given in base64.
+pub fn result_info(name: &str) -> Subject {
+    format!("$O.{RESULTS}.M.{name}").into()
 }
 
 /// The subject of the message that was rejected at `sequence` of `stream`.

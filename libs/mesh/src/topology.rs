@@ -32,6 +32,8 @@ pub struct Sizes {
     pub work_bytes: i64,
     /// The bucket of jobs, in bytes.
     pub jobs_bytes: i64,
+    /// The object store of results, in bytes.
+    pub results_bytes: i64,
     /// Copies of each, on as many servers.
     pub replicas: usize,
 }
@@ -43,6 +45,7 @@ impl Default for Sizes {
             events_bytes: 4_096 * MIB,
             work_bytes: 512 * MIB,
             jobs_bytes: 8_192 * MIB,
+            results_bytes: 8_192 * MIB,
             replicas: 1,
         }
     }
@@ -169,6 +172,17 @@ fn streams(sizes: Sizes) -> Vec<Config> {
             deny_delete: true,
             allow_message_ttl: true,
             allow_atomic_publish: true,
+            ..base.clone()
+        },
+        Config {
+            name: names::RESULTS_STREAM.into(),
+            subjects: vec![
+                format!("$O.{}.C.>", names::RESULTS),
+                format!("$O.{}.M.>", names::RESULTS),
+            ],
+            max_bytes: sizes.results_bytes,
+            allow_rollup: true,
+            allow_message_ttl: true,
             ..base.clone()
         },
         Config {

@@ -167,6 +167,9 @@ pub struct Work {
     /// What the project says to that handler.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub options: Option<Json>,
+    /// How long a result has to be kept, in seconds: the retention of the job when it was dispatched.
+    #[serde(default)]
+    pub retention_s: u32,
     /// What the handler is given.
     pub data: Json,
 }

@@ -167,7 +167,7 @@ impl Broker {
 /// The message that hands out the current run of a job, to be run by the handler of this name
 /// where the project names one; a delivery is given the project's webhook. The message's id makes a repeat within the
 /// broker's window for duplicates harmless.
-pub fn message(job: &Job, max_attempts: u32, settings: &Settings) -> Message {
+pub fn message(job: &Job, max_attempts: u32, retention_s: u32, settings: &Settings) -> Message {
     let (handler, options) = match job.kind {
         Kind::Webhook => {
             let webhook = settings.webhook.as_ref().map(Json::of);
@@ -189,6 +189,7 @@ pub fn message(job: &Job, max_attempts: u32, settings: &Settings) -> Message {
         queued_at: job.queued_at,
         handler,
         options,
+        retention_s,
         data: job.data.clone(),
     };
     let mut headers = HeaderMap::new();

@@ -28,6 +28,9 @@ pub struct Nats {
     /// The size of the bucket of jobs in MB.
     #[arg(long, env = "JOBMESH_JOBS_MB", default_value_t = 8_192)]
     pub jobs_mb: u32,
+    /// The size of the object store of large results in MB.
+    #[arg(long, env = "JOBMESH_RESULTS_MB", default_value_t = 8_192)]
+    pub results_mb: u32,
 }
 
 impl Nats {
@@ -49,6 +52,7 @@ impl Nats {
             events_bytes: bytes(self.events_mb),
             work_bytes: bytes(self.work_mb),
             jobs_bytes: bytes(self.jobs_mb),
+            results_bytes: bytes(self.results_mb),
             replicas: self.replicas,
         };
         loop {

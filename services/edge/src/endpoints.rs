@@ -7,6 +7,7 @@ pub(crate) mod jobs;
 pub(crate) mod metrics;
 pub(crate) mod projects;
 pub(crate) mod redo;
+pub(crate) mod result;
 pub(crate) mod retry;
 pub(crate) mod schedules;
 pub(crate) mod stats;

@@ -67,6 +67,11 @@ impl Error {
         Self::new(StatusCode::NOT_FOUND, "batch_not_found", text)
     }
 
+    /// The job has no result, or none any more.
+    pub fn result_not_found(text: impl Into<String>) -> Self {
+        Self::new(StatusCode::NOT_FOUND, "result_not_found", text)
+    }
+
     /// No such schedule.
     pub fn schedule_not_found(text: impl Into<String>) -> Self {
         Self::new(StatusCode::NOT_FOUND, "schedule_not_found", text)
@@ -130,7 +135,9 @@ impl Error {
             }
             Code::ScheduleNotFound => (StatusCode::NOT_FOUND, "schedule_not_found"),
             Code::TooManySchedules => (StatusCode::CONFLICT, "too_many_schedules"),
-            Code::ScheduleMalformed => (StatusCode::BAD_REQUEST, "invalid_field"),
+            Code::SettingsMalformed | Code::ScheduleMalformed => {
+                (StatusCode::BAD_REQUEST, "invalid_field")
+            }
             Code::Expired => return Self::unconfirmed(),
             Code::Malformed => (StatusCode::INTERNAL_SERVER_ERROR, "internal"),
         };

@@ -16,7 +16,8 @@ use crate::{
     app::App,
     body,
     endpoints::{
-        cancel, enqueue, health, jobs, metrics, projects, redo, retry, schedules, stats, status,
+        cancel, enqueue, health, jobs, metrics, projects, redo, result, retry, schedules, stats,
+        status,
     },
     error::Error,
     events,
@@ -35,6 +36,7 @@ fn endpoints() -> OpenApiRouter<App> {
         .routes(routes!(cancel::cancel))
         .routes(routes!(retry::retry))
         .routes(routes!(status::status))
+        .routes(routes!(result::result))
         .routes(routes!(jobs::list_jobs))
         .routes(routes!(jobs::get_batch))
         .routes(routes!(stats::stats))

@@ -1,6 +1,10 @@
 //! What clients see of a job.
 
-use job::{Id, Job, JobId, Json, Spent, Status, time::Millis, time::rfc3339};
+use job::{
+    Id, Job, JobId, Json, Spent, Status,
+    event::Why,
+    time::{Millis, rfc3339},
+};
 use mesh::ask::Archived;
 use serde::{Serialize, Serializer};
 use utoipa::ToSchema;
@@ -46,6 +50,12 @@ pub(crate) struct JobView {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Anything, required = false)]
     result: Option<Json>,
+    /// Where a result is that is too large to be shown here.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    result_url: Option<String>,
+    /// How many bytes that result has.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    result_bytes: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     tokens: Option<Tokens>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -79,6 +89,12 @@ struct StepView {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     error: Option<Id>,
+    /// Why it was queued again.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<Why>,
+    /// When it may start again.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    run_at: Option<Time>,
 }
 
 #[derive(Debug, Serialize, ToSchema)]
@@ -119,6 +135,8 @@ impl JobView {
             error: past.error.clone(),
             superseded_by: past.superseded_by,
             result: past.result.clone(),
+            result_url: past.stored.map(|_| result_url(job.id)),
+            result_bytes: past.stored.map(|stored| stored.bytes),
             tokens: (ran && job.status != Status::Processing).then_some(tokens),
             model: past.spent.model.clone(),
             worker: past.worker.clone(),
@@ -132,7 +150,14 @@ impl JobView {
 
     /// The view of a live job in a list.
     pub fn summary(job: Job) -> Self {
-        Self { data: None, result: None, history: None, ..Self::job(job) }
+        Self {
+            data: None,
+            result: None,
+            result_url: None,
+            result_bytes: None,
+            history: None,
+            ..Self::job(job)
+        }
     }
 
     /// The view of an ended job in a list, as ClickHouse has it.
@@ -145,8 +170,16 @@ impl JobView {
         let text = |text: String| Some(text).filter(|text| !text.is_empty()).map(Id::from);
         let steps = job.runs.into_iter().map(|run| StepView {
             at: Time(run.at),
+            reason: match run.outcome.as_str() {
+                "retry" => Some(Why::Retry),
+                "lost" => Some(Why::Lost),
+                "released" => Some(Why::Released),
+                "deferred" => Some(Why::Deferred),
+                _ => None,
+            },
+            run_at: None,
             status: match run.outcome.as_str() {
-                "retry" | "lost" | "released" => Status::Queued.name().to_owned(),
+                "retry" | "lost" | "released" | "deferred" => Status::Queued.name().to_owned(),
                 _ => run.outcome,
             },
             run: run.run,
@@ -172,6 +205,8 @@ impl JobView {
             error: text(job.error),
             superseded_by: None,
             result: None,
+            result_url: None,
+            result_bytes: None,
             tokens: job.started_at.map(|_| Tokens { input, output }),
             model: text(job.model),
             worker: text(job.worker),
@@ -204,6 +239,11 @@ impl JobView {
     }
 }
 
+/// Where the result of a job is.
+fn result_url(job: JobId) -> String {
+    format!("/api/queue/jobs/{job}/result")
+}
+
 /// Every step of a job, as far as they are kept, from the first.
 fn history(job: &Job) -> Vec<StepView> {
     let first = StepView {
@@ -213,6 +253,8 @@ fn history(job: &Job) -> Vec<StepView> {
         attempt: 0,
         worker: None,
         error: None,
+        reason: None,
+        run_at: None,
     };
     let steps = job.past().timeline.iter().map(|step| StepView {
         at: Time(step.at),
@@ -221,6 +263,8 @@ fn history(job: &Job) -> Vec<StepView> {
         attempt: step.attempts,
         worker: step.worker.clone(),
         error: step.error.clone(),
+        reason: step.why,
+        run_at: step.run_at.map(Time),
     });
     std::iter::once(first).chain(steps).collect()
 }

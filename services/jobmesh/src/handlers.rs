@@ -1,10 +1,10 @@
 //! The handlers of this binary, and which of them runs which kind of work.
 
 use anyhow::Context;
-use job::Kind;
+use job::{Kind, MaxTokensField};
 use processor::{
     Registry,
-    handlers::{Command, Http, Llm, Noop, Tokenize},
+    handlers::{Command, Endpoint, Http, Llm, Noop, Tokenize},
 };
 
 /// Settings of the processor of this binary.
@@ -24,12 +24,41 @@ pub struct Config {
     /// What the handler `command` runs for each job, by /bin/sh.
     #[arg(long, env = "JOBMESH_COMMAND")]
     command: Option<String>,
+    /// Variables of this processor's environment that the programs of `command` are given beside the
+    /// usual ones (PATH, HOME, LANG and so on): their names.
+    #[arg(long, env = "JOBMESH_COMMAND_ENV", value_delimiter = ',')]
+    command_env: Vec<String>,
     /// The endpoint that the handler `llm` asks, such as https://api.openai.com/v1.
     #[arg(long, env = "JOBMESH_LLM_URL")]
     llm_url: Option<String>,
     /// The model that `llm` asks for projects that name none.
     #[arg(long, env = "JOBMESH_LLM_MODEL")]
     llm_model: Option<String>,
+    /// What the endpoint of `llm` calls the bound on an answer's tokens.
+    #[arg(
+        long,
+        env = "JOBMESH_LLM_MAX_TOKENS_FIELD",
+        value_enum,
+        default_value = "max_completion_tokens"
+    )]
+    llm_max_tokens_field: TokensField,
+}
+
+/// The name of the bound on an answer's tokens in requests.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+#[value(rename_all = "snake_case")]
+enum TokensField {
+    MaxCompletionTokens,
+    MaxTokens,
+}
+
+impl From<TokensField> for MaxTokensField {
+    fn from(field: TokensField) -> Self {
+        match field {
+            TokensField::MaxCompletionTokens => Self::MaxCompletionTokens,
+            TokensField::MaxTokens => Self::MaxTokens,
+        }
+    }
 }
 
 /// The variable with the key of the language model: in no argument, where others could read it.
@@ -51,16 +80,24 @@ impl Config {
     /// The registry that the settings name: `tokenize` for all kinds, but where they say otherwise.
     pub fn registry(&self) -> anyhow::Result<Registry> {
         let mut registry = Registry::new().named("tokenize", Tokenize).named("noop", Noop);
+        let result_bytes_max = self.processor.result_bytes_max();
         if let Some(url) = &self.http_url {
-            registry = registry.named("http", Http::new(url)?);
+            registry = registry.named("http", Http::new(url, result_bytes_max)?);
         }
         if let Some(line) = &self.command {
-            registry = registry.named("command", Command::new(line));
+            let command = Command::new(line, result_bytes_max);
+            registry = registry.named("command", command.with_variables(&self.command_env));
         }
         if let Some(url) = &self.llm_url {
             let key = std::env::var(LLM_KEY).ok();
-            let llm = Llm::new(url, key.as_deref(), self.llm_model.as_deref())?;
-            registry = registry.named("llm", llm);
+            let endpoint = Endpoint {
+                url,
+                key: key.as_deref(),
+                model: self.llm_model.as_deref(),
+                max_tokens_field: self.llm_max_tokens_field.into(),
+                result_bytes_max,
+            };
+            registry = registry.named("llm", Llm::new(&endpoint)?);
         }
         for kind in Kind::ALL {
             registry = registry.also(kind, DEFAULT).context("the default handler is there")?;

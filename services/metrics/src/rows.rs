@@ -65,11 +65,12 @@ fn ended_row(position: Position, at: Millis, ended: &Ended) -> RunRow {
             Why::Retry => "retry",
             Why::Lost => "lost",
             Why::Released => "released",
+            Why::Deferred => "deferred",
         },
     }
     .to_owned();
-    // A run that was handed back says nothing of how long the work takes.
-    if row.outcome == "released" {
+    // A run that was handed back or deferred does not show how long the work takes.
+    if matches!(row.outcome.as_str(), "released" | "deferred") {
         row.ran = 0;
     }
     row.r#final = u8::from(ended.to.status().is_terminal());

@@ -1,6 +1,11 @@
 //! What a handler is: a job in, an outcome out.
 
-use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
+use std::{
+    future::Future,
+    pin::Pin,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use job::{Json, Spent};
 use mesh::wire::Work;
@@ -12,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 pub enum Outcome {
     /// The work is done.
     Done {
-        /// What is kept with the job: JSON of at most 256 KB.
+        /// What is kept with the job: JSON of at most 16 MB, or what the processor is set to.
         result: Option<Json>,
         /// What it cost.
         spent: Spent,
@@ -22,6 +27,16 @@ pub enum Outcome {
         /// What went wrong.
         error: String,
         /// How long to wait at the least.
+        after: Option<Duration>,
+        /// What it cost.
+        spent: Spent,
+    },
+    /// Whoever does the work asked to come back later. No attempt is used, and for a while nothing else
+    /// of the project starts either.
+    Defer {
+        /// Why.
+        error: String,
+        /// How long to wait at least; as after a failure if absent.
         after: Option<Duration>,
         /// What it cost.
         spent: Spent,
@@ -54,13 +69,25 @@ pub struct Context {
     /// well; a handler with work outside of its future watches this.
     pub canceled: CancellationToken,
     progress: Option<watch::Sender<Option<Json>>>,
+    usage: Arc<Mutex<Spent>>,
 }
 
 impl Context {
     /// A context, and what its handler says of its progress.
     pub(crate) fn new(canceled: CancellationToken) -> (Self, watch::Receiver<Option<Json>>) {
         let (said, progress) = watch::channel(None);
-        (Self { canceled, progress: Some(said) }, progress)
+        (Self { canceled, progress: Some(said), usage: Arc::default() }, progress)
+    }
+
+    /// Says what the run cost so far. It is counted even if the run is cancelled or runs out of time;
+    /// an outcome that says what the whole run cost replaces it.
+    pub fn usage(&self, so_far: Spent) {
+        *self.usage.lock().unwrap_or_else(PoisonError::into_inner) = so_far;
+    }
+
+    /// What [`usage`](Self::usage) was told last.
+    pub fn usage_so_far(&self) -> Spent {
+        self.usage.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Says how far the run is: any JSON of at most 4 KB. It is shown in the job's status and in
@@ -113,6 +140,7 @@ pub(crate) fn test_work(data: &str) -> Work {
         queued_at: 1,
         handler: None,
         options: None,
+        retention_s: 60,
         data: serde_json::from_str(data).expect("it is JSON"),
     }
 }

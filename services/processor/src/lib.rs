@@ -10,6 +10,7 @@ pub mod handlers;
 mod hands;
 mod lanes;
 mod registry;
+mod results;
 mod runner;
 mod running;
 mod webhooks;

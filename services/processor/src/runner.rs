@@ -30,6 +30,7 @@ use crate::{
     claim::{self, Claims},
     hands::{Hands, Kept, Taken},
     lanes::Lanes,
+    results,
     running::{self, Ended},
 };
 
@@ -346,12 +347,19 @@ impl Runner {
             }
             running.await
         };
-        let record = async |work: &_, ended| {
+        let record = async |work: &mesh::wire::Work, ended| {
             let (end, spent) = match ended {
                 Ended::Said(end, spent) => (end, spent),
-                Ended::Released => (End::Released, job::Spent::default()),
-                Ended::Stopped => return Ok(()),
+                Ended::Released(spent) => (End::Released, spent),
+                Ended::Stopped(spent) if spent.is_nothing() => return Ok(()),
+                // State refuses the outcome of a run that is over, and counts what it cost.
+                Ended::Stopped(spent) => {
+                    let error = "the run was stopped".into();
+                    (End::Retry { error, after_ms: None }, spent)
+                }
             };
+            let most = self.config.result_bytes_max();
+            let end = results::store_large(&self.broker, work, end, most).await;
             let mut word = running::word(work, &self.name, class, started_at, end, spent);
             let took_ms = i64::try_from(begun.elapsed().as_millis()).unwrap_or(i64::MAX);
             // The end by the clock that does not jump.

@@ -16,8 +16,6 @@ use crate::{
     registry::Registry,
 };
 
-/// The largest result of a handler, in bytes.
-const RESULT_BYTES_MAX: usize = 256 * 1024;
 /// How often progress is said.
 const PROGRESS_EVERY: Duration = Duration::from_secs(1);
 
@@ -26,10 +24,10 @@ const PROGRESS_EVERY: Duration = Duration::from_secs(1);
 pub(crate) enum Ended {
     /// The handler had its say.
     Said(End, Spent),
-    /// The run is not wanted any more: nobody waits for its outcome.
-    Stopped,
+    /// The run is not wanted any more: nobody waits for its outcome, only for what it cost.
+    Stopped(Spent),
     /// The processor stops and hands the run back.
-    Released,
+    Released(Spent),
 }
 
 /// Runs the handler of `work` until it ends, `stop` is cancelled (the run is not wanted any
@@ -52,15 +50,17 @@ pub(crate) async fn run(
     // Whatever ends the wait below tells the handler, also what it left running elsewhere.
     let _canceled = canceled.clone().drop_guard();
     let (context, progress) = Context::new(canceled);
+    let reported = context.clone();
     let mut handling = Handling::start(handler, work, context);
     tokio::select! {
         biased;
-        () = tell(progress, say) => Ended::Stopped,
-        () = stop.cancelled() => Ended::Stopped,
-        () = release.cancelled() => Ended::Released,
+        () = tell(progress, say) => Ended::Stopped(reported.usage_so_far()),
+        () = stop.cancelled() => Ended::Stopped(reported.usage_so_far()),
+        () = release.cancelled() => Ended::Released(reported.usage_so_far()),
         ended = handling.end() => said(ended),
         () = tokio::time::sleep(limit) => {
-            said(Outcome::retry(format!("time limit of {} s exceeded", limit.as_secs())))
+            let error = format!("time limit of {} s exceeded", limit.as_secs());
+            said(Outcome::Retry { error, after: None, spent: reported.usage_so_far() })
         }
     }
 }
@@ -114,28 +114,21 @@ fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
 
 /// Puts a handler's outcome into the words of the fold, within the bounds of what is kept.
 fn said(outcome: Outcome) -> Ended {
+    let error_text = |error: &str| truncate(error, ERROR_BYTES_MAX).into();
+    let ms = |after: Option<Duration>| {
+        after.map(|after| i64::try_from(after.as_millis()).unwrap_or(i64::MAX))
+    };
     let (end, spent) = match outcome {
-        Outcome::Done { result, spent } => (done(result), spent),
+        Outcome::Done { result, spent } => (End::Done { result, stored: None }, spent),
         Outcome::Retry { error, after, spent } => {
-            let after_ms = after.map(|after| i64::try_from(after.as_millis()).unwrap_or(i64::MAX));
-            (End::Retry { error: truncate(&error, ERROR_BYTES_MAX).into(), after_ms }, spent)
+            (End::Retry { error: error_text(&error), after_ms: ms(after) }, spent)
         }
-        Outcome::Reject { error, spent } => {
-            (End::Reject { error: truncate(&error, ERROR_BYTES_MAX).into() }, spent)
+        Outcome::Defer { error, after, spent } => {
+            (End::Deferred { error: error_text(&error), after_ms: ms(after) }, spent)
         }
+        Outcome::Reject { error, spent } => (End::Reject { error: error_text(&error) }, spent),
     };
     Ended::Said(end, spent)
-}
-
-fn done(result: Option<Json>) -> End {
-    match result.as_ref().map(|result| result.get().len()) {
-        Some(bytes) if bytes > RESULT_BYTES_MAX => {
-            let error =
-                format!("the result has {bytes} bytes; at most {RESULT_BYTES_MAX} are kept");
-            End::Reject { error: error.into() }
-        }
-        _ => End::Done { result },
-    }
 }
 
 /// The word of a run for COMMANDS.
@@ -200,6 +193,6 @@ mod tests {
         assert!(error(&ended_so).contains("process_batch"));
         let stop = CancellationToken::new();
         stop.cancel();
-        assert!(matches!(ended(hangs, 60_000, stop).await, Ended::Stopped));
+        assert!(matches!(ended(hangs, 60_000, stop).await, Ended::Stopped(_)));
     }
 }

@@ -22,6 +22,10 @@ pub struct Config {
     /// The longest wait between attempts, in ms.
     #[arg(long, env = "JOBMESH_RETRY_CAP_MS", default_value_t = 300_000)]
     pub retry_cap_ms: i64,
+    /// How long a job may be deferred in a row before it fails, in seconds, for projects that set
+    /// nothing else: whoever does its work asked to come back later each time.
+    #[arg(long, env = "JOBMESH_MAX_DEFERRAL_S", default_value_t = 24 * 3_600)]
+    pub max_deferral_s: u32,
     /// Jobs that a project may run at once, where it sets no number; 0 is no limit.
     #[arg(long, env = "JOBMESH_MAX_CONCURRENCY", default_value_t = 0)]
     pub max_concurrency: u32,
@@ -77,6 +81,7 @@ impl Config {
                 cap_ms: self.retry_cap_ms,
                 ..job::Backoff::default()
             },
+            max_deferral_ms: i64::from(self.max_deferral_s) * 1_000,
             retention_ms: i64::from(self.retention_s) * 1_000,
             lower_share: f64::from(self.lower_share_percent) / 100.0,
             limits: job::Limits {

@@ -114,7 +114,8 @@ impl Dispatcher {
             let Some(job) = next.and_then(|id| state.job(id)) else { break };
             let whose = webhook::receiver_of(&job.project).unwrap_or(&job.project);
             let settings = state.settings(whose);
-            let message = work::message(&job, state.max_attempts(&job), &settings);
+            let retention_s = u32::try_from(state.retention_ms(whose) / 1_000).unwrap_or(u32::MAX);
+            let message = work::message(&job, state.max_attempts(&job), retention_s, &settings);
             let (messages, bytes) = &mut taken[job.class as usize];
             *bytes += message.payload.len();
             messages.push(message);

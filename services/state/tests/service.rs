@@ -127,7 +127,7 @@ fn done(job: &Job) -> Outcome {
         started_at: Some(service::now_ms()),
         finished_at: service::now_ms(),
         spent: Spent::default(),
-        end: End::Done { result: None },
+        end: End::Done { result: None, stored: None },
     }
 }
 

@@ -147,7 +147,7 @@ fn outcome(mut report: Outcome) -> Outcome {
     report.finished_at = worker_time(report.finished_at);
     usage(&mut report.spent);
     match &mut report.end {
-        End::Done { result } => {
+        End::Done { result, .. } => {
             if let Some(result) = result.as_ref().map(Json::get)
                 && result.len() > INLINE_RESULT_BYTES_MAX
             {
@@ -156,7 +156,7 @@ fn outcome(mut report: Outcome) -> Outcome {
                 report.end = End::Reject { error };
             }
         }
-        End::Retry { error, after_ms } => {
+        End::Retry { error, after_ms } | End::Deferred { error, after_ms } => {
             error_text(error);
             *after_ms = after_ms.map(|ms| ms.clamp(0, LATER_MS_MAX));
         }
@@ -244,7 +244,8 @@ mod tests {
         for end in [
             End::Retry { error: large.as_str().into(), after_ms: Some(i64::MAX) },
             End::Reject { error: large.as_str().into() },
-            End::Done { result: Json::of(&large).ok() },
+            End::Deferred { error: large.as_str().into(), after_ms: None },
+            End::Done { result: Json::of(&large).ok(), stored: None },
         ] {
             let outcome = serde_json::to_vec(&bounded(end)).expect("it is JSON");
             assert!(outcome.len() < 8_000, "{}", outcome.len());
@@ -254,7 +255,7 @@ mod tests {
     #[test]
     fn a_result_that_is_too_large_becomes_a_failure_that_shows_its_beginning() {
         let result = Json::of(&"begins so".repeat(60_000)).ok();
-        let End::Reject { error } = bounded(End::Done { result }).end else {
+        let End::Reject { error } = bounded(End::Done { result, stored: None }).end else {
             panic!("it is refused")
         };
         assert!(error.contains("262144") && error.contains("begins so"), "{error}");

@@ -1,12 +1,20 @@
 //! Projects: what is set of them, from now on and for what is queued.
 
 use super::Decision;
-use crate::{State, command::Project, event::Event, reply::Reply};
+use crate::{
+    State,
+    command::Project,
+    event::Event,
+    reply::{Code, Reply},
+};
 
 impl State {
     pub(super) fn decide_project(&self, ask: &Project) -> Decision {
         let was = self.settings(&ask.project);
         let settings = Box::new(ask.change.apply(&was));
+        if let Err(error) = settings.check() {
+            return Decision::refused(Code::SettingsMalformed, error);
+        }
         let mut told = settings.clone();
         told.forget_secrets();
         let reply = Reply::ProjectSet(told);

@@ -115,14 +115,17 @@ fn revive(job: &Job, now: Millis) -> Event {
     job.run_at = None;
     let past = job.past_mut();
     past.take_backs = 0;
+    past.deferrals = 0;
+    past.deferred_since = None;
     past.closed = false;
     past.progress = None;
     past.result = None;
+    past.stored = None;
     past.started_at = None;
     past.completed_at = None;
     past.error = None;
     past.superseded_by = None;
     past.worker = None;
-    job.step(now);
+    job.step(now, None);
     Event::Revived(Box::new(Revived { was, job }))
 }

@@ -89,8 +89,11 @@ impl State {
         let again = |why, attempts, run_at| {
             Became::Queued(Requeued { why, run: job.run + 1, attempts, take_backs: 0, run_at })
         };
+        let given_back = attempts.saturating_sub(u32::from(said.started_at.is_some()));
         match &said.end {
-            End::Done { result } => Became::Completed { result: result.clone() },
+            End::Done { result, stored } => {
+                Became::Completed { result: result.clone(), stored: *stored }
+            }
             End::Retry { after_ms, .. } if attempts < self.max_attempts(job) => {
                 let own = job.retry.as_deref().copied();
                 let backoff = own.or(self.settings(&job.project).retry).unwrap_or(config.backoff);
@@ -98,13 +101,32 @@ impl State {
                 again(Why::Retry, attempts, Some(now.saturating_add(wait)))
             }
             End::Retry { .. } | End::Reject { .. } => Became::Failed,
+            End::Deferred { after_ms, .. } => match self.deferred_to(config, job, now, *after_ms) {
+                Some(at) => again(Why::Deferred, given_back, Some(at)),
+                None => Became::Failed,
+            },
             // A drain gives the attempt back.
-            End::Released | End::Reported => again(
-                Why::Released,
-                attempts.saturating_sub(u32::from(said.started_at.is_some())),
-                None,
-            ),
+            End::Released | End::Reported => again(Why::Released, given_back, None),
         }
+    }
+
+    /// When a deferred run may start again; `None` if its job has been deferred for too long.
+    fn deferred_to(
+        &self,
+        config: &Config,
+        job: &Job,
+        now: Millis,
+        after_ms: Option<i64>,
+    ) -> Option<Millis> {
+        let settings = self.settings(&job.project);
+        let own = settings.max_deferral.map(|seconds| i64::from(seconds) * 1_000);
+        let since = job.past().deferred_since.unwrap_or(now);
+        if now - since >= own.unwrap_or(config.max_deferral_ms) {
+            return None;
+        }
+        let backoff = job.retry.as_deref().copied().or(settings.retry).unwrap_or(config.backoff);
+        let wait = after_ms.unwrap_or_else(|| backoff.wait_ms(job.id, job.past().deferrals + 1));
+        Some(now.saturating_add(wait.max(0)))
     }
 
     /// The event that takes a job back from a worker that is gone.
@@ -151,6 +173,10 @@ fn started(job: &Job, worker: &crate::Id, at: Millis) -> Event {
 fn ended(job: &Job, attempts: u32, said: &Outcome, to: Became) -> Event {
     let error = match &said.end {
         End::Retry { error, .. } | End::Reject { error } => Some(error.clone()),
+        End::Deferred { error, .. } if to == Became::Failed => {
+            Some(format!("deferred for too long: {error}").into())
+        }
+        End::Deferred { error, .. } => Some(error.clone()),
         End::Released => job.past().error.clone(),
         End::Done { .. } | End::Reported => None,
     };

@@ -6,7 +6,7 @@ use axum::{
     extract::{Path, State, rejection::PathRejection},
     http::Uri,
 };
-use job::JobId;
+use job::{Job, JobId};
 use mesh::{
     ask::{self, Archived, ArchivedAnswer, AskJob, JobAnswer},
     names,
@@ -106,37 +106,62 @@ fn wait_of(text: &str) -> Result<Duration, Error> {
 
 /// The job as it is now.
 async fn find(app: &App, id: JobId) -> Result<Response, Error> {
+    let (job, may_be_behind) = look_up(app, id).await?;
+    let job = match job {
+        Found::Job(job) => JobView::job(*job),
+        Found::Archived(archived) => JobView::archived(id, *archived),
+    };
+    Ok(Response { success: true, job, may_be_behind })
+}
+
+/// The job as it is now; `None` if only ClickHouse has it.
+pub(super) async fn find_job(app: &App, id: JobId) -> Result<Option<Job>, Error> {
+    match look_up(app, id).await?.0 {
+        Found::Job(job) => Ok(Some(*job)),
+        Found::Archived(_) => Ok(None),
+    }
+}
+
+/// A job that was found.
+enum Found {
+    /// By state or in the bucket.
+    Job(Box<Job>),
+    /// In ClickHouse alone.
+    Archived(Box<Archived>),
+}
+
+/// A job, and whether it may be older than what state knows.
+async fn look_up(app: &App, id: JobId) -> Result<(Found, bool), Error> {
     let first = in_state(app, id).await;
     if let Ok(JobAnswer { job: Some(job), .. }) = first {
-        return Ok(Response { success: true, job: JobView::job(job), may_be_behind: false });
+        return Ok((Found::Job(Box::new(job)), false));
     }
     let state_away = first.is_err();
-    if let Some(response) = elsewhere(app, id, state_away).await? {
-        return Ok(response);
+    if let Some(found) = elsewhere(app, id).await? {
+        return Ok((found, state_away));
     }
     if state_away {
-        let text =
-            format!("job {id} is not in the bucket, and state, which may know it, does not answer");
+        let text = format!("the state service does not answer, and only it may know job {id}");
         return Err(Error::away("state", text));
     }
-    // A request that was accepted may not be folded yet: then nobody knows of its jobs.
+    // A request that was accepted may not be processed yet: then its jobs are unknown.
     let end = app.broker.last_sequence(names::COMMANDS).await.map_err(|_| Error::unconfirmed())?;
     let begun = Instant::now();
     while begun.elapsed() < FOLDED_WITHIN {
         let Ok(answer) = in_state(app, id).await else { break };
         if let Some(job) = answer.job {
-            return Ok(Response { success: true, job: JobView::job(job), may_be_behind: false });
+            return Ok((Found::Job(Box::new(job)), false));
         }
         if answer.through >= end {
             // Between the two looks it may have ended, and left memory for the bucket.
-            return match elsewhere(app, id, false).await? {
-                Some(response) => Ok(response),
+            return match elsewhere(app, id).await? {
+                Some(found) => Ok((found, false)),
                 None => Err(Error::job_not_found(format!("no job {id}"))),
             };
         }
         tokio::time::sleep(LOOK_AGAIN).await;
     }
-    let text = format!("no job {id} is known yet, and requests wait to be folded; ask again");
+    let text = format!("job {id} is not known yet, and requests wait to be processed; ask again");
     Err(Error::away("state", text))
 }
 
@@ -149,26 +174,24 @@ async fn in_state(app: &App, id: JobId) -> Result<JobAnswer, ask::Error> {
 }
 
 /// The job from the bucket, else from ClickHouse.
-async fn elsewhere(app: &App, id: JobId, may_be_behind: bool) -> Result<Option<Response>, Error> {
+async fn elsewhere(app: &App, id: JobId) -> Result<Option<Found>, Error> {
     let read = app.broker.read_job(id).await.map_err(|error| {
         tracing::warn!(error = %error, "status without the bucket");
         Error::unconfirmed()
     })?;
-    let job = match read.filter(|job| !job.kind.is_internal()) {
-        Some(job) => Some(JobView::job(job)),
-        None => match archived(app, id).await {
-            Ok(job) => job.map(|job| JobView::archived(id, job)),
-            Err(error) => {
-                tracing::warn!(error = %error, "status without metrics");
-                let text = format!(
-                    "job {id} is not in the bucket, and metrics, which knows those past retention, \
-                     does not answer"
-                );
-                return Err(Error::away("metrics", text));
-            }
-        },
-    };
-    Ok(job.map(|job| Response { success: true, job, may_be_behind }))
+    if let Some(job) = read.filter(|job| !job.kind.is_internal()) {
+        return Ok(Some(Found::Job(Box::new(job))));
+    }
+    match archived(app, id).await {
+        Ok(job) => Ok(job.map(|job| Found::Archived(Box::new(job)))),
+        Err(error) => {
+            tracing::warn!(error = %error, "status without metrics");
+            let text = format!(
+                "metrics does not answer, and only it knows whether job {id} is past its retention"
+            );
+            Err(Error::away("metrics", text))
+        }
+    }
 }
 
 /// The job as ClickHouse has it, where it has.

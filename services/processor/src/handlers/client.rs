@@ -4,22 +4,22 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use job::Spent;
-use reqwest::{RequestBuilder, StatusCode, Url, header::RETRY_AFTER};
+use reqwest::{RequestBuilder, StatusCode, Url};
 
+use super::{answer, later::later};
 use crate::handler::Outcome;
 
 /// How long making a connection may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How much of a failed answer's body an error shows, in bytes.
 const ERROR_BODY_BYTES_MAX: usize = 512;
-/// The longest `Retry-After` that is respected.
-const RETRY_AFTER_MAX: Duration = Duration::from_secs(24 * 3_600);
 
 /// An answer, read to its end.
 pub(super) struct Answer {
     pub status: StatusCode,
     pub body: Vec<u8>,
-    after: Option<Duration>,
+    /// How long the server asks to wait.
+    pub later: Option<Duration>,
 }
 
 /// A URL that jobs may be sent to.
@@ -56,7 +56,8 @@ pub(super) async fn answer(
     bytes_max: usize,
 ) -> Result<Answer, reqwest::Error> {
     let mut response = request.send().await?;
-    let (status, after) = (response.status(), retry_after(&response));
+    let status = response.status();
+    let later = later(response.headers(), service::now_ms());
     let mut body = Vec::new();
     while let Some(chunk) = response.chunk().await? {
         let room = bytes_max.saturating_sub(body.len());
@@ -65,22 +66,29 @@ pub(super) async fn answer(
             break;
         }
     }
-    Ok(Answer { status, body, after })
+    Ok(Answer { status, body, later })
+}
+
+/// Whether a status asks to come back later: 503 only if the answer also says when.
+pub(super) fn is_later(status: StatusCode, later: Option<Duration>) -> bool {
+    match status.as_u16() {
+        408 | 425 | 429 | 529 => true,
+        503 => later.is_some(),
+        _ => false,
+    }
 }
 
 impl Answer {
-    /// What a failed answer means: 408, 425, 429 and 5xx pass, no sooner than `Retry-After` says;
-    /// any other status does not.
+    /// What a failed answer means. What it cost is counted if it says so.
     pub fn failed(self) -> Outcome {
-        let passes = self.status.is_server_error()
-            || matches!(
-                self.status,
-                StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_EARLY | StatusCode::TOO_MANY_REQUESTS
-            );
-        if passes {
-            Outcome::Retry { error: self.error(), after: self.after, spent: Spent::default() }
+        let (error, after) = (self.error(), self.later);
+        let spent = answer::read(&self.body).map_or(Spent::default(), |answer| answer.spent);
+        if is_later(self.status, after) {
+            Outcome::Defer { error, after, spent }
+        } else if self.status.is_server_error() {
+            Outcome::Retry { error, after, spent }
         } else {
-            Outcome::reject(self.error())
+            Outcome::Reject { error, spent }
         }
     }
 
@@ -108,10 +116,4 @@ pub(super) fn could_not_ask(url: &Url, error: reqwest::Error) -> String {
         cause = inner.source();
     }
     text
-}
-
-/// The `Retry-After` of an answer, where it names seconds, within what is respected.
-pub(super) fn retry_after(response: &reqwest::Response) -> Option<Duration> {
-    let seconds = response.headers().get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
-    Some(Duration::from_secs(seconds).min(RETRY_AFTER_MAX))
 }

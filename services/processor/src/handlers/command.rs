@@ -1,100 +1,119 @@
 //! `command`: runs a program for each job.
 //!
-//! The job comes as JSON on the program's standard input. What it writes to its standard output
-//! is read line by line as JSON objects: `{"progress": any}` is shown while it runs; the last
-//! other line may say what came of it, as an answer to the handler `http` does:
+//! The job comes as JSON on the program's standard input. What it writes to its standard output is read
+//! line by line as JSON objects: `{"progress": any}` is shown while it runs, with `tokens`, `images` and
+//! `model` for what it used so far; the last other line may say what came of it, as an answer to the
+//! handler `http` does:
 //! `{"result": any, "tokens": {"input": 1, "output": 2}, "images": 0, "model": "m"}`.
 //!
-//! Exit status 0 is done, 65 (`EX_DATAERR`) is a failure for good, any other is tried again; the
-//! end of its standard error is kept as the job's error. Where the run is cancelled or its time
-//! is over, the program is killed with all that it started.
+//! Exit status 0 is done, 65 (`EX_DATAERR`) is a failure for good, 75 (`EX_TEMPFAIL`) asks to come back
+//! later (`afterMs` in the last line says when), any other is tried again; the end of its standard error
+//! is kept as the job's error. When the program ends, when the run is cancelled or its time is over, and
+//! when the processor dies, everything that it started is killed.
 
-use std::{process::Stdio, sync::Arc, time::Duration};
+mod guard;
+mod output;
 
-use job::Json;
+use std::sync::Arc;
+
+use job::Spent;
 use mesh::wire::Work;
-use tokio::{
-    io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWriteExt, BufReader},
-    process::{Child, Command as Process},
-};
+use tokio::{io::AsyncWriteExt, process::Command as Process};
 
 use super::answer::{self, Answer};
 use crate::handler::{Context, Handler, Outcome};
+use guard::{Program, Streams};
 
-/// The longest line that a program may write, in bytes.
-const LINE_BYTES_MAX: u64 = 1024 * 1024;
 /// How much of the end of a program's standard error an error shows, in bytes.
 const ERROR_BYTES_MAX: usize = 2 * 1024;
-/// How long the pipes of a program that has ended may stay open.
-const PIPES_CLOSE_WITHIN: Duration = Duration::from_secs(1);
-/// The exit status that says that the job's data can never be worked on: `EX_DATAERR` of
-/// sysexits.h.
+/// The exit status that says that the job's data can never be worked on: `EX_DATAERR` of sysexits.h.
 const DATA_ERROR: i32 = 65;
+/// The exit status that asks to come back later: `EX_TEMPFAIL` of sysexits.h.
+const TEMPORARY_FAILURE: i32 = 75;
+/// The variables that every program is given, if the processor has them: none of them is a secret.
+const PLAIN_VARIABLES: [&str; 8] =
+    ["PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "TZ", "TMPDIR"];
+/// How the names of further such variables begin.
+const PLAIN_PREFIX: &str = "LC_";
 
 /// Runs a program.
 #[derive(Clone, Debug)]
 pub struct Command {
     line: String,
+    variables: Vec<String>,
+    result_bytes_max: usize,
 }
 
 impl Command {
-    /// Runs `line` by the shell, for each job anew.
-    pub fn new(line: &str) -> Self {
-        Self { line: line.to_owned() }
+    /// Runs `line` by the shell for each job; results have at most `result_bytes_max` bytes.
+    pub fn new(line: &str, result_bytes_max: usize) -> Self {
+        Self { line: line.to_owned(), variables: Vec::new(), result_bytes_max }
+    }
+
+    /// Gives the program these variables of the processor's environment as well. It is given no others
+    /// than the usual ones (`PATH`, `HOME`, `LANG` and so on), so that no secret of the processor
+    /// reaches it by accident.
+    #[must_use]
+    pub fn with_variables(mut self, names: &[String]) -> Self {
+        self.variables.extend_from_slice(names);
+        self
     }
 
     async fn run(&self, work: &Work, context: &Context) -> std::io::Result<Outcome> {
-        let mut program = Group::start(&self.line, work)?;
-        let child = &mut program.child;
-        let (stdin, stdout, stderr) =
-            (child.stdin.take(), child.stdout.take(), child.stderr.take());
-        let (Some(mut stdin), Some(stdout), Some(stderr)) = (stdin, stdout, stderr) else {
-            return Err(std::io::Error::other("the program has no pipes"));
-        };
+        let (mut program, streams) = Program::start(self.process(work))?;
+        let Streams { mut stdin, stdout, stderr } = streams;
         let job = serde_json::to_vec(work)?;
         let write = async {
             // A program that does not read its job is free not to.
             let _ = stdin.write_all(&job).await;
             drop(stdin);
         };
-        let (mut last, mut errors) = (Ok(Vec::new()), Vec::new());
-        let status = {
-            let talk = async {
-                tokio::join!(
-                    write,
-                    read_lines(stdout, context, &mut last),
-                    read_last(stderr, &mut errors)
-                )
-            };
-            tokio::pin!(talk);
-            tokio::select! {
-                _ = &mut talk => program.child.wait().await?,
-                status = program.child.wait() => {
-                    // What it left running may hold its pipes for ever.
-                    let _ = tokio::time::timeout(PIPES_CLOSE_WITHIN, talk).await;
-                    status?
-                }
-            }
-        };
+        // The guard ends everything that could hold a pipe open when the program ends.
+        let (status, (), last, errors) = tokio::join!(
+            program.wait(),
+            write,
+            output::read(stdout, context, self.result_bytes_max),
+            output::read_end(stderr, ERROR_BYTES_MAX)
+        );
+        let status = status?;
         let answer = match last {
             Ok(line) => answer::read(&line),
             Err(why) => Err(why),
         };
-        let Answer { result, spent } = match answer {
+        let Answer { result, spent, after } = match answer {
             Ok(answer) => answer,
             Err(why) if status.success() => return Ok(Outcome::reject(why)),
-            // What a program that failed says is not looked at closely.
+            // What a program that failed wrote last is not looked at closely.
             Err(_) => Answer::default(),
         };
-        let errors = String::from_utf8_lossy(&errors);
+        let spent = if spent.is_nothing() { context.usage_so_far() } else { spent };
         if status.success() {
             return Ok(Outcome::Done { result, spent });
         }
+        let errors = String::from_utf8_lossy(&errors);
         let error = format!("the program ended with {status}: {}", errors.trim());
         Ok(match status.code() {
             Some(DATA_ERROR) => Outcome::Reject { error, spent },
-            _ => Outcome::Retry { error, after: None, spent },
+            Some(TEMPORARY_FAILURE) => Outcome::Defer { error, after, spent },
+            _ => Outcome::Retry { error, after, spent },
         })
+    }
+
+    fn process(&self, work: &Work) -> Process {
+        let mut process = Process::new("/bin/sh");
+        process.args(["-c", &self.line]).env_clear();
+        let plain = |name: &str| PLAIN_VARIABLES.contains(&name) || name.starts_with(PLAIN_PREFIX);
+        for (name, value) in std::env::vars_os() {
+            let Some(known) = name.to_str() else { continue };
+            if plain(known) || self.variables.iter().any(|wanted| wanted == known) {
+                process.env(name, value);
+            }
+        }
+        process
+            .env("JOBMESH_JOB", work.job.to_string())
+            .env("JOBMESH_RUN", work.run.to_string())
+            .env("JOBMESH_ATTEMPT", work.attempt.to_string());
+        process
     }
 }
 
@@ -102,95 +121,28 @@ impl Handler for Command {
     async fn handle(&self, work: Arc<Work>, context: Context) -> Outcome {
         match self.run(&work, &context).await {
             Ok(outcome) => outcome,
-            Err(error) => Outcome::retry(format!("the program could not be run: {error}")),
+            Err(error) => Outcome::Retry {
+                error: format!("the program could not be run: {error}"),
+                after: None,
+                spent: Spent::default(),
+            },
         }
-    }
-}
-
-/// A program with all that it starts, killed when this is dropped.
-struct Group {
-    child: Child,
-    id: Option<libc::pid_t>,
-}
-
-impl Group {
-    fn start(line: &str, work: &Work) -> std::io::Result<Self> {
-        let child = Process::new("/bin/sh")
-            .args(["-c", line])
-            .env("JOBMESH_JOB", work.job.to_string())
-            .env("JOBMESH_ATTEMPT", work.attempt.to_string())
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            // A group of its own, so that it can be killed as a whole.
-            .process_group(0)
-            .kill_on_drop(true)
-            .spawn()?;
-        let id = child.id().and_then(|id| libc::pid_t::try_from(id).ok());
-        Ok(Self { child, id })
-    }
-}
-
-impl Drop for Group {
-    fn drop(&mut self) {
-        if let Some(id) = self.id {
-            // SAFETY: takes two numbers and touches no memory. The group is the child's own; what
-            // is left in it after the child has ended is to go as well.
-            unsafe { libc::kill(-id, libc::SIGKILL) };
-        }
-    }
-}
-
-/// Reads what a program says, line by line: shows its progress, and keeps the last other line.
-async fn read_lines(
-    stdout: impl AsyncRead + Unpin,
-    context: &Context,
-    last: &mut Result<Vec<u8>, String>,
-) {
-    let mut lines = BufReader::new(stdout);
-    loop {
-        let mut line = Vec::new();
-        let mut limited = (&mut lines).take(LINE_BYTES_MAX);
-        let Ok(read @ 1..) = limited.read_until(b'\n', &mut line).await else { return };
-        if read as u64 == LINE_BYTES_MAX {
-            *last = Err(format!("the program wrote a line of more than {LINE_BYTES_MAX} bytes"));
-            return;
-        }
-        match progress(&line) {
-            Some(progress) => context.progress(progress),
-            None if line.iter().all(u8::is_ascii_whitespace) => {}
-            None => *last = Ok(line),
-        }
-    }
-}
-
-/// The progress that a line says, where it says nothing else.
-fn progress(line: &[u8]) -> Option<Json> {
-    #[derive(serde::Deserialize)]
-    #[serde(deny_unknown_fields)]
-    struct Line {
-        progress: Json,
-    }
-    serde_json::from_slice::<Line>(line).ok().map(|line| line.progress)
-}
-
-/// Keeps the end of what a program complains of.
-async fn read_last(mut stderr: impl AsyncRead + Unpin, last: &mut Vec<u8>) {
-    let mut chunk = [0; 4_096];
-    while let Ok(read @ 1..) = stderr.read(&mut chunk).await {
-        last.extend_from_slice(&chunk[..read]);
-        let over = last.len().saturating_sub(ERROR_BYTES_MAX);
-        last.drain(..over);
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use job::Json;
+
     use super::*;
     use crate::handler::test_work;
 
     async fn run(line: &str) -> Outcome {
-        Command::new(line).handle(Arc::new(test_work(r#"{"n":3}"#)), Context::default()).await
+        Command::new(line, 1 << 24)
+            .handle(Arc::new(test_work(r#"{"n":3}"#)), Context::default())
+            .await
     }
 
     #[tokio::test]
@@ -228,26 +180,83 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn it_is_killed_with_its_children() {
-        let dir = tempfile::tempdir().expect("there is a folder");
-        let file = dir.path().join("child");
-        let line = format!("sleep 1000 & echo $! > {0}.new; mv {0}.new {0}; wait", file.display());
-        let program = Command::new(&line);
-        let work = Arc::new(test_work("{}"));
-        let running = tokio::spawn(async move { program.handle(work, Context::default()).await });
+    async fn a_program_may_ask_to_come_back_later() {
+        let later = run(r#"echo '{"afterMs":1500}'; echo busy >&2; exit 75"#).await;
+        let Outcome::Defer { error, after, .. } = later else { panic!("{later:?}") };
+        assert!(error.contains("busy"), "{error}");
+        assert_eq!(after, Some(Duration::from_millis(1_500)));
+    }
+
+    #[tokio::test]
+    async fn what_a_program_used_is_counted_however_it_ends() {
+        let used = r#"echo '{"progress":1,"tokens":{"input":5,"output":2.0},"model":"m"}'"#;
+        for end in ["exit 0", "exit 3", "exit 65"] {
+            let outcome = run(&format!("{used}; {end}")).await;
+            let (Outcome::Done { spent, .. }
+            | Outcome::Retry { spent, .. }
+            | Outcome::Reject { spent, .. }
+            | Outcome::Defer { spent, .. }) = outcome;
+            assert_eq!((spent.input_tokens, spent.output_tokens), (5, 2), "{end}");
+        }
+    }
+
+    #[tokio::test]
+    async fn odd_output_is_read_for_what_it_is_worth() {
+        for (output, result) in [
+            (r#"printf '\357\273\277{"result":3}'"#, Some("3")),
+            (r#"echo '[4]'; echo '{"result":1}'"#, Some("1")),
+            (r#"echo '{"result":1,"tokens":null}'"#, Some("1")),
+            (r#"echo '{"result":1,"tokens":{"input":null}}'"#, Some("1")),
+            (r#"echo '{"tokens":{"input":10.0}}'"#, None),
+        ] {
+            let outcome = run(output).await;
+            let Outcome::Done { result: found, .. } = outcome else { panic!("{outcome:?}") };
+            assert_eq!(found.as_ref().map(Json::get), result, "{output}");
+        }
+        let list = run(r#"echo '["r", {"input":1}]'"#).await;
+        assert!(matches!(list, Outcome::Reject { .. }), "{list:?}");
+        let long = run(
+            r#"echo '{"progress":1}'; head -c 2097152 /dev/zero | tr '\0' x; echo; echo '{"result":5}'"#,
+        );
+        let Outcome::Reject { error, .. } = long.await else { panic!("it is refused") };
+        assert_eq!(error, "the program wrote a line of more than 1048576 bytes");
+        let large =
+            run(r#"printf '{"result":"'; head -c 2097152 /dev/zero | tr '\0' x; echo '"}'"#);
+        let Outcome::Done { result: Some(result), .. } = large.await else { panic!("it is done") };
+        assert_eq!(result.get().len(), 2_097_154);
+    }
+
+    #[tokio::test]
+    async fn a_program_is_given_no_variable_that_was_not_meant_for_it() {
+        // Cargo sets it for this test, and nobody would expect it in a program.
+        let name = "CARGO_MANIFEST_DIR";
+        let line = format!(r#"printf '{{"result":"%s %s"}}' "${name}" "$JOBMESH_RUN""#);
+        let result = async |command: Command| {
+            let handled = command.handle(Arc::new(test_work("{}")), Context::default()).await;
+            match handled {
+                Outcome::Done { result: Some(result), .. } => result.get().to_owned(),
+                other => panic!("{other:?}"),
+            }
+        };
+        assert_eq!(result(Command::new(&line, 1_000)).await, "\" 1\"");
+        let allowed = Command::new(&line, 1_000).with_variables(&[name.to_owned()]);
+        assert!(result(allowed).await.contains("processor"));
+    }
+
+    /// Waits until a file is there; returns what it says.
+    async fn written(file: &std::path::Path) -> String {
         while !file.exists() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        let child = std::fs::read_to_string(&file).expect("it says its child's id");
-        running.abort();
-        assert!(running.await.is_err_and(|error| error.is_cancelled()));
-        let stat = format!("/proc/{}/stat", child.trim());
+        std::fs::read_to_string(file).expect("it is there")
+    }
+
+    async fn until_gone(pid: &str) {
+        let stat = format!("/proc/{}/stat", pid.trim());
         let lives = || {
             let stat = std::fs::read_to_string(&stat).unwrap_or_default();
-            !matches!(
-                stat.rsplit(')').next().and_then(|rest| rest.trim().chars().next()),
-                None | Some('Z')
-            )
+            let state = stat.rsplit(')').next().and_then(|rest| rest.trim().chars().next());
+            !matches!(state, None | Some('Z'))
         };
         for _ in 0..2_000 {
             if !lives() {
@@ -255,6 +264,44 @@ mod tests {
             }
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        panic!("the child lives on");
+        panic!("process {pid} lives on");
+    }
+
+    /// A child, one in a session of its own, and one whose parent has ended.
+    const CHILDREN: [&str; 3] = [
+        "sleep 1000 & echo $! > FILE.new",
+        "setsid sh -c 'echo $$ > FILE.new; exec sleep 1000' & while [ ! -s FILE.new ]; do :; done",
+        "(setsid sh -c 'echo $$ > FILE.new; exec sleep 1000' &) ; while [ ! -s FILE.new ]; do :; done",
+    ];
+
+    #[tokio::test]
+    async fn a_cancelled_program_is_killed_with_all_that_it_started() {
+        for child in CHILDREN {
+            let dir = tempfile::tempdir().expect("there is a folder");
+            let file = dir.path().join("child");
+            let line = format!("{child}; mv FILE.new FILE; wait; sleep 1000")
+                .replace("FILE", &file.display().to_string());
+            let program = Command::new(&line, 1_000);
+            let work = Arc::new(test_work("{}"));
+            let running =
+                tokio::spawn(async move { program.handle(work, Context::default()).await });
+            let pid = written(&file).await;
+            running.abort();
+            assert!(running.await.is_err_and(|error| error.is_cancelled()));
+            until_gone(&pid).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn a_program_that_ends_leaves_nothing_behind() {
+        for child in CHILDREN {
+            let dir = tempfile::tempdir().expect("there is a folder");
+            let file = dir.path().join("child");
+            let line = format!(r#"{child}; mv FILE.new FILE; echo '{{"result":1}}'"#)
+                .replace("FILE", &file.display().to_string());
+            let outcome = run(&line).await;
+            assert!(matches!(outcome, Outcome::Done { result: Some(_), .. }), "{outcome:?}");
+            until_gone(&written(&file).await).await;
+        }
     }
 }

@@ -1,36 +1,36 @@
 //! `http`: posts the job to a URL of the operator's, and reads outcome and cost from the answer.
 //!
-//! 2xx is done; 408, 425, 429 and 5xx are tried again (`Retry-After` in seconds is respected);
-//! any other status is a failure for good. The body of a 2xx may say what came of it:
+//! 2xx is done. 408, 425, 429 and 529, and 503 with a `Retry-After`, ask to come back later, which uses
+//! no attempt; other 5xx are tried again; any other status is a failure for good. The body of a 2xx may
+//! say what came of it:
 //! `{"result": any, "tokens": {"input": 1, "output": 2}, "images": 0, "model": "m"}`.
 
 use std::sync::Arc;
 
 use mesh::wire::Work;
 
-use super::{
-    answer::{self, Answer},
-    client,
-};
+use super::{answer, client};
 use crate::handler::{Context, Handler, Outcome};
 
-/// The largest answer that is read, in bytes.
-const ANSWER_BYTES_MAX: usize = 1024 * 1024;
+/// How much larger than the largest result an answer may be, in bytes: what is around it.
+const ANSWER_MARGIN_BYTES: usize = 64 * 1024;
 
 /// Posts jobs.
 #[derive(Clone, Debug)]
 pub struct Http {
     client: reqwest::Client,
     url: reqwest::Url,
+    answer_bytes_max: usize,
 }
 
 impl Http {
-    /// Posts to `url`.
+    /// Posts to `url`; results have at most `result_bytes_max` bytes.
     ///
     /// # Errors
-    /// Where the URL is none of `http` or `https`, or the machine's certificates cannot be read.
-    pub fn new(url: &str) -> anyhow::Result<Self> {
-        Ok(Self { url: client::url(url)?, client: client::client()? })
+    /// If the URL is none of `http` or `https`, or the machine's certificates cannot be read.
+    pub fn new(url: &str, result_bytes_max: usize) -> anyhow::Result<Self> {
+        let answer_bytes_max = result_bytes_max + ANSWER_MARGIN_BYTES;
+        Ok(Self { url: client::url(url)?, client: client::client()?, answer_bytes_max })
     }
 }
 
@@ -38,19 +38,19 @@ impl Handler for Http {
     async fn handle(&self, work: Arc<Work>, _: Context) -> Outcome {
         let request = self.client.post(self.url.clone()).json(&*work);
         let request = request.header("Jobmesh-Job-Id", work.job.to_string());
-        let answer = match client::answer(request, ANSWER_BYTES_MAX + 1).await {
+        let answer = match client::answer(request, self.answer_bytes_max + 1).await {
             Ok(answer) => answer,
             Err(error) => return Outcome::retry(client::could_not_ask(&self.url, error)),
         };
-        if answer.body.len() > ANSWER_BYTES_MAX {
-            return Outcome::reject(format!("the answer is larger than {ANSWER_BYTES_MAX} bytes"));
+        if answer.body.len() > self.answer_bytes_max {
+            let most = self.answer_bytes_max;
+            return Outcome::reject(format!("the answer is larger than {most} bytes"));
         }
         if !answer.status.is_success() {
             return answer.failed();
         }
-        match answer::read(&answer.body) {
-            Ok(Answer { result, spent }) => Outcome::Done { result, spent },
-            Err(why) => Outcome::reject(why),
-        }
+        // What is no JSON object says nothing: the work is done all the same.
+        let answer = answer::read(&answer.body).unwrap_or_default();
+        Outcome::Done { result: answer.result, spent: answer.spent }
     }
 }

@@ -1,93 +1,132 @@
 //! `llm`: asks a language model, by any chat endpoint that speaks as OpenAI's does
 //! (`POST <url>/chat/completions`; source: OpenAI API reference, Chat).
 //!
-//! What to ask comes from the project's `options`, what about from the job's data. The key comes
-//! from the environment; it goes to the endpoint and nowhere else.
+//! The project's `options` say what to ask, the job's data what about. The key comes from the
+//! environment; it goes to the endpoint and nowhere else.
+
+mod completion;
+mod schema;
 
 use std::sync::Arc;
 
 use anyhow::Context as _;
-use job::{Json, Spent};
+use job::{Json, LlmOptions, MaxTokensField, json::object};
 use mesh::wire::Work;
-use reqwest::header::{AUTHORIZATION, HeaderValue};
+use reqwest::{
+    Url,
+    header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue},
+};
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
 
 use super::client;
 use crate::handler::{Context, Handler, Outcome};
+use schema::Schema;
 
-/// The largest answer that is read, in bytes.
-const ANSWER_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// How much larger than the largest result an answer may be, in bytes: what is around the text.
+const ANSWER_MARGIN_BYTES: usize = 1024 * 1024;
 /// The most images of one job.
 const IMAGES_MAX: usize = 100;
+/// The largest prompt, in bytes.
+const PROMPT_BYTES_MAX: usize = 4 * 1024 * 1024;
 
 /// Asks a model.
 #[derive(Clone, Debug)]
 pub struct Llm {
     client: reqwest::Client,
-    url: reqwest::Url,
+    url: Url,
     key: Option<HeaderValue>,
     model: Option<String>,
+    max_tokens_field: MaxTokensField,
+    answer_bytes_max: usize,
 }
 
-/// What a project says in its `options`.
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct Options {
-    /// The model; the processor's default where absent.
-    model: Option<String>,
-    /// What the model is told first.
-    system: Option<String>,
-    /// What it is asked: `{{name}}` stands for the job's data under that name, `{{a.b}}` for what
-    /// is below, `{{}}` for all of it.
-    prompt: Option<String>,
-    /// The JSON schema that the result is to follow.
-    schema: Option<Json>,
+/// How a processor reaches its language model.
+#[derive(Clone, Debug, Default)]
+pub struct Endpoint<'a> {
+    /// Where it is, such as `https://api.openai.com/v1`. A query stays behind the path.
+    pub url: &'a str,
+    /// The key that it takes.
+    pub key: Option<&'a str>,
+    /// The model of projects that name none.
+    pub model: Option<&'a str>,
+    /// What it calls the bound on an answer's tokens, for projects that do not say.
+    pub max_tokens_field: MaxTokensField,
+    /// The largest result of a job, in bytes.
+    pub result_bytes_max: usize,
+}
+
+/// The body of a request.
+#[derive(Serialize)]
+struct Question<'a> {
+    model: &'a str,
+    messages: Vec<Message<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    response_format: Option<ResponseFormat<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    max_completion_tokens: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     max_tokens: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     temperature: Option<f64>,
 }
 
-#[derive(Deserialize)]
-struct Completion {
-    #[serde(default)]
-    model: Option<job::Id>,
-    choices: Vec<Choice>,
-    #[serde(default)]
-    usage: Usage,
+#[derive(Serialize)]
+struct Message<'a> {
+    role: &'static str,
+    content: Content<'a>,
 }
 
-#[derive(Deserialize)]
-struct Choice {
-    message: Message,
-    #[serde(default)]
-    finish_reason: Option<String>,
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Content<'a> {
+    Text(String),
+    Parts(Vec<Part<'a>>),
 }
 
-#[derive(Deserialize)]
-struct Message {
-    content: Option<String>,
-    #[serde(default)]
-    refusal: Option<String>,
+#[derive(Serialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+enum Part<'a> {
+    Text { text: String },
+    ImageUrl { image_url: ImageUrl<'a> },
 }
 
-#[derive(Default, Deserialize)]
-struct Usage {
-    #[serde(default)]
-    prompt_tokens: u64,
-    #[serde(default)]
-    completion_tokens: u64,
+#[derive(Serialize)]
+struct ImageUrl<'a> {
+    url: &'a str,
+}
+
+#[derive(Serialize)]
+struct ResponseFormat<'a> {
+    r#type: &'static str,
+    json_schema: NamedSchema<'a>,
+}
+
+#[derive(Serialize)]
+struct NamedSchema<'a> {
+    name: &'static str,
+    strict: bool,
+    schema: &'a Json,
+}
+
+/// A question that is ready to be asked.
+struct Prepared {
+    body: Vec<u8>,
+    schema: Option<Schema>,
+    images: u64,
 }
 
 impl Llm {
-    /// Asks the endpoint below `url` (such as `https://api.openai.com/v1`) with `key`; projects
-    /// that name no model ask `model`.
+    /// Asks this endpoint.
     ///
     /// # Errors
-    /// Where the URL is none of `http` or `https`, or the key can be in no header.
-    pub fn new(url: &str, key: Option<&str>, model: Option<&str>) -> anyhow::Result<Self> {
-        let url = format!("{}/chat/completions", url.trim_end_matches('/'));
-        let url = client::url(&url)?;
-        let key = key.map(|key| {
+    /// If the URL is none of `http` or `https`, or the key cannot be in a header.
+    pub fn new(endpoint: &Endpoint<'_>) -> anyhow::Result<Self> {
+        let mut url = client::url(endpoint.url)?;
+        // Only a URL without a host has no segments.
+        if let Ok(mut segments) = url.path_segments_mut() {
+            segments.pop_if_empty().extend(["chat", "completions"]);
+        }
+        let key = endpoint.key.map(|key| {
             let mut value = HeaderValue::from_str(&format!("Bearer {key}"))
                 .ok()
                 .context("the key of the language model has characters that no header takes")?;
@@ -98,198 +137,187 @@ impl Llm {
             client: client::client()?,
             url,
             key: key.transpose()?,
-            model: model.map(str::to_owned),
+            model: endpoint.model.map(str::to_owned),
+            max_tokens_field: endpoint.max_tokens_field,
+            answer_bytes_max: endpoint.result_bytes_max + ANSWER_MARGIN_BYTES,
         })
     }
 
-    async fn ask(&self, options: &Options, data: &Value) -> Result<Outcome, String> {
+    /// Puts the job's data into what the project asks.
+    fn prepare(&self, work: &Work) -> Result<Prepared, String> {
+        let options = LlmOptions::read(work.options.as_ref())
+            .map_err(|error| format!("project {:?}: {error}", work.project))?;
         let model = options.model.as_ref().or(self.model.as_ref());
-        let model =
-            model.ok_or("no model is named: set options.model, or the processor's default")?;
-        let prompt = fill(options.prompt.as_deref().unwrap_or("{{}}"), data)?;
-        let images = images(data)?;
+        let model = model.ok_or(
+            "no model is named: set options.model of the project, or the processor's default",
+        )?;
+        let prompt = options.prompt()?.fill(&work.data, PROMPT_BYTES_MAX);
+        let prompt = prompt.map_err(|error| format!("options.prompt: {error}"))?;
+        let images = images(&work.data)?;
         let mut messages = Vec::new();
-        if let Some(system) = &options.system {
-            messages.push(json!({ "role": "system", "content": fill(system, data)? }));
+        if let Some(system) = options.system()? {
+            let system = system.fill(&work.data, PROMPT_BYTES_MAX);
+            let system = system.map_err(|error| format!("options.system: {error}"))?;
+            messages.push(Message { role: "system", content: Content::Text(system) });
         }
-        messages.push(json!({ "role": "user", "content": content(prompt, &images) }));
-        let mut body = json!({ "model": model, "messages": messages });
-        if let Some(schema) = &options.schema {
-            let schema: Value =
-                serde_json::from_str(schema.get()).map_err(|error| error.to_string())?;
-            body["response_format"] = json!({
-                "type": "json_schema",
-                "json_schema": { "name": "result", "strict": true, "schema": schema },
-            });
-        }
-        if let Some(max) = options.max_tokens {
-            body["max_completion_tokens"] = max.into();
-        }
-        if let Some(temperature) = options.temperature {
-            body["temperature"] = temperature.into();
-        }
-        let mut request = self.client.post(self.url.clone()).json(&body);
+        messages.push(Message { role: "user", content: content(prompt, &images) });
+        let field = options.max_tokens_field.unwrap_or(self.max_tokens_field);
+        let max = |of| options.max_tokens.filter(|_| field == of);
+        let question = Question {
+            model,
+            messages,
+            response_format: options.schema.as_ref().map(|schema| ResponseFormat {
+                r#type: "json_schema",
+                json_schema: NamedSchema { name: "result", strict: true, schema },
+            }),
+            max_completion_tokens: max(MaxTokensField::MaxCompletionTokens),
+            max_tokens: max(MaxTokensField::MaxTokens),
+            temperature: options.temperature,
+        };
+        let body = serde_json::to_vec(&question).map_err(|error| error.to_string())?;
+        let schema = options.schema.as_ref().map(Schema::compile).transpose()?;
+        Ok(Prepared { body, schema, images: images.len() as u64 })
+    }
+
+    async fn ask(&self, question: Prepared) -> Outcome {
+        let mut request = self.client.post(self.url.clone());
+        request = request.header(CONTENT_TYPE, "application/json").body(question.body);
         if let Some(key) = &self.key {
             request = request.header(AUTHORIZATION, key.clone());
         }
-        let answer = match client::answer(request, ANSWER_BYTES_MAX).await {
+        let answer = match client::answer(request, self.answer_bytes_max).await {
             Ok(answer) => answer,
-            Err(error) => return Ok(Outcome::retry(client::could_not_ask(&self.url, error))),
+            Err(error) => return Outcome::retry(client::could_not_ask(&self.url, error)),
         };
         if !answer.status.is_success() {
-            return Ok(answer.failed());
+            return answer.failed();
         }
-        Ok(completed(&answer.body, options, images.len() as u64))
+        // Reading and checking a long answer takes longer than other tasks of the thread may wait.
+        let read = move || {
+            completion::outcome(
+                &answer.body,
+                question.schema.as_ref(),
+                question.images,
+                answer.later,
+            )
+        };
+        let read = tokio::task::spawn_blocking(read).await;
+        read.unwrap_or_else(|error| {
+            Outcome::retry(format!("the answer could not be read: {error}"))
+        })
     }
 }
 
 impl Handler for Llm {
     async fn handle(&self, work: Arc<Work>, _: Context) -> Outcome {
-        let options = work.options.as_ref().map_or("{}", |options| options.get());
-        let options: Options = match serde_json::from_str(options) {
-            Ok(options) => options,
-            Err(error) => {
-                return Outcome::reject(format!("options of project {:?}: {error}", work.project));
-            }
-        };
-        let data: Value = serde_json::from_str(work.data.get()).unwrap_or_default();
-        match self.ask(&options, &data).await {
-            Ok(outcome) => outcome,
-            Err(error) => Outcome::reject(error),
+        let llm = self.clone();
+        let prepared = tokio::task::spawn_blocking(move || llm.prepare(&work)).await;
+        match prepared {
+            Ok(Ok(question)) => self.ask(question).await,
+            Ok(Err(error)) => Outcome::reject(error),
+            Err(error) => Outcome::retry(format!("the question could not be prepared: {error}")),
         }
     }
-}
-
-/// What a model said, within what it was asked for.
-fn completed(body: &[u8], options: &Options, images: u64) -> Outcome {
-    let completion: Completion = match serde_json::from_slice(body) {
-        Ok(completion) => completion,
-        Err(error) => return Outcome::retry(format!("the answer is no chat completion: {error}")),
-    };
-    let spent = Spent {
-        input_tokens: completion.usage.prompt_tokens,
-        output_tokens: completion.usage.completion_tokens,
-        images,
-        model: completion.model,
-    };
-    let Some(Choice { message, finish_reason }) = completion.choices.into_iter().next() else {
-        return Outcome::Retry { error: "the model gave no choice".into(), after: None, spent };
-    };
-    if let Some(refusal) = message.refusal {
-        return Outcome::Reject { error: format!("the model refused: {refusal}"), spent };
-    }
-    let text = message.content.unwrap_or_default();
-    let result = if options.schema.is_some() {
-        match serde_json::from_str::<Json>(&text) {
-            Ok(result) => result,
-            Err(error) => {
-                let why = finish_reason.unwrap_or_default();
-                let error = format!("the model's answer is no JSON ({why}): {error}");
-                return Outcome::Retry { error, after: None, spent };
-            }
-        }
-    } else {
-        match Json::of(&text) {
-            Ok(result) => result,
-            Err(error) => return Outcome::Reject { error: error.to_string(), spent },
-        }
-    };
-    Outcome::Done { result: Some(result), spent }
 }
 
 /// A text, and the images that belong to it.
-fn content(prompt: String, images: &[String]) -> Value {
+fn content(prompt: String, images: &[String]) -> Content<'_> {
     if images.is_empty() {
-        return prompt.into();
+        return Content::Text(prompt);
     }
-    #[derive(Serialize)]
-    struct Url<'a> {
-        url: &'a str,
-    }
-    let text = json!({ "type": "text", "text": prompt });
-    let parts = images.iter().map(|url| json!({ "type": "image_url", "image_url": Url { url } }));
-    std::iter::once(text).chain(parts).collect()
+    let parts = images.iter().map(|url| Part::ImageUrl { image_url: ImageUrl { url } });
+    Content::Parts(std::iter::once(Part::Text { text: prompt }).chain(parts).collect())
 }
 
 /// The images of a job: `data.images`, URLs of `http`, `https` or `data`.
-fn images(data: &Value) -> Result<Vec<String>, String> {
-    let Some(images) = data.get("images") else { return Ok(Vec::new()) };
-    let urls: Option<Vec<String>> = images
-        .as_array()
-        .map(|urls| urls.iter().filter_map(|url| url.as_str()).map(str::to_owned).collect());
-    let known =
+fn images(data: &Json) -> Result<Vec<String>, String> {
+    #[derive(Deserialize)]
+    struct Data {
+        #[serde(default)]
+        images: Option<Vec<String>>,
+    }
+    let malformed =
+        || "data.images must be a list of URLs of images: https:, http: or data:image/".to_owned();
+    let mut json = serde_json::Deserializer::from_str(data.get());
+    let read: Data = object(&mut json).map_err(|_| malformed())?;
+    let images = read.images.unwrap_or_default();
+    let is_image =
         |url: &String| ["https://", "http://", "data:image/"].iter().any(|it| url.starts_with(it));
-    match urls {
-        Some(urls)
-            if Some(urls.len()) == images.as_array().map(Vec::len) && urls.iter().all(known) =>
-        {
-            if urls.len() > IMAGES_MAX {
-                return Err(format!(
-                    "data.images has {} images, at most {IMAGES_MAX} are sent",
-                    urls.len()
-                ));
-            }
-            Ok(urls)
-        }
-        _ => {
-            Err("data.images must be a list of URLs of images: https:, http: or data:image/".into())
-        }
+    if !images.iter().all(is_image) {
+        return Err(malformed());
     }
-}
-
-/// Puts the job's data into a template.
-fn fill(template: &str, data: &Value) -> Result<String, String> {
-    let mut text = String::with_capacity(template.len());
-    let mut rest = template;
-    while let Some((before, behind)) = rest.split_once("{{") {
-        let (name, behind) =
-            behind.split_once("}}").ok_or("options.prompt has a {{ without its }}")?;
-        text.push_str(before);
-        let path = name.trim().split('.').filter(|part| !part.is_empty());
-        let value = path.into_iter().try_fold(data, |value, part| match value {
-            Value::Array(items) => items.get(part.parse::<usize>().ok()?),
-            value => value.get(part),
-        });
-        match value {
-            Some(Value::String(value)) => text.push_str(value),
-            Some(value) => text.push_str(&value.to_string()),
-            None => {
-                return Err(format!(
-                    "the job's data has no {:?}, which the prompt names",
-                    name.trim()
-                ));
-            }
-        }
-        rest = behind;
+    if images.len() > IMAGES_MAX {
+        return Err(format!(
+            "data.images has {} images, at most {IMAGES_MAX} are sent",
+            images.len()
+        ));
     }
-    text.push_str(rest);
-    Ok(text)
+    Ok(images)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::handler::test_work;
+
+    fn prepared(options: &str, data: &str, field: MaxTokensField) -> Result<String, String> {
+        let endpoint = Endpoint {
+            url: "http://a/v1",
+            model: Some("m"),
+            max_tokens_field: field,
+            ..Endpoint::default()
+        };
+        let llm = Llm::new(&endpoint).expect("it is an endpoint");
+        let mut work = test_work(data);
+        work.options = Some(serde_json::from_str(options).expect("it is JSON"));
+        let prepared = llm.prepare(&work)?;
+        Ok(String::from_utf8(prepared.body).expect("it is UTF-8"))
+    }
 
     #[test]
-    fn a_template_takes_what_it_names_from_the_data() {
-        let data = json!({ "text": "hello", "page": { "no": 3 }, "list": ["a"] });
-        let filled = fill("{{text}}, page {{ page.no }} {{list.0}}", &data);
-        assert_eq!(filled.as_deref(), Ok("hello, page 3 a"));
-        assert_eq!(fill("{{}}", &json!({"a":1})).as_deref(), Ok(r#"{"a":1}"#));
-        assert!(fill("{{nothing}}", &data).is_err_and(|error| error.contains("nothing")));
-        assert!(fill("{{text", &data).is_err());
+    fn a_question_is_asked_as_it_was_written() {
+        let default = MaxTokensField::default();
+        let schema = r#"{"type":"object","properties":{"z":{"maximum":1.10},"a":{}}}"#;
+        let options = format!(r#"{{"prompt":"sum {{{{}}}}","schema":{schema},"maxTokens":7}}"#);
+        let body = prepared(&options, r#"{"z":1.10,"a":12345678901234567890123}"#, default);
+        let body = body.expect("it is prepared");
+        assert!(body.contains(schema), "{body}");
+        assert!(body.contains(r#"sum {\"z\":1.10,\"a\":12345678901234567890123}"#), "{body}");
+        assert!(body.contains(r#""max_completion_tokens":7"#), "{body}");
+        let body = prepared(r#"{"maxTokens":7}"#, "{}", MaxTokensField::MaxTokens);
+        assert!(body.is_ok_and(|body| body.contains(r#""max_tokens":7"#)));
+        let options = r#"{"maxTokens":7,"maxTokensField":"max_tokens"}"#;
+        let body = prepared(options, "{}", default).expect("it is prepared");
+        assert!(body.contains(r#""max_tokens":7"#) && !body.contains("completion"), "{body}");
+    }
+
+    #[test]
+    fn a_query_stays_behind_the_path() {
+        for (url, expected) in [
+            ("https://a/v1", "https://a/v1/chat/completions"),
+            ("https://a/v1/", "https://a/v1/chat/completions"),
+            (
+                "https://a/openai/deployments/gpt-4o?api-version=2024-10-21",
+                "https://a/openai/deployments/gpt-4o/chat/completions?api-version=2024-10-21",
+            ),
+        ] {
+            let llm = Llm::new(&Endpoint { url, ..Endpoint::default() }).expect("it is one");
+            assert_eq!(llm.url.as_str(), expected);
+        }
     }
 
     #[test]
     fn images_are_urls() {
-        let urls = json!({ "images": ["https://a/b.png", "data:image/png;base64,AA=="] });
-        assert_eq!(images(&urls).map(|urls| urls.len()), Ok(2));
-        for odd in [
-            json!({ "images": ["file:///etc/passwd"] }),
-            json!({ "images": [3] }),
-            json!({ "images": "x" }),
-        ] {
-            assert!(images(&odd).is_err(), "{odd}");
+        let images = |data: &str| images(&serde_json::from_str(data).expect("it is JSON"));
+        let urls = r#"{"images":["https://a/b.png","data:image/png;base64,AA=="]}"#;
+        assert_eq!(images(urls).map(|urls| urls.len()), Ok(2));
+        for none in ["{}", r#"{"images":null}"#, r#"{"images":[]}"#] {
+            assert_eq!(images(none), Ok(Vec::new()), "{none}");
+        }
+        for odd in
+            [r#"{"images":["file:///etc/passwd"]}"#, r#"{"images":[3]}"#, r#"{"images":"x"}"#]
+        {
+            assert!(images(odd).is_err(), "{odd}");
         }
     }
 }

@@ -4,6 +4,7 @@ mod answer;
 mod client;
 mod command;
 mod http;
+mod later;
 mod llm;
 mod noop;
 mod public;
@@ -12,7 +13,7 @@ mod webhook;
 
 pub use command::Command;
 pub use http::Http;
-pub use llm::Llm;
+pub use llm::{Endpoint, Llm};
 pub use noop::Noop;
 pub use tokenize::Tokenize;
 pub use webhook::Webhook;

@@ -21,7 +21,7 @@ use reqwest::{
 };
 use sha2::Sha256;
 
-use super::{client, public};
+use super::{client, later::later, public};
 use crate::handler::{Context, Handler, Outcome};
 
 /// How long a receiver may take to answer.
@@ -72,7 +72,10 @@ impl Webhook {
                 if answer.status() == StatusCode::GONE {
                     return Outcome::reject(error);
                 }
-                let after = client::retry_after(&answer);
+                let after = later(answer.headers(), service::now_ms());
+                if client::is_later(answer.status(), after) {
+                    return Outcome::Defer { error, after, spent: Spent::default() };
+                }
                 Outcome::Retry { error, after, spent: Spent::default() }
             }
             Err(error) => Outcome::retry(client::could_not_ask(&url, error)),
