@@ -16,6 +16,7 @@ mod failures;
 mod following;
 mod handlers;
 mod hostile_messages;
+mod http;
 mod kills;
 mod later;
 mod mesh;

@@ -1,62 +1,150 @@
 //! Reading requests strictly: what is not known is refused by its name.
 
+mod strict;
+
+use std::{borrow::Cow, time::Duration};
+
 use axum::{
-    body::Bytes,
-    extract::{FromRequestParts, rejection::BytesRejection},
-    http::{StatusCode, Uri, request::Parts},
+    body::HttpBody,
+    extract::{FromRequest, FromRequestParts, Request},
+    http::{
+        HeaderMap, Uri,
+        header::{CONTENT_ENCODING, EXPECT},
+        request::Parts,
+    },
 };
+use bytes::{Bytes, BytesMut};
+use http_body_util::BodyExt;
+use job::bounds::truncate;
+use percent_encoding::percent_decode_str;
 use serde::de::DeserializeOwned;
+use strict::Failure;
 
 use crate::error::Error;
+
+pub(crate) use strict::{ITEMS_MAX, as_integer};
 
 /// The largest body, in bytes.
 pub(crate) const BODY_BYTES_MAX: usize = 4 * 1024 * 1024;
 
-/// The bytes of a body, or why there are none.
-pub(crate) type Body = Result<Bytes, BytesRejection>;
+/// How much of a path or a value an error shows, in bytes.
+const SHOWN_BYTES_MAX: usize = 500;
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
-/// Takes a body within the limit.
-pub(crate) fn bytes(body: Body) -> Result<Bytes, Error> {
-    body.map_err(|rejection| {
-        if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE {
-            return Error::too_large(format!("the body has more than {BODY_BYTES_MAX} bytes"));
-        }
-        Error::malformed("the body could not be read to its end")
+/// The most that is read of a body that was refused, in bytes.
+const DISCARDED_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// How long the next bytes of a body may take.
+const NEXT_BYTES_WITHIN: Duration = Duration::from_secs(10);
+/// How long all of a body may take.
+const BODY_WITHIN: Duration = Duration::from_secs(60);
+
+/// The bytes of a body.
+pub(crate) struct Body(pub Bytes);
+
+impl<S: Sync> FromRequest<S> for Body {
+    type Rejection = Error;
+
+    async fn from_request(request: Request, _: &S) -> Result<Self, Error> {
+        let (parts, mut body) = request.into_parts();
+        let read = async {
+            let refused = match refused(&parts.headers, &body) {
+                None => match read_all(&mut body).await {
+                    Err(error) if error.is_too_large() => error,
+                    read => return read,
+                },
+                Some(refused) => refused,
+            };
+            // Most clients read the answer only after they have sent everything.
+            if !parts.headers.contains_key(EXPECT) {
+                discard(&mut body).await;
+            }
+            Err(refused)
+        };
+        let read = tokio::time::timeout(BODY_WITHIN, read).await;
+        read.unwrap_or_else(|_| Err(Error::slow(BODY_WITHIN))).map(Self)
+    }
+}
+
+/// Why a body is not read at all.
+fn refused(headers: &HeaderMap, body: &axum::body::Body) -> Option<Error> {
+    if body.size_hint().lower() > BODY_BYTES_MAX as u64 {
+        return Some(too_large());
+    }
+    let encoding = headers.get(CONTENT_ENCODING)?.as_bytes();
+    let encoding = truncate(&String::from_utf8_lossy(encoding), SHOWN_BYTES_MAX);
+    (!encoding.eq_ignore_ascii_case("identity")).then(|| {
+        let text = "the body has the Content-Encoding";
+        Error::unsupported(format!("{text} {encoding:?}: send it without compression"))
     })
+}
+
+async fn read_all(body: &mut axum::body::Body) -> Result<Bytes, Error> {
+    let mut all = BytesMut::new();
+    loop {
+        let frame = tokio::time::timeout(NEXT_BYTES_WITHIN, body.frame()).await;
+        match frame.map_err(|_| Error::slow(NEXT_BYTES_WITHIN))? {
+            None => return Ok(all.freeze()),
+            Some(Ok(frame)) => all.extend(frame.into_data()),
+            Some(Err(_)) => return Err(Error::malformed("the body could not be read to its end")),
+        }
+        if all.len() > BODY_BYTES_MAX {
+            return Err(too_large());
+        }
+    }
+}
+
+/// Reads what is left of a body that was refused, up to a bound.
+async fn discard(body: &mut axum::body::Body) {
+    let mut bytes = 0;
+    while bytes < DISCARDED_BYTES_MAX {
+        match tokio::time::timeout(NEXT_BYTES_WITHIN, body.frame()).await {
+            Ok(Some(Ok(frame))) => bytes += frame.data_ref().map_or(0, Bytes::len),
+            _ => return,
+        }
+    }
+}
+
+fn too_large() -> Error {
+    Error::too_large(format!("the body has more than {BODY_BYTES_MAX} bytes"))
 }
 
 /// Reads a body as a JSON object with the fields of `T` and no others.
 pub(crate) fn read<T: DeserializeOwned>(body: &[u8]) -> Result<T, Error> {
-    let first = body.iter().find(|b| !b.is_ascii_whitespace());
-    if first != Some(&b'{') {
+    // Editors and programs of Windows write a byte order mark first.
+    let body = body.strip_prefix(BYTE_ORDER_MARK).unwrap_or(body);
+    if body.iter().find(|b| !b.is_ascii_whitespace()) != Some(&b'{') {
         return Err(Error::malformed("the body must be a JSON object"));
     }
-    match serde_json::from_slice(body) {
-        Ok(read) => Ok(read),
-        // Once more, slower, to name the place.
-        Err(_) => Err(explain::<T>(body)),
-    }
+    object(body, "")
 }
 
-fn explain<T: DeserializeOwned>(body: &[u8]) -> Error {
-    let mut json = serde_json::Deserializer::from_slice(body);
-    match serde_path_to_error::deserialize::<_, T>(&mut json) {
-        Ok(_) => Error::malformed("the body has something behind its JSON object"),
-        Err(error) => {
-            let path = error.path().to_string();
-            let inner = error.into_inner();
-            let text = inner.to_string();
-            let text = text.split(" at line ").next().unwrap_or(&text).to_owned();
-            if !inner.is_data() {
-                let place = format!("line {} column {}", inner.line(), inner.column());
-                return Error::malformed(format!("the body is not valid JSON: {text} at {place}"));
-            }
-            // For an unknown field the path is the field itself, which the text names too.
-            let text = plain_words(&text);
-            let plain = path == "." || text.starts_with("unknown field");
-            Error::invalid(if plain { text } else { format!("{path}: {text}") })
-        }
+/// Reads `text`, which is JSON, as an object with the fields of `T`; errors name it `field`.
+pub(crate) fn object<T: DeserializeOwned>(text: &[u8], field: &str) -> Result<T, Error> {
+    let failure = Failure::default();
+    strict::read(text, &failure).map_err(|error| explain(&error, &failure, field))
+}
+
+fn explain(error: &serde_json::Error, failure: &Failure, field: &str) -> Error {
+    let path = match (field, failure.path()) {
+        (field, path) if field.is_empty() => path,
+        (field, path) if path.is_empty() => field.to_owned(),
+        (field, path) => format!("{field}.{path}"),
+    };
+    let path = truncate(&path, SHOWN_BYTES_MAX);
+    if failure.is_too_many() {
+        return Error::too_large(format!("{path} has more than {ITEMS_MAX} items"));
     }
+    let text = error.to_string();
+    let text = truncate(text.split(" at line ").next().unwrap_or(&text), SHOWN_BYTES_MAX);
+    if text == "trailing characters" {
+        return Error::malformed("the body has something behind its JSON object");
+    }
+    if !error.is_data() {
+        let place = format!("line {} column {}", error.line(), error.column());
+        return Error::malformed(format!("the body is not valid JSON: {text} at {place}"));
+    }
+    let text = plain_words(&text);
+    Error::invalid(if path.is_empty() { text } else { format!("{path}: {text}") })
 }
 
 /// What a reader of JSON expects in the place of the names that our types have.
@@ -90,19 +178,24 @@ pub(crate) fn query<const N: usize>(
     known: [&str; N],
 ) -> Result<[Option<String>; N], Error> {
     let mut values = [const { None }; N];
-    let pairs = axum::extract::Query::<Vec<(String, String)>>::try_from_uri(uri);
-    let pairs = pairs.map_err(|_| Error::invalid("the query string could not be read"))?;
-    for (name, value) in pairs.0 {
+    let pairs = uri.query().unwrap_or_default().split('&').filter(|pair| !pair.is_empty());
+    for pair in pairs {
+        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+        let name = decode(name).ok_or_else(|| Error::invalid("a parameter's name is not UTF-8"))?;
+        let value = decode(value).ok_or_else(|| Error::invalid(format!("{name} is not UTF-8")))?;
         let Some(place) = known.iter().position(|known| **known == name) else {
             let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
             return Err(Error::invalid(format!("unknown parameter {name:?}; known: {known}")));
         };
-        if value.contains(char::REPLACEMENT_CHARACTER) {
-            return Err(Error::invalid(format!("{name} is not UTF-8")));
-        }
         if values[place].replace(value).is_some() {
             return Err(Error::invalid(format!("{name} is given twice")));
         }
     }
     Ok(values)
+}
+
+/// Decodes a part of a query string; `None` if it is not UTF-8.
+fn decode(part: &str) -> Option<String> {
+    let spaced = part.replace('+', " ");
+    percent_decode_str(&spaced).decode_utf8().ok().map(Cow::into_owned)
 }

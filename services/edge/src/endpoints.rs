@@ -19,7 +19,7 @@ use axum::http::StatusCode;
 use job::bounds::ATTEMPTS_MAX;
 use serde::Serialize;
 
-use crate::error::Error;
+use crate::{body::as_integer, error::Error};
 
 /// How long a service behind the edge may take to answer a question.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -37,17 +37,23 @@ fn accepted<T: Serialize>(body: T) -> Answer<T> {
     Ok((StatusCode::ACCEPTED, axum::Json(body)))
 }
 
+/// The integer that a number is, in whatever way it was written.
+fn integer(number: &serde_json::Number) -> Option<u64> {
+    let from_float = || number.as_f64().and_then(as_integer).and_then(|n| u64::try_from(n).ok());
+    number.as_u64().or_else(from_float)
+}
+
 /// The priority of a request: an integer from 0 to 1000.
 fn priority(value: Option<&serde_json::Number>, default: u16) -> Result<u16, Error> {
     let Some(value) = value else { return Ok(default) };
-    let number = value.as_u64().and_then(|n| u16::try_from(n).ok()).filter(|n| *n <= 1_000);
+    let number = integer(value).and_then(|n| u16::try_from(n).ok()).filter(|n| *n <= 1_000);
     number.ok_or_else(|| Error::invalid("priority must be an integer from 0 to 1000"))
 }
 
 /// The attempts that each job may use.
 fn max_attempts(value: Option<&serde_json::Number>) -> Result<Option<u32>, Error> {
     let Some(value) = value else { return Ok(None) };
-    let number = value.as_u64().and_then(|n| u32::try_from(n).ok());
+    let number = integer(value).and_then(|n| u32::try_from(n).ok());
     let number = number.filter(|n| (1..=ATTEMPTS_MAX).contains(n));
     let text = format!("maxAttempts must be an integer from 1 to {ATTEMPTS_MAX}");
     number.map(Some).ok_or_else(|| Error::invalid(text))

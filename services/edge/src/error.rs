@@ -1,5 +1,7 @@
 //! The one error envelope, and the table of what may go wrong.
 
+use std::time::Duration;
+
 use axum::{
     Json,
     http::{
@@ -8,7 +10,7 @@ use axum::{
     },
     response::{IntoResponse, Response},
 };
-use job::reply::Code;
+use job::{bounds::truncate, reply::Code};
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -55,6 +57,28 @@ impl Error {
     /// Too much of something.
     pub fn too_large(text: impl Into<String>) -> Self {
         Self::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", text)
+    }
+
+    /// Whether it is about too much of something.
+    pub fn is_too_large(&self) -> bool {
+        self.status == StatusCode::PAYLOAD_TOO_LARGE
+    }
+
+    /// The body is in a form that is not read.
+    pub fn unsupported(text: impl Into<String>) -> Self {
+        Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_encoding", text)
+    }
+
+    /// The client does not send what it promised.
+    pub fn slow(within: Duration) -> Self {
+        let text = format!("the rest of the body did not come within {} s", within.as_secs());
+        Self::new(StatusCode::REQUEST_TIMEOUT, "request_timeout", text)
+    }
+
+    /// A page of another site asks.
+    pub fn cross_origin(origin: &str) -> Self {
+        let text = format!("a web page of another site ({origin:?}) may not use this API");
+        Self::new(StatusCode::FORBIDDEN, "cross_origin", truncate(&text, 500))
     }
 
     /// No such job.
@@ -160,7 +184,12 @@ impl IntoResponse for Error {
     fn into_response(self) -> Response {
         let body = Envelope { success: false, error: self.text, code: self.code };
         let mut response = (self.status, Json(body)).into_response();
-        if self.status == StatusCode::PAYLOAD_TOO_LARGE {
+        let leaves_body = [
+            StatusCode::PAYLOAD_TOO_LARGE,
+            StatusCode::REQUEST_TIMEOUT,
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+        ];
+        if leaves_body.contains(&self.status) {
             // What is left of the body is not read: the connection is of no more use.
             response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }

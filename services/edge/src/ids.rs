@@ -43,7 +43,11 @@ impl Key {
         project: &str,
         body: &[u8],
     ) -> Result<Option<Self>, Error> {
-        let Some(value) = headers.get(KEY_HEADER) else { return Ok(None) };
+        let mut values = headers.get_all(KEY_HEADER).iter();
+        let Some(value) = values.next() else { return Ok(None) };
+        if values.next().is_some() {
+            return Err(Error::invalid("Idempotency-Key is given twice"));
+        }
         let printable = |b: &u8| (0x20..0x7f).contains(b);
         let key = value.as_bytes();
         if key.is_empty() || key.len() > KEY_BYTES_MAX || !key.iter().all(printable) {

@@ -5,6 +5,7 @@
 
 mod app;
 mod body;
+mod browser;
 mod config;
 mod endpoints;
 mod error;
@@ -13,10 +14,11 @@ mod ids;
 mod openapi;
 mod request_id;
 mod router;
+mod server;
 mod submit;
 mod view;
 
-use std::{net::SocketAddr, time::Duration};
+use std::net::SocketAddr;
 
 use anyhow::{Context, ensure};
 use tokio::net::TcpListener;
@@ -24,9 +26,6 @@ use tokio_util::sync::CancellationToken;
 
 pub use config::Config;
 pub use router::openapi;
-
-/// How long requests under way may take to end.
-const DRAIN_WITHIN: Duration = Duration::from_secs(10);
 
 /// Serves until `stop` is cancelled, then lets requests under way end.
 ///
@@ -40,16 +39,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     let listener = listener.with_context(|| format!("cannot listen on {}", config.listen))?;
     tracing::info!(listen = %listener.local_addr()?, "edge serves");
     let app = app::App::start(&config, broker, stop.clone()).await?;
-    let served = axum::serve(listener, router::router(app.clone()));
-    let drained = served.with_graceful_shutdown(stop.clone().cancelled_owned());
-    let patience = async {
-        stop.cancelled().await;
-        tokio::time::sleep(DRAIN_WITHIN).await;
-    };
-    tokio::select! {
-        ended = drained.into_future() => ended?,
-        () = patience => tracing::warn!("requests were under way for too long and are cut off"),
-    }
+    server::serve(listener, router::router(app.clone()), stop).await;
     app.broker.client.flush().await.ok();
     tracing::info!("edge drained");
     Ok(())

@@ -31,19 +31,22 @@ use crate::error::{Envelope, Error};
 pub(crate) struct Document;
 
 /// The statuses that an error may have, and what each means.
-const ERRORS: [(&str, &str); 8] = [
+const ERRORS: [(&str, &str); 11] = [
     ("400", "The request is not what it must be; the error names the field."),
+    ("403", "A web page of another site may not use the API."),
     ("404", "There is no such job, batch, schedule or endpoint."),
     ("405", "The endpoint does not take the method."),
+    ("408", "The body did not come in time."),
     ("409", "The job or schedule is in no state for it; the error says why."),
     ("413", "Too much at once; the error names the limit."),
+    ("415", "The body is compressed."),
     ("422", "The Idempotency-Key came with another request before."),
     ("500", "The edge failed; report it with the X-Request-Id."),
     ("503", "Something behind the edge is away or full: send it again after Retry-After."),
 ];
 
 /// Which of them an answer to a mere question may have.
-const OF_QUESTIONS: [&str; 5] = ["400", "404", "405", "500", "503"];
+const OF_QUESTIONS: [&str; 6] = ["400", "403", "404", "405", "500", "503"];
 
 impl IntoResponses for Error {
     fn responses() -> BTreeMap<String, RefOr<Response>> {

@@ -3,7 +3,6 @@
 use axum::{
     Router,
     body::Bytes,
-    extract::DefaultBodyLimit,
     http::{Method, Uri, header::CONTENT_TYPE},
     middleware,
     routing::get,
@@ -14,7 +13,7 @@ use utoipa_swagger_ui::SwaggerUi;
 
 use crate::{
     app::App,
-    body,
+    browser,
     endpoints::{
         cancel, enqueue, health, jobs, metrics, projects, redo, result, retry, schedules, stats,
         status,
@@ -79,7 +78,7 @@ pub(crate) fn router(app: App) -> Router {
     // is inside.
     Router::new()
         .fallback_service(router)
-        .layer(DefaultBodyLimit::max(body::BODY_BYTES_MAX))
+        .layer(middleware::from_fn(browser::guard))
         .layer(middleware::from_fn(request_id::give))
 }
 

@@ -82,9 +82,8 @@ pub(crate) async fn enqueue(
     State(app): State<App>,
     _: NoQuery,
     headers: HeaderMap,
-    body: Body,
+    Body(body): Body,
 ) -> Answer<Response> {
-    let body = body::bytes(body)?;
     let request: Request = body::read(&body)?;
     let project = request.project_id.as_deref().ok_or_else(|| Error::missing("projectId"))?;
     let project = ids::id("projectId", project)?;
@@ -179,8 +178,10 @@ fn data(request: &Request, batches: &[Id]) -> Result<HashMap<Id, Json>, Error> {
     if request.batch_ids.is_none() {
         return Ok(HashMap::from([(batches[0].clone(), object("data", data.clone())?)]));
     }
-    let keyed: HashMap<String, Box<RawValue>> = serde_json::from_str(data.get())
-        .map_err(|_| Error::invalid("data must be an object keyed by batch id"))?;
+    if !data.get().starts_with('{') {
+        return Err(Error::invalid("data must be an object keyed by batch id"));
+    }
+    let keyed: HashMap<String, Box<RawValue>> = body::object(data.get().as_bytes(), "data")?;
     let named: HashSet<&str> = batches.iter().map(|batch| &**batch).collect();
     let mut of = HashMap::with_capacity(keyed.len());
     for (batch, value) in keyed {

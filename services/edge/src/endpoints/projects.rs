@@ -99,10 +99,10 @@ pub(crate) async fn put_project(
     State(app): State<App>,
     _: NoQuery,
     id: Result<Path<String>, PathRejection>,
-    body: Body,
+    Body(body): Body,
 ) -> Answer<Response> {
     let project = project_id(id)?;
-    let change: Patch = body::read(&body::bytes(body)?)?;
+    let change: Patch = body::read(&body)?;
     check(&change)?;
     let ask = Project { project: project.clone(), change };
     match app.submitter.submit(Verb::Project, ask).await? {

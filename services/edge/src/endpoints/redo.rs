@@ -13,7 +13,7 @@ use mesh::names::Verb;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{Answer, DURABLE, accepted, ok, priority};
+use super::{Answer, DURABLE, accepted, integer, ok, priority};
 use crate::{
     app::App,
     body::{self, Body, NoQuery},
@@ -80,9 +80,8 @@ pub(crate) async fn redo(
     State(app): State<App>,
     _: NoQuery,
     headers: HeaderMap,
-    body: Body,
+    Body(body): Body,
 ) -> Answer<Response> {
-    let body = body::bytes(body)?;
     let request: Request = body::read(&body)?;
     let project = request.project_id.as_deref().ok_or_else(|| Error::missing("projectId"))?;
     let project = ids::id("projectId", project)?;
@@ -118,7 +117,7 @@ pub(crate) async fn redo(
 fn data(request: &Request, project: &str, batch: &str, priority: u16) -> Result<Json, Error> {
     let row = request.row_index.as_ref().ok_or_else(|| Error::missing("rowIndex"))?;
     let row_index =
-        row.as_u64().ok_or_else(|| Error::invalid("rowIndex must be an integer from 0 on"))?;
+        integer(row).ok_or_else(|| Error::invalid("rowIndex must be an integer from 0 on"))?;
     let columns = request.redo_column_ids.as_deref();
     let columns = columns.ok_or_else(|| Error::missing("redoColumnIds"))?;
     if columns.is_empty() {

@@ -52,9 +52,8 @@ pub(crate) async fn retry(
     State(app): State<App>,
     _: NoQuery,
     headers: HeaderMap,
-    body: Body,
+    Body(body): Body,
 ) -> Answer<Response> {
-    let body = body::bytes(body)?;
     let request: Request = body::read(&body)?;
     let project = request.project_id.as_deref().ok_or_else(|| Error::missing("projectId"))?;
     let project = ids::id("projectId", project)?;

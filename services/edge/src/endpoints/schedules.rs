@@ -145,10 +145,10 @@ pub(crate) async fn put_schedule(
     State(app): State<App>,
     _: NoQuery,
     path: Named,
-    body: Body,
+    Body(body): Body,
 ) -> Answer<Response> {
     let (project, name) = named(path)?;
-    let request: Request = body::read(&body::bytes(body)?)?;
+    let request: Request = body::read(&body)?;
     let schedule = schedule(request, &name)?;
     // State checks it again; here it costs the stream nothing. The search may take a millisecond.
     let checked = schedule.clone();

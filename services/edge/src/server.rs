@@ -1,0 +1,193 @@
+//! HTTP connections: accepted, served, and closed when a client neither asks nor goes away.
+
+use std::{
+    io,
+    pin::{Pin, pin},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll},
+    time::{Duration, Instant},
+};
+
+use axum::{Router, body::Body};
+use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use hyper_util::rt::TokioIo;
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::{TcpListener, TcpStream},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tower_service::Service;
+
+/// How long the head of a request may take from its first byte on.
+const HEAD_WITHIN: Duration = Duration::from_secs(10);
+/// How long a connection may be open without a request.
+const IDLE_WITHIN: Duration = Duration::from_secs(120);
+/// How often connections are checked for both.
+const CHECK_EVERY: Duration = Duration::from_secs(5);
+/// How long requests in progress may take to end when the service stops.
+const DRAIN_WITHIN: Duration = Duration::from_secs(10);
+/// How long to wait after a connection could not be accepted, as when there are too many open files.
+const ACCEPT_AGAIN_AFTER: Duration = Duration::from_secs(1);
+
+/// Serves until `stop` is cancelled, then lets requests in progress end.
+pub(crate) async fn serve(listener: TcpListener, router: Router, stop: CancellationToken) {
+    let connections = TaskTracker::new();
+    loop {
+        let accepted = tokio::select! {
+            () = stop.cancelled() => break,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((stream, _)) => {
+                // What is written is a whole answer or a whole event.
+                stream.set_nodelay(true).ok();
+                connections.spawn(connection(stream, router.clone(), stop.clone()));
+            }
+            // Its client is gone already.
+            Err(error) if is_of_connection(&error) => {}
+            Err(error) => {
+                tracing::error!(%error, "connection not accepted, trying again");
+                tokio::time::sleep(ACCEPT_AGAIN_AFTER).await;
+            }
+        }
+    }
+    drop(listener);
+    connections.close();
+    if tokio::time::timeout(DRAIN_WITHIN, connections.wait()).await.is_err() {
+        tracing::warn!(count = connections.len(), "requests took too long to end and are cut off");
+    }
+}
+
+fn is_of_connection(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
+    matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset)
+}
+
+async fn connection(stream: TcpStream, router: Router, stop: CancellationToken) {
+    let activity = Arc::new(Activity::default());
+    let noted = activity.clone();
+    let service = service_fn(move |request: hyper::Request<Incoming>| {
+        noted.enter(Phase::Request);
+        let (mut router, noted) = (router.clone(), noted.clone());
+        async move {
+            let answer = router.call(request.map(Body::new)).await;
+            noted.enter(Phase::Idle);
+            answer
+        }
+    });
+    let io = TokioIo::new(Watched { stream, activity: activity.clone() });
+    let mut served = pin!(http1::Builder::new().serve_connection(io, service));
+    let mut check = tokio::time::interval(CHECK_EVERY);
+    let mut is_stopping = false;
+    loop {
+        tokio::select! {
+            // How a connection ends is its client's affair.
+            _ = served.as_mut() => return,
+            () = stop.cancelled(), if !is_stopping => {
+                is_stopping = true;
+                served.as_mut().graceful_shutdown();
+            }
+            _ = check.tick() => match activity.current() {
+                (Phase::Head, since) if since.elapsed() > HEAD_WITHIN => return,
+                // Also during an answer that goes on: it is the connection's last then.
+                (Phase::Idle, since) if since.elapsed() > IDLE_WITHIN => {
+                    served.as_mut().graceful_shutdown();
+                }
+                _ => {}
+            },
+        }
+    }
+}
+
+/// What a connection waits for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// The first byte of a request.
+    Idle,
+    /// The rest of its head.
+    Head,
+    /// Its answer.
+    Request,
+}
+
+/// The phase of a connection, and since when.
+struct Activity(Mutex<(Phase, Instant)>);
+
+impl Default for Activity {
+    fn default() -> Self {
+        Self(Mutex::new((Phase::Idle, Instant::now())))
+    }
+}
+
+impl Activity {
+    fn enter(&self, phase: Phase) {
+        *self.lock() = (phase, Instant::now());
+    }
+
+    fn current(&self) -> (Phase, Instant) {
+        *self.lock()
+    }
+
+    /// Notes that bytes came.
+    fn received(&self) {
+        let mut current = self.lock();
+        if current.0 == Phase::Idle {
+            *current = (Phase::Head, Instant::now());
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, (Phase, Instant)> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A socket that notes what it receives.
+struct Watched {
+    stream: TcpStream,
+    activity: Arc<Activity>,
+}
+
+impl AsyncRead for Watched {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        let read = Pin::new(&mut self.stream).poll_read(cx, buf);
+        if buf.filled().len() > before {
+            self.activity.received();
+        }
+        read
+    }
+}
+
+impl AsyncWrite for Watched {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, bytes)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}

@@ -1,0 +1,140 @@
+//! The HTTP interface where clients differ: how they write numbers, ids and bodies, and how they
+//! send.
+
+use std::time::Duration;
+
+use reqwest::StatusCode;
+use serde_json::{Value, json};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
+
+use crate::mesh::{Mesh, PATIENCE};
+
+const ENQUEUE: &str = "/api/queue/enqueue";
+
+async fn sent(request: reqwest::RequestBuilder) -> anyhow::Result<(u16, Value)> {
+    let answer = request.send().await?;
+    Ok((answer.status().as_u16(), answer.json().await.unwrap_or_default()))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn numbers_ids_and_bodies_are_read_as_they_are_meant() -> anyhow::Result<()> {
+    let mesh = Mesh::start()?;
+    for priority in ["10.0", "1e1", "1E0", "-0", "1e3", "0.0", "1000"] {
+        let body = format!(r#"{{"projectId":"p","batchId":"b","priority":{priority}}}"#);
+        let (status, answer) = mesh.post_raw(ENQUEUE, body).await?;
+        assert_eq!(status, 200, "{priority}: {answer}");
+    }
+    for priority in ["10.5", "1e4", "-1.0", "1e300", "1000.0000001", "\"10\"", "[10]"] {
+        let body = format!(r#"{{"projectId":"p","batchId":"b","priority":{priority}}}"#);
+        let (status, answer) = mesh.post_raw(ENQUEUE, body).await?;
+        assert_eq!((status, &answer["code"]), (400, &json!("invalid_field")), "{priority}");
+        assert!(answer["error"].as_str().is_some_and(|text| text.contains("priority")), "{answer}");
+    }
+    let body =
+        r#"{"projectId":"p","batchId":"b","maxAttempts":3.0,"retry":{"baseMs":1e3,"factor":2}}"#;
+    let (status, answer) = mesh.post_raw(ENQUEUE, format!("\u{feff} {body}")).await?;
+    assert_eq!(status, 200, "a byte order mark: {answer}");
+    let settings = r#"{"weight":2.0,"retention":1e3,"tokensPerMinute":1e6}"#;
+    let (status, answer) = mesh.put_raw("/api/projects/p", settings.to_owned()).await?;
+    assert_eq!((status, &answer["project"]["tokensPerMinute"]), (200, &json!(1_000_000)));
+
+    // An array has no field names.
+    for (path, body) in [
+        (
+            "/api/projects/p",
+            r#"{"webhook":["https://h.example/","whsec_MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3"]}"#,
+        ),
+        ("/api/projects/p", r#"{"retry":[1000,2,60000,0]}"#),
+        ("/api/projects/p/schedules/s", r#"{"cron":"0 0 * * *","ifLive":{"skip":null}}"#),
+    ] {
+        let (status, answer) = mesh.put_raw(path, body.to_owned()).await?;
+        assert_eq!((status, &answer["code"]), (400, &json!("invalid_field")), "{body}: {answer}");
+    }
+    let body = r#"{"projectId":"p","batchId":"b","retry":[1000,2,60000,0]}"#;
+    let (status, answer) = mesh.post_raw(ENQUEUE, body.to_owned()).await?;
+    assert_eq!(status, 400, "{answer}");
+
+    // The replacement character is a character like others.
+    let answer =
+        mesh.post(ENQUEUE, json!({ "projectId": "a\u{fffd}", "batchId": "\u{fffd}" })).await?;
+    let id = answer["jobId"].as_str().expect("jobId").to_owned();
+    let (status, listed) =
+        mesh.get("/api/queue/jobs?projectId=a%EF%BF%BD&batchId=%ef%bf%bd").await?;
+    assert_eq!((status, &listed["jobs"][0]["id"]), (200, &json!(id)), "{listed}");
+    let (status, answer) = mesh.get("/api/queue/stats?projectId=a%ff").await?;
+    assert_eq!((status, &answer["code"]), (400, &json!("invalid_field")), "{answer}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_ambiguous_encoded_or_from_another_site_is_refused() -> anyhow::Result<()> {
+    let mesh = Mesh::start()?;
+    let client = reqwest::Client::builder().no_proxy().build()?;
+    let url = mesh.url(ENQUEUE);
+    let body = r#"{"projectId":"p","batchId":"b"}"#;
+    let keys = client.post(&url).body(body);
+    let keys = keys.header("Idempotency-Key", "one").header("Idempotency-Key", "two");
+    let (status, answer) = sent(keys).await?;
+    assert_eq!((status, &answer["code"]), (400, &json!("invalid_field")), "{answer}");
+
+    let gzip = client.post(&url).body(vec![0x1f, 0x8b, 8, 0]).header("Content-Encoding", "gzip");
+    let (status, answer) = sent(gzip).await?;
+    assert_eq!((status, &answer["code"]), (415, &json!("unsupported_encoding")), "{answer}");
+    let identity = client.post(&url).body(body).header("Content-Encoding", "identity");
+    assert_eq!(sent(identity).await?.0, 200);
+
+    for (name, value) in [("Origin", "https://evil.example"), ("Sec-Fetch-Site", "cross-site")] {
+        let foreign = client.post(&url).body(body).header(name, value);
+        let (status, answer) = sent(foreign.header("Content-Type", "text/plain")).await?;
+        assert_eq!((status, &answer["code"]), (403, &json!("cross_origin")), "{answer}");
+    }
+    let own = client.post(&url).body(body).header("Origin", mesh.url("").trim_end_matches('/'));
+    assert_eq!(sent(own).await?.0, 200);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_that_never_finish_a_request_are_closed() -> anyhow::Result<()> {
+    let mesh = Mesh::start()?;
+    let address = mesh.url("").trim_start_matches("http://").trim_end_matches('/').to_owned();
+    let heads = [
+        "POST /api/queue/enqueue HTTP/1.1\r\nHost: h\r\n",
+        "POST /api/queue/enqueue HTTP/1.1\r\nHost: h\r\nContent-Length: 100\r\n\r\n{\"projectId\"",
+        "P",
+    ];
+    let mut open = Vec::new();
+    for head in heads {
+        let mut stream = TcpStream::connect(&address).await?;
+        stream.write_all(head.as_bytes()).await?;
+        open.push(stream);
+    }
+    // One that sends a little now and then is no better.
+    let mut slow = TcpStream::connect(&address).await?;
+    let mut answers = Vec::new();
+    let drips = async {
+        loop {
+            if slow.write_all(b"X").await.is_err() {
+                return;
+            }
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    };
+    let closed = async {
+        for mut stream in open {
+            let mut answer = Vec::new();
+            stream.read_to_end(&mut answer).await.ok();
+            answers.push(String::from_utf8_lossy(&answer).into_owned());
+        }
+    };
+    tokio::time::timeout(PATIENCE, async { tokio::join!(drips, closed) }).await?;
+    assert!(answers[1].starts_with("HTTP/1.1 408"), "{answers:?}");
+    assert!(answers[1].contains("request_timeout"), "{answers:?}");
+    assert_eq!((answers[0].as_str(), answers[2].as_str()), ("", ""));
+    // An idle connection between two requests stays open.
+    let client = reqwest::Client::builder().no_proxy().build()?;
+    assert_eq!(client.get(mesh.url("/healthz")).send().await?.status(), StatusCode::OK);
+    Ok(())
+}
