@@ -11,6 +11,7 @@ mod parts;
 mod peers;
 pub mod pickup;
 mod report;
+mod requests;
 
 use std::{
     collections::BTreeSet,
@@ -91,14 +92,16 @@ const USAGE: &str = "\
 usage: bench [--only <part>,<part>…] [--backlog <jobs>] [--json <file>] [--write]
 
   --only     measures these parts alone: life, singles, pickup, answers, many, projects, backlog,
-             always, peers; what is compared needs both of its sides
+             requests, always, peers; what is compared needs both of its sides
   --backlog  how many jobs wait in the large backlog (1000000)
   --json     writes what was found into a file
   --write    puts what was found into docs/benchmark.md and docs/benchmark.json";
 
 /// The parts.
-const PARTS: [&str; 9] =
-    ["life", "singles", "pickup", "answers", "many", "projects", "backlog", "always", "peers"];
+const PARTS: [&str; 10] = [
+    "life", "singles", "pickup", "answers", "many", "projects", "backlog", "requests", "always",
+    "peers",
+];
 
 /// What is to be measured, and where it goes.
 #[derive(Debug)]
@@ -238,6 +241,10 @@ async fn run(options: &Options) -> anyhow::Result<Report> {
     if options.has("backlog") {
         report.section("Backlogs");
         parts::backlog(&mesh, options.backlog, &mut report).await?;
+    }
+    if options.has("requests") {
+        report.section("The worst requests");
+        requests::measure(&mesh, &mut report).await?;
     }
     // Once more: no row came twice since.
     check(&mesh, options).await?;
@@ -412,7 +419,7 @@ fn compare(
             report.ratio("whole life against BullMQ's", ours.life, Some(peer.life()), 1.8);
             if let Some(times) = &ours.pickup {
                 let goal = Goal::AtMost(peer.pickup.quantile(0.5));
-                report.ms("pickup, p50, below BullMQ's", times.quantile(0.5), goal);
+                report.ms("pickup, p50, below BullMQ's", times.quantile(0.5), Some(goal));
             }
         }
         Durability::Always => {

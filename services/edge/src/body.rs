@@ -126,7 +126,7 @@ pub(crate) fn object<T: DeserializeOwned>(text: &[u8], field: &str) -> Result<T,
 
 fn explain(error: &serde_json::Error, failure: &Failure, field: &str) -> Error {
     let path = match (field, failure.path()) {
-        (field, path) if field.is_empty() => path,
+        ("", path) => path,
         (field, path) if path.is_empty() => field.to_owned(),
         (field, path) => format!("{field}.{path}"),
     };

@@ -1,6 +1,7 @@
 //! The mesh that is measured: `dev` without processors, which are started for each drain.
 
 use std::{
+    collections::BTreeMap,
     fs,
     io::{BufRead, BufReader},
     net::{Ipv4Addr, TcpListener},
@@ -17,6 +18,8 @@ use super::{CONCURRENCY, client::Client};
 
 /// How long a process may take to end.
 const END_WITHIN: Duration = Duration::from_secs(60);
+/// How long the services must be nearly idle to count as at rest.
+const QUIET: Duration = Duration::from_millis(500);
 
 /// When what was acked is on disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -193,6 +196,30 @@ impl Mesh {
         processes.into_iter().map(|(name, id)| usage(name, id)).collect()
     }
 
+    /// The processor time that each service has taken so far, to the microsecond.
+    pub fn cpu_times(&self) -> anyhow::Result<BTreeMap<String, Duration>> {
+        let children = self.children()?;
+        children.into_iter().map(|(name, id)| Ok((name, cpu_time(id)?))).collect()
+    }
+
+    /// Waits until the services have nothing more to do.
+    pub async fn until_quiet(&self) -> anyhow::Result<()> {
+        let begun = Instant::now();
+        let mut before = self.cpu_times()?;
+        loop {
+            tokio::time::sleep(QUIET).await;
+            let now = self.cpu_times()?;
+            let is_busy = |(name, time): (&String, &Duration)| {
+                time.saturating_sub(before.get(name).copied().unwrap_or_default()) > QUIET / 20
+            };
+            if !now.iter().any(is_busy) {
+                return Ok(());
+            }
+            ensure!(begun.elapsed() < super::PATIENCE, "the services never come to rest");
+            before = now;
+        }
+    }
+
     /// Ends the mesh.
     pub async fn stop(mut self) -> anyhow::Result<()> {
         send(self.dev.id(), libc::SIGINT)?;
@@ -244,6 +271,17 @@ impl Mesh {
         children.sort();
         Ok(children)
     }
+}
+
+fn cpu_time(id: u32) -> anyhow::Result<Duration> {
+    let mut sum = Duration::ZERO;
+    for thread in fs::read_dir(format!("/proc/{id}/task"))?.flatten() {
+        // A thread may have ended since.
+        let stat = fs::read_to_string(thread.path().join("schedstat")).unwrap_or_default();
+        let ns = stat.split_whitespace().next().and_then(|ns| ns.parse().ok());
+        sum += Duration::from_nanos(ns.unwrap_or_default());
+    }
+    Ok(sum)
 }
 
 fn usage(name: String, id: u32) -> anyhow::Result<Usage> {

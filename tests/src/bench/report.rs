@@ -75,8 +75,8 @@ impl Report {
     }
 
     /// A time, in milliseconds.
-    pub fn ms(&mut self, what: &str, ms: f64, goal: Goal) {
-        self.row(what, ms, "ms", Some(goal));
+    pub fn ms(&mut self, what: &str, ms: f64, goal: Option<Goal>) {
+        self.row(what, ms, "ms", goal);
     }
 
     /// How long answers took, and what their p50 and p99 should be.

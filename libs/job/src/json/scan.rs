@@ -5,6 +5,8 @@ use std::fmt::Write;
 
 /// How deep objects and arrays may be nested. Readers in other languages stop at a thousand or so.
 const DEPTH_MAX: usize = 500;
+/// As many digits are a number that a double holds, if it has no exponent.
+const PLAIN_DIGITS_MAX: usize = 300;
 /// How much of an offending string or number an error shows, in characters.
 const SHOWN_CHARS_MAX: usize = 40;
 
@@ -81,7 +83,8 @@ pub fn check(root: &str, text: &str) -> Result<(), Unrepresentable> {
             b'-' | b'0'..=b'9' => {
                 let end = number_end(bytes, at);
                 let number = &text[at..end];
-                if !number.parse::<f64>().is_ok_and(f64::is_finite) {
+                let may_be_large = number.len() > PLAIN_DIGITS_MAX || number.contains(['e', 'E']);
+                if may_be_large && !number.parse::<f64>().is_ok_and(f64::is_finite) {
                     let shown: String = number.chars().take(SHOWN_CHARS_MAX).collect();
                     let what = format!("the number {shown} is too large");
                     return Err(Unrepresentable { path: path(root, &levels), what });
