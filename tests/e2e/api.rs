@@ -1,11 +1,15 @@
 //! A client of the HTTP API, as the tests use it.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use anyhow::Context;
 use serde_json::Value;
 
 use crate::mesh::PATIENCE;
+
+/// How long a stream may be read, whatever it carries; each test bounds its own waits.
+const LONGEST_STREAM: Duration = Duration::from_secs(3_600);
 
 /// An edge.
 pub struct Api {
@@ -35,8 +39,8 @@ impl Api {
 
     /// A GET of a stream that goes on.
     pub async fn follow(&self, path: &str) -> anyhow::Result<reqwest::Response> {
-        let answer = self.client.get(format!("{}{path}", self.base)).send().await?;
-        Ok(answer.error_for_status()?)
+        let request = self.client.get(format!("{}{path}", self.base)).timeout(LONGEST_STREAM);
+        Ok(request.send().await?.error_for_status()?)
     }
 
     /// A POST of a body as it is: status and body.

@@ -110,6 +110,56 @@ async fn each_command_shows_its_answer_and_exits_with_what_it_means() -> anyhow:
     doctor(&mesh).await
 }
 
+/// Data and answers pass through the commands unchanged, a proxy is for other hosts, and what could
+/// not be written is an error.
+#[tokio::test(flavor = "multi_thread")]
+async fn data_passes_unchanged_and_what_is_not_written_is_an_error() -> anyhow::Result<()> {
+    let mesh = Mesh::start()?;
+    let deep = format!("{}{}", "[".repeat(200), "]".repeat(200));
+    let data = format!(
+        r#"{{"z":1,"big":9007199254740993,"n":12345678901234567890123,"f":1.10,"a":{deep}}}"#
+    );
+    let enqueue = ["enqueue", "--project", "p", "b", "--data", &data, "--json"];
+    let output = jobmesh(&mesh, &enqueue).await?;
+    assert!(output.status.success(), "{}", said(&output));
+    let answer: Value = serde_json::from_slice(&output.stdout)?;
+    let job = answer["jobIds"][0].as_str().unwrap().to_owned();
+    let url = mesh.url(&format!("/api/queue/status/{job}?wait=60s"));
+    let direct =
+        reqwest::Client::builder().no_proxy().build()?.get(url).send().await?.text().await?;
+    assert!(direct.contains(&format!(r#""data":{data}"#)), "{direct}");
+    let output = jobmesh(&mesh, &["status", &job, "--json"]).await?;
+    assert_eq!(String::from_utf8_lossy(&output.stdout).trim_end(), direct);
+    let output = jobmesh(&mesh, &["status", &job]).await?;
+    assert!(said(&output).contains(&data), "{}", said(&output));
+
+    let url = mesh.url("");
+    let in_a_shell = async |command: &'static str| {
+        let url = url.clone();
+        let output = move || {
+            let mut shell = Command::new("sh");
+            shell.args(["-c", command]).env("JOBMESH", env!("CARGO_BIN_EXE_tests"));
+            shell.env("JOBMESH_URL", url).output()
+        };
+        anyhow::Ok(tokio::task::spawn_blocking(output).await??)
+    };
+    let command = r#"printf '\357\273\277{"a":1}' | "$JOBMESH" enqueue --project p b --data -"#;
+    let output = in_a_shell(command).await?;
+    assert!(output.status.success(), "{}", said(&output));
+    let output = in_a_shell(r#""$JOBMESH" stats > /dev/full"#).await?;
+    assert_eq!(output.status.code(), Some(1), "{}", said(&output));
+    assert!(said(&output).contains("standard output"), "{}", said(&output));
+    let output = in_a_shell(r#""$JOBMESH" stats | true"#).await?;
+    assert!(output.status.success(), "{}", said(&output));
+    for proxy in ["http_proxy", "HTTP_PROXY", "ALL_PROXY"] {
+        let mut stats = Command::new(env!("CARGO_BIN_EXE_tests"));
+        stats.arg("stats").env("JOBMESH_URL", mesh.url("")).env(proxy, "http://127.0.0.1:9");
+        let output = tokio::task::spawn_blocking(move || stats.output()).await??;
+        assert!(output.status.success(), "{proxy}: {}", said(&output));
+    }
+    Ok(())
+}
+
 async fn doctor(mesh: &Mesh) -> anyhow::Result<()> {
     let nats = mesh.nats_url()?;
     let clickhouse = mesh.clickhouse_url()?;

@@ -5,7 +5,7 @@ use std::{
     io::{BufRead, BufReader},
     net::{Ipv4Addr, SocketAddr, TcpListener},
     ops::Deref,
-    path::Path,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
@@ -22,6 +22,7 @@ pub const PATIENCE: Duration = Duration::from_secs(120);
 pub struct Mesh {
     dev: Child,
     dir: TempDir,
+    data_dir: PathBuf,
     api: Api,
 }
 
@@ -44,19 +45,43 @@ impl Mesh {
         Self::start_in(TempDir::new()?, environment)
     }
 
+    /// Starts a mesh with these arguments of `dev`, and these variables in its environment.
+    pub fn start_with_arguments(
+        arguments: &[&str],
+        environment: &[(&str, &str)],
+    ) -> anyhow::Result<Self> {
+        Self::launch(TempDir::new()?, "", arguments, environment)
+    }
+
+    /// Starts a mesh whose data directory is a directory of this name.
+    pub fn start_named(dir: TempDir, name: &str) -> anyhow::Result<Self> {
+        Self::launch(dir, name, &[], &[])
+    }
+
     /// Starts a mesh on what another left behind.
     pub fn start_in(dir: TempDir, environment: &[(&str, &str)]) -> anyhow::Result<Self> {
+        Self::launch(dir, "", &[], environment)
+    }
+
+    fn launch(
+        dir: TempDir,
+        name: &str,
+        arguments: &[&str],
+        environment: &[(&str, &str)],
+    ) -> anyhow::Result<Self> {
         let listen = free_address()?;
+        let data_dir = dir.path().join(name);
         let mut dev = Command::new(env!("CARGO_BIN_EXE_tests"))
             .arg("dev")
             .args(["--listen", &listen.to_string()])
             .arg("--data-dir")
-            .arg(dir.path())
+            .arg(&data_dir)
+            .args(arguments)
             .envs(environment.iter().copied())
             .stdout(Stdio::piped())
             .spawn()?;
         let stdout = dev.stdout.take().context("stdout is piped")?;
-        let mut mesh = Self { dev, dir, api: Api::new(listen)? };
+        let mut mesh = Self { dev, dir, data_dir, api: Api::new(listen)? };
         for line in BufReader::new(stdout).lines() {
             if line?.starts_with("ready http://") {
                 return Ok(mesh);
@@ -68,13 +93,13 @@ impl Mesh {
 
     /// What all children have logged.
     pub fn logs(&self) -> String {
-        let files = fs::read_dir(self.dir.path().join("logs")).into_iter().flatten().flatten();
+        let files = fs::read_dir(self.data_dir.join("logs")).into_iter().flatten().flatten();
         files.map(|file| fs::read_to_string(file.path()).unwrap_or_default()).collect()
     }
 
     /// The URL of the broker.
     pub fn nats_url(&self) -> anyhow::Result<String> {
-        let log = fs::read_to_string(self.dir.path().join("logs/nats-server.log"))?;
+        let log = fs::read_to_string(self.data_dir.join("logs/nats-server.log"))?;
         let address =
             log.lines().rev().find_map(|line| line.split("client connections on ").nth(1));
         Ok(format!("nats://{}", address.context("the broker says where it is")?.trim()))
@@ -82,7 +107,7 @@ impl Mesh {
 
     /// The URL of ClickHouse's interface.
     pub fn clickhouse_url(&self) -> anyhow::Result<String> {
-        let log = fs::read_to_string(self.dir.path().join("logs/olap.log"))?;
+        let log = fs::read_to_string(self.data_dir.join("logs/olap.log"))?;
         let listen = log.lines().rev().find_map(|line| line.split("listen=").nth(1));
         Ok(format!("http://{}", listen.context("olap says where")?.trim()))
     }

@@ -130,13 +130,17 @@ async fn a_batch_shows_how_it_stands_and_a_job_its_every_step() -> anyhow::Resul
         [
             ("queued", 1, 0),
             ("processing", 1, 1),
-            ("queued", 2, 1),
-            ("processing", 2, 2),
-            ("completed", 2, 2),
+            ("queued", 2, 0),
+            ("processing", 2, 1),
+            ("completed", 2, 1),
         ]
     );
     let history = &answer["job"]["history"];
     assert!(history[2]["error"].as_str().unwrap().contains("busy"), "{history}");
+    assert_eq!(
+        (&history[2]["reason"], history[2]["runAt"].is_string()),
+        (&json!("deferred"), true)
+    );
     assert!(history[1]["worker"].is_string() && history[4]["at"].is_string(), "{history}");
     let now = batch("b").await?;
     assert_eq!(now["status"], "completed");

@@ -5,6 +5,8 @@ use std::time::Duration;
 use async_nats::{Client, ConnectOptions, Event, connection::State, jetstream};
 use tokio::sync::watch;
 
+use crate::access::{Access, AccessError, Login, Tls};
+
 /// How often the client looks whether the broker still answers; two misses close the connection.
 const PING_INTERVAL: Duration = Duration::from_secs(5);
 /// How long the client waits for an answer of the broker, where nothing else is said.
@@ -26,19 +28,35 @@ pub struct Broker {
 
 /// The broker could not be reached.
 #[derive(Debug, thiserror::Error)]
-#[error("could not connect to NATS at {url}")]
-pub struct Error {
-    url: String,
-    #[source]
-    source: async_nats::ConnectError,
+pub enum Error {
+    /// The address or the login cannot be used.
+    #[error(transparent)]
+    Access(#[from] AccessError),
+    /// No server could be connected to.
+    #[error("could not connect to NATS at {servers}")]
+    Connect {
+        /// Where the servers are.
+        servers: String,
+        /// Why not.
+        #[source]
+        source: async_nats::ConnectError,
+    },
 }
 
 impl Broker {
-    /// Connects to the broker at `url` as `name`, and again whenever the connection is lost.
+    /// Connects to the broker at `url` as `name`; see [`connect_with`](Self::connect_with).
     ///
     /// # Errors
-    /// Where the first connection cannot be made.
+    /// If the URL cannot be used, or the first connection cannot be made.
     pub async fn connect(url: &str, name: &str) -> Result<Self, Error> {
+        Self::connect_with(&Access::new(url, Login::None, Tls::default())?, name).await
+    }
+
+    /// Connects as `name`, and again whenever the connection is lost.
+    ///
+    /// # Errors
+    /// If the login cannot be used, or the first connection cannot be made.
+    pub async fn connect_with(access: &Access, name: &str) -> Result<Self, Error> {
         let (connected, connects) = watch::channel(0u64);
         let options = ConnectOptions::new()
             .name(name)
@@ -59,28 +77,39 @@ impl Broker {
                     }
                 }
             });
+        let connecting = access.apply(options)?.connect(access.servers());
+        let connected = connecting.await;
         let client =
-            options.connect(url).await.map_err(|source| Error { url: url.to_owned(), source })?;
+            connected.map_err(|source| Error::Connect { servers: access.to_string(), source })?;
         let mut js = jetstream::new(client.clone());
         js.set_timeout(REQUEST_TIMEOUT);
         Ok(Self { client, js, connects })
     }
 
     /// Connects, and tries again every quarter of a second until it works or `stop` is done.
+    ///
+    /// # Errors
+    /// If the login cannot be used.
     pub async fn connect_until(
-        url: &str,
+        access: &Access,
         name: &str,
         stop: &tokio_util::sync::CancellationToken,
-    ) -> Option<Self> {
+    ) -> Result<Option<Self>, AccessError> {
         loop {
-            match Self::connect(url, name).await {
-                Ok(broker) => return Some(broker),
-                Err(error) => {
-                    tracing::warn!(error = %error.source, url, "NATS is away, trying again");
+            let connecting = Self::connect_with(access, name);
+            let connected = tokio::select! {
+                () = stop.cancelled() => return Ok(None),
+                connected = connecting => connected,
+            };
+            match connected {
+                Ok(broker) => return Ok(Some(broker)),
+                Err(Error::Access(error)) => return Err(error),
+                Err(Error::Connect { servers, source }) => {
+                    tracing::warn!(error = %source, servers, "NATS is not reachable, trying again");
                 }
             }
             tokio::select! {
-                () = stop.cancelled() => return None,
+                () = stop.cancelled() => return Ok(None),
                 () = tokio::time::sleep(Duration::from_millis(250)) => {}
             }
         }

@@ -1,5 +1,6 @@
 #![doc = include_str!("../README.md")]
 
+pub mod access;
 pub mod append;
 pub mod ask;
 pub mod broker;
@@ -13,6 +14,7 @@ pub mod pull;
 pub mod rejected;
 pub mod results;
 pub mod snapshot;
+pub mod storage;
 pub mod stream_reader;
 mod token;
 pub mod topology;

@@ -26,6 +26,9 @@ pub const REJECTED_REASON: &str = "Jobmesh-Reason";
 /// The subject that a rejected message had.
 pub const REJECTED_SUBJECT: &str = "Jobmesh-Subject";
 
+/// What tells all services that messages to a subject are not stored.
+pub const UNSTORED: &str = "jobmesh.unstored";
+
 /// The bucket of jobs: what is.
 pub const JOBS: &str = "jobs";
 /// The stream behind the bucket of jobs.

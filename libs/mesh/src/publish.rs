@@ -128,6 +128,10 @@ impl Broker {
         };
         let answer = match sent {
             Err(_) => return Err(unknown()),
+            Ok(Err(error)) if error.kind() == RequestErrorKind::TimedOut => {
+                self.report_unstored(&subject).await;
+                return Err(unknown());
+            }
             Ok(Err(error)) if error.kind() == RequestErrorKind::NoResponders => {
                 return Err(Error::NoStream { subject: subject.to_string() });
             }

@@ -1,18 +1,135 @@
 //! Where NATS is, and what every service needs to be there.
 
-use anyhow::Context;
+use std::{ffi::OsString, path::PathBuf};
+
+use anyhow::{Context, bail};
 use mesh::{
     Broker,
+    access::{Access, Login, Secret, Tls},
     topology::{self, Sizes},
 };
 use tokio_util::sync::CancellationToken;
 
-/// Where NATS is.
+use crate::secret;
+
+/// A list of URLs of NATS, which may hold a password and so is never shown.
+pub type NatsUrl = Secret;
+
+/// The variables with secrets of NATS.
+const PASSWORD: &str = "JOBMESH_NATS_PASSWORD";
+const TOKEN: &str = "JOBMESH_NATS_TOKEN";
+const NKEY: &str = "JOBMESH_NATS_NKEY";
+
+/// How to log in at NATS, and whom to trust there.
+#[derive(Clone, Debug, Default, clap::Args)]
+#[group(skip)]
+pub struct NatsLogin {
+    /// The user to log in as; its password is in JOBMESH_NATS_PASSWORD or in the next one's file.
+    #[arg(long, env = "JOBMESH_NATS_USER")]
+    pub nats_user: Option<String>,
+    /// A file with the user's password.
+    #[arg(long, env = "JOBMESH_NATS_PASSWORD_FILE")]
+    pub nats_password_file: Option<PathBuf>,
+    /// A file with a token to log in with, if it is not in JOBMESH_NATS_TOKEN.
+    #[arg(long, env = "JOBMESH_NATS_TOKEN_FILE")]
+    pub nats_token_file: Option<PathBuf>,
+    /// A file with the seed of an NKEY to log in with, if it is not in JOBMESH_NATS_NKEY.
+    #[arg(long, env = "JOBMESH_NATS_NKEY_FILE")]
+    pub nats_nkey_file: Option<PathBuf>,
+    /// A credentials file (JWT and seed) to log in with.
+    #[arg(long, env = "JOBMESH_NATS_CREDS")]
+    pub nats_creds: Option<PathBuf>,
+    /// A file with certificates of authorities to trust beside the system's, as PEM.
+    #[arg(long, env = "JOBMESH_NATS_CA")]
+    pub nats_ca: Option<PathBuf>,
+    /// A file with the certificate that this client shows, as PEM.
+    #[arg(long, env = "JOBMESH_NATS_CERT", requires = "nats_key")]
+    pub nats_cert: Option<PathBuf>,
+    /// A file with the key of that certificate, as PEM.
+    #[arg(long, env = "JOBMESH_NATS_KEY", requires = "nats_cert")]
+    pub nats_key: Option<PathBuf>,
+}
+
+impl NatsLogin {
+    /// The access to the servers at `urls`, separated by commas.
+    ///
+    /// # Errors
+    /// If a file cannot be read, a URL is none, or there is more than one login.
+    pub fn access(&self, urls: &str) -> anyhow::Result<Access> {
+        let password = secret::read(PASSWORD, self.nats_password_file.as_deref())?;
+        let token = secret::read(TOKEN, self.nats_token_file.as_deref())?;
+        let nkey = secret::read(NKEY, self.nats_nkey_file.as_deref())?;
+        let credentials = match &self.nats_creds {
+            Some(file) => {
+                let text = std::fs::read_to_string(file);
+                Some(text.with_context(|| format!("cannot read {}", file.display()))?.into())
+            }
+            None => None,
+        };
+        let user = match (&self.nats_user, password) {
+            (None, None) => None,
+            (Some(user), Some(password)) => Some(Login::Password { user: user.clone(), password }),
+            (Some(_), None) => {
+                bail!("--nats-user needs {PASSWORD} (or --nats-password-file)")
+            }
+            (None, Some(_)) => bail!("{PASSWORD} is set without --nats-user"),
+        };
+        let logins = [
+            user,
+            token.map(Login::Token),
+            nkey.map(Login::Nkey),
+            credentials.map(Login::Credentials),
+        ];
+        let mut logins = logins.into_iter().flatten();
+        let login = logins.next().unwrap_or_default();
+        if logins.next().is_some() {
+            bail!(
+                "more than one login is set for NATS: keep one of user, token, NKEY, credentials"
+            );
+        }
+        let client = self.nats_cert.clone().zip(self.nats_key.clone());
+        let tls = Tls { ca: self.nats_ca.clone(), client };
+        Ok(Access::new(urls, login, tls)?)
+    }
+
+    /// The arguments that make a child process log in as this one does; secrets are not among them.
+    pub fn arguments(&self) -> Vec<OsString> {
+        let mut arguments: Vec<OsString> = Vec::new();
+        let files = [
+            ("--nats-password-file", &self.nats_password_file),
+            ("--nats-token-file", &self.nats_token_file),
+            ("--nats-nkey-file", &self.nats_nkey_file),
+            ("--nats-creds", &self.nats_creds),
+            ("--nats-ca", &self.nats_ca),
+            ("--nats-cert", &self.nats_cert),
+            ("--nats-key", &self.nats_key),
+        ];
+        if let Some(user) = &self.nats_user {
+            arguments.extend(["--nats-user".into(), user.into()]);
+        }
+        for (name, file) in files {
+            if let Some(file) = file {
+                arguments.extend([name.into(), file.into()]);
+            }
+        }
+        arguments
+    }
+}
+
+/// Where NATS is, and how large its streams are made.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Nats {
-    /// The URL of a NATS server with JetStream.
-    #[arg(long, env = "JOBMESH_NATS_URL", default_value = "nats://127.0.0.1:4222")]
-    pub nats_url: String,
+    /// The URL of a NATS server with JetStream, or several of one cluster separated by commas. It may hold a
+    /// user and a password, or a token: then better in the variable than as an argument.
+    #[arg(
+        long,
+        env = "JOBMESH_NATS_URL",
+        default_value = "nats://127.0.0.1:4222",
+        hide_env_values = true
+    )]
+    pub nats_url: NatsUrl,
+    #[command(flatten)]
+    login: NatsLogin,
     /// On how many servers of a cluster each stream is kept. Read where a stream is made.
     #[arg(long, env = "JOBMESH_REPLICAS", default_value_t = 1)]
     pub replicas: usize,
@@ -43,7 +160,8 @@ impl Nats {
         name: &str,
         stop: &CancellationToken,
     ) -> anyhow::Result<Option<Broker>> {
-        let Some(broker) = Broker::connect_until(&self.nats_url, name, stop).await else {
+        let access = self.login.access(self.nats_url.reveal())?;
+        let Some(broker) = Broker::connect_until(&access, name, stop).await? else {
             return Ok(None);
         };
         let bytes = |mb: u32| i64::from(mb) << 20;

@@ -3,10 +3,11 @@
 
 mod broker;
 mod clock;
+pub mod secret;
 pub mod shutdown;
 pub mod telemetry;
 
-pub use broker::Nats;
+pub use broker::{Nats, NatsLogin, NatsUrl};
 pub use clock::now_ms;
 
 /// A name for this process alone: what it is, and eight digits that no other has.

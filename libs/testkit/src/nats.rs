@@ -12,6 +12,9 @@ use tempfile::TempDir;
 /// How long the server may take to answer.
 const UP_WITHIN: Duration = Duration::from_secs(20);
 
+/// The server's log.
+const LOG: &str = "nats-server.log";
+
 /// The configuration that operators use.
 pub(crate) const CONF: &str =
     concat!(env!("CARGO_MANIFEST_DIR"), "/../../deploy/nats/jobmesh.conf");
@@ -29,7 +32,17 @@ impl Nats {
     /// # Errors
     /// Where there is no nats-server, or it does not come up.
     pub fn start() -> anyhow::Result<Self> {
+        Self::start_with("")
+    }
+
+    /// Starts a server with the configuration that operators use, and with `more` behind it.
+    ///
+    /// # Errors
+    /// If there is no nats-server, or it does not come up.
+    pub fn start_with(more: &str) -> anyhow::Result<Self> {
         let dir = TempDir::new()?;
+        let conf = format!("{}\n{more}\n", std::fs::read_to_string(CONF)?);
+        std::fs::write(dir.path().join("nats.conf"), conf)?;
         let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port();
         let server = spawn(&dir, port)?;
         let nats = Self { dir, port, server };
@@ -66,7 +79,8 @@ impl Nats {
             }
             std::thread::yield_now();
         }
-        bail!("nats-server on port {} did not come up", self.port)
+        let log = std::fs::read_to_string(self.dir.path().join(LOG)).unwrap_or_default();
+        bail!("nats-server on port {} did not come up:\n{log}", self.port)
     }
 }
 
@@ -79,13 +93,15 @@ impl Drop for Nats {
 
 fn spawn(dir: &TempDir, port: u16) -> anyhow::Result<Child> {
     let store = dir.path().join("store");
+    let log = std::fs::File::create(dir.path().join(LOG))?;
     let server = Command::new(fetch::nats_server()?)
-        .args(["--config", CONF])
+        .arg("--config")
+        .arg(dir.path().join("nats.conf"))
         .env("JOBMESH_NATS_LISTEN", format!("\"127.0.0.1:{port}\""))
         .env("JOBMESH_NATS_STORE", format!("{:?}", store.display().to_string()))
         .env("JOBMESH_NATS_SYNC", "1s")
         .stdout(Stdio::null())
-        .stderr(Stdio::null())
+        .stderr(log)
         .spawn()?;
     Ok(server)
 }

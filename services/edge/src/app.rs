@@ -12,6 +12,7 @@ use std::{
 use mesh::{
     Broker,
     names::{self, StateQuestion},
+    storage::Unstored,
 };
 use serde::{Serialize, de::DeserializeOwned};
 use tokio_util::sync::CancellationToken;
@@ -36,6 +37,8 @@ pub(crate) struct Parts {
     pub broker: Broker,
     pub submitter: Submitter,
     pub feed: Feed,
+    /// The subjects whose messages the broker does not store.
+    pub unstored: Unstored,
     full: Arc<AtomicBool>,
 }
 
@@ -58,7 +61,8 @@ impl App {
         let feed = Feed::start(broker.clone(), submitter.seen.clone(), stop.clone());
         let full = Arc::new(AtomicBool::new(false));
         tokio::spawn(look_at_fill(broker.clone(), full.clone(), stop));
-        Ok(Self(Arc::new(Parts { broker, submitter, feed, full })))
+        let unstored = broker.watch_storage().await?;
+        Ok(Self(Arc::new(Parts { broker, submitter, feed, unstored, full })))
     }
 }
 

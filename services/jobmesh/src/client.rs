@@ -6,16 +6,19 @@
 
 mod api;
 mod doctor;
+mod json;
 mod show;
 mod watch;
 
-use std::{io::Read, process::ExitCode};
+use std::{collections::BTreeMap, io::Read, process::ExitCode};
 
 use anyhow::Context;
 use clap::{Args, Subcommand};
-use serde_json::{Map, Value, json};
+use serde::Serialize;
+use serde_json::{Value, json, value::RawValue};
 
 use api::Api;
+use json::Json;
 
 /// Where the edge is, and how answers are shown.
 #[derive(Clone, Debug, Args)]
@@ -175,7 +178,7 @@ async fn act(command: Command) -> anyhow::Result<ExitCode> {
             query.extend(wait.map(|wait| ("wait", wait)));
             let path = format!("/api/queue/status/{job}");
             let answer = Api::new(&server)?.get(&path, &query).await?;
-            show::answer(server.json, &answer, |answer| show::job(&answer["job"]));
+            show::answer(server.json, &answer, |answer| show::job(&answer.field("job")))?;
         }
         Command::Watch { job, project, batch, server } => {
             let api = Api::new(&server)?;
@@ -206,58 +209,74 @@ async fn act(command: Command) -> anyhow::Result<ExitCode> {
         Command::Stats { project, server } => {
             let query: Vec<_> = project.map(|project| ("projectId", project)).into_iter().collect();
             let answer = Api::new(&server)?.get("/api/queue/stats", &query).await?;
-            show::answer(server.json, &answer, show::stats);
+            show::answer(server.json, &answer, show::stats)?;
         }
         Command::Metrics { project, range, server } => {
             let mut query = vec![("timeRange", range)];
             query.extend(project.map(|project| ("projectId", project)));
             let answer = Api::new(&server)?.get("/api/queue/metrics", &query).await?;
-            show::answer(server.json, &answer, |answer| show::metrics(&answer["stats"]));
+            show::answer(server.json, &answer, |answer| show::metrics(&answer.field("stats")))?;
         }
         Command::Projects { project, set, server } => {
             let api = Api::new(&server)?;
             let answer = if set.is_empty() {
                 api.get_in(&["api", "projects", &project], &[]).await?
             } else {
-                let change: anyhow::Result<Map<String, Value>> =
+                let change: anyhow::Result<BTreeMap<String, Box<RawValue>>> =
                     set.iter().map(|set| setting(set)).collect();
-                api.put_in(&["api", "projects", &project], &Value::Object(change?)).await?
+                api.put_in(&["api", "projects", &project], &change?).await?
             };
-            show::answer(server.json, &answer, |answer| show::fields(&answer["project"]));
+            show::answer(server.json, &answer, |answer| show::fields(&answer.field("project")))?;
         }
         Command::Doctor(doctor) => return doctor.run().await,
         Command::Completions { shell } => {
             let mut command = <crate::Cli as clap::CommandFactory>::command();
-            clap_complete::generate(shell, &mut command, "jobmesh", &mut std::io::stdout());
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut command, "jobmesh", &mut script);
+            show::print(String::from_utf8_lossy(&script).trim_end())?;
         }
     }
     Ok(ExitCode::SUCCESS)
 }
 
+/// The body of an enqueue.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct EnqueueBody<'a> {
+    project_id: &'a str,
+    batch_ids: &'a [String],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    data: Option<BTreeMap<&'a str, &'a RawValue>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    priority: Option<u16>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    run_at: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    max_attempts: Option<u32>,
+}
+
 async fn enqueue(request: Enqueue) -> anyhow::Result<ExitCode> {
-    let mut body = json!({ "projectId": request.project, "batchIds": request.batches });
-    if let Some(data) = data(request.data.as_deref())? {
-        let each = request.batches.iter().map(|batch| (batch.clone(), data.clone()));
-        body["data"] = Value::Object(each.collect());
-    }
-    for (name, value) in [
-        ("priority", request.priority.map(Value::from)),
-        ("runAt", request.run_at.map(Value::from)),
-        ("maxAttempts", request.max_attempts.map(Value::from)),
-    ] {
-        if let Some(value) = value {
-            body[name] = value;
-        }
-    }
+    let data = data(request.data.as_deref())?;
+    let keyed = |data| {
+        request.batches.iter().map(|batch| (batch.as_str(), data)).collect::<BTreeMap<_, _>>()
+    };
+    let body = EnqueueBody {
+        project_id: &request.project,
+        batch_ids: &request.batches,
+        data: data.as_deref().map(keyed),
+        priority: request.priority,
+        run_at: request.run_at.as_deref(),
+        max_attempts: request.max_attempts,
+    };
     let api = Api::new(&request.server)?;
     let key = request.idempotency_key.as_deref();
     let answer = api.post("/api/queue/enqueue", &body, key).await?;
     if !request.watch {
-        show::answer(request.server.json, &answer, show::enqueued);
+        show::answer(request.server.json, &answer, show::enqueued)?;
         return Ok(ExitCode::SUCCESS);
     }
-    let jobs = answer["jobIds"].as_array().context("the answer names no jobs")?;
-    let jobs = jobs.iter().filter_map(|id| id.as_str().map(str::to_owned)).collect();
+    let jobs = answer.field("jobIds").items();
+    let jobs = jobs.iter().filter_map(Json::as_string).collect();
     let wanted = watch::Wanted::jobs(jobs, Some(request.project));
     watch::to_the_end(&api, wanted, request.server.json).await
 }
@@ -265,11 +284,10 @@ async fn enqueue(request: Enqueue) -> anyhow::Result<ExitCode> {
 /// Posts a request whose answer says in a sentence what was done.
 async fn done(server: &Server, path: &str, body: &Value) -> anyhow::Result<()> {
     let answer = Api::new(server)?.post(path, body, None).await?;
-    show::answer(server.json, &answer, show::message);
-    Ok(())
+    show::answer(server.json, &answer, show::message)
 }
 
-fn data(text: Option<&str>) -> anyhow::Result<Option<Value>> {
+fn data(text: Option<&str>) -> anyhow::Result<Option<Box<RawValue>>> {
     let text = match text {
         None => return Ok(None),
         Some("-") => {
@@ -279,15 +297,20 @@ fn data(text: Option<&str>) -> anyhow::Result<Option<Value>> {
         }
         Some(text) => text.to_owned(),
     };
-    let data: Value = serde_json::from_str(&text).context("--data is not JSON")?;
-    anyhow::ensure!(data.is_object(), "--data must be a JSON object");
+    // Editors and programs of Windows write a byte order mark first.
+    let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
+    let data: Box<RawValue> = serde_json::from_str(text).context("--data is not JSON")?;
+    anyhow::ensure!(data.get().starts_with('{'), "--data must be a JSON object");
     Ok(Some(data))
 }
 
-fn setting(text: &str) -> anyhow::Result<(String, Value)> {
+fn setting(text: &str) -> anyhow::Result<(String, Box<RawValue>)> {
     let (name, value) =
         text.split_once('=').with_context(|| format!("{text:?} is not name=JSON"))?;
     // A bare word is a text: handler=llm.
-    let value = serde_json::from_str(value).unwrap_or_else(|_| value.into());
+    let value = match serde_json::from_str(value) {
+        Ok(value) => value,
+        Err(_) => serde_json::value::to_raw_value(value)?,
+    };
     Ok((name.to_owned(), value))
 }

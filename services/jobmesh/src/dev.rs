@@ -1,8 +1,10 @@
 //! `jobmesh dev`: everything on one machine, each service a child process as in production,
 //! restarted when it dies, none outliving this one.
 
+mod broker;
 mod child;
 mod config;
+mod environment;
 mod plan;
 mod ready;
 
@@ -50,7 +52,16 @@ async fn supervise(config: Config) -> anyhow::Result<()> {
     };
     let mut running = Vec::new();
     for stage in stages {
-        running.push(stage.into_iter().map(Child::start).collect::<Vec<_>>());
+        let mut children = Vec::new();
+        for spec in stage {
+            let watched = spec.watched.clone();
+            let child = Child::start(spec);
+            if let Some(watched) = watched {
+                tokio::spawn(broker::watch(watched, child.restart()));
+            }
+            children.push(child);
+        }
+        running.push(children);
     }
     let ready = tokio::select! {
         () = stop.cancelled() => Ok(()),

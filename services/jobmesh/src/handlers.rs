@@ -1,7 +1,10 @@
 //! The handlers of this binary, and which of them runs which kind of work.
 
+use std::path::PathBuf;
+
 use anyhow::Context;
 use job::{Kind, MaxTokensField};
+use mesh::access::Secret;
 use processor::{
     Registry,
     handlers::{Command, Endpoint, Http, Llm, Noop, Tokenize},
@@ -19,18 +22,21 @@ pub struct Config {
     #[arg(long = "handler", env = "JOBMESH_HANDLERS", value_delimiter = ',')]
     handlers: Vec<String>,
     /// Where the handler `http` posts jobs to.
-    #[arg(long, env = "JOBMESH_HTTP_URL")]
-    http_url: Option<String>,
+    #[arg(long, env = "JOBMESH_HTTP_URL", hide_env_values = true)]
+    http_url: Option<Secret>,
     /// What the handler `command` runs for each job, by /bin/sh.
-    #[arg(long, env = "JOBMESH_COMMAND")]
-    command: Option<String>,
+    #[arg(long, env = "JOBMESH_COMMAND", hide_env_values = true)]
+    command: Option<Secret>,
     /// Variables of this processor's environment that the programs of `command` are given beside the
     /// usual ones (PATH, HOME, LANG and so on): their names.
     #[arg(long, env = "JOBMESH_COMMAND_ENV", value_delimiter = ',')]
     command_env: Vec<String>,
     /// The endpoint that the handler `llm` asks, such as https://api.openai.com/v1.
-    #[arg(long, env = "JOBMESH_LLM_URL")]
-    llm_url: Option<String>,
+    #[arg(long, env = "JOBMESH_LLM_URL", hide_env_values = true)]
+    llm_url: Option<Secret>,
+    /// A file with the key of that endpoint, if it is not in JOBMESH_LLM_KEY.
+    #[arg(long, env = "JOBMESH_LLM_KEY_FILE")]
+    llm_key_file: Option<PathBuf>,
     /// The model that `llm` asks for projects that name none.
     #[arg(long, env = "JOBMESH_LLM_MODEL")]
     llm_model: Option<String>,
@@ -82,17 +88,17 @@ impl Config {
         let mut registry = Registry::new().named("tokenize", Tokenize).named("noop", Noop);
         let result_bytes_max = self.processor.result_bytes_max();
         if let Some(url) = &self.http_url {
-            registry = registry.named("http", Http::new(url, result_bytes_max)?);
+            registry = registry.named("http", Http::new(url.reveal(), result_bytes_max)?);
         }
         if let Some(line) = &self.command {
-            let command = Command::new(line, result_bytes_max);
+            let command = Command::new(line.reveal(), result_bytes_max);
             registry = registry.named("command", command.with_variables(&self.command_env));
         }
         if let Some(url) = &self.llm_url {
-            let key = std::env::var(LLM_KEY).ok();
+            let key = service::secret::read(LLM_KEY, self.llm_key_file.as_deref())?;
             let endpoint = Endpoint {
-                url,
-                key: key.as_deref(),
+                url: url.reveal(),
+                key: key.as_ref().map(Secret::reveal),
                 model: self.llm_model.as_deref(),
                 max_tokens_field: self.llm_max_tokens_field.into(),
                 result_bytes_max,

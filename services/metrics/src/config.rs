@@ -1,6 +1,15 @@
 //! What an operator may set of metrics.
 
+use std::path::PathBuf;
+
+use anyhow::{Context, bail};
+use mesh::access::Secret;
+use percent_encoding::percent_decode_str;
 use service::Nats;
+use url::Url;
+
+/// The variable with ClickHouse's password.
+const PASSWORD: &str = "JOBMESH_CLICKHOUSE_PASSWORD";
 
 /// Settings of metrics.
 #[derive(Clone, Debug, clap::Args)]
@@ -8,37 +17,74 @@ pub struct Config {
     /// Where NATS is.
     #[command(flatten)]
     pub nats: Nats,
-    /// The URL of ClickHouse's HTTP interface.
-    #[arg(long, env = "JOBMESH_CLICKHOUSE_URL", default_value = "http://127.0.0.1:8123")]
-    pub clickhouse_url: String,
+    /// The URL of ClickHouse's HTTP interface. It may hold a user and a password: then better in the
+    /// variable than as an argument.
+    #[arg(
+        long,
+        env = "JOBMESH_CLICKHOUSE_URL",
+        default_value = "http://127.0.0.1:8123",
+        hide_env_values = true
+    )]
+    pub clickhouse_url: Secret,
     /// ClickHouse's database, made where it is missing.
     #[arg(long, env = "JOBMESH_CLICKHOUSE_DATABASE", default_value = "jobmesh")]
     pub clickhouse_database: String,
-    /// ClickHouse's user.
+    /// ClickHouse's user; its password is in JOBMESH_CLICKHOUSE_PASSWORD or in the next one's file.
     #[arg(long, env = "JOBMESH_CLICKHOUSE_USER")]
     pub clickhouse_user: Option<String>,
-    /// ClickHouse's password.
-    #[arg(long, env = "JOBMESH_CLICKHOUSE_PASSWORD", hide_env_values = true)]
-    pub clickhouse_password: Option<String>,
+    /// A file with ClickHouse's password.
+    #[arg(long, env = "JOBMESH_CLICKHOUSE_PASSWORD_FILE")]
+    pub clickhouse_password_file: Option<PathBuf>,
+}
+
+/// ClickHouse, as the settings name it.
+#[derive(Clone)]
+pub(crate) struct ClickHouse {
+    /// A client without a database, to make it.
+    pub server: clickhouse::Client,
+    /// A client for the tables.
+    pub tables: clickhouse::Client,
+    /// The name of the database.
+    pub database: String,
+    /// Where it is, for logs.
+    pub shown: String,
 }
 
 impl Config {
-    /// A client without a database, to make it.
-    pub(crate) fn bare_client(&self) -> clickhouse::Client {
-        let mut client = clickhouse::Client::default()
-            .with_url(&self.clickhouse_url)
+    /// Clients of ClickHouse.
+    ///
+    /// # Errors
+    /// If the URL is none, or the password cannot be read.
+    pub(crate) fn clickhouse(&self) -> anyhow::Result<ClickHouse> {
+        // What is wrong with it must not show what is in it.
+        let url = self.clickhouse_url.reveal().parse::<Url>();
+        let mut url = url.context("the URL of ClickHouse is not usable")?;
+        let of_url = |text: &str| percent_decode_str(text).decode_utf8_lossy().into_owned();
+        let user = match (url.username(), &self.clickhouse_user) {
+            ("", user) => user.clone(),
+            (user, None) => Some(of_url(user)),
+            _ => bail!("ClickHouse's user is in the URL and in a setting: keep one"),
+        };
+        let set = service::secret::read(PASSWORD, self.clickhouse_password_file.as_deref())?;
+        let password = match (url.password().map(of_url), set) {
+            (Some(_), Some(_)) => {
+                bail!("ClickHouse's password is in the URL and in a setting: keep one")
+            }
+            (password, set) => password.map(Secret::from).or(set),
+        };
+        // A URL with a host can be without a user.
+        let _ = url.set_username("").and_then(|()| url.set_password(None));
+        let mut server = clickhouse::Client::default()
+            .with_url(url.as_str())
             .with_compression(clickhouse::Compression::None);
-        if let Some(user) = &self.clickhouse_user {
-            client = client.with_user(user);
+        if let Some(user) = user {
+            server = server.with_user(user);
         }
-        if let Some(password) = &self.clickhouse_password {
-            client = client.with_password(password);
+        if let Some(password) = password {
+            server = server.with_password(password.reveal());
         }
-        client
-    }
-
-    /// A client for the tables.
-    pub(crate) fn client(&self) -> clickhouse::Client {
-        self.bare_client().with_database(&self.clickhouse_database)
+        let tables = server.clone().with_database(&self.clickhouse_database);
+        let database = self.clickhouse_database.clone();
+        Ok(ClickHouse { server, tables, database, shown: url.to_string() })
     }
 }

@@ -20,10 +20,11 @@ pub use config::Config;
 /// # Errors
 /// Where the NATS account cannot be used; everything that may pass is waited out.
 pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> {
+    let clickhouse = config.clickhouse()?;
     let name = service::instance("metrics");
     let Some(broker) = config.nats.connect(&name, &stop).await? else { return Ok(()) };
-    let client = config.client();
-    let Some(()) = schema::ensure(&config, &stop).await else { return Ok(()) };
+    let client = clickhouse.tables.clone();
+    let Some(()) = schema::ensure(&clickhouse, &stop).await else { return Ok(()) };
     let progress = pump::Progress::default();
     let answering =
         questions::answer(broker.clone(), client.clone(), progress.clone(), stop.clone());

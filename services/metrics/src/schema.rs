@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-use crate::Config;
+use crate::config::ClickHouse;
 
 /// The schema, as operators have it too.
 const SCHEMA: &str = include_str!("../../../deploy/clickhouse/schema.sql");
@@ -12,12 +12,12 @@ const SCHEMA: &str = include_str!("../../../deploy/clickhouse/schema.sql");
 const PAUSE: Duration = Duration::from_millis(500);
 
 /// Makes database and tables; waits for ClickHouse. `None` where `stop` came first.
-pub(crate) async fn ensure(config: &Config, stop: &CancellationToken) -> Option<()> {
+pub(crate) async fn ensure(clickhouse: &ClickHouse, stop: &CancellationToken) -> Option<()> {
     loop {
-        match try_ensure(config).await {
+        match try_ensure(clickhouse).await {
             Ok(()) => return Some(()),
             Err(error) => {
-                tracing::warn!(error = %error, url = config.clickhouse_url, "tables not ensured yet, trying again");
+                tracing::warn!(error = %error, url = clickhouse.shown, "tables not ensured yet, trying again");
             }
         }
         tokio::select! {
@@ -27,13 +27,12 @@ pub(crate) async fn ensure(config: &Config, stop: &CancellationToken) -> Option<
     }
 }
 
-async fn try_ensure(config: &Config) -> clickhouse::error::Result<()> {
-    let database = config.clickhouse_database.replace('`', "");
+async fn try_ensure(clickhouse: &ClickHouse) -> clickhouse::error::Result<()> {
+    let database = clickhouse.database.replace('`', "");
     let create = format!("CREATE DATABASE IF NOT EXISTS `{database}`");
-    config.bare_client().query_raw(&create).execute().await?;
-    let client = config.client();
+    clickhouse.server.query_raw(&create).execute().await?;
     for statement in statements(SCHEMA) {
-        client.query_raw(&statement).execute().await?;
+        clickhouse.tables.query_raw(&statement).execute().await?;
     }
     Ok(())
 }

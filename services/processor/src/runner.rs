@@ -57,6 +57,7 @@ pub async fn run(
     registry: Registry,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
+    outbound::report_proxies();
     let name = service::instance("processor");
     let Some(broker) = config.nats.connect(&name, &stop).await? else { return Ok(()) };
     let pullers = ensure_pullers(&broker, &registry, &stop).await;

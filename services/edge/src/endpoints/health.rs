@@ -20,6 +20,10 @@ pub(crate) struct Health {
     /// Messages that no service could process: they are set aside in the stream REJECTED.
     #[serde(rename = "rejectedMessages", skip_serializing_if = "Option::is_none")]
     rejected_messages: Option<u64>,
+    /// Subjects whose messages NATS does not store, though it answers: its disk is full or failing. Free
+    /// space, then restart nats-server.
+    #[serde(rename = "unstoredSubjects", skip_serializing_if = "Vec::is_empty")]
+    unstored_subjects: Vec<String>,
 }
 
 /// The process answers.
@@ -48,7 +52,9 @@ pub(crate) async fn readyz(State(app): State<App>) -> (StatusCode, Json<Health>)
         processor: stats.is_ok_and(|stats| stats.capacity > 0),
         metrics: sums.is_ok(),
         rejected_messages: app.broker.rejected_count().await,
+        unstored_subjects: app.unstored.subjects(),
     };
-    let ready = health.nats && health.state && health.processor && health.metrics;
+    let stores = health.unstored_subjects.is_empty();
+    let ready = health.nats && stores && health.state && health.processor && health.metrics;
     (if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, Json(health))
 }

@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use anyhow::Context;
 use reqwest::{Method, RequestBuilder, Response, StatusCode, Url};
+use serde::Serialize;
 use serde_json::Value;
 
-use super::Server;
+use super::{Server, json::Json};
 
 /// How long an answer may take; a status that is waited for takes a minute.
 const TIMEOUT: Duration = Duration::from_secs(90);
@@ -49,12 +50,10 @@ impl Refused {
 
 impl Api {
     pub fn new(server: &Server) -> anyhow::Result<Self> {
-        // Another part of the process may have chosen first: then that choice holds.
-        let _ = rustls::crypto::ring::default_provider().install_default();
         let base =
             Url::parse(&server.url).with_context(|| format!("{:?} is no URL", server.url))?;
         let agent = concat!("jobmesh-cli/", env!("CARGO_PKG_VERSION"));
-        let http = reqwest::Client::builder().user_agent(agent).build()?;
+        let http = outbound::builder().user_agent(agent).build()?;
         Ok(Self { http, base })
     }
 
@@ -63,7 +62,7 @@ impl Api {
         &self.base
     }
 
-    pub async fn get(&self, path: &str, query: &[(&str, String)]) -> anyhow::Result<Value> {
+    pub async fn get(&self, path: &str, query: &[(&str, String)]) -> anyhow::Result<Json> {
         let mut url = self.url(path)?;
         if !query.is_empty() {
             url.query_pairs_mut().extend_pairs(query);
@@ -72,7 +71,7 @@ impl Api {
     }
 
     /// A GET of a path whose parts may hold anything.
-    pub async fn get_in(&self, path: &[&str], query: &[(&str, &str)]) -> anyhow::Result<Value> {
+    pub async fn get_in(&self, path: &[&str], query: &[(&str, &str)]) -> anyhow::Result<Json> {
         let mut url = self.url_in(path)?;
         if !query.is_empty() {
             url.query_pairs_mut().extend_pairs(query);
@@ -80,12 +79,17 @@ impl Api {
         self.answer(self.http.get(url).timeout(TIMEOUT)).await
     }
 
-    pub async fn put_in(&self, path: &[&str], body: &Value) -> anyhow::Result<Value> {
+    pub async fn put_in<T: Serialize>(&self, path: &[&str], body: &T) -> anyhow::Result<Json> {
         let request = self.http.request(Method::PUT, self.url_in(path)?);
         self.answer(request.timeout(TIMEOUT).json(body)).await
     }
 
-    pub async fn post(&self, path: &str, body: &Value, key: Option<&str>) -> anyhow::Result<Value> {
+    pub async fn post<T: Serialize>(
+        &self,
+        path: &str,
+        body: &T,
+        key: Option<&str>,
+    ) -> anyhow::Result<Json> {
         let mut request = self.http.post(self.url(path)?).timeout(TIMEOUT).json(body);
         if let Some(key) = key {
             request = request.header("Idempotency-Key", key);
@@ -133,12 +137,13 @@ impl Api {
         request.send().await.map_err(away)
     }
 
-    async fn answer(&self, request: RequestBuilder) -> anyhow::Result<Value> {
+    async fn answer(&self, request: RequestBuilder) -> anyhow::Result<Json> {
         let response = self.send(request).await?;
         if !response.status().is_success() {
             return Err(refused(response).await.into());
         }
-        response.json().await.context("the answer is no JSON: is this an edge of Jobmesh?")
+        let text = response.text().await.context("the answer broke off")?;
+        Json::parse(&text).context("the answer is not JSON: is this an edge of Jobmesh?")
     }
 }
 

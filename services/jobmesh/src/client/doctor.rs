@@ -4,10 +4,13 @@ use std::{process::ExitCode, time::Duration};
 
 use clap::Args;
 use mesh::{
-    Broker, names,
+    Broker,
+    access::{Access, Secret},
+    names,
     topology::{self, Sizes},
 };
 use serde_json::json;
+use service::{NatsLogin, NatsUrl};
 
 use super::{Server, api::Api, show};
 
@@ -24,11 +27,13 @@ pub(crate) struct Doctor {
     #[command(flatten)]
     server: Server,
     /// The NATS server, to be looked at as well.
-    #[arg(long, env = "JOBMESH_NATS_URL")]
-    nats_url: Option<String>,
+    #[arg(long, env = "JOBMESH_NATS_URL", hide_env_values = true)]
+    nats_url: Option<NatsUrl>,
+    #[command(flatten)]
+    login: NatsLogin,
     /// ClickHouse's HTTP interface, to be looked at as well.
-    #[arg(long, env = "JOBMESH_CLICKHOUSE_URL")]
-    clickhouse_url: Option<String>,
+    #[arg(long, env = "JOBMESH_CLICKHOUSE_URL", hide_env_values = true)]
+    clickhouse_url: Option<Secret>,
 }
 
 /// One check: what, whether it is well, and what was found or is to be done.
@@ -50,10 +55,13 @@ impl Doctor {
     pub(super) async fn run(self) -> anyhow::Result<ExitCode> {
         let mut checks = self.edge().await?;
         if let Some(url) = &self.nats_url {
-            checks.extend(nats(url).await);
+            checks.extend(match self.login.access(url.reveal()) {
+                Ok(access) => nats(&access).await,
+                Err(error) => vec![Check::new("nats", Err(format!("{error:#}")))],
+            });
         }
         if let Some(url) = &self.clickhouse_url {
-            checks.push(Check::new("clickhouse", clickhouse(url).await));
+            checks.push(Check::new("clickhouse", clickhouse(url.reveal()).await));
         }
         let well = checks.iter().all(|check| check.well);
         if self.server.json {
@@ -61,13 +69,13 @@ impl Doctor {
                 .iter()
                 .map(|check| json!({ "check": check.what, "ok": check.well, "says": check.says }));
             let found = json!({ "ok": well, "checks": list.collect::<Vec<_>>() });
-            show::print(&found.to_string());
+            show::print(&found.to_string())?;
         } else {
             let rows = checks.iter().map(|check| {
                 let mark = if check.well { "ok" } else { "NOT OK" };
                 [check.what.to_owned(), mark.to_owned(), check.says.clone()]
             });
-            show::print(show::table(["check", "", ""], rows.collect()).trim_end());
+            show::print(show::table(["check", "", ""], rows.collect()).trim_end())?;
         }
         Ok(if well { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
@@ -76,7 +84,7 @@ impl Doctor {
     async fn edge(&self) -> anyhow::Result<Vec<Check>> {
         let api = Api::new(&self.server)?;
         let url = api.base().join("/readyz")?;
-        let http = reqwest::Client::builder().timeout(WITHIN).build()?;
+        let http = outbound::builder().timeout(WITHIN).build()?;
         let response = match http.get(url).send().await {
             Ok(response) => response,
             Err(_) => {
@@ -114,12 +122,27 @@ impl Doctor {
                 if ready[part] == true { Ok("answers".to_owned()) } else { Err(away.to_owned()) };
             checks.push(Check::new(what, found));
         }
+        checks.push(Check::new("broker's disk", storage(&ready["unstoredSubjects"])));
         if let Some(rejected) = ready["rejectedMessages"].as_u64() {
             checks.push(Check::new("messages", no_rejected(rejected)));
         }
         checks.extend(clock.map(|found| Check::new("clock", found)));
         Ok(checks)
     }
+}
+
+/// Whether the broker stores what it is sent.
+fn storage(unstored: &serde_json::Value) -> Result<String, String> {
+    let subjects = unstored.as_array().into_iter().flatten();
+    let subjects: Vec<&str> = subjects.filter_map(serde_json::Value::as_str).collect();
+    if subjects.is_empty() {
+        return Ok("no message was left unstored".to_owned());
+    }
+    Err(format!(
+        "NATS answers, but does not store messages to {}: its disk is full or failing. Free space, \
+         then restart nats-server: it does not recover by itself, and nothing accepted is lost",
+        subjects.join(", ")
+    ))
 }
 
 /// Whether every message could be processed.
@@ -146,12 +169,18 @@ fn clock(date: &str) -> Result<String, String> {
 }
 
 /// The broker's version, its streams and its buckets.
-async fn nats(url: &str) -> Vec<Check> {
-    let connecting = tokio::time::timeout(WITHIN, Broker::connect(url, "jobmesh-doctor"));
+async fn nats(access: &Access) -> Vec<Check> {
+    let connecting = tokio::time::timeout(WITHIN, Broker::connect_with(access, "jobmesh-doctor"));
     let broker = match connecting.await {
         Ok(Ok(broker)) => broker,
-        Ok(Err(error)) => return vec![Check::new("nats", Err(format!("{error}: is it up?")))],
-        Err(_) => return vec![Check::new("nats", Err(format!("{url} does not answer in time")))],
+        Ok(Err(error)) => {
+            let why = std::error::Error::source(&error).map(|source| format!(": {source}"));
+            let says = format!("{error}{}", why.unwrap_or_default());
+            return vec![Check::new("nats", Err(says))];
+        }
+        Err(_) => {
+            return vec![Check::new("nats", Err(format!("{access} does not answer in time")))];
+        }
     };
     let version = broker.client.server_info().version;
     let mut numbers = version.split('.').map(|part| part.parse().unwrap_or(0));
@@ -185,7 +214,7 @@ async fn nats(url: &str) -> Vec<Check> {
 /// ClickHouse's version.
 async fn clickhouse(url: &str) -> Result<String, String> {
     let away = |error: reqwest::Error| format!("{url} does not answer: {}", error.without_url());
-    let http = reqwest::Client::builder().timeout(WITHIN).build().map_err(away)?;
+    let http = outbound::builder().timeout(WITHIN).build().map_err(away)?;
     let answer = http.post(url).body("SELECT version()").send().await.map_err(away)?;
     let status = answer.status();
     let text = answer.text().await.unwrap_or_default();

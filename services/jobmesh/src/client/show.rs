@@ -1,95 +1,104 @@
 //! Answers for people: tables on a terminal, and plain lines elsewhere.
 
-use std::io::Write;
+use std::io::{self, ErrorKind, Write};
 
-use serde_json::Value;
+use anyhow::Context;
+
+use super::json::Json;
 
 /// Shows an answer as it is, or as `show` writes it.
-pub(super) fn answer(json: bool, answer: &Value, show: impl Fn(&Value) -> String) {
-    if json {
-        print(&answer.to_string());
-    } else {
-        print(show(answer).trim_end());
-    }
+///
+/// # Errors
+/// See [`print`].
+pub(super) fn answer(
+    json: bool,
+    answer: &Json,
+    show: impl Fn(&Json) -> String,
+) -> anyhow::Result<()> {
+    if json { print(answer.get()) } else { print(show(answer).trim_end()) }
 }
 
 /// Writes a line. Nobody may be there to read it (`| head`): then there is nothing to say.
-pub(super) fn print(line: &str) {
-    let _ = writeln!(std::io::stdout(), "{line}");
+///
+/// # Errors
+/// If it could not be written for any other reason, such as a full disk.
+pub(super) fn print(line: &str) -> anyhow::Result<()> {
+    let mut out = io::stdout().lock();
+    let written = writeln!(out, "{line}").and_then(|()| out.flush());
+    match written {
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
+        written => written.context("the answer could not be written to standard output"),
+    }
 }
 
 /// The sentence that says what was done.
-pub(super) fn message(answer: &Value) -> String {
-    text(&answer["message"])
+pub(super) fn message(answer: &Json) -> String {
+    text(&answer.field("message"))
 }
 
 /// What was enqueued: the sentence, and a line a job.
-pub(super) fn enqueued(answer: &Value) -> String {
-    let jobs = answer["jobIds"].as_array().into_iter().flatten();
-    let lines: Vec<String> = jobs.map(text).collect();
+pub(super) fn enqueued(answer: &Json) -> String {
+    let lines: Vec<String> = answer.field("jobIds").items().iter().map(text).collect();
     format!("{}\n{}", message(answer), lines.join("\n"))
 }
 
 /// A job: its fields, and its steps where they are there.
-pub(super) fn job(job: &Value) -> String {
-    let mut shown = job.clone();
-    let history = shown.as_object_mut().and_then(|job| job.remove("history"));
-    let mut text = fields(&shown);
-    if let Some(Value::Array(steps)) = history {
-        let rows = steps.iter().map(|step| {
-            ["at", "status", "run", "attempt", "worker", "error"]
-                .map(|field| self::text(&step[field]))
-        });
-        text.push('\n');
-        text.push_str(&table(
-            ["at", "status", "run", "attempt", "worker", "error"],
-            rows.collect(),
-        ));
+pub(super) fn job(job: &Json) -> String {
+    const COLUMNS: [&str; 6] = ["at", "status", "run", "attempt", "worker", "error"];
+    let mut shown = rows(job.fields().into_iter().filter(|(name, _)| name != "history"));
+    let steps = job.field("history");
+    if !steps.is_null() {
+        let steps = steps.items();
+        let steps = steps.iter().map(|step| COLUMNS.map(|field| text(&step.field(field))));
+        shown.push('\n');
+        shown.push_str(&table(COLUMNS, steps.collect()));
     }
-    text
+    shown
 }
 
 /// The counts of a queue, and its workers.
-pub(super) fn stats(answer: &Value) -> String {
-    let (queue, worker) = (&answer["queue"], &answer["worker"]);
-    let of = |from: &Value, field: &str| text(&from[field]);
+pub(super) fn stats(answer: &Json) -> String {
+    let of = |part: &str, field: &str| text(&answer.field(part).field(field));
     let names =
         ["queued", "scheduled", "processing", "completed", "failed", "canceled", "totalJobs"];
-    let counts = table(names, vec![names.map(|name| of(queue, name))]);
+    let counts = table(names, vec![names.map(|name| of("queue", name))]);
     let names = ["processors", "activeJobs", "maxConcurrency", "requestsPerMinute"];
-    counts + "\n" + &table(names, vec![names.map(|name| of(worker, name))])
+    counts + "\n" + &table(names, vec![names.map(|name| of("worker", name))])
 }
 
 /// Sums over a range of time.
-pub(super) fn metrics(stats: &Value) -> String {
-    let mut shown = stats.clone();
-    if let Some(shown) = shown.as_object_mut() {
-        for breakdown in ["hourlyBreakdown", "dailyBreakdown", "byType", "byModel"] {
-            shown.remove(breakdown);
-        }
-    }
-    let mut text = fields(&shown);
+pub(super) fn metrics(stats: &Json) -> String {
+    const BREAKDOWNS: [&str; 4] = ["hourlyBreakdown", "dailyBreakdown", "byType", "byModel"];
+    const SUMS: [&str; 5] = ["count", "successful", "failed", "avgDuration", "totalTokens"];
+    let plain = |(name, _): &(String, Json)| !BREAKDOWNS.contains(&name.as_str());
+    let mut shown = rows(stats.fields().into_iter().filter(plain));
     for (by, name) in [("byType", "type"), ("byModel", "model")] {
-        let Some(parts) = stats[by].as_object().filter(|parts| !parts.is_empty()) else { continue };
-        let fields = ["count", "successful", "failed", "avgDuration", "totalTokens"];
+        let parts = stats.field(by).fields();
+        if parts.is_empty() {
+            continue;
+        }
         let rows = parts.iter().map(|(part, sums)| {
-            let mut row = vec![part.clone()];
-            row.extend(fields.map(|field| self::text(&sums[field])));
-            <[String; 6]>::try_from(row).unwrap_or_default()
+            let [count, successful, failed, duration, tokens] =
+                SUMS.map(|sum| text(&sums.field(sum)));
+            [plain_text(part), count, successful, failed, duration, tokens]
         });
-        let [count, successful, failed, duration, tokens] = fields;
-        text.push('\n');
-        text.push_str(&table([name, count, successful, failed, duration, tokens], rows.collect()));
+        let [count, successful, failed, duration, tokens] = SUMS;
+        shown.push('\n');
+        shown.push_str(&table([name, count, successful, failed, duration, tokens], rows.collect()));
     }
-    text
+    shown
 }
 
 /// The fields of an object, one a line.
-pub(super) fn fields(object: &Value) -> String {
-    let fields = object.as_object().into_iter().flatten();
-    let rows: Vec<[String; 2]> = fields.map(|(name, value)| [name.clone(), text(value)]).collect();
-    let width = rows.iter().map(|[name, _]| name.chars().count()).max().unwrap_or(0);
-    rows.iter().map(|[name, value]| format!("{name:<width$}  {value}\n")).collect()
+pub(super) fn fields(object: &Json) -> String {
+    rows(object.fields().into_iter())
+}
+
+fn rows(fields: impl Iterator<Item = (String, Json)>) -> String {
+    let rows: Vec<(String, String)> =
+        fields.map(|(name, value)| (plain_text(&name), text(&value))).collect();
+    let width = rows.iter().map(|(name, _)| name.chars().count()).max().unwrap_or(0);
+    rows.iter().map(|(name, value)| format!("{name:<width$}  {value}\n")).collect()
 }
 
 /// Rows under their names, in columns as wide as they need to be.
@@ -109,16 +118,16 @@ pub(super) fn table<const N: usize>(names: [&str; N], rows: Vec<[String; N]>) ->
     text
 }
 
-fn text(value: &Value) -> String {
-    match value {
-        Value::Null => "-".to_owned(),
-        Value::String(text) => plain(text),
-        other => other.to_string(),
+fn text(value: &Json) -> String {
+    match value.as_string() {
+        _ if value.is_null() => "-".to_owned(),
+        Some(text) => plain_text(&text),
+        None => plain_text(value.get()),
     }
 }
 
 /// A text that says nothing to the terminal: a job's error may be what a program wrote.
-fn plain(text: &str) -> String {
+fn plain_text(text: &str) -> String {
     let shown =
         |c: char| if c.is_control() { c.escape_default().to_string() } else { c.to_string() };
     text.chars().map(shown).collect()
@@ -126,15 +135,14 @@ fn plain(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
 
     #[test]
     fn columns_are_as_wide_as_they_need_to_be() {
         let rows = vec![["a".into(), "long text".into()], ["bcd".into(), "-".into()]];
         assert_eq!(table(["id", "x"], rows), "ID   X\na    long text\nbcd  -\n");
-        assert_eq!(fields(&json!({ "e": "\x1b[31mred\n" })), "e  \\u{1b}[31mred\\n\n");
-        assert_eq!(fields(&json!({ "a": 1, "longer": "x" })), "a       1\nlonger  x\n");
+        let shown = |text: &str| Json::parse(text).map(|json| fields(&json)).unwrap_or_default();
+        assert_eq!(shown(r#"{"e":"\u001b[31mred\n"}"#), "e  \\u{1b}[31mred\\n\n");
+        assert_eq!(shown(r#"{"longer":1.10,"a":"x"}"#), "longer  1.10\na       x\n");
     }
 }

@@ -4,10 +4,10 @@ use std::{collections::HashMap, process::ExitCode, time::Duration};
 
 use anyhow::Context;
 use indicatif::{ProgressBar, ProgressStyle};
-use serde_json::Value;
 
 use super::{
     api::{Api, Refused},
+    json::Json,
     show,
 };
 
@@ -42,9 +42,10 @@ impl Wanted {
         let path = ["api", "queue", "batches", &batch];
         let answer = api.get_in(&path, &[("projectId", &project)]).await?;
         let mut found = Vec::new();
-        for job in answer["batch"]["jobs"].as_array().into_iter().flatten() {
-            let id = job["id"].as_str().context("a job has an id")?.to_owned();
-            if is_end(job["status"].as_str().unwrap_or_default()) && !found.is_empty() {
+        for job in answer.field("batch").field("jobs").items() {
+            let id = job.field("id").as_string().context("a job has no id")?;
+            let status = job.field("status").as_string().unwrap_or_default();
+            if is_end(&status) && !found.is_empty() {
                 break;
             }
             found.push(id);
@@ -104,7 +105,7 @@ pub(super) async fn to_the_end(
             wanted.count("completed"),
             wanted.count("failed"),
             wanted.count("canceled")
-        ));
+        ))?;
     }
     Ok(if well { ExitCode::SUCCESS } else { ExitCode::from(NOT_WELL) })
 }
@@ -147,8 +148,8 @@ async fn follow(
                 // Something was missed: look at all again.
                 (Some("gap" | "lagged"), _) => *last = None,
                 (Some(_), Some(data)) => {
-                    let data: Value = serde_json::from_str(&data)?;
-                    note(wanted, &data["jobId"], &data, json);
+                    let data = Json::parse(&data).context("an event is not JSON")?;
+                    note(wanted, &data.field("jobId"), &data, json)?;
                 }
                 _ => {}
             }
@@ -166,19 +167,23 @@ async fn look(api: &Api, wanted: &mut Wanted, json: bool) -> anyhow::Result<()> 
     let jobs: Vec<String> = wanted.jobs.keys().cloned().collect();
     for job in jobs {
         let answer = api.get(&format!("/api/queue/status/{job}"), &[]).await?;
-        note(wanted, &answer["job"]["id"], &answer["job"], json);
+        let job = answer.field("job");
+        note(wanted, &job.field("id"), &job, json)?;
     }
     Ok(())
 }
 
-fn note(wanted: &mut Wanted, id: &Value, said: &Value, json: bool) {
-    let (Some(id), Some(status)) = (id.as_str(), said["status"].as_str()) else { return };
-    let Some(known) = wanted.jobs.get_mut(id) else { return };
-    if json && known != status {
-        let line = serde_json::json!({ "jobId": id, "status": status, "error": said["error"] });
-        show::print(&line.to_string());
+fn note(wanted: &mut Wanted, id: &Json, job: &Json, json: bool) -> anyhow::Result<()> {
+    let status = job.field("status").as_string();
+    let (Some(id), Some(status)) = (id.as_string(), status) else { return Ok(()) };
+    let Some(known) = wanted.jobs.get_mut(&id) else { return Ok(()) };
+    if json && *known != status {
+        let error = job.field("error").as_string();
+        let line = serde_json::json!({ "jobId": id, "status": status, "error": error });
+        show::print(&line.to_string())?;
     }
-    status.clone_into(known);
+    *known = status;
+    Ok(())
 }
 
 fn bar(jobs: usize, json: bool) -> ProgressBar {

@@ -4,10 +4,11 @@
 use std::{
     fs::OpenOptions,
     process::Stdio,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
-use tokio::process::Command;
+use tokio::{process::Command, sync::Notify};
 use tokio_util::sync::CancellationToken;
 
 use super::plan::Spec;
@@ -27,6 +28,7 @@ const LAST_LINES: usize = 5;
 pub(super) struct Child {
     stop: CancellationToken,
     failed: CancellationToken,
+    restart: Arc<Notify>,
     supervisor: tokio::task::JoinHandle<()>,
 }
 
@@ -34,8 +36,15 @@ impl Child {
     /// Starts it.
     pub fn start(spec: Spec) -> Self {
         let (stop, failed) = (CancellationToken::new(), CancellationToken::new());
-        let supervisor = tokio::spawn(supervise(spec, stop.clone(), failed.clone()));
-        Self { stop, failed, supervisor }
+        let restart = Arc::new(Notify::new());
+        let supervisor =
+            tokio::spawn(supervise(spec, stop.clone(), failed.clone(), restart.clone()));
+        Self { stop, failed, restart, supervisor }
+    }
+
+    /// Stops it in order and starts it again, whenever this is notified.
+    pub fn restart(&self) -> Arc<Notify> {
+        self.restart.clone()
     }
 
     /// Cancelled once the child has died too often in a row.
@@ -51,7 +60,12 @@ impl Child {
     }
 }
 
-async fn supervise(spec: Spec, stop: CancellationToken, failed: CancellationToken) {
+async fn supervise(
+    spec: Spec,
+    stop: CancellationToken,
+    failed: CancellationToken,
+    restart: Arc<Notify>,
+) {
     let mut deaths = 0;
     while !stop.is_cancelled() {
         let begun = Instant::now();
@@ -60,6 +74,10 @@ async fn supervise(spec: Spec, stop: CancellationToken, failed: CancellationToke
             Ok(mut child) => tokio::select! {
                 ended = child.wait() => ended.map_or_else(|error| error.to_string(), |s| s.to_string()),
                 () = stop.cancelled() => return end(&spec, child).await,
+                () = restart.notified() => {
+                    end(&spec, child).await;
+                    continue;
+                }
             },
         };
         deaths = if begun.elapsed() > STEADY_AFTER { 1 } else { deaths + 1 };
@@ -92,6 +110,7 @@ fn spawn(spec: &Spec) -> std::io::Result<tokio::process::Child> {
     let mut command = Command::new(&spec.program);
     command
         .args(&spec.arguments)
+        .env_clear()
         .envs(spec.environment.iter().cloned())
         .stdin(Stdio::null())
         .stdout(log.try_clone()?)

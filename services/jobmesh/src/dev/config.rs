@@ -2,6 +2,9 @@
 
 use std::{net::SocketAddr, path::PathBuf};
 
+use mesh::access::Secret;
+use service::{NatsLogin, NatsUrl};
+
 /// When what was acked is on disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Durability {
@@ -37,10 +40,12 @@ pub struct Config {
     pub durability: Durability,
     /// A NATS server to use in the place of one of our own.
     #[arg(long)]
-    pub nats_url: Option<String>,
+    pub nats_url: Option<NatsUrl>,
+    #[command(flatten)]
+    pub login: NatsLogin,
     /// A ClickHouse server to use in the place of the engine as a library.
     #[arg(long)]
-    pub clickhouse_url: Option<String>,
+    pub clickhouse_url: Option<Secret>,
     /// Listen on an address that others can reach, though nobody is asked for a key.
     #[arg(long, env = "JOBMESH_INSECURE")]
     pub insecure: bool,

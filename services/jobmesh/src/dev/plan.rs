@@ -10,7 +10,11 @@ use std::{
 
 use anyhow::Context;
 
-use super::config::{Config, Durability};
+use super::{
+    broker::Watched,
+    config::{Config, Durability},
+    environment::Role,
+};
 
 /// The broker's configuration, as operators have it too.
 const NATS_CONF: &str = include_str!("../../../../deploy/nats/jobmesh.conf");
@@ -24,10 +28,13 @@ pub(super) struct Spec {
     pub name: String,
     pub program: PathBuf,
     pub arguments: Vec<OsString>,
-    pub environment: Vec<(String, OsString)>,
+    /// All of its environment.
+    pub environment: Vec<(OsString, OsString)>,
     pub log: PathBuf,
     /// How long it may take to stop.
     pub stop_within: Duration,
+    /// How its health is watched, if it is the broker.
+    pub watched: Option<Watched>,
 }
 
 /// The children by stage, in the order of their start: storage, then who decides, then who runs
@@ -36,17 +43,23 @@ pub(super) fn stages(config: &Config, data_dir: &Path) -> anyhow::Result<Vec<Vec
     let logs = data_dir.join("logs");
     fs::create_dir_all(&logs)?;
     let program = std::env::current_exe().context("this program cannot be found again")?;
-    let spec = |name: &str, arguments: &[&str]| Spec {
+    let has_own_nats = config.nats_url.is_none();
+    let spec = |name: &str, role: Role, arguments: &[&str]| Spec {
         name: name.to_owned(),
         program: program.clone(),
         arguments: arguments.iter().map(OsString::from).collect(),
-        environment: Vec::new(),
+        environment: role.environment(has_own_nats),
         log: logs.join(format!("{name}.log")),
         stop_within: STOP_WITHIN,
+        watched: None,
     };
     let mut storage = Vec::new();
     let nats_url = match &config.nats_url {
-        Some(url) => url.clone(),
+        Some(url) => {
+            // Said here, where it is seen: a child would say it in its log.
+            config.login.access(url.reveal())?;
+            url.reveal().to_owned()
+        }
         None => {
             let port = free_port()?;
             storage.push(nats(config, data_dir, &logs, port)?);
@@ -57,36 +70,45 @@ pub(super) fn stages(config: &Config, data_dir: &Path) -> anyhow::Result<Vec<Vec
         }
     };
     let clickhouse_url = match &config.clickhouse_url {
-        Some(url) => url.clone(),
+        Some(url) => url.reveal().to_owned(),
         None => {
             let listen = format!("127.0.0.1:{}", free_port()?);
             let library = fetch::libchdb()?;
-            let mut olap = spec("olap", &["serve", "olap", "--listen", &listen]);
+            let mut olap = spec("olap", Role::Storage, &["serve", "olap", "--listen", &listen]);
             olap.arguments.extend(["--dir".into(), data_dir.join("olap").into()]);
             olap.arguments.extend(["--libchdb".into(), library.into()]);
             storage.push(olap);
             format!("http://{listen}")
         }
     };
-    let nats = ["--nats-url", nats_url.as_str()];
-    let metrics =
-        ["serve", "metrics", nats[0], nats[1], "--clickhouse-url", clickhouse_url.as_str()];
+    // URLs may hold passwords, and arguments can be read by everybody on the machine.
+    let serve = |name: &str, role: Role, arguments: &[&str]| {
+        let mut child = spec(name, role, arguments);
+        child.environment.push(("JOBMESH_NATS_URL".into(), nats_url.as_str().into()));
+        if !has_own_nats {
+            child.arguments.extend(config.login.arguments());
+        }
+        child
+    };
     // Of a broker of our own it is known when it syncs.
-    let pipelined = config.durability == Durability::Fast && config.nats_url.is_none();
-    let state = ["serve", "state", nats[0], nats[1], "--pipelined-writes"];
-    let state = &state[..if pipelined { 5 } else { 4 }];
-    let states = (1..=config.states.max(1)).map(|n| spec(&format!("state-{n}"), state));
-    let core: Vec<Spec> = states.chain([spec("metrics", &metrics)]).collect();
-    let concurrency = config.concurrency.to_string();
-    let processor = ["serve", "processor", nats[0], nats[1], "--concurrency", concurrency.as_str()];
-    let grace_s = config.grace_s.to_string();
-    let processor = [&processor[..], &["--grace-s", grace_s.as_str()]].concat();
+    let pipelined = config.durability == Durability::Fast && has_own_nats;
+    let state = ["serve", "state", "--pipelined-writes"];
+    let state = &state[..if pipelined { 3 } else { 2 }];
+    let states =
+        (1..=config.states.max(1)).map(|n| serve(&format!("state-{n}"), Role::Mesh, state));
+    let mut metrics = serve("metrics", Role::Metrics, &["serve", "metrics"]);
+    metrics.environment.push(("JOBMESH_CLICKHOUSE_URL".into(), clickhouse_url.into()));
+    let core: Vec<Spec> = states.chain([metrics]).collect();
+    let (concurrency, grace_s) = (config.concurrency.to_string(), config.grace_s.to_string());
+    let processor = ["serve", "processor", "--concurrency", &concurrency, "--grace-s", &grace_s];
     let stop_within = STOP_WITHIN + Duration::from_secs(u64::from(config.grace_s));
-    let processors = (1..=config.processors)
-        .map(|n| Spec { stop_within, ..spec(&format!("processor-{n}"), &processor) })
-        .collect();
+    let processors = (1..=config.processors).map(|n| Spec {
+        stop_within,
+        ..serve(&format!("processor-{n}"), Role::Processor, &processor)
+    });
+    let processors = processors.collect();
     let listen = config.listen.to_string();
-    let mut edge = spec("edge", &["serve", "edge", nats[0], nats[1], "--listen", &listen]);
+    let mut edge = serve("edge", Role::Mesh, &["serve", "edge", "--listen", &listen]);
     if config.insecure {
         edge.arguments.push("--insecure".into());
     }
@@ -95,24 +117,45 @@ pub(super) fn stages(config: &Config, data_dir: &Path) -> anyhow::Result<Vec<Vec
 
 fn nats(config: &Config, data_dir: &Path, logs: &Path, port: u16) -> anyhow::Result<Spec> {
     let conf = data_dir.join("nats.conf");
-    fs::write(&conf, NATS_CONF)?;
+    let store = data_dir.join("nats");
+    // It may be a disk of its own.
+    fs::create_dir_all(&store)?;
+    let monitor = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()?));
+    fs::write(&conf, format!("{NATS_CONF}\n# For `jobmesh dev`.\nhttp: \"{monitor}\"\n"))?;
     let sync = match config.durability {
         Durability::Always => "always",
         Durability::Fast => "1s",
     };
-    let quoted = |path: PathBuf| format!("{:?}", path.display().to_string());
+    let mut environment = Role::Storage.environment(true);
+    environment.extend([
+        ("JOBMESH_NATS_LISTEN".into(), format!("\"127.0.0.1:{port}\"").into()),
+        ("JOBMESH_NATS_STORE".into(), conf_string(&store)?.into()),
+        ("JOBMESH_NATS_SYNC".into(), sync.into()),
+    ]);
     Ok(Spec {
         name: "nats-server".into(),
         program: fetch::nats_server()?,
         arguments: vec!["--config".into(), conf.into()],
-        environment: vec![
-            ("JOBMESH_NATS_LISTEN".into(), format!("\"127.0.0.1:{port}\"").into()),
-            ("JOBMESH_NATS_STORE".into(), quoted(data_dir.join("nats")).into()),
-            ("JOBMESH_NATS_SYNC".into(), sync.into()),
-        ],
+        environment,
         log: logs.join("nats-server.log"),
         stop_within: STOP_WITHIN,
+        watched: Some(Watched { monitor, dir: store }),
     })
+}
+
+/// A path as a string of the broker's configuration, which knows few escapes.
+fn conf_string(path: &Path) -> anyhow::Result<String> {
+    let text = path.to_str().with_context(|| format!("{} is not UTF-8", path.display()))?;
+    let mut quoted = String::from("\"");
+    for c in text.chars() {
+        match c {
+            '"' | '\\' => quoted.extend(['\\', c]),
+            c if c.is_ascii_control() => quoted.push_str(&format!("\\x{:02X}", u32::from(c))),
+            c => quoted.push(c),
+        }
+    }
+    quoted.push('"');
+    Ok(quoted)
 }
 
 /// A port that was free a moment ago. A server that finds it taken dies and says so.

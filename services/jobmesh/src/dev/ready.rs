@@ -20,9 +20,7 @@ struct Health {
 
 /// Waits until every service behind the edge answers; processors only where some are started.
 pub(super) async fn wait(listen: &SocketAddr, processors: usize) -> anyhow::Result<()> {
-    // Another part of the process may have chosen first: then that choice holds.
-    let _ = rustls::crypto::ring::default_provider().install_default();
-    let client = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(5)).build()?;
+    let client = outbound::builder().no_proxy().timeout(Duration::from_secs(5)).build()?;
     let mut reached = *listen;
     if reached.ip().is_unspecified() {
         reached.set_ip(std::net::Ipv4Addr::LOCALHOST.into());

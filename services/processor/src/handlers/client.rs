@@ -42,9 +42,7 @@ pub(super) fn client() -> anyhow::Result<reqwest::Client> {
 
 /// The settings of all clients.
 pub(super) fn builder() -> reqwest::ClientBuilder {
-    // Another part of the process may have chosen first: then that choice holds.
-    let _ = rustls::crypto::ring::default_provider().install_default();
-    reqwest::Client::builder()
+    outbound::builder()
         .connect_timeout(CONNECT_TIMEOUT)
         .redirect(reqwest::redirect::Policy::none())
         .user_agent(concat!("jobmesh/", env!("CARGO_PKG_VERSION")))

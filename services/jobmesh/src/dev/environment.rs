@@ -1,0 +1,88 @@
+//! Which variables of this process's environment a child is given: settings, and of the secrets only
+//! those that it needs.
+
+use std::ffi::{OsStr, OsString};
+
+/// What a child is, as far as its environment is concerned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Role {
+    /// nats-server and ClickHouse's engine: no setting of ours that is secret.
+    Storage,
+    /// A state service or an edge: NATS alone.
+    Mesh,
+    /// Metrics: NATS and ClickHouse.
+    Metrics,
+    /// A processor: NATS, and all that its handlers may need.
+    Processor,
+}
+
+/// What programs need wherever they run.
+const PLAIN: [&str; 12] = [
+    "PATH",
+    "HOME",
+    "USER",
+    "LOGNAME",
+    "SHELL",
+    "LANG",
+    "TZ",
+    "TMPDIR",
+    "TERM",
+    "NO_COLOR",
+    "SSL_CERT_FILE",
+    "SSL_CERT_DIR",
+];
+/// What only clients of NATS need.
+const NATS: &str = "JOBMESH_NATS_";
+/// What only metrics needs.
+const CLICKHOUSE: &str = "JOBMESH_CLICKHOUSE_";
+/// What only processors need: URLs may hold passwords.
+const HANDLERS: [&str; 4] =
+    ["JOBMESH_LLM_", "JOBMESH_HTTP_URL", "JOBMESH_COMMAND", "JOBMESH_HANDLERS"];
+
+impl Role {
+    /// The variables that a child of this role is given.
+    pub fn environment(self, has_own_nats: bool) -> Vec<(OsString, OsString)> {
+        let given = |name: &OsStr| self.is_given(&name.to_string_lossy(), has_own_nats);
+        std::env::vars_os().filter(|(name, _)| given(name)).collect()
+    }
+
+    fn is_given(self, name: &str, has_own_nats: bool) -> bool {
+        let of_handlers = HANDLERS.iter().any(|prefix| name.starts_with(prefix));
+        if name.starts_with(NATS) {
+            return self != Self::Storage && !has_own_nats;
+        }
+        if name.starts_with(CLICKHOUSE) {
+            return self == Self::Metrics;
+        }
+        match self {
+            // Its handlers may be given any of them.
+            Self::Processor => true,
+            _ if of_handlers => false,
+            _ => name.starts_with("JOBMESH_") || name.starts_with("LC_") || PLAIN.contains(&name),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_role_is_given_the_secrets_that_it_needs_and_no_others() {
+        use Role::{Mesh, Metrics, Processor, Storage};
+        let roles = [Storage, Mesh, Metrics, Processor];
+        for (name, given) in [
+            ("PATH", [true; 4]),
+            ("LC_ALL", [true; 4]),
+            ("JOBMESH_LOG", [true; 4]),
+            ("JOBMESH_NATS_PASSWORD", [false, true, true, true]),
+            ("JOBMESH_CLICKHOUSE_PASSWORD", [false, false, true, false]),
+            ("JOBMESH_LLM_KEY", [false, false, false, true]),
+            ("JOBMESH_HTTP_URL", [false, false, false, true]),
+            ("AWS_SECRET_ACCESS_KEY", [false, false, false, true]),
+        ] {
+            assert_eq!(roles.map(|role| role.is_given(name, false)), given, "{name}");
+        }
+        assert!(!Mesh.is_given("JOBMESH_NATS_PASSWORD", true));
+    }
+}
