@@ -155,3 +155,35 @@ async fn canceled_work_behind_a_busy_slot_is_never_run() -> anyhow::Result<()> {
     assert!(receiver.runs(&waiting).is_empty(), "the last one came behind it, and it did not run");
     Ok(())
 }
+
+/// What a clock that was set back looks like: the events are of a time that has not come yet.
+#[tokio::test(flavor = "multi_thread")]
+async fn retries_and_schedules_go_on_where_the_clock_was_set_back() -> anyhow::Result<()> {
+    let receiver = Receiver::start().await?;
+    let mesh = receiver.mesh(&[])?;
+    let broker = ::mesh::Broker::connect(&mesh.nats_url()?, "test").await?;
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?;
+    let two_days_ahead = now.as_millis() + 2 * 24 * 3_600_000;
+    let batch = format!(r#"{{"at":{two_days_ahead},"events":[]}}"#);
+    until("appended", async || {
+        let last = broker.last_sequence(::mesh::names::EVENTS).await?;
+        let appended = broker.append(last, 0, batch.clone().into()).await?;
+        let is_in = matches!(appended, ::mesh::append::Appended::At(_));
+        Ok(if is_in { Ok(()) } else { Err("a state service was first".to_owned()) })
+    })
+    .await?;
+    let schedule =
+        json!({ "cron": "* * * * *", "batchId": "each-minute", "data": { "do": "nothing" } });
+    let (status, answer) =
+        mesh.put_raw("/api/projects/p/schedules/s", schedule.to_string()).await?;
+    assert_eq!(status, 200, "{answer}");
+    let fails = enqueue(&mesh, "fails", "fail").await?;
+    let job = until_job(&mesh, &fails, "failed", |job| job["status"] == "failed").await?;
+    assert_eq!(job["attempts"], 3, "{job}");
+    until("fired", async || {
+        let (_, answer) = mesh.get("/api/projects/p/schedules/s").await?;
+        let fired = answer["schedule"]["lastAt"].is_string();
+        Ok(if fired { Ok(()) } else { Err(answer.to_string()) })
+    })
+    .await
+}

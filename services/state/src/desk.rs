@@ -29,6 +29,8 @@ use mesh::{
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::sync::mpsc;
 
+use crate::clock::Clock;
+
 /// Questions that wait to be looked at.
 const WAITING_MAX: usize = 1_024;
 /// How long a question may wait for this replica to know enough.
@@ -260,13 +262,14 @@ async fn listen_to_all(
 pub(crate) struct Known<'a> {
     pub state: &'a mut State,
     pub rules: &'a job::Config,
+    pub clock: &'a Clock,
     /// Whether this replica leads, and has lately made sure of it.
     pub leads: bool,
 }
 
 impl Known<'_> {
     fn now(&self) -> Millis {
-        service::now_ms().max(self.state.at())
+        self.clock.now(self.state.at())
     }
 
     fn job(&self, ask: &AskJob) -> JobAnswer {

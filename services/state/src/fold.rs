@@ -103,7 +103,7 @@ impl Leader<'_> {
         messages: Vec<stream_reader::Message>,
     ) -> anyhow::Result<()> {
         let asked: Vec<Asked> = messages.into_iter().map(Asked::read).collect();
-        let now = service::now_ms().max(self.state.at());
+        let now = self.now();
         self.state.wake(now);
         let mut facts = self.foresee(&asked).await?;
         let mut packer = Packer::new(self.last, self.state.through(), now);
@@ -205,7 +205,7 @@ impl Leader<'_> {
 
     /// Decides what nobody asked for: runs that are lost.
     pub(crate) async fn give_up(&mut self, lost: Vec<(JobId, Run)>) -> anyhow::Result<()> {
-        let now = service::now_ms().max(self.state.at());
+        let now = self.now();
         let mut packer = Packer::new(self.last, self.state.through(), now);
         for (job, run) in lost {
             if let Some(mut event) = self.state.decide_lost(job, run) {
@@ -219,7 +219,7 @@ impl Leader<'_> {
 
     /// Fires the schedules whose time has come.
     pub(crate) async fn fire(&mut self) -> anyhow::Result<()> {
-        let now = service::now_ms().max(self.state.at());
+        let now = self.now();
         if self.state.next_fire().is_none_or(|at| at > now) {
             return Ok(());
         }

@@ -7,7 +7,7 @@ use mesh::{Broker, lease, lease::Lease, names};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::{Config, desk::Desk, leader::Leader, standby, start};
+use crate::{Config, clock::Clock, desk::Desk, leader::Leader, standby, start};
 
 /// How long a state service that failed waits before it starts over.
 const START_OVER_PAUSE: Duration = Duration::from_millis(200);
@@ -27,11 +27,14 @@ pub(crate) type Held = Option<Instant>;
 pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> {
     let name = service::instance("state");
     let Some(broker) = config.nats.connect(&name, &stop).await? else { return Ok(()) };
+    let clock = Clock::start();
     let mut desk = Desk::open(&broker).await?;
     let (held, mut lease) = watch::channel(None);
     let keeper = tokio::spawn(keep_lease(broker.clone(), name.clone(), held, stop.clone()));
     while !stop.is_cancelled() {
-        if let Err(error) = serve(&config, &broker, &name, &mut desk, &mut lease, &stop).await {
+        if let Err(error) =
+            serve(&config, &broker, &name, &mut desk, &mut lease, &clock, &stop).await
+        {
             tracing::warn!(error = format!("{error:#}"), "starting over");
             tokio::select! {
                 () = stop.cancelled() => {}
@@ -53,13 +56,15 @@ async fn serve(
     name: &str,
     desk: &mut Desk,
     lease: &mut watch::Receiver<Held>,
+    clock: &Clock,
     stop: &CancellationToken,
 ) -> anyhow::Result<()> {
-    let Some(state) = standby::stand_by(config, broker, desk, lease, stop).await? else {
+    let Some(state) = standby::stand_by(config, broker, desk, lease, clock, stop).await? else {
         return Ok(());
     };
-    let started = start::start(config, broker, state, name).await?;
-    let leader = Leader::new(config.clone(), broker.clone(), desk, lease.clone(), started);
+    let started = start::start(config, broker, state, name, clock).await?;
+    let leader =
+        Leader::new(config.clone(), broker.clone(), desk, lease.clone(), clock.clone(), started);
     tokio::select! {
         ended = leader.run(stop.clone()) => ended,
         _ = lease.wait_for(Option::is_none) => anyhow::bail!("the lease is gone"),

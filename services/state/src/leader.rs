@@ -9,7 +9,7 @@ use std::{
 };
 
 use anyhow::Context;
-use job::State;
+use job::{State, time::Millis};
 use mesh::{
     Broker,
     bucket::Fence,
@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     Config,
+    clock::Clock,
     desk::{Came, Desk, Known},
     dispatch::{Dispatcher, Sent},
     lead::Held,
@@ -53,6 +54,7 @@ pub(crate) enum Done {
 pub(crate) struct Leader<'a> {
     pub desk: &'a mut Desk,
     lease: watch::Receiver<Held>,
+    clock: Clock,
     pub config: Config,
     pub rules: job::Config,
     pub broker: Broker,
@@ -90,6 +92,7 @@ impl<'a> Leader<'a> {
         broker: Broker,
         desk: &'a mut Desk,
         lease: watch::Receiver<Held>,
+        clock: Clock,
         started: Started,
     ) -> Self {
         let (done, finished) = mpsc::channel(16);
@@ -97,6 +100,7 @@ impl<'a> Leader<'a> {
         Self {
             desk,
             lease,
+            clock,
             rules: config.rules(),
             config,
             broker,
@@ -120,6 +124,11 @@ impl<'a> Leader<'a> {
             done,
             finished,
         }
+    }
+
+    /// The time that is decided at.
+    pub fn now(&self) -> Millis {
+        self.clock.now(self.state.at())
     }
 
     /// Leads until `stop` is cancelled, or until somebody else does.
@@ -160,8 +169,8 @@ impl<'a> Leader<'a> {
             Came::Question(question) => {
                 let renewed = *self.lease.borrow();
                 let leads = renewed.is_some_and(|at| at.elapsed() < lease::EXPIRES_AFTER);
-                let (state, rules) = (&mut self.state, &self.rules);
-                self.desk.take(question, &mut Known { state, rules, leads }).await;
+                let (state, rules, clock) = (&mut self.state, &self.rules, &self.clock);
+                self.desk.take(question, &mut Known { state, rules, clock, leads }).await;
             }
         }
     }
@@ -185,7 +194,8 @@ impl<'a> Leader<'a> {
 
     /// Starts whatever may start now.
     async fn kick(&mut self) -> anyhow::Result<()> {
-        self.state.wake(service::now_ms());
+        let now = self.now();
+        self.state.wake(now);
         self.fire().await?;
         self.kick_judgement().await?;
         self.kick_reading();
@@ -197,7 +207,7 @@ impl<'a> Leader<'a> {
 
     fn kick_dispatch(&mut self) {
         let capacity = self.desk.roll.capacity(Instant::now());
-        let now = service::now_ms().max(self.state.at());
+        let now = self.now();
         for plan in self.dispatcher.plan(&mut self.state, &self.rules, now, capacity) {
             let (broker, done) = (self.broker.clone(), self.done.clone());
             let writes = self.config.writes();
@@ -236,7 +246,8 @@ impl<'a> Leader<'a> {
     }
 
     async fn look_around(&mut self) {
-        let mut known = Known { state: &mut self.state, rules: &self.rules, leads: true };
+        let (state, rules, clock) = (&mut self.state, &self.rules, &self.clock);
+        let mut known = Known { state, rules, clock, leads: true };
         self.desk.look_again(&mut known).await;
         if !self.unattended().is_empty() {
             self.dispatcher.suspect();
@@ -248,7 +259,7 @@ impl<'a> Leader<'a> {
         let due = self.state.ready().next_due();
         let reopen = self.dispatcher.next_reopen();
         let next = due.into_iter().chain(reopen).chain(self.state.next_fire()).min();
-        let left_ms = next.map_or(i64::MAX, |at| at - service::now_ms()).max(0);
+        let left_ms = next.map_or(i64::MAX, |at| at - self.now()).max(0);
         let soonest = self.next_write().into_iter().chain(self.dispatcher.next_again()).min();
         let soonest = soonest.map_or(TICK, |at| at.saturating_duration_since(Instant::now()));
         Duration::from_millis(u64::try_from(left_ms).unwrap_or(0)).min(TICK).min(soonest)

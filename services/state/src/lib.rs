@@ -6,6 +6,7 @@
 //! The others follow the events, answer questions, and stand by for the lease.
 
 mod attic;
+mod clock;
 mod config;
 mod desk;
 mod dispatch;

@@ -47,7 +47,7 @@ impl Leader<'_> {
         if self.writing || waits || now < self.write_again_at {
             return Ok(());
         }
-        self.write(service::now_ms() - LIVE_AFTER_MS, LIVE_KEYS_MAX)
+        self.write(self.now() - LIVE_AFTER_MS, LIVE_KEYS_MAX)
     }
 
     /// Writes what the bucket is behind with, as far as there is time: who asks while nobody leads
@@ -135,7 +135,7 @@ impl Leader<'_> {
             return None;
         }
         let live = self.state.waits_since().map(|since| {
-            let left_ms = since + LIVE_AFTER_MS + 1 - service::now_ms();
+            let left_ms = since + LIVE_AFTER_MS + 1 - self.now();
             Instant::now() + Duration::from_millis(u64::try_from(left_ms).unwrap_or(0))
         });
         let next = if self.state.is_behind() { Some(self.wrote_at) } else { live };

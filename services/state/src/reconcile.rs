@@ -105,7 +105,7 @@ impl Leader<'_> {
         let now = Instant::now();
         let held: HashSet<(JobId, Run)> = self.desk.roll.held(now).collect();
         let gone_ms = i64::try_from(presence::GONE_AFTER.as_millis()).unwrap_or(i64::MAX);
-        let long_ago = service::now_ms() - gone_ms;
+        let long_ago = self.now() - gone_ms;
         let out = self.dispatcher.out().filter_map(|id| self.state.job(id));
         out.filter(|job| job.status == Status::Processing)
             .filter(|job| job.past().timeline.last().is_none_or(|step| step.at < long_ago))

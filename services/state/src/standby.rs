@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     Config,
+    clock::Clock,
     desk::{Came, Desk, Known},
     lead::Held,
     start,
@@ -35,6 +36,7 @@ pub(crate) async fn stand_by(
     broker: &Broker,
     desk: &mut Desk,
     lease: &mut watch::Receiver<Held>,
+    clock: &Clock,
     stop: &CancellationToken,
 ) -> anyhow::Result<Option<State>> {
     let rules = config.rules();
@@ -51,7 +53,7 @@ pub(crate) async fn stand_by(
     let mut look = tokio::time::interval(LOOK_EVERY);
     look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
-        let mut known = Known { state: &mut state, rules: &rules, leads: false };
+        let mut known = Known { state: &mut state, rules: &rules, clock, leads: false };
         tokio::select! {
             () = stop.cancelled() => return Ok(None),
             held = lease.wait_for(|held| held.is_some()) => {
@@ -60,7 +62,7 @@ pub(crate) async fn stand_by(
             }
             message = events.recv() => {
                 apply(broker, &mut state, &message?).await?;
-                let mut known = Known { state: &mut state, rules: &rules, leads: false };
+                let mut known = Known { state: &mut state, rules: &rules, clock, leads: false };
                 desk.look_again(&mut known).await;
             }
             came = desk.next() => match came {

@@ -21,7 +21,7 @@ use mesh::{
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use crate::{Config, pack::Packer};
+use crate::{Config, clock::Clock, pack::Packer};
 
 /// How long the next message of a replay may take.
 const REPLAY_STALL: Duration = Duration::from_secs(10);
@@ -56,13 +56,14 @@ pub(crate) async fn start(
     broker: &Broker,
     mut state: State,
     name: &str,
+    clock: &Clock,
 ) -> anyhow::Result<Started> {
     let begun = std::time::Instant::now();
     let from = state.position().sequence;
     let last = replay(broker, &mut state).await?;
     let term = state.term() + 1;
     let snapshots = broker.snapshot_reaches().await?;
-    let last = match claim(broker, &mut state, last, name, term).await {
+    let last = match claim(broker, &mut state, last, name, term, clock).await {
         Err(error) if is_full(&error) => {
             make_room(config, broker).await.context("EVENTS is full and stays so")?;
             bail!("EVENTS was full: what a snapshot covers is cut");
@@ -161,8 +162,9 @@ async fn claim(
     last: u64,
     name: &str,
     term: u64,
+    clock: &Clock,
 ) -> anyhow::Result<u64> {
-    let now = service::now_ms().max(state.at());
+    let now = clock.now(state.at());
     let mut packer = Packer::new(last, state.through(), now);
     packer.push(state, Event::Led { term, leader: name.into() });
     let packed = packer.finish();
