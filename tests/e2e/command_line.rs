@@ -114,7 +114,9 @@ async fn each_command_shows_its_answer_and_exits_with_what_it_means() -> anyhow:
 /// not be written is an error.
 #[tokio::test(flavor = "multi_thread")]
 async fn data_passes_unchanged_and_what_is_not_written_is_an_error() -> anyhow::Result<()> {
-    let mesh = Mesh::start()?;
+    let odd = r#"{"s":"\ud800","n":1e400}"#;
+    let command = format!(r#"printf '%s' '{{"result":{odd}}}'"#);
+    let mesh = Mesh::start_with(&[("JOBMESH_COMMAND", &command)])?;
     let deep = format!("{}{}", "[".repeat(200), "]".repeat(200));
     let data = format!(
         r#"{{"z":1,"big":9007199254740993,"n":12345678901234567890123,"f":1.10,"a":{deep}}}"#
@@ -132,6 +134,16 @@ async fn data_passes_unchanged_and_what_is_not_written_is_an_error() -> anyhow::
     assert_eq!(String::from_utf8_lossy(&output.stdout).trim_end(), direct);
     let output = jobmesh(&mesh, &["status", &job]).await?;
     assert!(said(&output).contains(&data), "{}", said(&output));
+
+    // What a handler returns may be odder than what is accepted as data.
+    mesh.set("odd", json!({ "handler": "command" })).await?;
+    let job = mesh.enqueue("odd", 1).await?.remove(0);
+    let url = mesh.url(&format!("/api/queue/status/{job}?wait=60s"));
+    reqwest::Client::builder().no_proxy().build()?.get(url).send().await?.text().await?;
+    for arguments in [&["status", &job, "--json"][..], &["status", &job]] {
+        let output = jobmesh(&mesh, arguments).await?;
+        assert!(output.status.success() && said(&output).contains(odd), "{}", said(&output));
+    }
 
     let url = mesh.url("");
     let in_a_shell = async |command: &'static str| {

@@ -20,6 +20,10 @@ async fn a_data_directory_may_have_any_name() -> anyhow::Result<()> {
         let id = job["jobId"].as_str().expect("an id");
         let (_, answer) = mesh.get(&format!("/api/queue/status/{id}?wait=60s")).await?;
         assert_eq!(answer["job"]["status"], "completed", "{name}: {answer}");
+        assert!(
+            mesh.data_dir().join("nats/jetstream").is_dir(),
+            "{name}: its streams are elsewhere"
+        );
     }
     Ok(())
 }
@@ -84,6 +88,12 @@ async fn after_a_full_disk_dev_goes_on_by_itself() -> anyhow::Result<()> {
         Ok(if is_told { Ok(()) } else { Err(ready.to_string()) })
     })
     .await?;
+    let doctor = Command::new(env!("CARGO_BIN_EXE_tests"))
+        .args(["doctor", "--json"])
+        .env("JOBMESH_URL", mesh.url(""))
+        .output()?;
+    let found = String::from_utf8_lossy(&doctor.stdout);
+    assert!(!doctor.status.success() && found.contains("Free space"), "{found}");
     drop(file);
     fs::remove_file(&filler)?;
     until("accepted again", async || {

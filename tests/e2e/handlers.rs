@@ -131,6 +131,21 @@ async fn progress_that_is_said_at_once_is_shown() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// The secrets of a processor are not those of its programs.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_program_is_not_given_the_key_of_the_model() -> anyhow::Result<()> {
+    let command = r#"printf '{"result":"%s,%s"}' "$JOBMESH_LLM_KEY" "$JOBMESH_RUN""#;
+    let mesh = Mesh::start_with(&[
+        ("JOBMESH_HANDLERS", "process_batch=command"),
+        ("JOBMESH_COMMAND", command),
+        ("JOBMESH_LLM_KEY", "sk-very-secret-7"),
+        ("JOBMESH_LLM_URL", "http://127.0.0.1:9/v1"),
+    ])?;
+    let job = mesh.enqueue("p", 1).await?.remove(0);
+    assert_eq!(ended(&mesh, &json!(job)).await?["result"], ",1");
+    Ok(())
+}
+
 type Asked = Arc<Mutex<Vec<(HeaderMap, Value)>>>;
 
 /// A server that speaks as a chat endpoint does.

@@ -2,8 +2,9 @@
 //! and everything completes afterwards.
 
 use std::{
+    collections::HashMap,
     sync::{Arc, Mutex},
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use axum::{
@@ -111,5 +112,132 @@ async fn a_job_is_not_deferred_for_ever() -> anyhow::Result<()> {
     .await?;
     let error = last["error"].as_str().unwrap();
     assert!(error.contains("deferred for too long") && error.contains("slow down"), "{error}");
+    Ok(())
+}
+
+/// What a server answers the first time it is asked, and how long it then waits in vain.
+struct Patience {
+    name: &'static str,
+    status: StatusCode,
+    header: &'static str,
+    value: String,
+    at_least: Duration,
+}
+
+impl Patience {
+    fn all() -> Vec<Self> {
+        let in_4_s = httpdate::fmt_http_date(SystemTime::now() + Duration::from_secs(4));
+        let case = |name, code: u16, header, value: &str, at_least_ms| Self {
+            name,
+            status: StatusCode::from_u16(code).expect("it is a status"),
+            header,
+            value: value.to_owned(),
+            at_least: Duration::from_millis(at_least_ms),
+        };
+        vec![
+            case("a-fraction", 429, "retry-after", "1.5", 1_500),
+            case("milliseconds", 429, "retry-after-ms", "1500", 1_500),
+            case("a-date", 503, "retry-after", &in_4_s, 0),
+            case("much-later", 503, "retry-after", "99999999999", 0),
+        ]
+    }
+}
+
+/// A server for jobs, prompts and webhooks alike. It notes the bodies that it is sent, and when.
+async fn patient(asked: Arc<Mutex<Vec<(Instant, String)>>>) -> anyhow::Result<String> {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+    let url = format!("http://{}", listener.local_addr()?);
+    let cases = Arc::new(Patience::all());
+    let answer = move |body: String| {
+        let (cases, asked) = (cases.clone(), asked.clone());
+        async move { answer_later(&cases, &asked, body) }
+    };
+    let router = Router::new().fallback(answer);
+    tokio::spawn(async move { axum::serve(listener, router).await });
+    Ok(url)
+}
+
+fn answer_later(
+    cases: &[Patience],
+    asked: &Mutex<Vec<(Instant, String)>>,
+    body: String,
+) -> Response {
+    let case = cases.iter().find(|case| body.contains(case.name)).expect("each body names one");
+    let mut asked = asked.lock().unwrap();
+    let is_first = !asked.iter().any(|(_, body)| body.contains(case.name));
+    asked.push((Instant::now(), body));
+    if is_first {
+        return (case.status, [(case.header, case.value.clone())], "later").into_response();
+    }
+    let choice = json!({ "message": { "content": "hello" }, "finish_reason": "stop" });
+    Json(json!({ "choices": [choice] })).into_response()
+}
+
+/// Each way to ask for patience, of a model's endpoint, of a server of jobs and of a webhook's receiver. A deferral holds
+/// back its project, so each has one.
+#[tokio::test(flavor = "multi_thread")]
+async fn every_handler_waits_as_it_is_asked_to() -> anyhow::Result<()> {
+    let [models, jobs, hooks] = [(); 3].map(|()| Arc::<Mutex<Vec<(Instant, String)>>>::default());
+    let begun = SystemTime::now();
+    let llm_url = patient(models.clone()).await?;
+    let http_url = patient(jobs.clone()).await?;
+    let hook_url = patient(hooks.clone()).await?;
+    let mesh = Mesh::start_with(&[
+        ("JOBMESH_LLM_URL", &llm_url),
+        ("JOBMESH_LLM_MODEL", "m"),
+        ("JOBMESH_LLM_MAX_TOKENS_FIELD", "max_tokens"),
+        ("JOBMESH_HTTP_URL", &http_url),
+        ("JOBMESH_WEBHOOK_PRIVATE", "true"),
+    ])?;
+    let secret = "whsec_MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=";
+    let mut ids = HashMap::new();
+    for case in Patience::all() {
+        for (handler, settings) in [
+            ("llm", json!({ "handler": "llm", "options": { "maxTokens": 7 } })),
+            ("http", json!({ "handler": "http" })),
+            (
+                "noop",
+                json!({ "handler": "noop", "webhook": { "url": hook_url, "secret": secret } }),
+            ),
+        ] {
+            let project = format!("{handler}-{}", case.name);
+            mesh.set(&project, settings).await?;
+            let data = json!({ "text": case.name });
+            let body = json!({ "projectId": project, "batchId": case.name, "data": data });
+            let answer = mesh.post("/api/queue/enqueue", body).await?;
+            ids.insert(project, answer["jobId"].as_str().unwrap().to_owned());
+        }
+    }
+    let times = |asked: &Mutex<Vec<(Instant, String)>>, name: &str| -> Vec<Instant> {
+        let asked = asked.lock().unwrap();
+        asked.iter().filter(|(_, body)| body.contains(name)).map(|(at, _)| *at).collect()
+    };
+    for case in Patience::all() {
+        for (what, asked) in [("llm", &models), ("http", &jobs), ("webhook", &hooks)] {
+            let often = if case.name == "much-later" { 1 } else { 2 };
+            until(&format!("{what}, {}", case.name), async || {
+                let found = times(asked, case.name).len();
+                Ok(if found == often { Ok(()) } else { Err(format!("asked {found} times")) })
+            })
+            .await?;
+            let times = times(asked, case.name);
+            if let [first, second] = times[..] {
+                assert!(second - first >= case.at_least, "{what}, {}", case.name);
+            }
+        }
+    }
+    // A date has whole seconds: 4 s are 3 at least.
+    assert!(begun.elapsed()? >= Duration::from_secs(3));
+    for handler in ["llm", "http"] {
+        let job = mesh.job(&ids[&format!("{handler}-much-later")]).await?;
+        // A day is the most.
+        let query = format!(
+            "SELECT dateDiff('hour', now(), parseDateTimeBestEffort('{}'))",
+            job["runAt"].as_str().unwrap()
+        );
+        assert!(["23", "24"].contains(&mesh.sql(&query).await?.as_str()), "{job}");
+    }
+    let models = models.lock().unwrap();
+    assert!(models.iter().all(|(_, body)| body.contains(r#""max_tokens":7"#)), "{models:?}");
     Ok(())
 }

@@ -7,6 +7,7 @@ mod answers;
 mod api;
 mod api_document;
 mod bad_input;
+mod bulk;
 mod clickhouse_away;
 mod clients;
 mod command_line;

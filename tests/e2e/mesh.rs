@@ -3,7 +3,7 @@
 use std::{
     fs,
     io::{BufRead, BufReader},
-    net::{Ipv4Addr, SocketAddr, TcpListener},
+    net::{Ipv4Addr, SocketAddr},
     ops::Deref,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -110,6 +110,11 @@ impl Mesh {
         let log = fs::read_to_string(self.data_dir.join("logs/olap.log"))?;
         let listen = log.lines().rev().find_map(|line| line.split("listen=").nth(1));
         Ok(format!("http://{}", listen.context("olap says where")?.trim()))
+    }
+
+    /// Where it keeps its data.
+    pub fn data_dir(&self) -> &Path {
+        &self.data_dir
     }
 
     /// The process id of `dev`.
@@ -226,5 +231,5 @@ fn processes() -> Vec<(u32, String, Vec<String>)> {
 
 /// An address that was free a moment ago.
 pub fn free_address() -> anyhow::Result<SocketAddr> {
-    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?)
+    Ok(SocketAddr::from((Ipv4Addr::LOCALHOST, fetch::free_port()?)))
 }

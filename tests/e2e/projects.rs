@@ -89,6 +89,7 @@ async fn refused_settings(mesh: &Mesh) -> anyhow::Result<()> {
         (r#"{"retention":0}"#, "retention"),
         (r#"{"handler":""}"#, "handler"),
         (r#"{"handler":"a b"}"#, "handler"),
+        (r#"{"handler":"llm","options":{"promt":"x"}}"#, "promt"),
         (r#"{"retry":{"jitter":2}}"#, "retry.jitter"),
         (r#"{"retry":{"factor":0.5}}"#, "retry.factor"),
         (r#"{"retry":{"base":1}}"#, "base"),

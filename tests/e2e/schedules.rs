@@ -55,6 +55,8 @@ async fn refused(mesh: &Mesh) -> anyhow::Result<()> {
         (json!({}), "cron"),
         (json!({ "cron": 5 }), "cron"),
         (json!({ "cron": "* * * *" }), "five"),
+        (json!({ "cron": ", * * * *" }), "cron"),
+        (json!({ "cron": "* , * * *" }), "cron"),
         (json!({ "cron": "0 0 31 2 *" }), "never"),
         (json!({ "cron": "* * * * *", "timeZone": "Mars" }), "timeZone"),
         (json!({ "cron": "* * * * *", "batchId": "" }), "batchId"),

@@ -49,7 +49,7 @@ const PICKUP_JOBS: usize = 1_000;
 const PICKUP_WARM_JOBS: usize = 400;
 const PICKUP_EVERY: Duration = Duration::from_millis(5);
 /// Jobs that are cancelled, and queued again, by one request.
-const MANY_JOBS: usize = 100_000;
+const MANY_JOBS: usize = 300_000;
 /// Followers of events while answers are timed.
 const FOLLOWERS: usize = 200;
 /// Followers of a batch each while jobs are drained.

@@ -8,7 +8,9 @@ mod cache;
 mod chdb;
 mod command;
 mod nats;
+mod port;
 mod progress;
 
 pub use chdb::{CHDB_VERSION, libchdb};
 pub use nats::nats_server;
+pub use port::free_port;

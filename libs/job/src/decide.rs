@@ -12,8 +12,11 @@ use std::{
     sync::Arc,
 };
 
+pub(crate) use retry::revive;
+
 use crate::{
     About, Answer, Config, Digest, Id, Idempotency, Job, JobId, Run, State,
+    bulk::BulkOperation,
     command::Command,
     event::{Became, Ended, Event},
     reply::{Code, Reply},
@@ -25,13 +28,20 @@ use crate::{
 pub struct Decision {
     /// The events, in order.
     pub events: Vec<Event>,
-    /// What the one who asked is told.
+    /// The reply to the command. [`Reply::Noted`] if a bulk operation starts: the reply follows with its last
+    /// slice.
     pub reply: Reply,
     /// Runs that somebody works on in vain and should be told to stop.
     pub stale: Vec<(JobId, Run)>,
 }
 
 impl Decision {
+    /// Starts a bulk operation.
+    fn bulk(operation: BulkOperation) -> Self {
+        let events = vec![Event::BulkStarted(Box::new(operation))];
+        Self { events, ..Self::noted() }
+    }
+
     fn noted() -> Self {
         Self::reply(Reply::Noted)
     }
@@ -86,7 +96,7 @@ impl State {
     ) -> Result<Decision, Need> {
         match command {
             Command::Enqueue(ask) => self.decide_enqueue(config, facts, now, ask),
-            Command::Cancel(ask) => self.decide_cancel(facts, now, ask),
+            Command::Cancel(ask) => self.decide_cancel(facts, ask),
             Command::Retry(ask) => self.decide_retry(facts, now, ask),
             Command::Project(ask) => Ok(self.decide_project(ask)),
             Command::Schedule(ask) => Ok(self.decide_schedule(now, ask)),
@@ -98,7 +108,7 @@ impl State {
 
     /// The reply that was given under an idempotency key, if one was; a refusal where the key
     /// came with another request.
-    fn answered(
+    pub(crate) fn answered(
         &self,
         facts: &Facts,
         idempotency: Option<Idempotency>,
@@ -132,15 +142,22 @@ impl State {
 
 /// Appends the record of an answer, where the request had an idempotency key.
 fn record(decision: &mut Decision, idempotency: Option<Idempotency>, now: Millis) {
-    if let Some(Idempotency { key, request }) = idempotency {
-        let reply = decision.reply.clone();
-        let answer = Box::new(Answer { request, reply, first_job: None, at: now });
-        decision.events.push(Event::Answered { key, answer });
-    }
+    let answer = answer_of(idempotency, &decision.reply, now);
+    decision.events.extend(answer.map(|(key, answer)| Event::Answered { key, answer }));
+}
+
+/// The record of a reply, if the request had an idempotency key.
+pub(crate) fn answer_of(
+    idempotency: Option<Idempotency>,
+    reply: &Reply,
+    now: Millis,
+) -> Option<(Digest, Box<Answer>)> {
+    let Idempotency { key, request } = idempotency?;
+    Some((key, Box::new(Answer { request, reply: reply.clone(), first_job: None, at: now })))
 }
 
 /// The event that cancels a live job.
-fn canceled(job: &Job, error: Id, superseded_by: Option<JobId>) -> Event {
+pub(crate) fn canceled(job: &Job, error: Id, superseded_by: Option<JobId>) -> Event {
     Event::Ended(Box::new(Ended {
         job: job.id,
         about: About::job(job),

@@ -5,7 +5,11 @@ use uuid::Uuid;
 
 use crate::{
     About, Answer, Backoff, Digest, Id, Job, JobId, Json, Kind, Position, Run, Settings, Spent,
-    Status, StoredResult, schedule::Timed, time::Millis, webhook,
+    Status, StoredResult,
+    bulk::{BulkOperation, BulkProgress},
+    schedule::Timed,
+    time::Millis,
+    webhook,
 };
 
 /// One message of EVENTS: events that were decided together.
@@ -108,6 +112,20 @@ pub enum Event {
         /// When it fires next.
         #[serde(skip_serializing_if = "Option::is_none", default)]
         next: Option<Millis>,
+    },
+    /// A cancel or a retry of many jobs was requested.
+    BulkStarted(Box<BulkOperation>),
+    /// The first bulk operation of a project has advanced by a slice.
+    BulkAdvanced {
+        /// The project.
+        project: Id,
+        /// What the slice did.
+        slice: Box<BulkProgress>,
+    },
+    /// The first bulk operation of a project has finished.
+    BulkFinished {
+        /// The project.
+        project: Id,
     },
     /// A message of COMMANDS with too many events for one message goes on in the next: with this
     /// item of it, those before are done.
@@ -388,6 +406,9 @@ impl Event {
             | Self::ScheduleSet { .. }
             | Self::ScheduleRemoved { .. }
             | Self::Fired { .. }
+            | Self::BulkStarted(_)
+            | Self::BulkAdvanced { .. }
+            | Self::BulkFinished { .. }
             | Self::Partial { .. } => None,
         }
     }

@@ -5,7 +5,7 @@ use uuid::Uuid;
 use crate::{
     Gate, Id, Job, JobId, Open, Partial, Position, Queued, Ready, State, Status,
     event::{Batch, Became, Ended, Enqueued, Event, LateRun, Requeued, Revived, Why},
-    known::{Project, batch_key},
+    known::Project,
     schedule::Timed,
     time::Millis,
     webhook::{self, Receiver},
@@ -109,6 +109,9 @@ impl State {
                 });
                 self.schedule(project, name, timed);
             }
+            Event::BulkStarted(operation) => self.bulk_started(at, position, operation),
+            Event::BulkAdvanced { project, slice } => self.bulk_advanced(project, slice),
+            Event::BulkFinished { project } => self.bulk_finished(project),
             Event::Partial { item, jobs, batches } => {
                 self.known.partial = Some(Partial { item: *item, jobs: *jobs, batches: *batches });
             }
@@ -275,7 +278,7 @@ impl State {
         if !job.kind.is_internal() {
             self.known.total.enter(job.status, job.class);
         }
-        project.live.insert((batch_key(&job.batch), job.id));
+        project.live.insert(&job);
         self.ready.insert(&job, self.known.at);
         self.touched.push_live(self.known.at, job.id);
         self.insert(job);
@@ -291,11 +294,12 @@ impl State {
         let Some(job) = self.known.jobs.get_mut(id) else { return };
         let project = self.known.projects.entry(job.project.clone()).or_default();
         let counted = !job.kind.is_internal();
-        project.counts.leave(job.status, job.class);
+        let before = job.status;
+        project.counts.leave(before, job.class);
         if counted {
-            self.known.total.leave(job.status, job.class);
+            self.known.total.leave(before, job.class);
         }
-        if job.status == Status::Queued {
+        if before == Status::Queued {
             self.ready.remove(job);
         }
         change(job);
@@ -307,9 +311,7 @@ impl State {
         if job.status == Status::Queued {
             self.ready.insert(job, self.known.at);
         }
-        if job.status.is_terminal() {
-            project.live.remove(&(batch_key(&job.batch), job.id));
-        }
+        project.live.changed(before, job);
         self.touch(position, id);
     }
 

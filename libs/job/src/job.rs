@@ -362,3 +362,16 @@ impl Job {
         });
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sums_of_tokens_stay_at_their_largest() {
+        let most = Spent { input_tokens: u64::MAX, output_tokens: 1, images: 1, model: None };
+        let mut sum = most.clone();
+        sum.add(&most);
+        assert_eq!((sum.input_tokens, sum.output_tokens), (u64::MAX, 2));
+    }
+}

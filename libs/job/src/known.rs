@@ -1,16 +1,18 @@
 //! What is known: everything that the events say, and no more. A snapshot holds it.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
-    hash::{DefaultHasher, Hash, Hasher},
+    collections::{BTreeMap, HashMap, VecDeque},
     io::{self, BufRead, Write},
+    ops::Bound,
 };
 
 use serde::{Deserialize, Serialize};
 
 use crate::{
     Answer, Counts, Digest, Id, Job, JobId, Position, Settings,
+    bulk::BulkQueue,
     jobs::{Jobs, Shared},
+    live::{LiveJobs, batch_key},
     minute::Minute,
     recent::Recent,
     schedule::Timed,
@@ -22,7 +24,7 @@ use crate::{
 pub(crate) struct Project {
     pub counts: Counts,
     /// Failed jobs, and until when they are kept: what `retryAll` reaches.
-    pub failed: HashMap<JobId, Millis>,
+    pub failed: BTreeMap<JobId, Millis>,
     #[serde(default)]
     pub settings: Settings,
     #[serde(default)]
@@ -46,16 +48,21 @@ pub(crate) struct Project {
     /// Ends that were not told: too many waited.
     #[serde(default)]
     pub dropped: u64,
-    /// Live jobs by the [`key`](batch_key) of their batch.
+    /// Active jobs.
     #[serde(skip)]
-    pub live: BTreeSet<(u64, JobId)>,
+    pub live: LiveJobs,
 }
 
 impl Project {
+    /// The failed jobs behind one, and until when they are kept, in order.
+    pub fn failed_after(&self, after: Option<JobId>) -> impl Iterator<Item = (JobId, Millis)> {
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        self.failed.range((from, Bound::Unbounded)).map(|(id, until)| (*id, *until))
+    }
+
     /// The live jobs that may be of a batch; who looks at them sees whether they are.
-    pub fn perhaps_of(&self, batch: &Id) -> impl Iterator<Item = JobId> {
-        let key = batch_key(batch);
-        self.live.range((key, JobId::nil())..=(key, JobId::max())).map(|(_, id)| *id)
+    pub fn perhaps_of(&self, batch: &Id) -> impl DoubleEndedIterator<Item = JobId> {
+        self.live.of_key(batch_key(batch)).map(|(_, id)| id)
     }
 
     /// What a snapshot holds of it: without what follows from the jobs.
@@ -71,17 +78,9 @@ impl Project {
             last_error: self.last_error.clone(),
             failing: self.failing,
             dropped: self.dropped,
-            live: BTreeSet::new(),
+            live: LiveJobs::default(),
         }
     }
-}
-
-/// A number in the place of a batch's id, which for a million jobs takes too much memory. Two
-/// batches may share one.
-pub(crate) fn batch_key(batch: &Id) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    batch.hash(&mut hasher);
-    hasher.finish()
 }
 
 /// Everything that the events say, and no more: what a snapshot holds.
@@ -106,6 +105,9 @@ pub(crate) struct Known {
     /// How far the message of COMMANDS is folded that comes next.
     #[serde(default)]
     pub partial: Option<Partial>,
+    /// Cancels and retries of many jobs that are in progress.
+    #[serde(default)]
+    pub bulk: BulkQueue,
     /// The first message of each hour: where to cut EVENTS by age.
     pub hours: VecDeque<(Millis, u64)>,
 }
@@ -125,6 +127,7 @@ impl Known {
             recent: self.recent.clone(),
             answers: self.answers.clone(),
             partial: self.partial,
+            bulk: self.bulk.clone(),
             hours: self.hours.clone(),
         }
     }

@@ -16,6 +16,9 @@ use crate::{
     webhook,
 };
 
+/// Jobs that are moved among those that may run at once.
+const DUE_MAX: usize = 2_000;
+
 /// Which kinds of work may be taken, by class.
 pub type Open = [[bool; Kind::EVERY.len()]; Class::ALL.len()];
 
@@ -99,11 +102,11 @@ impl Ready {
         if job.kind.is_internal() { &mut self.own } else { &mut self.lanes[job.class as usize] }
     }
 
-    /// The jobs whose time has come; the caller inserts them again.
+    /// Jobs whose time has come, a bounded number at a time; the caller inserts them again.
     pub fn due(&mut self, now: Millis) -> Vec<JobId> {
         let mut due = Vec::new();
         while let Some(first) = self.timers.first_entry() {
-            if first.key().0 > now {
+            if first.key().0 > now || due.len() >= DUE_MAX {
                 break;
             }
             let ((_, id), project) = first.remove_entry();

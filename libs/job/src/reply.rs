@@ -26,8 +26,7 @@ pub enum Reply {
         jobs: Vec<JobId>,
         /// How many.
         count: u64,
-        /// Failed jobs that were not: superseded by a newer job, past their retention, or beyond
-        /// what one request takes.
+        /// Failed jobs that were not: superseded by a newer job, or past their retention.
         left: u64,
     },
     /// The settings of the project are these now.

@@ -9,14 +9,9 @@ use std::{
 use uuid::Uuid;
 
 use crate::{
-    Answer, Attic, Counts, Digest, Frozen, Id, Job, JobId, Partial, Position, Ready, Settings,
-    Status, Usage,
-    attic::Room,
-    behind::Touched,
-    known::{Known, batch_key},
-    schedule::Timed,
-    time::Millis,
-    webhook,
+    Answer, Attic, Counts, Digest, Frozen, Id, Job, JobId, Kind, Partial, Position, Ready,
+    Settings, Status, Usage, attic::Room, behind::Touched, known::Known, live::batch_key,
+    schedule::Timed, time::Millis, webhook,
 };
 
 /// Jobs that are looked at for one page of a list.
@@ -67,7 +62,7 @@ impl State {
         let known = Known::read(&mut from, |known, job, json| {
             if !job.status.is_terminal() {
                 let project = known.projects.entry(job.project.clone()).or_default();
-                project.live.insert((batch_key(&job.batch), job.id));
+                project.live.insert(&job);
             }
             if job.status == Status::Queued {
                 ready.insert(&job, known.at);
@@ -106,8 +101,8 @@ impl State {
         perhaps.filter_map(|id| self.job(id)).filter(move |job| job.batch == *batch)
     }
 
-    /// Live jobs of a project, in a status if one is named, that `wanted` names, the newest first by their ids: at most `limit`
-    /// whose ids come before `before`, and where the next page begins.
+    /// Active jobs of a project, of a batch, status or type if one is given, the newest first by their ids: at most
+    /// `limit` whose ids come before `before`, and where the next page begins.
     pub fn live_page(
         &self,
         project: &Id,
@@ -115,37 +110,38 @@ impl State {
         before: Option<JobId>,
         limit: usize,
         status: Option<Status>,
-        wanted: impl Fn(&Job) -> bool,
+        kind: Option<Kind>,
     ) -> (Vec<Arc<Job>>, Option<JobId>) {
-        let Some(known) = self.known.projects.get(project).filter(|_| limit > 0) else {
+        let Some(project) = self.known.projects.get(project).filter(|_| limit > 0) else {
             return (Vec::new(), None);
         };
-        let below = |id: &JobId| before.is_none_or(|before| *id < before);
-        let mut ids: Vec<JobId> = match batch {
-            Some(batch) => known.perhaps_of(batch).filter(below).collect(),
-            None => known.live.iter().map(|(_, id)| *id).filter(below).collect(),
-        };
-        // Only the newest are put in order: of a million the rest is not looked at.
-        let looked_at = ids.len().min(LOOK_JOBS_MAX);
-        if looked_at < ids.len() {
-            ids.select_nth_unstable_by(looked_at - 1, |one, other| other.cmp(one));
-        }
-        let more = ids.len() > looked_at;
-        ids.truncate(looked_at);
-        ids.sort_unstable_by(|one, other| other.cmp(one));
+        let before = before.unwrap_or(JobId::max());
         let mut page = Vec::new();
-        for id in &ids {
-            if page.len() >= limit {
-                return (page, Some(JobId::from_u128(id.as_u128().saturating_add(1))));
+        let mut last = None;
+        let Some(batch) = batch else {
+            for id in project.live.newest(kind, status, before) {
+                if page.len() >= limit {
+                    return (page, last);
+                }
+                last = Some(id);
+                page.extend(self.job(id));
             }
+            return (page, None);
+        };
+        for (looked_at, id) in project.live.newest_of_key(batch_key(batch), before).enumerate() {
+            if page.len() >= limit || looked_at >= LOOK_JOBS_MAX {
+                return (page, last);
+            }
+            last = Some(id);
             // Before it is read: most may sleep.
-            if status.is_some() && self.known.jobs.status(*id) != status {
-                continue;
+            if status.is_none_or(|status| self.known.jobs.status(id) == Some(status)) {
+                let is_of = |job: &Arc<Job>| {
+                    job.batch == *batch && kind.is_none_or(|kind| job.kind == kind)
+                };
+                page.extend(self.job(id).filter(is_of));
             }
-            let job = self.job(*id).filter(|job| batch.is_none_or(|batch| job.batch == *batch));
-            page.extend(job.filter(|job| wanted(job)));
         }
-        (page, ids.last().copied().filter(|_| more))
+        (page, None)
     }
 
     /// A job, which is awake from here on: it is about to be run.

@@ -183,12 +183,14 @@ mod tests {
             ("{{text.more}}", r#"{"text":"x"}"#, "text.more"),
             ("{{text", "{}", "options.prompt"),
             (r#"{{"text}}"#, "{}", "options.prompt"),
-            ("{{text}}", r#"{"text":"\ud83e"}"#, "text"),
+            ("{{text}}", r#"{"text":"\ud83e"}"#, "cannot be read"),
             ("{{t}}{{t}}{{t}}{{t}}{{t}}", &format!(r#"{{"t":"{}"}}"#, "x".repeat(300)), "1000"),
         ] {
             let error = fill(template, data).expect_err("it cannot be filled");
             assert!(error.contains(names), "{template}: {error}");
         }
+        let as_written = r#"{"text":"\ud83e"}"#;
+        assert_eq!(fill("{{}}", as_written).as_deref(), Ok(as_written));
         let many = "{{t}}".repeat(PLACES_MAX + 1);
         assert!(Template::parse("options.prompt", &many).is_err());
     }

@@ -259,6 +259,24 @@ impl World {
             }
         };
         self.append(decision.events);
+        while let Some(slice) = self.slice() {
+            self.append(slice);
+        }
+    }
+
+    /// The events of the next slice of a bulk operation.
+    fn slice(&self) -> Option<Vec<Event>> {
+        let mut facts = Facts::default();
+        loop {
+            match self.state.decide_slice(&facts, self.now) {
+                Ok(slice) => return slice.map(|slice| slice.events),
+                Err(Need::Jobs(ids)) => {
+                    let jobs = ids.into_iter().map(|id| (id, self.bucket.get(&id).cloned()));
+                    facts.jobs.extend(jobs);
+                }
+                Err(Need::Answer(_)) => unreachable!("no request has an idempotency key"),
+            }
+        }
     }
 
     fn append(&mut self, events: Vec<Event>) {

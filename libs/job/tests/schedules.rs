@@ -49,6 +49,9 @@ impl World {
         let decision = self.state.decide(&Config::default(), &Facts::default(), now, &command);
         let decision = decision.unwrap();
         self.append(now, decision.events);
+        while let Ok(Some(slice)) = self.state.decide_slice(&Facts::default(), now) {
+            self.append(now, slice.events);
+        }
         decision.reply
     }
 

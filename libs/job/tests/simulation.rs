@@ -248,6 +248,11 @@ impl World {
     /// Folds commands and appends what comes of them; may die before any effect.
     fn fold(&mut self) {
         let mut through = self.leader.state.through() as usize;
+        if self.random.one_in(2)
+            && let Ok(Some(slice)) = self.leader.state.decide_slice(&Facts::default(), self.now)
+        {
+            self.append(through as u64, slice.events);
+        }
         let mut count = self.random.below(8) + 1;
         while through < self.commands.len() && count > 0 {
             let command = self.commands[through].clone();
@@ -303,17 +308,18 @@ impl World {
         let capacity = self.capacity();
         self.leader.state.wake(self.now);
         loop {
-            let before = self.eligible();
+            // A permit comes back within a step: before that a job may start, after it it must.
+            let (may, must) = (self.eligible(0), self.eligible(PERMIT_STEP_MS));
             let Leader { state, dispatch, .. } = &mut self.leader;
             let next =
                 dispatch.next(state, &self.config, self.now, capacity, [false; 3], [false; 3]);
             let Some(id) = next else {
-                self.check_conserving(&before);
+                self.check_conserving(&must);
                 return;
             };
             let job = self.leader.state.job(id).unwrap().clone();
-            assert!(before.contains(&id), "{job:?} was dispatched past a limit");
-            self.note_turn(&job, &before);
+            assert!(may.contains(&id), "{job:?} was dispatched past a limit");
+            self.note_turn(&job, &must);
             if !self.healing && self.random.one_in(30) {
                 self.leader.suspect = true;
                 continue;
@@ -347,11 +353,11 @@ impl World {
     }
 
     /// The jobs that may be dispatched now, found the slow way.
-    fn eligible(&self) -> HashSet<JobId> {
+    fn eligible(&self, step_ms: i64) -> HashSet<JobId> {
         let state = &self.leader.state;
         let mut free: HashMap<&Id, bool> = HashMap::new();
         for project in &self.projects {
-            free.insert(project, self.may_start(project));
+            free.insert(project, self.may_start(project, step_ms));
         }
         let queued = state.jobs().filter(|job| job.status == Status::Queued);
         queued
@@ -363,7 +369,7 @@ impl World {
 
     /// Whether a project's limits let it start a run, counted from what is in the streams, what
     /// runs, and what the history says of the last minute.
-    fn may_start(&self, project: &Id) -> bool {
+    fn may_start(&self, project: &Id, step_ms: i64) -> bool {
         let state = &self.leader.state;
         let limits = state.settings(project).limits(&self.config.limits);
         if state.settings(project).paused {
@@ -385,7 +391,7 @@ impl World {
             return false;
         }
         let unbegun = out.iter().filter(|job| job.status == Status::Queued).count() as u64;
-        let (starts, tokens) = self.last_minute(project, 60_000 + PERMIT_STEP_MS);
+        let (starts, tokens) = self.last_minute(project, 60_000 + step_ms);
         let requests = u64::from(limits.requests_per_minute);
         (requests == 0 || unbegun + starts < requests)
             && (limits.tokens_per_minute == 0 || tokens < limits.tokens_per_minute)

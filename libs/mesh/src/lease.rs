@@ -154,7 +154,13 @@ impl Lease {
                 use async_nats::jetstream::kv::UpdateErrorKind;
                 match error.kind() {
                     UpdateErrorKind::WrongLastRevision => self.look(epoch).await,
-                    _ => Err(Error { key: self.key, step: "written", why: error.to_string() }),
+                    kind => {
+                        if kind == UpdateErrorKind::TimedOut {
+                            let subject = format!("$KV.{}.{}", names::LEASES, self.key);
+                            self.broker.report_unstored(&subject).await;
+                        }
+                        Err(Error { key: self.key, step: "written", why: error.to_string() })
+                    }
                 }
             }
         }

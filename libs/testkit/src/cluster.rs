@@ -2,7 +2,6 @@
 
 use std::{
     fs,
-    net::{Ipv4Addr, TcpListener},
     path::PathBuf,
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
@@ -69,8 +68,9 @@ impl Cluster {
     pub async fn start(nodes: usize) -> anyhow::Result<Self> {
         let dir = TempDir::new()?;
         fs::write(dir.path().join("jobmesh.conf"), fs::read_to_string(CONF)?)?;
-        let ports: Vec<(u16, u16)> =
-            (0..nodes).map(|_| Ok((free_port()?, free_port()?))).collect::<anyhow::Result<_>>()?;
+        let ports: Vec<(u16, u16)> = (0..nodes)
+            .map(|_| Ok((fetch::free_port()?, fetch::free_port()?)))
+            .collect::<anyhow::Result<_>>()?;
         let routes: Vec<String> =
             ports.iter().map(|(_, route)| format!("nats-route://127.0.0.1:{route}")).collect();
         let mut started = Vec::new();
@@ -212,10 +212,6 @@ impl Drop for Cluster {
             let _ = node.server.wait();
         }
     }
-}
-
-fn free_port() -> anyhow::Result<u16> {
-    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
 }
 
 fn spawn(conf: &std::path::Path, store: &std::path::Path, port: u16) -> anyhow::Result<Child> {

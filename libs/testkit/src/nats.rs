@@ -1,7 +1,7 @@
 //! A NATS server of one test's own.
 
 use std::{
-    net::{Ipv4Addr, TcpListener, TcpStream},
+    net::{Ipv4Addr, TcpStream},
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
@@ -43,7 +43,7 @@ impl Nats {
         let dir = TempDir::new()?;
         let conf = format!("{}\n{more}\n", std::fs::read_to_string(CONF)?);
         std::fs::write(dir.path().join("nats.conf"), conf)?;
-        let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port();
+        let port = fetch::free_port()?;
         let server = spawn(&dir, port)?;
         let nats = Self { dir, port, server };
         nats.wait_until_up()?;

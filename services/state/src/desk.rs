@@ -16,7 +16,7 @@ use async_nats::{
 };
 use bytes::Bytes;
 use futures_util::{FutureExt, StreamExt};
-use job::{Job, Limits, State, time::Millis};
+use job::{Limits, State, time::Millis};
 use mesh::{
     Broker,
     ask::{
@@ -314,7 +314,6 @@ impl Known<'_> {
     }
 
     fn jobs(&self, ask: &AskJobs) -> JobsAnswer {
-        let wanted = |job: &Job| ask.kind.is_none_or(|kind| job.kind == kind);
         let limit = ask.limit.min(LISTED_MAX);
         let (jobs, next) = self.state.live_page(
             &ask.project,
@@ -322,7 +321,7 @@ impl Known<'_> {
             ask.before,
             limit,
             ask.status,
-            wanted,
+            ask.kind,
         );
         let jobs = jobs.into_iter().map(|job| {
             let max_attempts = self.state.max_attempts(&job);

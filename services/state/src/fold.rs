@@ -7,6 +7,7 @@ use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 use job::{
     Facts, Id, JobId, Json, Need, Position, Run, Status,
+    bulk::Requester,
     command::{Command, Outcome},
     event::{Became, Event},
     reply::{Code, Reply},
@@ -24,7 +25,7 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use crate::{
-    leader::Leader,
+    leader::{Done, Leader},
     pack::{Packed, Packer},
 };
 
@@ -48,6 +49,32 @@ struct Asked {
     inbox: Option<String>,
     deadline: Option<Millis>,
     items: Result<Vec<Item<Command>>, Malformed>,
+}
+
+/// What was read for the next slice of a bulk operation.
+#[derive(Default)]
+pub(crate) struct BulkReads {
+    facts: Facts,
+    /// True while more is being read.
+    pub is_reading: bool,
+    /// True if something changed since that began.
+    is_outdated: bool,
+}
+
+impl BulkReads {
+    /// Forgets what an event has made outdated: ended jobs that memory had evicted.
+    fn note(&mut self, event: &Event) {
+        let job = match event {
+            Event::Revived(revived) => revived.job.id,
+            Event::Refused(refused) => match &refused.ended {
+                Some(late) => late.job,
+                None => return,
+            },
+            _ => return,
+        };
+        self.facts.jobs.remove(&job);
+        self.is_outdated = self.is_reading;
+    }
 }
 
 /// What is to follow once the events are on disk.
@@ -161,18 +188,22 @@ impl Leader<'_> {
             packer.begin_item(place, before);
             let reply = if message.is_expired() {
                 let error = "the request waited longer than its sender".to_owned();
-                Reply::Refused { code: Code::Expired, error }
+                Some(Reply::Refused { code: Code::Expired, error })
             } else {
                 match item.ask.clone().bounded() {
-                    Ok(command) => self.fold_item(&command, now, facts, packer, effects).await?,
+                    Ok(command) => {
+                        let inbox = message.inbox.clone();
+                        let requester = inbox.map(|inbox| Requester { inbox, item: item.id });
+                        self.fold_item(&command, requester, now, facts, packer, effects).await?
+                    }
                     Err(error) => {
                         effects.rejected.push(message.rejected(error.clone()));
-                        Reply::Refused { code: Code::Malformed, error }
+                        Some(Reply::Refused { code: Code::Malformed, error })
                     }
                 }
             };
             packer.end_item(&mut self.state);
-            if let Some(inbox) = &message.inbox {
+            if let (Some(inbox), Some(reply)) = (&message.inbox, reply) {
                 let replies = effects.replies.entry(inbox.clone()).or_default();
                 replies.push((item.id, reply));
             }
@@ -180,27 +211,75 @@ impl Leader<'_> {
         Ok(())
     }
 
-    /// Decides one command and packs its events; returns its reply.
+    /// Decides one command and packs its events; returns its reply, unless a bulk operation gives it later.
     async fn fold_item(
         &mut self,
         command: &Command,
+        mut requester: Option<Requester>,
         now: Millis,
         facts: &mut Facts,
         packer: &mut Packer,
         effects: &mut Effects,
-    ) -> anyhow::Result<Reply> {
+    ) -> anyhow::Result<Option<Reply>> {
         let decision = loop {
             match self.state.decide(&self.rules, facts, now, command) {
                 Ok(decision) => break decision,
                 Err(need) => read(&self.broker, need, facts).await?,
             }
         };
+        let mut reply = Some(decision.reply);
         for mut event in decision.events {
+            if let Event::BulkStarted(operation) = &mut event {
+                operation.requester = requester.take();
+                reply = None;
+            }
             self.dispatcher.mark(&mut event);
             packer.push(&mut self.state, event);
         }
         effects.stale.extend(decision.stale);
-        Ok(decision.reply)
+        Ok(reply)
+    }
+
+    /// Decides and appends the next slice of a bulk operation, or has read what it needs first.
+    pub(crate) async fn run_slice(&mut self) -> anyhow::Result<()> {
+        let now = self.now();
+        let slice = match self.state.decide_slice(&self.bulk_reads.facts, now) {
+            Ok(Some(slice)) => slice,
+            Ok(None) => return Ok(()),
+            Err(need) => {
+                self.bulk_reads.is_reading = true;
+                let (broker, done) = (self.broker.clone(), self.done.clone());
+                tokio::spawn(async move {
+                    let mut facts = Facts::default();
+                    let end = read(&broker, need, &mut facts).await;
+                    let _ = done.send(Done::BulkRead(end.map(|()| facts))).await;
+                });
+                return Ok(());
+            }
+        };
+        self.bulk_reads.facts = Facts::default();
+        let mut packer = Packer::new(self.last, self.state.through(), now);
+        for mut event in slice.events {
+            self.dispatcher.mark(&mut event);
+            packer.push(&mut self.state, event);
+        }
+        let mut effects = Effects::default();
+        if let Some((Requester { inbox, item }, reply)) = slice.reply {
+            effects.replies.insert(inbox, vec![(item, reply)]);
+        }
+        self.commit(packer.finish(), effects).await
+    }
+
+    /// Takes in what was read for a slice.
+    pub(crate) fn bulk_read(&mut self, read: anyhow::Result<Facts>) -> anyhow::Result<()> {
+        self.bulk_reads.is_reading = false;
+        let read = read.context("jobs could not be read for a bulk operation")?;
+        if std::mem::take(&mut self.bulk_reads.is_outdated) {
+            return Ok(());
+        }
+        self.bulk_reads.facts.jobs.extend(read.jobs);
+        self.bulk_reads.facts.answers.extend(read.answers);
+        Ok(())
     }
 
     /// Decides what nobody asked for: runs that are lost.
@@ -268,6 +347,7 @@ impl Leader<'_> {
         }
         let mut stop = effects.stale;
         for (position, event) in &packed.events {
+            self.bulk_reads.note(event);
             if let Some(change) = event.change() {
                 let subject = names::live_event(change.project, change.job, change.status);
                 let message = usize::try_from(position.sequence - planned)?;

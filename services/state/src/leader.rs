@@ -25,6 +25,7 @@ use crate::{
     clock::Clock,
     desk::{Came, Desk, Known},
     dispatch::{Dispatcher, Sent},
+    fold::BulkReads,
     lead::Held,
     project::Written,
     reconcile::Reading,
@@ -44,6 +45,8 @@ pub(crate) enum Done {
     Written(Written),
     /// A dispatch.
     Dispatched(Sent, Result<publish::Ack, publish::Error>),
+    /// What a bulk operation needs.
+    BulkRead(anyhow::Result<job::Facts>),
     /// A reading of the work streams.
     Read(Result<Reading, mesh::work::Error>),
     /// A snapshot.
@@ -82,6 +85,7 @@ pub(crate) struct Leader<'a> {
     pub hurry: Arc<AtomicBool>,
     /// Bytes of commands folded since the last snapshot began.
     pub folded_bytes: u64,
+    pub bulk_reads: BulkReads,
     pub done: mpsc::Sender<Done>,
     pub finished: mpsc::Receiver<Done>,
 }
@@ -121,9 +125,15 @@ impl<'a> Leader<'a> {
             snapshotting: false,
             hurry: Arc::default(),
             folded_bytes: 0,
+            bulk_reads: BulkReads::default(),
             done,
             finished,
         }
+    }
+
+    /// True if a slice of a bulk operation can be decided.
+    fn has_slice(&self) -> bool {
+        self.state.has_bulk() && !self.bulk_reads.is_reading
     }
 
     /// The time that is decided at.
@@ -155,6 +165,7 @@ impl<'a> Leader<'a> {
                 }
                 Some(done) = self.finished.recv() => self.take_in(done)?,
                 came = self.desk.next() => self.answer(came).await,
+                () = std::future::ready(()), if self.has_slice() => self.run_slice().await?,
                 _ = connects.changed() => self.reconnected().await?,
                 () = tokio::time::sleep(timer) => {}
                 _ = tick.tick() => self.look_around().await,
@@ -226,6 +237,7 @@ impl<'a> Leader<'a> {
                 let leads = self.dispatcher.dispatched(&sent, end);
                 anyhow::ensure!(leads, "another state service dispatches");
             }
+            Done::BulkRead(read) => self.bulk_read(read)?,
             Done::Read(Ok(reading)) => self.reading = Some(reading),
             Done::Read(Err(error)) => {
                 tracing::warn!(error = %error, "work streams not read, trying again");

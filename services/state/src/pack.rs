@@ -179,6 +179,7 @@ impl Packer {
 mod tests {
     use job::{
         Config, Facts, JobId, Json, Kind, Patch,
+        bulk::Requester,
         command::{Cancel, Command, Enqueue, NewJob, Project},
         event::Batch,
         reply::Reply,
@@ -240,7 +241,11 @@ mod tests {
             packer.begin_item(item, before);
             let decision = state.decide(&Config::default(), &Facts::default(), 1, command);
             let decision = decision.expect("it needs no facts");
-            for event in decision.events {
+            for mut event in decision.events {
+                if let Event::BulkStarted(operation) = &mut event {
+                    let (inbox, item) = ("inbox".to_owned(), Uuid::nil());
+                    operation.requester = Some(Requester { inbox, item });
+                }
                 packer.push(state, event);
             }
             packer.end_item(state);
@@ -249,6 +254,27 @@ mod tests {
         state.folded(sequence);
         packer.end_command(sequence, None);
         (packer.finish().messages, reply)
+    }
+
+    /// Carries out the next slice of a bulk operation as the leader does.
+    fn slice(state: &mut State) -> (Vec<Message>, Option<Reply>) {
+        let slice = state.decide_slice(&Facts::default(), 1).expect("it needs no facts");
+        let slice = slice.expect("an operation is in progress");
+        let mut packer = Packer::new(state.position().sequence, state.through(), 1);
+        for event in slice.events {
+            packer.push(state, event);
+        }
+        let messages = packer.finish().messages;
+        assert_eq!(messages.len(), 1, "a slice fits one message");
+        (messages, slice.reply.map(|(_, reply)| reply))
+    }
+
+    fn slices(state: &mut State, max: usize) -> Vec<Message> {
+        let mut messages = Vec::new();
+        while state.has_bulk() && messages.len() < max {
+            messages.extend(slice(state).0);
+        }
+        messages
     }
 
     fn take_in(state: &mut State, sequence: u64, message: &Message) {
@@ -309,13 +335,30 @@ mod tests {
         let snapshot = written(&leader);
         let begun = leader.position().sequence;
         let cancel = Command::Cancel(Cancel { project, batches: None, idempotency: None });
-        let (messages, reply) = fold(&mut leader, 3, std::slice::from_ref(&cancel));
-        assert_eq!(reply, Reply::Canceled { jobs: 10_000, batches: 10_000 });
-        assert!(messages.len() > 1, "the cancel is not large enough to be split");
+        let mut cancel = [cancel];
+        let (mut messages, _) = fold(&mut leader, 3, &cancel);
+        messages.extend(slices(&mut leader, usize::MAX));
+        assert!(messages.len() > 10, "the cancel is not large enough to be split");
         let mut next = restored(&snapshot);
-        take_in(&mut next, begun + 1, &messages[0]);
-        let (_, again) = fold(&mut next, 3, std::slice::from_ref(&cancel));
-        assert_eq!(again, reply);
+        for (sequence, message) in (begun + 1..).zip(&messages[..5]) {
+            take_in(&mut next, sequence, message);
+        }
+        // What is enqueued before the end is not canceled.
+        let mut newer = worst(50_000);
+        if let Command::Enqueue(ask) = &mut newer {
+            ask.supersede = false;
+            ask.jobs.truncate(100);
+        }
+        fold(&mut next, 4, &[newer]);
+        cancel[0] =
+            Command::Cancel(Cancel { project: "other".into(), batches: None, idempotency: None });
+        fold(&mut next, 5, &cancel);
+        let replies = std::iter::from_fn(|| next.has_bulk().then(|| slice(&mut next).1));
+        let replies: Vec<Reply> = replies.flatten().collect();
+        let all = Reply::Canceled { jobs: 10_000, batches: 10_000 };
+        // Another project's cancel does not wait for the end of this one.
+        assert_eq!(replies, [Reply::Canceled { jobs: 0, batches: 0 }, all]);
+        assert_eq!(next.counts(None).queued[1], 100);
         let pending = next.deliveries(&long("project-".into())).pending;
         assert_eq!(pending, if told { 10_000 } else { 0 });
     }

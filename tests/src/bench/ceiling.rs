@@ -170,6 +170,9 @@ pub fn measure(
     rates?
 }
 
+/// How large a stream of the loops may grow.
+const BARE_BYTES_MAX: i64 = 1 << 30;
+
 /// One run of the loops.
 struct Loops {
     url: String,
@@ -188,6 +191,8 @@ impl Loops {
             let mut config = js.get_stream(name).await?.cached_info().config.clone();
             config.name = format!("BARE_{name}");
             config.subjects = vec![subjects.to_owned()];
+            // The broker reserves this, beside what the mesh's own streams have.
+            config.max_bytes = BARE_BYTES_MAX;
             js.create_stream(config).await?;
         }
         let took = self.run_through(&js).await;

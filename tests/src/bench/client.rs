@@ -112,7 +112,7 @@ impl Connection {
         let begun = Instant::now();
         loop {
             let answer = self.ask("GET", &path, "").await?;
-            // While state folds a request of a hundred thousand jobs it does not answer in time.
+            // No state service answers while another one takes over.
             if answer.status == 503 && begun.elapsed() < super::PATIENCE {
                 tokio::time::sleep(Duration::from_millis(20)).await;
                 continue;

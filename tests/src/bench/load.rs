@@ -132,6 +132,33 @@ pub async fn ask(
     Ok(times.into_iter().map(Latencies::of).collect())
 }
 
+/// Enqueues a job of `project` every so often until `work` ends: what came of it, and how long each answer took.
+pub async fn enqueue_while<T>(
+    client: &Client,
+    project: &str,
+    every: Duration,
+    work: impl Future<Output = anyhow::Result<T>>,
+) -> anyhow::Result<(T, Latencies)> {
+    let mut times = Vec::new();
+    let mut connection = client.connect().await?;
+    let mut tick = tokio::time::interval(every);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let enqueued = async {
+        for n in 0.. {
+            tick.tick().await;
+            let asked = Instant::now();
+            connection.enqueue_one(project, &format!("b{n}")).await?;
+            times.push(asked.elapsed());
+        }
+        anyhow::Ok(())
+    };
+    let done = tokio::select! {
+        done = work => done?,
+        failed = enqueued => anyhow::bail!("a job was not enqueued: {failed:?}"),
+    };
+    Ok((done, Latencies::of(times)))
+}
+
 /// Follows each of these batches of a project until its job has completed; ends when all have
 /// heard of it.
 pub async fn hear_all(

@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     fs,
     io::{BufRead, BufReader},
-    net::{Ipv4Addr, TcpListener},
+    net::{Ipv4Addr, SocketAddr},
     path::Path,
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
@@ -66,7 +66,7 @@ pub struct Usage {
 impl Mesh {
     /// Starts a mesh.
     pub async fn start(durability: Durability) -> anyhow::Result<Self> {
-        let listen = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?;
+        let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, fetch::free_port()?));
         let dir = TempDir::new()?;
         let mut dev = Command::new(std::env::current_exe()?)
             .args(["dev", "--processors", "0", "--durability", durability.name()])

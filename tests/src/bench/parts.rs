@@ -73,28 +73,57 @@ pub async fn answers(mesh: &Mesh, report: &mut Report) -> anyhow::Result<()> {
     processor.stop().await
 }
 
-/// Cancel of many queued jobs, and retry of many failed ones.
+/// Cancel of many queued jobs, retry of many failed ones and lists of many, and what another project notices
+/// of them.
 pub async fn many(mesh: &Mesh, report: &mut Report) -> anyhow::Result<()> {
     let client = mesh.client();
+    // The jobs wait; those of the other project too.
+    let idle = load::enqueue_while(client, "other", UNDER_LOAD_EVERY, async {
+        tokio::time::sleep(TIMED).await;
+        Ok(())
+    });
+    report.latency("enqueue of another project, idle", &idle.await?.1, [None, None]);
     load::bulk(client, &["many"], MANY_JOBS).await?;
-    let begun = Instant::now();
-    client.post("/api/queue/cancel", &json!({ "projectId": "many" })).await?;
-    while client.count(Some("many"), "canceled").await? < MANY_JOBS as u64 {
-        ensure!(begun.elapsed() < PATIENCE, "not all were canceled");
+    let lists = ["", "&status=queued", "&status=processing", "&type=process_redo"]
+        .map(|filter| format!("/api/queue/jobs?projectId=many&limit=200{filter}"));
+    let times = load::ask(client, &lists, UNDER_LOAD_EVERY, TIMED).await?;
+    for (path, times) in lists.iter().zip(&times) {
+        let what = format!("{path}, of {MANY_JOBS} active jobs");
+        report.latency(&what, times, [None, Some(Goal::AtMost(50.0))]);
     }
-    report.seconds(&format!("cancel of {MANY_JOBS} queued jobs"), begun.elapsed(), None);
+    let begun = Instant::now();
+    let cancel = async {
+        client.post("/api/queue/cancel", &json!({ "projectId": "many" })).await?;
+        while client.count(Some("many"), "canceled").await? < MANY_JOBS as u64 {
+            ensure!(begun.elapsed() < PATIENCE, "not all were canceled");
+        }
+        Ok(begun.elapsed())
+    };
+    let (took, times) = load::enqueue_while(client, "other", UNDER_LOAD_EVERY, cancel).await?;
+    report.seconds(&format!("cancel of {MANY_JOBS} queued jobs"), took, None);
+    let goal = Some(Goal::AtMost(200.0));
+    report.latency("enqueue of another project, during that", &times, [None, goal]);
     client.set("failing", json!({ "handler": "missing", "maxAttempts": 1 })).await?;
     load::bulk(client, &["failing"], MANY_JOBS).await?;
     mesh.drain_rest().await?;
+    client.set("failing", json!({ "paused": true })).await?;
     let begun = Instant::now();
-    let retry = json!({ "projectId": "failing", "retryAll": true });
-    while client.count(Some("failing"), "failed").await? > 0 {
-        ensure!(begun.elapsed() < PATIENCE, "not all were retried");
-        client.post("/api/queue/retry", &retry).await?;
+    let retry = async {
+        client
+            .post("/api/queue/retry", &json!({ "projectId": "failing", "retryAll": true }))
+            .await?;
+        while client.count(Some("failing"), "failed").await? > 0 {
+            ensure!(begun.elapsed() < PATIENCE, "not all were retried");
+        }
+        Ok(begun.elapsed())
+    };
+    let (took, times) = load::enqueue_while(client, "other", UNDER_LOAD_EVERY, retry).await?;
+    report.seconds(&format!("retryAll of {MANY_JOBS} failed jobs"), took, None);
+    report.latency("enqueue of another project, during that", &times, [None, goal]);
+    for project in ["failing", "other"] {
+        client.post("/api/queue/cancel", &json!({ "projectId": project })).await?;
     }
-    report.seconds(&format!("retryAll of {MANY_JOBS} failed jobs"), begun.elapsed(), None);
-    client.post("/api/queue/cancel", &json!({ "projectId": "failing" })).await?;
-    Ok(())
+    mesh.drain_rest().await
 }
 
 /// What limits cost, and many projects.

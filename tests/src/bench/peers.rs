@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    net::{Ipv4Addr, TcpListener, TcpStream},
+    net::{Ipv4Addr, TcpStream},
     os::unix::fs::chown,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -90,7 +90,7 @@ impl Peers {
         if version("redis-server").is_none() {
             return Ok(None);
         }
-        let (port, data) = (free_port()?, TempDir::new()?);
+        let (port, data) = (fetch::free_port()?, TempDir::new()?);
         let fsync = match how {
             Durability::Fast => "everysec",
             Durability::Always => "always",
@@ -106,7 +106,7 @@ impl Peers {
     /// graphile-worker on a PostgreSQL of its own; `None` where there is none.
     pub fn graphile(&self, how: Durability, jobs: usize) -> anyhow::Result<Option<Peer>> {
         let Some(programs) = postgres() else { return Ok(None) };
-        let (port, data) = (free_port()?, TempDir::new()?);
+        let (port, data) = (fetch::free_port()?, TempDir::new()?);
         let cluster = data.path().join("data");
         // SAFETY: geteuid takes nothing and touches no memory.
         let as_root = unsafe { libc::geteuid() } == 0;
@@ -204,10 +204,6 @@ fn ids(user: &str) -> anyhow::Result<(u32, u32)> {
     let mut words = line.with_context(|| format!("there is no user {user}"))?.split(':').skip(2);
     let mut id = || words.next().and_then(|id| id.parse().ok()).context("a user has ids");
     Ok((id()?, id()?))
-}
-
-fn free_port() -> anyhow::Result<u16> {
-    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
 }
 
 fn until_open(port: u16) -> anyhow::Result<()> {

@@ -82,7 +82,9 @@ pub(crate) async fn retry(
             let mut message = format!("queued {} again", count(retried, "job", "jobs"));
             if left > 0 {
                 let left = count(left, "failed job was", "failed jobs were");
-                message.push_str(&format!("; {left} left: superseded, past retention, or beyond what one request takes (send it again for those)"));
+                message.push_str(&format!(
+                    "; {left} left: superseded by a newer job, or past retention"
+                ));
             }
             ok(Response {
                 success: true,

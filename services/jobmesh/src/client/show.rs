@@ -126,10 +126,20 @@ fn text(value: &Json) -> String {
     }
 }
 
+/// Characters that make a terminal show others in another order (Unicode 16.0, UAX #9).
+const REORDERING: [std::ops::RangeInclusive<char>; 4] = [
+    '\u{61c}'..='\u{61c}',
+    '\u{200e}'..='\u{200f}',
+    '\u{202a}'..='\u{202e}',
+    '\u{2066}'..='\u{2069}',
+];
+
 /// A text that says nothing to the terminal: a job's error may be what a program wrote.
 fn plain_text(text: &str) -> String {
-    let shown =
-        |c: char| if c.is_control() { c.escape_default().to_string() } else { c.to_string() };
+    let shown = |c: char| {
+        let is_plain = !c.is_control() && !REORDERING.iter().any(|range| range.contains(&c));
+        if is_plain { c.to_string() } else { c.escape_default().to_string() }
+    };
     text.chars().map(shown).collect()
 }
 
@@ -143,6 +153,7 @@ mod tests {
         assert_eq!(table(["id", "x"], rows), "ID   X\na    long text\nbcd  -\n");
         let shown = |text: &str| Json::parse(text).map(|json| fields(&json)).unwrap_or_default();
         assert_eq!(shown(r#"{"e":"\u001b[31mred\n"}"#), "e  \\u{1b}[31mred\\n\n");
+        assert_eq!(shown("{\"e\":\"a\u{202e}b\u{1f980}\"}"), "e  a\\u{202e}b\u{1f980}\n");
         assert_eq!(shown(r#"{"longer":1.10,"a":"x"}"#), "longer  1.10\na       x\n");
     }
 }

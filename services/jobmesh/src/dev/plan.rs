@@ -3,7 +3,7 @@
 use std::{
     ffi::OsString,
     fs,
-    net::{Ipv4Addr, SocketAddr, TcpListener},
+    net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -61,7 +61,7 @@ pub(super) fn stages(config: &Config, data_dir: &Path) -> anyhow::Result<Vec<Vec
             url.reveal().to_owned()
         }
         None => {
-            let port = free_port()?;
+            let port = fetch::free_port()?;
             storage.push(nats(config, data_dir, &logs, port)?);
             let url = format!("nats://127.0.0.1:{port}");
             // For followers and processors of one's own.
@@ -72,7 +72,7 @@ pub(super) fn stages(config: &Config, data_dir: &Path) -> anyhow::Result<Vec<Vec
     let clickhouse_url = match &config.clickhouse_url {
         Some(url) => url.reveal().to_owned(),
         None => {
-            let listen = format!("127.0.0.1:{}", free_port()?);
+            let listen = format!("127.0.0.1:{}", fetch::free_port()?);
             let library = fetch::libchdb()?;
             let mut olap = spec("olap", Role::Storage, &["serve", "olap", "--listen", &listen]);
             olap.arguments.extend(["--dir".into(), data_dir.join("olap").into()]);
@@ -120,7 +120,7 @@ fn nats(config: &Config, data_dir: &Path, logs: &Path, port: u16) -> anyhow::Res
     let store = data_dir.join("nats");
     // It may be a disk of its own.
     fs::create_dir_all(&store)?;
-    let monitor = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()?));
+    let monitor = SocketAddr::from((Ipv4Addr::LOCALHOST, fetch::free_port()?));
     fs::write(&conf, format!("{NATS_CONF}\n# For `jobmesh dev`.\nhttp: \"{monitor}\"\n"))?;
     let sync = match config.durability {
         Durability::Always => "always",
@@ -156,10 +156,4 @@ fn conf_string(path: &Path) -> anyhow::Result<String> {
     }
     quoted.push('"');
     Ok(quoted)
-}
-
-/// A port that was free a moment ago. A server that finds it taken dies and says so.
-fn free_port() -> anyhow::Result<u16> {
-    let listener = TcpListener::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))?;
-    Ok(listener.local_addr()?.port())
 }

@@ -213,8 +213,10 @@ mod tests {
             let Outcome::Done { result: found, .. } = outcome else { panic!("{outcome:?}") };
             assert_eq!(found.as_ref().map(Json::get), result, "{output}");
         }
-        let list = run(r#"echo '["r", {"input":1}]'"#).await;
-        assert!(matches!(list, Outcome::Reject { .. }), "{list:?}");
+        for list in [r#"echo '["r", {"input":1}]'"#, "echo '[4]'"] {
+            let outcome = run(list).await;
+            assert!(matches!(outcome, Outcome::Reject { .. }), "{list}: {outcome:?}");
+        }
         let long = run(
             r#"echo '{"progress":1}'; head -c 2097152 /dev/zero | tr '\0' x; echo; echo '{"result":5}'"#,
         );

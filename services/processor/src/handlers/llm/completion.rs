@@ -245,19 +245,19 @@ mod tests {
 
     #[test]
     fn a_good_answer_is_never_thrown_away_for_what_is_beside_it() {
-        for usage in [
-            "null",
-            r#"{"completion_tokens":null,"prompt_tokens":12.0}"#,
-            r#"{"prompt_tokens":"12","completion_tokens":-1}"#,
-            "[12,3]",
-            "7",
+        for (usage, counted) in [
+            ("null", 0),
+            (r#"{"completion_tokens":null,"prompt_tokens":12.0}"#, 12),
+            (r#"{"prompt_tokens":"12","completion_tokens":-1}"#, 12),
+            ("[12,3]", 0),
+            ("7", 0),
         ] {
             let body = format!(
                 r#"{{"choices":[{{"message":{{"content":"hello"}}}}],"usage":{usage},"error":null}}"#
             );
             let (result, input, output) = done(&body, None);
             assert_eq!(result, "\"hello\"", "{body}");
-            assert!((input == 12 || input == 0) && output == 0, "{usage}: {input} {output}");
+            assert_eq!((input, output), (counted, 0), "{usage}");
         }
         for message in [
             r#"{"content":"hello","refusal":""}"#,
@@ -266,6 +266,10 @@ mod tests {
         ] {
             assert_eq!(done(&answer(message, "\"stop\""), None), ("\"hello\"".into(), 10, 3));
         }
+        let odd = r#"{"content":"\u0000 \ud83e\udd80 \u202e é"}"#;
+        let (result, ..) = done(&answer(odd, "\"stop\""), None);
+        let result: String = serde_json::from_str(&result).expect("it is a text");
+        assert_eq!(result, "\0 \u{1f980} \u{202e} é");
     }
 
     #[test]
