@@ -7,7 +7,7 @@
 //! several projects take turns.
 
 use std::{
-    collections::{HashSet, VecDeque},
+    collections::{HashMap, HashSet, VecDeque},
     sync::Arc,
 };
 
@@ -16,10 +16,10 @@ use uuid::Uuid;
 
 use crate::{
     Answer, Digest, Id, Idempotency, Job, JobId, Position, State, Status,
-    decide::{Facts, Need, answer_of, canceled, revive},
+    decide::{Decision, Facts, Need, answer_of, canceled, revive},
     event::Event,
     live::batch_key,
-    reply::Reply,
+    reply::{Code, Reply},
     time::Millis,
 };
 
@@ -29,6 +29,8 @@ const SLICE_JOBS_MAX: usize = 500;
 const SLICE_BYTES_MAX: usize = 1 << 20;
 /// Jobs that are read from the bucket before their size is known.
 const FIRST_READ_JOBS: usize = 16;
+/// Operations of one project that may be in progress.
+const OPERATIONS_MAX: usize = 100;
 /// Ids of retried jobs that a reply lists; their number is always exact.
 const REPLY_JOBS_MAX: usize = 10_000;
 
@@ -79,10 +81,34 @@ impl BulkOperation {
             action,
             idempotency,
             requester: None,
-            started: Position::default(),
-            started_at: 0,
+            // All jobs of this moment exist before it.
+            started: Position::new(u64::MAX, u32::MAX),
+            started_at: Millis::MAX,
             progress: BulkProgress::default(),
         }
+    }
+}
+
+impl BulkOperation {
+    /// The reply, if `slice` is the last.
+    fn reply(&self, slice: &BulkProgress) -> Reply {
+        let mut progress = self.progress.clone();
+        progress.add(slice);
+        match self.action {
+            BulkAction::Cancel { .. } => {
+                Reply::Canceled { jobs: progress.jobs, batches: progress.batches }
+            }
+            BulkAction::RetryFailed => Reply::Retried {
+                jobs: progress.retried,
+                count: progress.jobs,
+                left: progress.skipped,
+            },
+        }
+    }
+
+    /// True if a job is not newer than the operation, and was not retried since that started.
+    fn applies_to(&self, job: &Job) -> bool {
+        job.order < self.started && job.past().retried.is_none_or(|at| at < self.started)
     }
 }
 
@@ -155,6 +181,15 @@ impl BulkQueue {
         }
     }
 
+    fn len_of(&self, project: &Id) -> usize {
+        self.0.iter().find(|(of, _)| of == project).map_or(0, |(_, operations)| operations.len())
+    }
+
+    fn find(&self, key: Digest) -> Option<&BulkOperation> {
+        let all = self.0.iter().flat_map(|(_, operations)| operations);
+        all.into_iter().find(|operation| operation.idempotency.is_some_and(|own| own.key == key))
+    }
+
     fn next(&self) -> Option<&BulkOperation> {
         self.0.front().and_then(|(_, operations)| operations.front())
     }
@@ -167,6 +202,8 @@ pub struct Slice {
     pub events: Vec<Event>,
     /// The reply and its requester, if this is the last slice and somebody waits for it.
     pub reply: Option<(Requester, Reply)>,
+    /// True if the operation ends with it.
+    pub is_last: bool,
 }
 
 impl State {
@@ -182,7 +219,7 @@ impl State {
     pub fn decide_slice(&self, facts: &Facts, now: Millis) -> Result<Option<Slice>, Need> {
         let Some(operation) = self.known.bulk.next() else { return Ok(None) };
         if operation.progress == BulkProgress::default()
-            && let Some(decision) = self.answered(facts, operation.idempotency)?
+            && let Some(decision) = self.answered_before(facts, operation.idempotency)?
         {
             // A repeat of the operation before it.
             return Ok(Some(last(operation, Vec::new(), decision.reply, None)));
@@ -194,22 +231,56 @@ impl State {
         if !is_last {
             let project = operation.project.clone();
             events.push(Event::BulkAdvanced { project, slice: Box::new(slice) });
-            return Ok(Some(Slice { events, reply: None }));
+            return Ok(Some(Slice { events, reply: None, is_last }));
         }
-        let mut progress = operation.progress.clone();
-        progress.add(&slice);
-        let reply = match operation.action {
-            BulkAction::Cancel { .. } => {
-                Reply::Canceled { jobs: progress.jobs, batches: progress.batches }
-            }
-            BulkAction::RetryFailed => Reply::Retried {
-                jobs: progress.retried,
-                count: progress.jobs,
-                left: progress.skipped,
-            },
-        };
+        let reply = operation.reply(&slice);
         let answer = answer_of(operation.idempotency, &reply, now);
         Ok(Some(last(operation, events, reply, answer)))
+    }
+
+    /// Decides a request over many jobs: at once if it fits a slice, else a bulk operation starts.
+    pub(crate) fn decide_bulk(
+        &self,
+        now: Millis,
+        project: &Id,
+        action: BulkAction,
+        idempotency: Option<Idempotency>,
+    ) -> Decision {
+        let operation = BulkOperation::new(project.clone(), action, idempotency);
+        let small = match &operation.action {
+            BulkAction::Cancel { batches } => {
+                Some(self.cancel_slice(&operation, batches.as_deref()))
+            }
+            BulkAction::RetryFailed => self
+                .known
+                .projects
+                .get(project)
+                .is_none_or(|project| project.failed.is_empty())
+                .then(|| (Vec::new(), BulkProgress::default(), true)),
+        };
+        if let Some((mut events, mut slice, true)) = small {
+            // What was done before a leader failed in the middle of this request.
+            let before = self.known.partial.unwrap_or_default();
+            slice.jobs += before.jobs;
+            slice.batches += before.batches;
+            let reply = operation.reply(&slice);
+            let answer = answer_of(idempotency, &reply, now);
+            events.extend(answer.map(|(key, answer)| Event::Answered { key, answer }));
+            return Decision { events, reply, stale: Vec::new() };
+        }
+        if self.known.bulk.len_of(project) >= OPERATIONS_MAX {
+            let error = format!(
+                "{OPERATIONS_MAX} requests over many jobs of project {project:?} are in progress; send this one again later"
+            );
+            return Decision::refused(Code::TooManyOperations, error);
+        }
+        let events = vec![Event::BulkStarted(Box::new(operation))];
+        Decision { events, ..Decision::noted() }
+    }
+
+    /// The operation in progress of a request with this idempotency key.
+    pub(crate) fn bulk_of_key(&self, key: Digest) -> Option<&BulkOperation> {
+        self.known.bulk.find(key)
     }
 
     fn cancel_slice(
@@ -240,7 +311,7 @@ impl State {
         for (key, id) in &places {
             let Some(job) = self.job(*id) else { continue };
             let is_named = named.as_ref().is_none_or(|named| named.contains(&job.batch));
-            if job.order >= operation.started || !is_named {
+            if !operation.applies_to(&job) || !is_named {
                 continue;
             }
             events.push(canceled(&job, "canceled by a request".into(), None));
@@ -266,40 +337,58 @@ impl State {
         let after = operation.progress.after.map(|(_, id)| id);
         let failed: Vec<(JobId, Millis)> =
             project.failed_after(after).take(SLICE_JOBS_MAX).collect();
-        let (mut events, mut bytes) = (Vec::new(), 0);
+        let mut newest = HashMap::new();
+        let (mut events, mut bytes) = (Vec::new(), 0_usize);
         for (looked_at, (id, until)) in failed.iter().enumerate() {
-            if bytes > SLICE_BYTES_MAX {
-                return Ok((events, slice, false));
-            }
             let job = if let Some(job) = self.job(*id) {
                 Some(job)
             } else if let Some(read) = facts.jobs.get(id) {
                 read.clone()
             } else {
-                let each =
-                    bytes.checked_div(looked_at).unwrap_or(SLICE_BYTES_MAX / FIRST_READ_JOBS);
-                let fit = (SLICE_BYTES_MAX / each.max(1)).clamp(1, SLICE_JOBS_MAX);
+                // No more at once than is likely to fit the slice.
+                let each = bytes.checked_div(looked_at).unwrap_or(0).max(1);
+                let fit = ((SLICE_BYTES_MAX.saturating_sub(bytes)) / each)
+                    .clamp(1, (3 * looked_at).max(FIRST_READ_JOBS));
                 let unread = failed[looked_at..].iter().map(|(id, _)| *id);
-                return Err(Need::Jobs(unread.filter(|id| !self.has(*id)).take(fit).collect()));
+                let unread = unread.filter(|id| !self.has(*id) && !facts.jobs.contains_key(id));
+                return Err(Need::Jobs(unread.take(fit).collect()));
             };
-            slice.after = Some((0, *id));
             let ended_before =
                 |job: &Job| job.past().completed_at.is_none_or(|at| at <= operation.started_at);
-            if *until <= now || job.as_deref().is_some_and(|job| !ended_before(job)) {
-                continue;
-            }
-            let can_retry =
-                |job: &Arc<Job>| job.status == Status::Failed && self.newer(job).is_none();
-            let Some(job) = job.filter(can_retry) else {
-                slice.skipped += 1;
+            let is_of_slice = *until > now && job.as_deref().is_none_or(ended_before);
+            let can_retry = |job: &Arc<Job>| {
+                job.status == Status::Failed && {
+                    let newest = newest
+                        .entry(job.batch.clone())
+                        .or_insert_with(|| self.newest_superseding(job, operation));
+                    newest.is_none_or(|newest| newest < job.order)
+                }
+            };
+            let Some(job) = job.filter(|_| is_of_slice).filter(can_retry) else {
+                slice.after = Some((0, *id));
+                slice.skipped += u64::from(is_of_slice);
                 continue;
             };
-            bytes += size_of::<Job>() + job.data.get().len();
-            events.push(revive(&job, now));
+            let event = revive(&job, now);
+            let more = serde_json::to_vec(&event).map_or(0, |json| json.len());
+            if bytes > 0 && bytes + more > SLICE_BYTES_MAX {
+                return Ok((events, slice, false));
+            }
+            bytes += more;
+            events.push(event);
+            slice.after = Some((0, *id));
             slice.jobs += 1;
             slice.retried.push(*id);
         }
         Ok((events, slice, failed.len() < SLICE_JOBS_MAX))
+    }
+
+    /// The age of the newest active job of a batch that supersedes others, without those that the operation has
+    /// retried.
+    fn newest_superseding(&self, of: &Job, operation: &BulkOperation) -> Option<Position> {
+        let jobs = self.superseding(&of.project, &of.batch);
+        let is_newer = |job: &Arc<Job>| operation.applies_to(job) || job.order >= operation.started;
+        jobs.filter(is_newer).map(|job| job.order).max()
     }
 
     /// Applies the start of an operation.
@@ -334,5 +423,171 @@ fn last(
 ) -> Slice {
     events.push(Event::BulkFinished { project: operation.project.clone() });
     events.extend(answer.map(|(key, answer)| Event::Answered { key, answer }));
-    Slice { events, reply: operation.requester.clone().map(|requester| (requester, reply)) }
+    let reply = operation.requester.clone().map(|requester| (requester, reply));
+    Slice { events, reply, is_last: true }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        Config, Json, Kind, Run,
+        command::{Cancel, Command, End, Enqueue, NewJob, Outcome, Retry},
+        event::Batch,
+    };
+
+    /// Three slices and a bit.
+    const JOBS: u128 = 1_600;
+
+    struct World {
+        state: State,
+        sequence: u64,
+    }
+
+    impl World {
+        fn new() -> Self {
+            Self { state: State::new(1_000_000), sequence: 0 }
+        }
+
+        fn apply(&mut self, events: Vec<Event>) {
+            self.sequence += 1;
+            let batch = Batch { at: 1_000, commands: Vec::new(), events };
+            self.state.apply_batch(self.sequence, self.sequence, &batch);
+        }
+
+        fn decide(&mut self, command: Command) -> Reply {
+            let decision = self.state.decide(&Config::default(), &unread(), 1_000, &command);
+            let decision = decision.expect("no key is kept elsewhere");
+            self.apply(decision.events);
+            decision.reply
+        }
+
+        fn slice(&mut self) -> Option<Slice> {
+            let slice = self.state.decide_slice(&unread(), 1_000).expect("all is in memory")?;
+            self.apply(slice.events.clone());
+            Some(slice)
+        }
+
+        fn enqueue(&mut self, ids: std::ops::Range<u128>, batch: impl Fn(u128) -> String) {
+            let jobs = ids.map(|id| NewJob {
+                id: JobId::from_u128(id),
+                batch: batch(id).into(),
+                data: Json::default(),
+            });
+            self.decide(Command::Enqueue(Enqueue {
+                project: "p".into(),
+                kind: Kind::ProcessBatch,
+                priority: 10,
+                run_at: None,
+                max_attempts: None,
+                retry: None,
+                supersede: true,
+                jobs: jobs.collect(),
+                idempotency: None,
+            }));
+        }
+
+        fn fail(&mut self, id: u128, run: Run) {
+            let job = self.state.job(JobId::from_u128(id)).expect("it is there");
+            self.decide(Command::Outcome(Outcome {
+                job: job.id,
+                run,
+                worker: "w".into(),
+                about: crate::About::job(&job),
+                started_at: Some(1),
+                finished_at: 2,
+                spent: crate::Spent::default(),
+                end: End::Reject { error: "no".into() },
+            }));
+        }
+
+        fn status(&self, id: u128) -> Status {
+            self.state.job(JobId::from_u128(id)).expect("it is there").status
+        }
+    }
+
+    /// The key under which [`keyed`] is asked was never used.
+    fn unread() -> Facts {
+        let mut facts = Facts::default();
+        facts.answers.insert(Digest([7; 16]), None);
+        facts
+    }
+
+    fn keyed(request: u8) -> Option<Idempotency> {
+        Some(Idempotency { key: Digest([7; 16]), request: Digest([request; 16]) })
+    }
+
+    fn cancel(idempotency: Option<Idempotency>) -> Command {
+        Command::Cancel(Cancel { project: "p".into(), batches: None, idempotency })
+    }
+
+    fn retry(job: Option<u128>, idempotency: Option<Idempotency>) -> Command {
+        let job = job.map(JobId::from_u128);
+        Command::Retry(Retry { project: "p".into(), job, idempotency })
+    }
+
+    #[test]
+    fn a_job_that_is_retried_during_a_cancel_is_not_canceled() {
+        let mut world = World::new();
+        world.enqueue(1..JOBS, |id| id.to_string());
+        for id in [3, 1_500] {
+            world.fail(id, 1);
+        }
+        assert_eq!(world.decide(cancel(None)), Reply::Noted);
+        world.slice();
+        for id in [3, 1_500] {
+            assert!(matches!(world.decide(retry(Some(id), None)), Reply::Retried { count: 1, .. }));
+        }
+        while world.slice().is_some() {}
+        for id in [3, 1_500] {
+            assert_eq!(world.status(id), Status::Queued);
+        }
+        let counts = world.state.counts(Some("p"));
+        assert_eq!(counts.canceled, JOBS as u64 - 3, "{counts:?}");
+    }
+
+    #[test]
+    fn failed_jobs_of_one_batch_are_retried_together_unless_a_newer_job_is_active() {
+        let mut world = World::new();
+        // Ids fall while ages grow: the newest job of each pair is looked at first.
+        for id in (1..JOBS).rev() {
+            world.enqueue(id..id + 1, |id| (id / 2).to_string());
+            world.fail(id, 1);
+        }
+        world.enqueue(JOBS..JOBS + 1, |_| "1".to_owned());
+        world.decide(retry(None, None));
+        let mut retried = 0;
+        while let Some(slice) = world.slice() {
+            retried +=
+                slice.events.iter().filter(|event| matches!(event, Event::Revived(_))).count();
+        }
+        // Both jobs of batch 1 were superseded.
+        assert_eq!(retried as u128, JOBS - 1 - 2);
+        assert_eq!((world.status(2), world.status(3)), (Status::Failed, Status::Failed));
+    }
+
+    #[test]
+    fn a_key_belongs_to_its_request_while_that_is_in_progress_and_operations_are_bounded() {
+        let mut world = World::new();
+        world.enqueue(1..JOBS, |id| id.to_string());
+        world.fail(7, 1);
+        assert_eq!(world.decide(cancel(keyed(1))), Reply::Noted);
+        let reused =
+            |reply| matches!(reply, Reply::Refused { code: Code::IdempotencyKeyReused, .. });
+        assert!(reused(world.decide(retry(Some(7), keyed(2)))));
+        assert_eq!(world.decide(cancel(keyed(1))), Reply::Noted, "a repeat waits for the first");
+        for _ in 2..OPERATIONS_MAX {
+            world.decide(cancel(None));
+        }
+        let Reply::Refused { code, error } = world.decide(cancel(None)) else {
+            panic!("there are too many operations")
+        };
+        assert_eq!(code, Code::TooManyOperations, "{error}");
+        let replies = std::iter::from_fn(|| world.slice()).filter(|slice| slice.is_last).count();
+        assert_eq!(replies, OPERATIONS_MAX);
+        let counts = world.state.counts(Some("p"));
+        assert_eq!(counts.canceled, JOBS as u64 - 2, "{counts:?}");
+        let again = world.decide(cancel(keyed(1)));
+        assert_eq!(again, Reply::Canceled { jobs: JOBS as u64 - 2, batches: JOBS as u64 - 2 });
+    }
 }

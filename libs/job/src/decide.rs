@@ -16,7 +16,6 @@ pub(crate) use retry::revive;
 
 use crate::{
     About, Answer, Config, Digest, Id, Idempotency, Job, JobId, Run, State,
-    bulk::BulkOperation,
     command::Command,
     event::{Became, Ended, Event},
     reply::{Code, Reply},
@@ -36,13 +35,7 @@ pub struct Decision {
 }
 
 impl Decision {
-    /// Starts a bulk operation.
-    fn bulk(operation: BulkOperation) -> Self {
-        let events = vec![Event::BulkStarted(Box::new(operation))];
-        Self { events, ..Self::noted() }
-    }
-
-    fn noted() -> Self {
+    pub(crate) fn noted() -> Self {
         Self::reply(Reply::Noted)
     }
 
@@ -55,7 +48,7 @@ impl Decision {
         Self::refused(Code::IdempotencyKeyReused, error.to_owned())
     }
 
-    fn refused(code: Code, error: String) -> Self {
+    pub(crate) fn refused(code: Code, error: String) -> Self {
         Self::reply(Reply::Refused { code, error })
     }
 }
@@ -96,7 +89,7 @@ impl State {
     ) -> Result<Decision, Need> {
         match command {
             Command::Enqueue(ask) => self.decide_enqueue(config, facts, now, ask),
-            Command::Cancel(ask) => self.decide_cancel(facts, ask),
+            Command::Cancel(ask) => self.decide_cancel(facts, now, ask),
             Command::Retry(ask) => self.decide_retry(facts, now, ask),
             Command::Project(ask) => Ok(self.decide_project(ask)),
             Command::Schedule(ask) => Ok(self.decide_schedule(now, ask)),
@@ -107,8 +100,21 @@ impl State {
     }
 
     /// The reply that was given under an idempotency key, if one was; a refusal where the key
-    /// came with another request.
+    /// came with another request, also if that is still in progress.
     pub(crate) fn answered(
+        &self,
+        facts: &Facts,
+        idempotency: Option<Idempotency>,
+    ) -> Result<Option<Decision>, Need> {
+        let before = idempotency.and_then(|own| self.bulk_of_key(own.key)?.idempotency);
+        if before.is_some_and(|before| Some(before.request) != idempotency.map(|own| own.request)) {
+            return Ok(Some(Decision::key_reused()));
+        }
+        self.answered_before(facts, idempotency)
+    }
+
+    /// The same, without requests in progress.
+    pub(crate) fn answered_before(
         &self,
         facts: &Facts,
         idempotency: Option<Idempotency>,

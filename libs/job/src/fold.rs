@@ -221,6 +221,7 @@ impl State {
     fn revived(&mut self, position: Position, revived: &Revived) {
         let mut job = revived.job.clone();
         job.version = position;
+        job.past_mut().retried = Some(position);
         self.known.jobs.remove(job.id);
         let project = self.known.projects.entry(job.project.clone()).or_default();
         project.failed.remove(&job.id);

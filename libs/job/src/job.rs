@@ -183,6 +183,9 @@ pub struct Past {
     /// still brings costs that nobody counted.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub closed: bool,
+    /// The event that last queued it again by hand.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub retried: Option<Position>,
     /// When its last run began.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub started_at: Option<Millis>,
@@ -219,6 +222,7 @@ impl Past {
         deferrals: 0,
         deferred_since: None,
         closed: false,
+        retried: None,
         started_at: None,
         completed_at: None,
         error: None,

@@ -48,6 +48,11 @@ impl LiveJobs {
         Some(&mut self.listed[kind as usize][at])
     }
 
+    /// Whether an active job is of a type.
+    pub fn is_of(&self, kind: Kind, id: JobId) -> bool {
+        self.listed[kind as usize].iter().any(|listed| listed.contains(&id))
+    }
+
     /// The jobs behind a place, by batch key and id.
     pub fn after(&self, after: Option<(u64, JobId)>) -> impl Iterator<Item = (u64, JobId)> {
         let from = after.map_or(Bound::Unbounded, Bound::Excluded);

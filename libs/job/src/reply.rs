@@ -60,6 +60,8 @@ pub enum Code {
     ScheduleNotFound,
     /// The project has as many schedules as it may, or as much data in them.
     TooManySchedules,
+    /// Too many requests over many jobs of the project are in progress.
+    TooManyOperations,
     /// Settings that mean nothing together.
     SettingsMalformed,
     /// A schedule that has no meaning.

@@ -101,6 +101,16 @@ impl State {
         perhaps.filter_map(|id| self.job(id)).filter(move |job| job.batch == *batch)
     }
 
+    /// The active jobs of a batch that supersede others of it: there are few, however many redo jobs it has.
+    pub(crate) fn superseding(&self, project: &Id, batch: &Id) -> impl Iterator<Item = Arc<Job>> {
+        let known = self.known.projects.get(project);
+        let perhaps = known.into_iter().flat_map(move |known| {
+            let ids = known.perhaps_of(batch);
+            ids.filter(|id| known.live.is_of(Kind::ProcessBatch, *id))
+        });
+        perhaps.filter_map(|id| self.job(id)).filter(move |job| job.batch == *batch)
+    }
+
     /// Active jobs of a project, of a batch, status or type if one is given, the newest first by their ids: at most
     /// `limit` whose ids come before `before`, and where the next page begins.
     pub fn live_page(

@@ -159,6 +159,11 @@ impl Error {
             }
             Code::ScheduleNotFound => (StatusCode::NOT_FOUND, "schedule_not_found"),
             Code::TooManySchedules => (StatusCode::CONFLICT, "too_many_schedules"),
+            Code::TooManyOperations => {
+                let status = StatusCode::SERVICE_UNAVAILABLE;
+                let refused = Self::new(status, "too_many_operations", text);
+                return Self { retry_after_s: Some(1), ..refused };
+            }
             Code::SettingsMalformed | Code::ScheduleMalformed => {
                 (StatusCode::BAD_REQUEST, "invalid_field")
             }

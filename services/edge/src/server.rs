@@ -9,6 +9,7 @@ use std::{
 };
 
 use axum::{Router, body::Body};
+use http_body_util::BodyExt;
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
 use tokio::{
@@ -22,7 +23,9 @@ use tower_service::Service;
 const HEAD_WITHIN: Duration = Duration::from_secs(10);
 /// How long a connection may be open without a request.
 const IDLE_WITHIN: Duration = Duration::from_secs(120);
-/// How often connections are checked for both.
+/// How long a client may take no bytes of an answer.
+const TAKE_WITHIN: Duration = Duration::from_secs(60);
+/// How often connections are checked for these.
 const CHECK_EVERY: Duration = Duration::from_secs(5);
 /// How long requests in progress may take to end when the service stops.
 const DRAIN_WITHIN: Duration = Duration::from_secs(10);
@@ -71,8 +74,16 @@ async fn connection(stream: TcpStream, router: Router, stop: CancellationToken) 
         let (mut router, noted) = (router.clone(), noted.clone());
         async move {
             let answer = router.call(request.map(Body::new)).await;
-            noted.enter(Phase::Idle);
-            answer
+            // The answer goes on until its body is dropped.
+            let until_written = Until(noted);
+            answer.map(|answer| {
+                answer.map(|body| {
+                    body.map_frame(move |frame| {
+                        let _ = &until_written;
+                        frame
+                    })
+                })
+            })
         }
     });
     let io = TokioIo::new(Watched { stream, activity: activity.clone() });
@@ -88,8 +99,8 @@ async fn connection(stream: TcpStream, router: Router, stop: CancellationToken) 
                 served.as_mut().graceful_shutdown();
             }
             _ = check.tick() => match activity.current() {
+                _ if activity.is_stalled() => return,
                 (Phase::Head, since) if since.elapsed() > HEAD_WITHIN => return,
-                // Also during an answer that goes on: it is the connection's last then.
                 (Phase::Idle, since) if since.elapsed() > IDLE_WITHIN => {
                     served.as_mut().graceful_shutdown();
                 }
@@ -110,12 +121,24 @@ enum Phase {
     Request,
 }
 
-/// The phase of a connection, and since when.
-struct Activity(Mutex<(Phase, Instant)>);
+/// The phase of a connection and since when, and since when its client takes no bytes.
+struct Activity {
+    phase: Mutex<(Phase, Instant)>,
+    stalled: Mutex<Option<Instant>>,
+}
 
 impl Default for Activity {
     fn default() -> Self {
-        Self(Mutex::new((Phase::Idle, Instant::now())))
+        Self { phase: Mutex::new((Phase::Idle, Instant::now())), stalled: Mutex::new(None) }
+    }
+}
+
+/// Makes a connection idle when it is dropped.
+struct Until(Arc<Activity>);
+
+impl Drop for Until {
+    fn drop(&mut self) {
+        self.0.enter(Phase::Idle);
     }
 }
 
@@ -136,12 +159,28 @@ impl Activity {
         }
     }
 
+    /// Notes whether bytes were taken.
+    fn sent(&self, poll: &Poll<io::Result<usize>>) {
+        let mut stalled = self.stalled.lock().unwrap_or_else(PoisonError::into_inner);
+        match poll {
+            Poll::Pending => {
+                stalled.get_or_insert_with(Instant::now);
+            }
+            Poll::Ready(_) => *stalled = None,
+        }
+    }
+
+    fn is_stalled(&self) -> bool {
+        let stalled = self.stalled.lock().unwrap_or_else(PoisonError::into_inner);
+        stalled.is_some_and(|since| since.elapsed() > TAKE_WITHIN)
+    }
+
     fn lock(&self) -> MutexGuard<'_, (Phase, Instant)> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.phase.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// A socket that notes what it receives.
+/// A socket that notes what it receives and sends.
 struct Watched {
     stream: TcpStream,
     activity: Arc<Activity>,
@@ -168,7 +207,9 @@ impl AsyncWrite for Watched {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, bytes)
+        let sent = Pin::new(&mut self.stream).poll_write(cx, bytes);
+        self.activity.sent(&sent);
+        sent
     }
 
     fn poll_write_vectored(
@@ -176,7 +217,9 @@ impl AsyncWrite for Watched {
         cx: &mut Context<'_>,
         bytes: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, bytes)
+        let sent = Pin::new(&mut self.stream).poll_write_vectored(cx, bytes);
+        self.activity.sent(&sent);
+        sent
     }
 
     fn is_write_vectored(&self) -> bool {

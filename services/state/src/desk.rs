@@ -139,6 +139,14 @@ impl Desk {
         }
     }
 
+    /// What has come in already.
+    pub fn try_next(&mut self) -> Option<Came> {
+        if let Some(Some(message)) = self.presence.next().now_or_never() {
+            return Some(Came::Presence(message.payload));
+        }
+        self.questions.try_recv().ok().map(|question| Came::Question(Box::new(question)))
+    }
+
     /// Takes in what a processor said of itself.
     pub fn note_presence(&mut self, payload: &[u8]) {
         match serde_json::from_slice::<Presence>(payload) {

@@ -1,6 +1,9 @@
 //! From messages of COMMANDS to events on disk, and what follows from them.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
 
 use anyhow::{Context, bail, ensure};
 use bytes::Bytes;
@@ -35,6 +38,8 @@ const READS_MAX: usize = 64;
 const REPLIES_MAX: usize = 10;
 /// Schedules fired at once.
 const FIRE_MAX: usize = 1_000;
+/// Events of bulk operations that are appended at once, but for those of the last slice.
+const SLICES_EVENTS_MAX: usize = 500;
 /// Runs named in one hint to processors.
 const STOP_RUNS_MAX: usize = 5_000;
 
@@ -57,8 +62,8 @@ pub(crate) struct BulkReads {
     facts: Facts,
     /// True while more is being read.
     pub is_reading: bool,
-    /// True if something changed since that began.
-    is_outdated: bool,
+    /// Jobs that changed since that began.
+    changed: HashSet<JobId>,
 }
 
 impl BulkReads {
@@ -73,7 +78,9 @@ impl BulkReads {
             _ => return,
         };
         self.facts.jobs.remove(&job);
-        self.is_outdated = self.is_reading;
+        if self.is_reading {
+            self.changed.insert(job);
+        }
     }
 }
 
@@ -240,42 +247,49 @@ impl Leader<'_> {
         Ok(reply)
     }
 
-    /// Decides and appends the next slice of a bulk operation, or has read what it needs first.
-    pub(crate) async fn run_slice(&mut self) -> anyhow::Result<()> {
+    /// Decides and appends slices of bulk operations: one large slice, or the only ones of several operations.
+    pub(crate) async fn run_slices(&mut self) -> anyhow::Result<()> {
         let now = self.now();
-        let slice = match self.state.decide_slice(&self.bulk_reads.facts, now) {
-            Ok(Some(slice)) => slice,
-            Ok(None) => return Ok(()),
-            Err(need) => {
-                self.bulk_reads.is_reading = true;
-                let (broker, done) = (self.broker.clone(), self.done.clone());
-                tokio::spawn(async move {
-                    let mut facts = Facts::default();
-                    let end = read(&broker, need, &mut facts).await;
-                    let _ = done.send(Done::BulkRead(end.map(|()| facts))).await;
-                });
-                return Ok(());
-            }
-        };
-        self.bulk_reads.facts = Facts::default();
         let mut packer = Packer::new(self.last, self.state.through(), now);
-        for mut event in slice.events {
-            self.dispatcher.mark(&mut event);
-            packer.push(&mut self.state, event);
-        }
         let mut effects = Effects::default();
-        if let Some((Requester { inbox, item }, reply)) = slice.reply {
-            effects.replies.insert(inbox, vec![(item, reply)]);
+        let mut jobs = 0;
+        while jobs < SLICES_EVENTS_MAX {
+            let slice = match self.state.decide_slice(&self.bulk_reads.facts, now) {
+                Ok(Some(slice)) => slice,
+                Ok(None) => break,
+                Err(need) => {
+                    self.read_for_slice(need);
+                    break;
+                }
+            };
+            self.bulk_reads.facts = Facts::default();
+            let mut events = slice.events;
+            jobs += events.len();
+            events.iter_mut().for_each(|event| self.dispatcher.mark(event));
+            packer.push_together(&mut self.state, events);
+            if let Some((Requester { inbox, item }, reply)) = slice.reply {
+                effects.replies.entry(inbox).or_default().push((item, reply));
+            }
         }
         self.commit(packer.finish(), effects).await
+    }
+
+    fn read_for_slice(&mut self, need: Need) {
+        self.bulk_reads.is_reading = true;
+        let (broker, done) = (self.broker.clone(), self.done.clone());
+        tokio::spawn(async move {
+            let mut facts = Facts::default();
+            let end = read(&broker, need, &mut facts).await;
+            let _ = done.send(Done::BulkRead(end.map(|()| facts))).await;
+        });
     }
 
     /// Takes in what was read for a slice.
     pub(crate) fn bulk_read(&mut self, read: anyhow::Result<Facts>) -> anyhow::Result<()> {
         self.bulk_reads.is_reading = false;
-        let read = read.context("jobs could not be read for a bulk operation")?;
-        if std::mem::take(&mut self.bulk_reads.is_outdated) {
-            return Ok(());
+        let mut read = read.context("jobs could not be read for a bulk operation")?;
+        for job in std::mem::take(&mut self.bulk_reads.changed) {
+            read.jobs.remove(&job);
         }
         self.bulk_reads.facts.jobs.extend(read.jobs);
         self.bulk_reads.facts.answers.extend(read.answers);

@@ -36,6 +36,8 @@ use crate::{
 const FOLD_MESSAGES_MAX: usize = 256;
 /// Bytes of commands folded at once.
 const FOLD_BYTES_MAX: usize = 8_000_000;
+/// Questions that are answered at once.
+const ANSWERS_MAX: usize = 256;
 /// How often the loop looks around without a reason.
 const TICK: Duration = Duration::from_millis(500);
 
@@ -161,11 +163,15 @@ impl<'a> Leader<'a> {
             tokio::select! {
                 () = stop.cancelled() => return self.finish().await,
                 message = commands.recv() => {
+                    self.answer_waiting().await;
                     self.fold_all(message?, &mut commands).await?;
                 }
                 Some(done) = self.finished.recv() => self.take_in(done)?,
                 came = self.desk.next() => self.answer(came).await,
-                () = std::future::ready(()), if self.has_slice() => self.run_slice().await?,
+                () = std::future::ready(()), if self.has_slice() => {
+                    self.answer_waiting().await;
+                    self.run_slices().await?;
+                },
                 _ = connects.changed() => self.reconnected().await?,
                 () = tokio::time::sleep(timer) => {}
                 _ = tick.tick() => self.look_around().await,
@@ -183,6 +189,14 @@ impl<'a> Leader<'a> {
                 let (state, rules, clock) = (&mut self.state, &self.rules, &self.clock);
                 self.desk.take(question, &mut Known { state, rules, clock, leads }).await;
             }
+        }
+    }
+
+    /// Answers questions that wait, so that none waits for more than one slice or fold.
+    async fn answer_waiting(&mut self) {
+        for _ in 0..ANSWERS_MAX {
+            let Some(came) = self.desk.try_next() else { return };
+            self.answer(came).await;
         }
     }
 

@@ -3,7 +3,7 @@
 use super::{Decision, Facts, Need, record};
 use crate::{
     Job, JobId, State, Status,
-    bulk::{BulkAction, BulkOperation},
+    bulk::BulkAction,
     command::Retry,
     event::{Event, Revived},
     reply::{Code, Reply},
@@ -22,11 +22,7 @@ impl State {
         }
         let Some(id) = ask.job else {
             let action = BulkAction::RetryFailed;
-            return Ok(Decision::bulk(BulkOperation::new(
-                ask.project.clone(),
-                action,
-                ask.idempotency,
-            )));
+            return Ok(self.decide_bulk(now, &ask.project, action, ask.idempotency));
         };
         let mut decision = self.retry_one(facts, now, &ask.project, id)?;
         if !matches!(decision.reply, Reply::Refused { .. }) {
@@ -62,10 +58,10 @@ impl State {
         })
     }
 
-    /// A live job of the same batch that is younger.
-    pub(crate) fn newer(&self, job: &Job) -> Option<JobId> {
-        let mut live = self.live_of(&job.project, &job.batch);
-        live.find(|other| other.order > job.order).map(|other| other.id)
+    /// An active job of the same batch that supersedes this one.
+    fn newer(&self, job: &Job) -> Option<JobId> {
+        let mut jobs = self.superseding(&job.project, &job.batch);
+        jobs.find(|other| other.order > job.order).map(|other| other.id)
     }
 }
 

@@ -35,9 +35,11 @@ const PLAIN: [&str; 12] = [
 const NATS: &str = "JOBMESH_NATS_";
 /// What only metrics needs.
 const CLICKHOUSE: &str = "JOBMESH_CLICKHOUSE_";
-/// What only processors need: URLs may hold passwords.
+/// What only processors need, beside [`LLM`]: URLs may hold passwords.
 const HANDLERS: [&str; 4] =
-    ["JOBMESH_LLM_", "JOBMESH_HTTP_URL", "JOBMESH_COMMAND", "JOBMESH_HANDLERS"];
+    ["JOBMESH_HTTP_URL", "JOBMESH_COMMAND", "JOBMESH_COMMAND_ENV", "JOBMESH_HANDLERS"];
+/// The same.
+const LLM: &str = "JOBMESH_LLM_";
 
 impl Role {
     /// The variables that a child of this role is given.
@@ -47,7 +49,7 @@ impl Role {
     }
 
     fn is_given(self, name: &str, has_own_nats: bool) -> bool {
-        let of_handlers = HANDLERS.iter().any(|prefix| name.starts_with(prefix));
+        let of_handlers = HANDLERS.contains(&name) || name.starts_with(LLM);
         if name.starts_with(NATS) {
             return self != Self::Storage && !has_own_nats;
         }
@@ -77,6 +79,8 @@ mod tests {
             ("JOBMESH_LOG", [true; 4]),
             ("JOBMESH_NATS_PASSWORD", [false, true, true, true]),
             ("JOBMESH_CLICKHOUSE_PASSWORD", [false, false, true, false]),
+            ("JOBMESH_COMMANDS_MB", [true; 4]),
+            ("JOBMESH_COMMAND", [false, false, false, true]),
             ("JOBMESH_LLM_KEY", [false, false, false, true]),
             ("JOBMESH_HTTP_URL", [false, false, false, true]),
             ("AWS_SECRET_ACCESS_KEY", [false, false, false, true]),

@@ -25,10 +25,10 @@ pub(super) struct Answer {
 /// A URL that jobs may be sent to.
 ///
 /// # Errors
-/// Where it is none of `http` or `https`.
+/// If it is not an `http` or `https` URL. The text is not part of the error: it may hold a password.
 pub(super) fn url(text: &str) -> anyhow::Result<Url> {
-    let url: Url = text.parse().with_context(|| format!("{text:?} is no URL"))?;
-    anyhow::ensure!(matches!(url.scheme(), "http" | "https"), "{url} is not http or https");
+    let url: Url = text.parse().context("the URL cannot be parsed")?;
+    anyhow::ensure!(matches!(url.scheme(), "http" | "https"), "the URL is not http or https");
     Ok(url)
 }
 
@@ -55,7 +55,7 @@ pub(super) async fn answer(
 ) -> Result<Answer, reqwest::Error> {
     let mut response = request.send().await?;
     let status = response.status();
-    let later = later(response.headers(), service::now_ms());
+    let later = later(status, response.headers(), service::now_ms());
     let mut body = Vec::new();
     while let Some(chunk) = response.chunk().await? {
         let room = bytes_max.saturating_sub(body.len());

@@ -3,7 +3,10 @@
 use std::time::Duration;
 
 use job::time::{Millis, parse_rfc3339};
-use reqwest::header::{HeaderMap, RETRY_AFTER};
+use reqwest::{
+    StatusCode,
+    header::{HeaderMap, RETRY_AFTER},
+};
 
 /// The longest request to come back later that is followed.
 const LATER_MAX: Duration = Duration::from_secs(24 * 3_600);
@@ -14,14 +17,15 @@ const EPOCH_MS_MIN: f64 = 1e12;
 
 /// How long a server asks to wait, of at most a day: by `Retry-After` (seconds, with fractions, or an
 /// HTTP date) or `retry-after-ms`, else by the limits that it says are used up
-/// (`x-ratelimit-reset-*` as OpenAI sends them, `anthropic-ratelimit-*-reset`).
-pub(super) fn later(headers: &HeaderMap, now: Millis) -> Option<Duration> {
+/// (`x-ratelimit-reset-*` as OpenAI sends them, `anthropic-ratelimit-*-reset`). Limits with something left count only if
+/// the status says that there are too many requests: many servers report them with every answer.
+pub(super) fn later(status: StatusCode, headers: &HeaderMap, now: Millis) -> Option<Duration> {
     let named = [
         text(headers, RETRY_AFTER.as_str()).and_then(|value| retry_after(value, now)),
         text(headers, "retry-after-ms").and_then(number).and_then(|ms| seconds(ms / 1_000.0)),
     ];
     let named = named.into_iter().flatten().max();
-    named.or_else(|| resets(headers, now)).map(|later| later.min(LATER_MAX))
+    named.or_else(|| resets(status, headers, now)).map(|later| later.min(LATER_MAX))
 }
 
 fn text<'h>(headers: &'h HeaderMap, name: &str) -> Option<&'h str> {
@@ -51,8 +55,8 @@ fn since_1970(now: Millis) -> Duration {
     Duration::from_millis(u64::try_from(now).unwrap_or(0))
 }
 
-/// When the limits are reset that are used up; if none says so, when all of them are.
-fn resets(headers: &HeaderMap, now: Millis) -> Option<Duration> {
+/// When the limits are reset that are used up; if none says so and the status does, when all of them are.
+fn resets(status: StatusCode, headers: &HeaderMap, now: Millis) -> Option<Duration> {
     let mut used_up = None;
     let mut any = None;
     for (name, value) in headers {
@@ -74,7 +78,7 @@ fn resets(headers: &HeaderMap, now: Millis) -> Option<Duration> {
             used_up = used_up.max(Some(wait));
         }
     }
-    used_up.or(any)
+    used_up.or(any.filter(|_| matches!(status.as_u16(), 429 | 529)))
 }
 
 /// A wait as providers write it: seconds, a point in time, or a duration such as `6m0s` or `20ms`.
@@ -132,7 +136,8 @@ mod tests {
             let name: HeaderName = name.parse().expect("it is a name");
             (name, HeaderValue::from_str(value).expect("it is a value"))
         };
-        later(&headers.iter().map(header).collect(), NOW).map(|later| later.as_millis())
+        let headers = headers.iter().map(header).collect();
+        later(StatusCode::TOO_MANY_REQUESTS, &headers, NOW).map(|later| later.as_millis())
     }
 
     #[test]
@@ -167,6 +172,21 @@ mod tests {
             (&[], None),
         ] {
             assert_eq!(later_ms(headers), expected, "{headers:?}");
+        }
+    }
+
+    #[test]
+    fn limits_with_something_left_delay_no_retry_of_a_failure() {
+        let limits = |left: &'static str| {
+            let pairs = [("x-ratelimit-reset", "3600"), ("x-ratelimit-remaining", left)];
+            let pair = |(name, value): (&'static str, &'static str)| {
+                (HeaderName::from_static(name), HeaderValue::from_static(value))
+            };
+            pairs.into_iter().map(pair).collect::<HeaderMap>()
+        };
+        for status in [StatusCode::INTERNAL_SERVER_ERROR, StatusCode::SERVICE_UNAVAILABLE] {
+            assert_eq!(later(status, &limits("4999"), NOW), None);
+            assert_eq!(later(status, &limits("0"), NOW), Some(Duration::from_secs(3_600)));
         }
     }
 }

@@ -72,7 +72,7 @@ impl Webhook {
                 if answer.status() == StatusCode::GONE {
                     return Outcome::reject(error);
                 }
-                let after = later(answer.headers(), service::now_ms());
+                let after = later(answer.status(), answer.headers(), service::now_ms());
                 if client::is_later(answer.status(), after) {
                     return Outcome::Defer { error, after, spent: Spent::default() };
                 }
