@@ -17,7 +17,7 @@ def change_of(event):
     """The change of a job's status that an event is, if it is one: (job, status)."""
     [(kind, it)] = event.items()
     # The mesh's own work, deliveries to webhooks, is of projects that no user can name.
-    if (it.get("project") or it.get("about", {}).get("project", "")).startswith("\u0001"):
+    if (it.get("project") or it.get("labels", {}).get("project", "")).startswith("\u0001"):
         return None
     if kind == "enqueued":
         return it["job"], "queued"

@@ -28,8 +28,8 @@ class Worker:
     def __init__(self, nc):
         self.nc, self.js = nc, nc.jetstream()
         self.name = f"python-{uuid.uuid4().hex[:8]}"
-        # (job, run) -> (task, message): what is in hand, until its end is recorded.
-        self.hands = {}
+        # (job, run) -> (task, message): runs in flight, until their outcome is stored.
+        self.in_flight = {}
         self.stopped = {}  # job -> the last run that is not to be run
 
     async def start(self):
@@ -50,56 +50,56 @@ class Worker:
             await self.js.add_consumer(stream, config)
             self.subs[cls] = await self.js.pull_subscribe_bind(TYPE, stream)
         await self.nc.subscribe("jobmesh.control.cancel", cb=self.on_cancel)
-        await self.nc.subscribe("jobmesh.control.roll-call", cb=self.on_roll_call)
+        await self.nc.subscribe("jobmesh.control.heartbeat-request", cb=self.on_heartbeat_request)
 
     async def on_cancel(self, message):
         for job, run in json.loads(message.data)["runs"]:
             self.stop(job, run)
 
-    async def on_roll_call(self, _):
-        await self.say_presence()
+    async def on_heartbeat_request(self, _):
+        await self.publish_heartbeat()
 
     def stop(self, job, run):
         self.stopped[job] = max(run, self.stopped.get(job, 0))
-        for (id, held), (task, _) in list(self.hands.items()):
+        for (id, held), (task, _) in list(self.in_flight.items()):
             if id == job and held <= run:
                 task.cancel()
 
-    async def say_presence(self):
+    async def publish_heartbeat(self):
         said = {
             "processor": self.name,
             "capacity": SLOTS,
             "kinds": [TYPE],
-            "running": [[job, run] for job, run in self.hands],
+            "running": [[job, run] for job, run in self.in_flight],
             "draining": False,
         }
-        await self.nc.publish(f"jobmesh.presence.{self.name}", json.dumps(said).encode())
+        await self.nc.publish(f"jobmesh.heartbeat.{self.name}", json.dumps(said).encode())
 
     async def keep_alive(self):
         """Says every 2 s that this processor is there, and extends what it holds."""
         while True:
-            await self.say_presence()
-            for _, message in list(self.hands.values()):
+            await self.publish_heartbeat()
+            for _, message in list(self.in_flight.values()):
                 await message.in_progress()
-            runs = [[job, run] for job, run in self.hands]
+            runs = [[job, run] for job, run in self.in_flight]
             if runs:
                 await self.ask_current(runs)
             await asyncio.sleep(2)
 
     async def ask_current(self, runs):
         """Stops what is not wanted any more: the leading state service knows."""
-        ask = json.dumps({"processor": self.name, "runs": runs}).encode()
+        query = json.dumps({"processor": self.name, "runs": runs}).encode()
         try:
-            answer = await self.nc.request("jobmesh.state.current", ask, timeout=2)
+            answer = await self.nc.request("jobmesh.state.current", query, timeout=2)
         except Exception:
             return  # State is away: everything goes on.
         for job, run in json.loads(answer.data)["runs"]:
             self.stop(job, run)
 
-    async def commit(self, verb, ask):
+    async def publish_command(self, verb, command):
         """Puts a word into COMMANDS, again under the same id until the broker has it."""
         headers = {"Nats-Msg-Id": str(uuid.uuid4())}
-        body = json.dumps([{"id": str(uuid.uuid4()), "ask": ask}]).encode()
+        body = json.dumps([{"id": str(uuid.uuid4()), "command": command}]).encode()
         while True:
             try:
                 await self.js.publish(f"jobmesh.cmd.{verb}", body, headers=headers)
@@ -108,12 +108,12 @@ class Worker:
                 print(f"not committed yet: {error}", file=sys.stderr)
                 await asyncio.sleep(0.2)
 
-    def outcome(self, work, cls, end, started_at=None, spent=None):
+    def outcome(self, work, cls, end, started_at=None, usage=None):
         return {
             "job": work["job"],
             "run": work["run"],
             "worker": self.name,
-            "about": {
+            "labels": {
                 "project": work["project"],
                 "batch": work["batch"],
                 "type": work["type"],
@@ -123,7 +123,7 @@ class Worker:
             },
             **({"startedAt": started_at} if started_at else {}),
             "finishedAt": now_ms(),
-            "spent": spent or {},
+            "usage": usage or {},
             "end": end,
         }
 
@@ -136,10 +136,10 @@ class Worker:
             return True
         # It waited before this processor came: the leading state service knows whether it is free.
         run = [work["job"], work["run"]]
-        ask = json.dumps({"processor": self.name, "runs": [run]}).encode()
+        query = json.dumps({"processor": self.name, "runs": [run]}).encode()
         while True:
             try:
-                answer = await self.nc.request("jobmesh.state.claim", ask, timeout=2)
+                answer = await self.nc.request("jobmesh.state.claim", query, timeout=2)
                 return run in json.loads(answer.data)["runs"]
             except Exception:
                 await message.in_progress()
@@ -148,33 +148,33 @@ class Worker:
     async def take(self, message, cls):
         work = json.loads(message.data)
         run = (work["job"], work["run"])
-        if run in self.hands or work["run"] <= self.stopped.get(work["job"], 0):
+        if run in self.in_flight or work["run"] <= self.stopped.get(work["job"], 0):
             await message.ack()
             return
         if not await self.may_run(work, message, cls):
-            await self.commit("outcome", self.outcome(work, cls, "reported"))
+            await self.publish_command("outcome", self.outcome(work, cls, "redelivered"))
             await message.ack()
             return
         task = asyncio.create_task(self.run(work, message, cls))
-        self.hands[run] = (task, message)
+        self.in_flight[run] = (task, message)
 
     async def run(self, work, message, cls):
         started_at = now_ms()
         run = (work["job"], work["run"])
         started = {"job": run[0], "run": run[1], "worker": self.name, "at": started_at}
-        await self.commit("started", started)
+        await self.publish_command("started", started)
         try:
-            result, spent = await self.handle(work)
+            result, usage = await self.handle(work)
             end = {"done": {"result": result}}
         except asyncio.CancelledError:
             end = None  # Nobody waits for its outcome.
         except Exception as error:
-            end, spent = {"retry": {"error": str(error)}}, {}
+            end, usage = {"retry": {"error": str(error)}}, {}
         if end:
-            await self.commit("outcome", self.outcome(work, cls, end, started_at, spent))
+            await self.publish_command("outcome", self.outcome(work, cls, end, started_at, usage))
         # Record, then ack.
         await message.ack()
-        self.hands.pop(run, None)
+        self.in_flight.pop(run, None)
 
     async def handle(self, work):
         """The work itself: what it comes to, and what it cost."""
@@ -183,7 +183,7 @@ class Worker:
 
     async def pull(self, cls):
         while True:
-            free = SLOTS - len(self.hands)
+            free = SLOTS - len(self.in_flight)
             if free == 0:
                 await asyncio.sleep(0.01)
                 continue

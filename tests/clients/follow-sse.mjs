@@ -1,4 +1,4 @@
-// Follows jobs by server-sent events, as a browser does: a line an event, "<id> <status> <job>".
+// Follows jobs by server-sent events, as a browser does: one line per event, "<id> <status> <job>".
 // Usage: node follow-sse.mjs <url of /api/queue/events>
 import { EventSource } from "eventsource";
 

@@ -273,7 +273,7 @@ async fn failed_and_retried(mesh: &Mesh) -> anyhow::Result<()> {
     assert_fields(&retried, &["success", "retriedCount", "jobIds", "message"]);
     assert_eq!((&retried["retriedCount"], &retried["jobIds"]), (&json!(1), &json!([jobs[0]])));
     let again = until_status(mesh, &jobs[0], "failed").await?;
-    assert_eq!(again["attempts"], 1, "a manual retry counts attempts anew: {again}");
+    assert_eq!(again["attempts"], 1, "a manual retry starts attempts at 0: {again}");
     let all = json!({ "projectId": "fails", "retryAll": true });
     let retried = mesh.post("/api/queue/retry", all).await?;
     assert_eq!(retried["retriedCount"], 3, "{retried}");

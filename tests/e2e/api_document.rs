@@ -23,7 +23,7 @@ async fn the_edge_keeps_to_its_document_and_shows_it_to_people() -> anyhow::Resu
         // The page is whole by itself: nothing of it comes from elsewhere.
         assert!(!page.contains("src=\"http") && !page.contains("href=\"http"), "{page}");
     }
-    // What goes on for ever is followed elsewhere.
+    // Streams without an end are tested elsewhere.
     let (kept, said) = Client::schemathesis(&[
         "run",
         &mesh.url("/openapi.json"),

@@ -63,7 +63,7 @@ async fn many_jobs_are_canceled_and_retried_exactly_whatever_crashes() -> anyhow
     assert_eq!(counts.iter().sum::<u64>(), JOBS as u64, "{one} {two}");
     assert!(counts.contains(&0), "{counts:?}");
     until_count(&mesh, "q", "queued", JOBS).await?;
-    // What is enqueued meanwhile is not canceled.
+    // Jobs that are enqueued during the cancel are not canceled.
     let (canceled, newer) =
         tokio::join!(mesh.post("/api/queue/cancel", json!({ "projectId": "q" })), async {
             until("begun", async || {

@@ -11,7 +11,7 @@ use anyhow::{Context, ensure};
 
 use crate::mesh::until;
 
-/// Where the clients are installed, beside what cargo builds.
+/// The folder of the installed clients, in the target directory.
 const INSTALLED: &str = env!("CARGO_TARGET_TMPDIR");
 /// The folder that says which.
 const CLIENTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/clients");
@@ -82,7 +82,7 @@ impl Client {
         Self::start(Command::new(python()?).arg(program).args(arguments))
     }
 
-    /// Tests an API against its document, with schemathesis; returns what it says, and whether it
+    /// Tests an API against its document, with schemathesis; returns its output, and whether it
     /// found nothing.
     pub fn schemathesis(arguments: &[&str]) -> anyhow::Result<(bool, String)> {
         let program = python()?.with_file_name("schemathesis");

@@ -1,5 +1,5 @@
 //! Connections to NATS that are closed, cut, reset and stalled while jobs run: no accepted job is
-//! lost, none ends twice, and nobody is told of a gap that does not exist.
+//! lost, none ends twice, and subscribers see no false gap.
 
 use std::{
     collections::HashMap,
@@ -77,7 +77,7 @@ async fn hurt(services: &Services, role: &str, offset: usize) -> anyhow::Result<
     Ok(kicked)
 }
 
-/// Follows all changes until every job of `expected` has ended; counts the ends of each.
+/// Follows all changes until every job of `expected` is terminal; counts the ends of each.
 async fn follow(
     services: &Services,
     expected: &Mutex<Option<usize>>,
@@ -96,7 +96,7 @@ async fn follow(
             let event: String = rest.drain(..end + 2).collect();
             let field = |name: &str| event.lines().find_map(|line| line.strip_prefix(name));
             match field("event: ") {
-                Some("gap" | "lagged") => anyhow::bail!("told of what did not happen: {event}"),
+                Some("gap" | "lagged") => anyhow::bail!("a false event: {event}"),
                 Some("completed" | "failed" | "canceled") => {
                     let data: Value = serde_json::from_str(field("data: ").unwrap())?;
                     *ends.entry(data["jobId"].as_str().unwrap().to_owned()).or_default() += 1;
@@ -136,7 +136,7 @@ async fn survives_faults_of_its_connections(nodes: usize) -> anyhow::Result<()> 
     let jobs = accepted.len();
     assert!(jobs > 2_000, "too few jobs ran for the faults to meet any: {jobs}");
     for id in &accepted {
-        assert_eq!(ends.get(id), Some(&1), "ends of {id}, as subscribers were told");
+        assert_eq!(ends.get(id), Some(&1), "ends of {id}, as subscribers saw them");
     }
     until("counted alike by stats and metrics", async || {
         let counts = services.counts("p").await?;

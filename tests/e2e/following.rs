@@ -40,7 +40,7 @@ async fn a_subscriber_of_a_project_hears_of_each_change_of_its_jobs_once() -> an
     for job in &jobs {
         let steps = heard.iter().filter(|(id, _)| id == job).map(|(_, status)| status.as_str());
         let steps: Vec<&str> = steps.collect();
-        // An outcome implies that the run started: the word of the start may come too late.
+        // An outcome implies that the run started: the report of the start may come too late.
         let whole = steps == ["queued", "processing", "completed"];
         assert!(whole || steps == ["queued", "completed"], "{steps:?}");
     }
@@ -75,7 +75,7 @@ async fn changes(mesh: &Mesh, jobs: &[String]) -> anyhow::Result<usize> {
     Ok(changes)
 }
 
-/// A client of the public package `eventsource` hears of ten thousand events, each once and in
+/// A client of the public package `eventsource` receives ten thousand events, each once and in
 /// order, while its edge is killed five times.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_public_client_resumes_without_a_gap_or_a_repeat_over_kills_of_the_edge()
@@ -131,11 +131,11 @@ async fn a_public_client_resumes_without_a_gap_or_a_repeat_over_kills_of_the_edg
         Ok(if all { Ok(()) } else { Err(format!("{heard} of {}", expected.len())) })
     })
     .await?;
-    assert!(heard() == expected, "what was heard differs from what happened");
+    assert!(heard() == expected, "the received events differ from the history");
     Ok(())
 }
 
-/// Who asks for what is not kept any more is told so, and hears what is.
+/// A client with a cursor older than the retained events is notified, and receives the rest.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_start_older_than_what_is_kept_gets_a_gap() -> anyhow::Result<()> {
     let mesh = Mesh::start()?;
@@ -215,7 +215,7 @@ async fn two_thousand_subscribers_hear_each_of_their_own() -> anyhow::Result<()>
     while let Some(ended) = hearing.join_next().await {
         ended??;
     }
-    println!("2,000 subscribers heard of 2,000 jobs in {:?}", begun.elapsed());
+    println!("2,000 subscribers received the ends of 2,000 jobs in {:?}", begun.elapsed());
     Ok(())
 }
 
@@ -240,7 +240,7 @@ async fn the_samples_in_node_and_python_follow_jobs_over_nats() -> anyhow::Resul
         let jobs = before.iter().filter(|_| durable).chain(&after);
         for job in jobs {
             let end = format!("completed {job}");
-            until(&format!("{end} heard by client {n}"), async || {
+            until(&format!("{end} received by client {n}"), async || {
                 let lines = client.lines();
                 let ends = lines.iter().filter(|line| line.ends_with(&end)).count();
                 // Superseded: the later ones took their batches.

@@ -105,7 +105,7 @@ async fn a_killed_processor_leaves_no_program_behind() -> anyhow::Result<()> {
     })
     .await?;
     let left: Vec<u32> = first.into_iter().filter(|pid| is_alive(*pid)).collect();
-    assert!(left.is_empty(), "{left:?} run beside the next run");
+    assert!(left.is_empty(), "{left:?} run during the next run");
     mesh.post("/api/queue/cancel", json!({ "projectId": "p" })).await?;
     until("gone", async || {
         let left: Vec<u32> = pids().into_iter().filter(|pid| is_alive(*pid)).collect();
@@ -114,7 +114,7 @@ async fn a_killed_processor_leaves_no_program_behind() -> anyhow::Result<()> {
     .await
 }
 
-/// What a program says before its run is told to have begun is not lost.
+/// Progress that a program reports before the start of its run is stored is not lost.
 #[tokio::test(flavor = "multi_thread")]
 async fn progress_that_is_said_at_once_is_shown() -> anyhow::Result<()> {
     let command = r#"echo "{\"progress\":1}"; exec sleep 1000"#;

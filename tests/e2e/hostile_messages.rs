@@ -40,10 +40,10 @@ fn command(random: &mut Random) -> Value {
         0 => json!({ "project": "junk", "batches": null }),
         1 => json!({ "job": uuid, "run": 1, "worker": "w", "at": 1 }),
         2 => json!({ "job": uuid, "run": 1, "progress": { "page": 1 } }),
-        _ => json!({ "job": uuid, "run": 1, "worker": "w", "about": labels, "startedAt": 1,
-            "finishedAt": 2, "spent": { "inputTokens": 1 }, "end": { "done": { "result": 1 } } }),
+        _ => json!({ "job": uuid, "run": 1, "worker": "w", "labels": labels, "startedAt": 1,
+            "finishedAt": 2, "usage": { "inputTokens": 1 }, "end": { "done": { "result": 1 } } }),
     };
-    json!([{ "id": uuid, "ask": ask }])
+    json!([{ "id": uuid, "command": ask }])
 }
 
 /// A body that no verb can have.
@@ -54,14 +54,14 @@ fn nonsense(random: &mut Random) -> Bytes {
         1 => Bytes::from_static(b"\xff\xfe\x00"),
         2 => Bytes::from_static(b"{}"),
         3 => Bytes::from_static(b"[1,2,3]"),
-        4 => Bytes::from_static(br#"[{"id":"x","ask":{}}]"#),
+        4 => Bytes::from_static(br#"[{"id":"x","command":{}}]"#),
         5 => deep().into(),
         6 => {
             let text = command(random).to_string();
             let end = 1 + random.below(text.len() - 2);
             text.as_bytes()[..end].to_vec().into()
         }
-        _ => json!([{ "id": 7, "ask": { "jobs": "none" } }]).to_string().into(),
+        _ => json!([{ "id": 7, "command": { "jobs": "none" } }]).to_string().into(),
     }
 }
 
@@ -161,7 +161,7 @@ async fn a_flood_of_nonsense_stops_nobody_and_is_counted() -> anyhow::Result<()>
     .await
 }
 
-/// Outcomes larger than anything that is kept, from a processor of somebody else's.
+/// Outcomes beyond every bound, from a foreign processor.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_oversized_outcome_is_one_jobs_trouble() -> anyhow::Result<()> {
     const MESSAGE_BYTES_MAX: usize = 8 * 1024 * 1024;
@@ -182,11 +182,11 @@ async fn an_oversized_outcome_is_one_jobs_trouble() -> anyhow::Result<()> {
     for (n, (job, end)) in jobs.iter().zip(&ends).enumerate() {
         let labels = json!({ "project": "p", "batch": "b", "type": "process_batch",
             "class": "normal", "attempt": 1, "queuedAt": 1 });
-        let spent =
+        let usage =
             json!({ "inputTokens": u64::MAX, "model": large(900_000 / ends.len() / 1_000) });
-        let outcome = json!({ "job": job, "run": 1, "worker": "foreign", "about": labels,
-            "startedAt": i64::MIN, "finishedAt": i64::MAX, "spent": spent, "end": end });
-        let mut items = json!([{ "id": job, "ask": outcome }]).to_string();
+        let outcome = json!({ "job": job, "run": 1, "worker": "foreign", "labels": labels,
+            "startedAt": i64::MIN, "finishedAt": i64::MAX, "usage": usage, "end": end });
+        let mut items = json!([{ "id": job, "command": outcome }]).to_string();
         // Two fill a message but for so many bytes.
         if let Some(left) = [101, 1].get(n.wrapping_sub(2)) {
             let at = items.find("xxxx").expect("it has a long text");
@@ -229,7 +229,7 @@ async fn an_oversized_outcome_is_one_jobs_trouble() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Values that somebody else wrote into the buckets are replaced or ignored, not tried again for ever.
+/// Foreign values in the buckets are replaced or ignored, not retried without limit.
 #[tokio::test(flavor = "multi_thread")]
 async fn nonsense_in_the_buckets_stops_nobody() -> anyhow::Result<()> {
     let mesh = Mesh::start()?;

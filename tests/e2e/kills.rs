@@ -37,7 +37,7 @@ async fn survives_the_kill_of(service: &str) -> anyhow::Result<()> {
     for id in &jobs {
         assert_eq!(mesh.job(id).await?["status"], "completed");
     }
-    // One final row a job, and no row twice.
+    // One final row per job, and no row twice.
     let query =
         "SELECT countIf(final), uniqExactIf(job, final), count() = uniqExact(job, run, outcome)
         FROM job_runs";

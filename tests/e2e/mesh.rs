@@ -102,7 +102,7 @@ impl Mesh {
         let log = fs::read_to_string(self.data_dir.join("logs/nats-server.log"))?;
         let address =
             log.lines().rev().find_map(|line| line.split("client connections on ").nth(1));
-        Ok(format!("nats://{}", address.context("the broker says where it is")?.trim()))
+        Ok(format!("nats://{}", address.context("the broker logs its address")?.trim()))
     }
 
     /// The URL of ClickHouse's interface.
@@ -112,7 +112,7 @@ impl Mesh {
         Ok(format!("http://{}", listen.context("olap says where")?.trim()))
     }
 
-    /// Where it keeps its data.
+    /// The folder of its data.
     pub fn data_dir(&self) -> &Path {
         &self.data_dir
     }
@@ -178,7 +178,7 @@ impl Drop for Mesh {
     }
 }
 
-/// Waits until `check` holds; reports what it last said.
+/// Waits until `check` succeeds; reports its last error.
 pub async fn until(
     what: &str,
     mut check: impl AsyncFnMut() -> anyhow::Result<Result<(), String>>,

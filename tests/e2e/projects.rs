@@ -268,7 +268,7 @@ async fn a_lower_class_keeps_its_share_of_the_starts() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Where both wait, a project of weight 3 has three starts for one of weight 1.
+/// When both wait, a project of weight 3 has three starts for one of weight 1.
 #[tokio::test(flavor = "multi_thread")]
 async fn starts_are_shared_by_weight() -> anyhow::Result<()> {
     let receiver = Receiver::start().await?;
@@ -322,7 +322,7 @@ async fn a_project_names_its_handler_its_attempts_and_its_waits() -> anyhow::Res
     until_counts(&mesh, "posts", "failed", 2).await?;
     let runs = receiver.runs(by_project.as_str().unwrap());
     assert_eq!(runs.len(), 5);
-    // The configuration's waits would take 2.4 s at the least, the project's 4 ms.
+    // The configuration's backoff would take at least 2.4 s, the project's 4 ms.
     let took = runs[4].at - runs[0].at;
     assert!(took < Duration::from_millis(2_000), "the project's waits hold: {took:?}");
     let runs = receiver.runs(own.as_str().unwrap());

@@ -47,7 +47,8 @@ async fn a_list_has_each_job_once_live_or_ended_page_by_page() -> anyhow::Result
         Ok(if ended { Ok(()) } else { Err(counts.to_string()) })
     })
     .await?;
-    // At once: who hears that jobs have ended finds them, on the first page where none is live.
+    // Read-your-writes: a client that has seen the ends of jobs finds them, on the first page if
+    // none is active.
     let first = mesh.get("/api/queue/jobs?projectId=p&limit=7").await?.1;
     assert_eq!(first["jobs"].as_array().map(Vec::len), Some(7), "{first}");
     assert_eq!(pages(&mesh, "projectId=p&limit=7").await?.len(), 25);

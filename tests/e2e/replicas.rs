@@ -34,7 +34,7 @@ async fn time_without(mesh: &Mesh, leader: u32, signal: i32) -> anyhow::Result<D
     Ok(begun.elapsed())
 }
 
-/// Whoever is asked says the same.
+/// Every replica gives the same answer.
 async fn all_agree(mesh: &Mesh, jobs: u64) -> anyhow::Result<()> {
     for _ in 0..30 {
         let counts = mesh.counts("p").await?;
@@ -86,7 +86,7 @@ async fn a_frozen_leader_is_followed_and_changes_nothing_when_it_wakes() -> anyh
     all_agree(&mesh, JOBS + 101).await
 }
 
-/// Read your writes: whichever replica is asked knows of what its client was just told.
+/// Read-your-writes: every replica knows what its client has just seen.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_reads_what_it_wrote_from_any_replica() -> anyhow::Result<()> {
     let mesh = Mesh::start_with(&[("JOBMESH_STATES", "3")])?;

@@ -1,4 +1,4 @@
-//! Results of every size: what is small is kept with its job, what is large in a store of its own.
+//! Results of every size: small ones are kept with their job, large ones in a store.
 
 use axum::{Json, Router, routing::post};
 use serde_json::{Value, json};

@@ -1,4 +1,4 @@
-//! The services as processes of their own, each with a proxy of its own between it and NATS.
+//! The services as separate processes, each with a proxy between it and NATS.
 
 use std::{
     collections::HashMap,

@@ -89,7 +89,7 @@ async fn ends_are_told_signed_and_survive_kills_while_the_receiver_is_away() -> 
     {
         assert!(!String::from_utf8_lossy(&chunk).contains("webhook"));
     }
-    // Somebody else's signature is none.
+    // A signature with another secret is invalid.
     let stranger = json!({ "webhook": {
         "url": format!("http://127.0.0.1:{port}/"), "maxAttempts": 1,
         "secret": "whsec_c3RyYW5nZXItMDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY=",
@@ -123,7 +123,7 @@ async fn a_receiver_that_never_answers_holds_up_nobody() -> anyhow::Result<()> {
     mesh.enqueue("p", JOBS).await?;
     until_delivered(&mesh, "p", JOBS).await?;
     assert_eq!(deliveries(&mesh, "slow").await?["delivered"], 0);
-    // Who wants to hear no more takes the receiver away: what waits is given up.
+    // Removing the webhook gives up its pending deliveries.
     mesh.set("slow", json!({ "webhook": null })).await?;
     assert!(deliveries(&mesh, "slow").await?.is_null());
     Ok(())

@@ -66,15 +66,15 @@ const CALLERS: usize = 4;
 const CONCURRENCY: usize = 256;
 /// Bytes of each job's data.
 const DATA_BYTES: usize = 256;
-/// Projects, where there are many.
+/// The number of projects in the parts with many.
 const PROJECTS: usize = 1_000;
-/// Who works where only the bare loops run.
+/// The worker's name when only the bare loops run.
 const BARE: [&str; 2] = ["nats-server", "the client"];
 /// How many jobs wait in the small backlog.
 const SMALL_BACKLOG_JOBS: usize = 10_000;
 /// How many jobs wait in the medium backlog.
 const MEDIUM_BACKLOG_JOBS: usize = 100_000;
-/// How many jobs wait in the large backlog, where nobody says otherwise.
+/// The size of the large backlog, by default.
 const BACKLOG_JOBS: usize = 1_000_000;
 /// Writes that are synced to know the disk, and their size.
 const FSYNCS: usize = 500;
@@ -82,7 +82,7 @@ const FSYNC_BYTES: usize = 512;
 /// How long one step may take.
 const PATIENCE: Duration = Duration::from_secs(600);
 
-/// Where the tables are kept.
+/// The page with the tables.
 const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/benchmark.md");
 const PAGE_BEGIN: &str = "<!-- what `bench --write` found -->\n";
 const PAGE_END: &str = "<!-- end -->\n";
@@ -103,7 +103,7 @@ const PARTS: [&str; 10] = [
     "peers",
 ];
 
-/// What is to be measured, and where it goes.
+/// What to measure, and where to write the results.
 #[derive(Debug)]
 struct Options {
     only: Option<BTreeSet<String>>,
@@ -199,7 +199,7 @@ async fn run(options: &Options) -> anyhow::Result<Report> {
         report.missing("BullMQ and graphile-worker were not measured: npm or node is missing");
     }
     let mesh = Mesh::start(Durability::Fast).await?;
-    about(&mut report, &mesh, peers.as_ref())?;
+    labels(&mut report, &mesh, peers.as_ref())?;
     report.section("Synced each second (`fast`)");
     let processor = mesh.start_processor()?;
     mesh.until_processor(PATIENCE).await?;
@@ -266,7 +266,7 @@ async fn run(options: &Options) -> anyhow::Result<Report> {
 }
 
 /// Says what all is measured on and with.
-fn about(report: &mut Report, mesh: &Mesh, peers: Option<&Peers>) -> anyhow::Result<()> {
+fn labels(report: &mut Report, mesh: &Mesh, peers: Option<&Peers>) -> anyhow::Result<()> {
     let cores = std::thread::available_parallelism().map_or(0, usize::from);
     let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
     let field = |text: &str, key: &str| {
@@ -278,21 +278,21 @@ fn about(report: &mut Report, mesh: &Mesh, peers: Option<&Peers>) -> anyhow::Res
     let memory = memory.trim_end_matches(" kB").parse::<u64>().unwrap_or_default() >> 20;
     let kernel = read("/proc/sys/kernel/osrelease");
     let kernel = kernel.trim().split('-').next().unwrap_or_default();
-    report.about("machine", format!("{cores} cores ({processor}), {memory} GB, Linux {kernel}"));
-    report.about(
+    report.labels("machine", format!("{cores} cores ({processor}), {memory} GB, Linux {kernel}"));
+    report.labels(
         "broker and engine",
         format!("{}, chDB {}", mesh.nats_version()?, fetch::CHDB_VERSION),
     );
     let disk = fsync_times()?;
     let [p50, p99] = [0.5, 0.99].map(|share| disk.quantile(share));
-    report.about(
+    report.labels(
         "disk",
         format!("a write of {FSYNC_BYTES} bytes and its sync: p50 {p50:.2} ms, p99 {p99:.2} ms"),
     );
     if let Some(peers) = peers {
-        report.about("peers", peers.versions()?);
+        report.labels("peers", peers.versions()?);
     }
-    report.about(
+    report.labels(
         "work",
         format!(
             "jobs of {DATA_BYTES} bytes, text without a pattern, the same for the same batch; \
@@ -315,7 +315,7 @@ fn fsync_times() -> anyhow::Result<Latencies> {
     Ok(Latencies::new(times))
 }
 
-/// Checks that each job that was accepted has ended once.
+/// Checks that each accepted job ended once.
 async fn check(mesh: &Mesh, options: &Options) -> anyhow::Result<()> {
     let singles: usize = SINGLES.iter().map(|(callers, jobs)| jobs / callers * callers).sum();
     let life = [("bulk", DRAIN_JOBS), ("life", LIFE_JOBS)];

@@ -1,5 +1,4 @@
-//! The binary under test: Jobmesh itself, built beside the tests that run it; and `bench`, which
-//! measures it.
+//! The binary under test: Jobmesh, built together with its tests; and `bench`, which measures it.
 
 mod bench;
 

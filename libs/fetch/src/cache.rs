@@ -1,4 +1,4 @@
-//! The cache folder: what is in it is whole, because it is moved there when it is.
+//! The cache folder. Its entries are complete: each is moved there when it is finished.
 
 use std::{
     env,
@@ -20,8 +20,8 @@ pub(crate) fn dir() -> anyhow::Result<PathBuf> {
     Ok(dir)
 }
 
-/// Returns `file` in the cache entry `name`, which `fill` makes where it is missing: it is given
-/// an empty folder that becomes the entry once it is whole. Only one process fills at a time.
+/// Returns `file` of the cache entry `name`. If the entry is missing, `fill` gets an empty folder,
+/// which becomes the entry when `fill` succeeds. Only one process fills at a time.
 pub(crate) fn entry(
     name: &str,
     file: &str,

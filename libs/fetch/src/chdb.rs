@@ -22,10 +22,10 @@ const PACKAGES: [(&str, &str, &str); 1] = [(
      a6ba48ca9f62016bad1cd81fe059435cb858ce3235a8a2b408082a81563e70a7",
 )];
 
-/// Where libchdb.so is: `JOBMESH_LIBCHDB`, else in the cache, to which it is fetched.
+/// The path of libchdb.so: `JOBMESH_LIBCHDB`, else in the cache, to which it is fetched.
 ///
 /// # Errors
-/// Where it can neither be found nor fetched: with what to do.
+/// If it can neither be found nor fetched; the error says what to do.
 pub fn libchdb() -> anyhow::Result<PathBuf> {
     if let Some(named) = std::env::var_os("JOBMESH_LIBCHDB") {
         return Ok(named.into());

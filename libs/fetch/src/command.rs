@@ -7,7 +7,7 @@ use anyhow::{Context, bail};
 /// Runs a command to its end and returns what it printed.
 ///
 /// # Errors
-/// Where it cannot be run, or fails: with what it said.
+/// If it cannot be run, or fails; the error contains its output.
 pub(crate) fn run(command: &mut Command) -> anyhow::Result<String> {
     let name = command.get_program().to_string_lossy().into_owned();
     let output = command.output().with_context(|| format!("{name} could not be run"))?;
@@ -18,7 +18,7 @@ pub(crate) fn run(command: &mut Command) -> anyhow::Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// Where a program is on PATH.
+/// The path of a program on PATH.
 pub(crate) fn on_path(name: &str) -> Option<std::path::PathBuf> {
     let path = std::env::var_os("PATH")?;
     // Debian puts servers where not every user's PATH looks.

@@ -1,4 +1,4 @@
-//! nats-server: on PATH where it is new enough, else Debian's package from the testing suite.
+//! nats-server: the one on PATH if it is new enough, else Debian's package from the testing suite.
 
 use std::{
     fs,
@@ -18,17 +18,17 @@ use crate::{
 const OLDEST: (u32, u32) = (2, 12);
 /// The suite whose package is fetched; stable's is too old.
 const SUITE: &str = "forky";
-/// Where Debian keeps its keys.
+/// The folder of Debian's keys.
 const KEYRINGS: [&str; 2] = [
     "/usr/share/keyrings/debian-archive-keyring.pgp",
     "/usr/share/keyrings/debian-archive-keyring.gpg",
 ];
 
-/// Where a usable nats-server is: `JOBMESH_NATS_SERVER`, else on PATH, else in the cache, to which
-/// it is fetched.
+/// The path of a usable nats-server: `JOBMESH_NATS_SERVER`, else on PATH, else in the cache, to
+/// which it is fetched.
 ///
 /// # Errors
-/// Where there is none and none can be fetched: with the command that installs it.
+/// If there is none and none can be fetched; the error names the command that installs it.
 pub fn nats_server() -> anyhow::Result<PathBuf> {
     if let Some(named) = std::env::var_os("JOBMESH_NATS_SERVER") {
         return Ok(named.into());

@@ -13,8 +13,8 @@ const COUNT: u16 = 16_384;
 /// Ports that are tried.
 const TRIES: u64 = 100;
 
-/// A TCP port of 127.0.0.1 on which nothing listened a moment ago. A server that finds it taken all the same fails at its
-/// start.
+/// A TCP port of 127.0.0.1 on which nothing listened a moment ago. A server that finds it taken
+/// fails at its start.
 ///
 /// # Errors
 /// If none of a hundred random ports is free.

@@ -4,8 +4,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Job, JobId};
 
-/// Take-backs in a row, without the job having begun, after which an attempt counts as used: a
-/// job that kills its worker before the worker can say so must come to an end.
+/// Reclaims in a row, without a start, after which an attempt counts as used. A job that kills its
+/// worker before the start is reported must not be retried without limit.
 const TAKE_BACKS_PER_ATTEMPT: u32 = 2;
 
 /// Exponential backoff with jitter.
@@ -69,7 +69,7 @@ impl Take {
         if begun {
             return Self { attempts: job.attempts, take_backs: 0 };
         }
-        let take_backs = job.past().take_backs + 1;
+        let take_backs = job.history().take_backs + 1;
         if take_backs < TAKE_BACKS_PER_ATTEMPT {
             return Self { attempts: job.attempts, take_backs };
         }

@@ -1,10 +1,9 @@
-//! Bounds of everything that comes from outside, whoever sent it. The edge checks requests against
-//! them to explain what is wrong; state applies them again to every command, because anyone with
-//! access to NATS can publish one.
+//! Bounds of all input. The edge checks requests against them to explain what is wrong; state
+//! applies them again to every command, because anyone with access to NATS can publish one.
 
 mod commands;
 
-use crate::{Id, JobId, Json, Spent, time::Millis};
+use crate::{Id, JobId, Json, Usage, time::Millis};
 
 /// The longest id of a project, a batch, a schedule or a processor, in bytes.
 pub const ID_BYTES_MAX: usize = 128;
@@ -106,7 +105,7 @@ pub enum DataError {
 
 /// The usage of a run within its bounds. More tokens than any model has are counted as the most that
 /// can be.
-pub(crate) fn usage(usage: &mut Spent) {
+pub(crate) fn usage(usage: &mut Usage) {
     for count in [&mut usage.input_tokens, &mut usage.output_tokens, &mut usage.images] {
         *count = (*count).min(TOKENS_MAX);
     }

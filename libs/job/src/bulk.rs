@@ -15,10 +15,10 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::{
-    Answer, Digest, Id, Idempotency, Job, JobId, Position, State, Status,
-    decide::{Decision, Facts, Need, answer_of, canceled, revive},
+    Digest, Id, Idempotency, IdempotencyRecord, Job, JobId, Position, State, Status,
+    active_jobs::batch_key,
+    decide::{Decision, Lookups, Missing, answer_of, canceled, retried},
     event::Event,
-    live::batch_key,
     reply::{Code, Reply},
     time::Millis,
 };
@@ -45,7 +45,7 @@ pub struct BulkOperation {
     /// Makes a repeated request harmless.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub idempotency: Option<Idempotency>,
-    /// Where the reply goes; absent if nobody waits for it.
+    /// Where the reply goes; absent if the publisher expects none.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub requester: Option<Requester>,
     /// The event that started it. Set when that is applied.
@@ -54,7 +54,7 @@ pub struct BulkOperation {
     /// When that was.
     #[serde(default)]
     pub started_at: Millis,
-    /// What has been done so far.
+    /// Progress of the finished slices.
     #[serde(default)]
     pub progress: BulkProgress,
 }
@@ -108,11 +108,11 @@ impl BulkOperation {
 
     /// True if a job is not newer than the operation, and was not retried since that started.
     fn applies_to(&self, job: &Job) -> bool {
-        job.order < self.started && job.past().retried.is_none_or(|at| at < self.started)
+        job.order < self.started && job.history().retried.is_none_or(|at| at < self.started)
     }
 }
 
-/// Where the reply to a command goes.
+/// The address of a reply.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Requester {
     /// The NATS subject.
@@ -209,24 +209,24 @@ pub struct Slice {
 impl State {
     /// True if a bulk operation is in progress.
     pub fn has_bulk(&self) -> bool {
-        self.known.bulk.next().is_some()
+        self.persisted.bulk.next().is_some()
     }
 
     /// Decides the next slice of the next bulk operation at `now`; `None` if there is no operation.
     ///
     /// # Errors
     /// What has to be read first.
-    pub fn decide_slice(&self, facts: &Facts, now: Millis) -> Result<Option<Slice>, Need> {
-        let Some(operation) = self.known.bulk.next() else { return Ok(None) };
+    pub fn decide_slice(&self, lookups: &Lookups, now: Millis) -> Result<Option<Slice>, Missing> {
+        let Some(operation) = self.persisted.bulk.next() else { return Ok(None) };
         if operation.progress == BulkProgress::default()
-            && let Some(decision) = self.answered_before(facts, operation.idempotency)?
+            && let Some(decision) = self.answered_before(lookups, operation.idempotency)?
         {
             // A repeat of the operation before it.
             return Ok(Some(last(operation, Vec::new(), decision.reply, None)));
         }
         let (mut events, slice, is_last) = match &operation.action {
             BulkAction::Cancel { batches } => self.cancel_slice(operation, batches.as_deref()),
-            BulkAction::RetryFailed => self.retry_slice(operation, facts, now)?,
+            BulkAction::RetryFailed => self.retry_slice(operation, lookups, now)?,
         };
         if !is_last {
             let project = operation.project.clone();
@@ -252,7 +252,7 @@ impl State {
                 Some(self.cancel_slice(&operation, batches.as_deref()))
             }
             BulkAction::RetryFailed => self
-                .known
+                .persisted
                 .projects
                 .get(project)
                 .is_none_or(|project| project.failed.is_empty())
@@ -260,7 +260,7 @@ impl State {
         };
         if let Some((mut events, mut slice, true)) = small {
             // What was done before a leader failed in the middle of this request.
-            let before = self.known.partial.unwrap_or_default();
+            let before = self.persisted.partial.unwrap_or_default();
             slice.jobs += before.jobs;
             slice.batches += before.batches;
             let reply = operation.reply(&slice);
@@ -268,7 +268,7 @@ impl State {
             events.extend(answer.map(|(key, answer)| Event::Answered { key, answer }));
             return Decision { events, reply, stale: Vec::new() };
         }
-        if self.known.bulk.len_of(project) >= OPERATIONS_MAX {
+        if self.persisted.bulk.len_of(project) >= OPERATIONS_MAX {
             let error = format!(
                 "{OPERATIONS_MAX} requests over many jobs of project {project:?} are in progress; send this one again later"
             );
@@ -280,7 +280,7 @@ impl State {
 
     /// The operation in progress of a request with this idempotency key.
     pub(crate) fn bulk_of_key(&self, key: Digest) -> Option<&BulkOperation> {
-        self.known.bulk.find(key)
+        self.persisted.bulk.find(key)
     }
 
     fn cancel_slice(
@@ -289,7 +289,7 @@ impl State {
         batches: Option<&[Id]>,
     ) -> (Vec<Event>, BulkProgress, bool) {
         let mut slice = BulkProgress::default();
-        let Some(project) = self.known.projects.get(&operation.project) else {
+        let Some(project) = self.persisted.projects.get(&operation.project) else {
             return (Vec::new(), slice, true);
         };
         let after = operation.progress.after;
@@ -327,11 +327,11 @@ impl State {
     fn retry_slice(
         &self,
         operation: &BulkOperation,
-        facts: &Facts,
+        lookups: &Lookups,
         now: Millis,
-    ) -> Result<(Vec<Event>, BulkProgress, bool), Need> {
+    ) -> Result<(Vec<Event>, BulkProgress, bool), Missing> {
         let mut slice = BulkProgress::default();
-        let Some(project) = self.known.projects.get(&operation.project) else {
+        let Some(project) = self.persisted.projects.get(&operation.project) else {
             return Ok((Vec::new(), slice, true));
         };
         let after = operation.progress.after.map(|(_, id)| id);
@@ -342,7 +342,7 @@ impl State {
         for (looked_at, (id, until)) in failed.iter().enumerate() {
             let job = if let Some(job) = self.job(*id) {
                 Some(job)
-            } else if let Some(read) = facts.jobs.get(id) {
+            } else if let Some(read) = lookups.jobs.get(id) {
                 read.clone()
             } else {
                 // No more at once than is likely to fit the slice.
@@ -350,11 +350,11 @@ impl State {
                 let fit = ((SLICE_BYTES_MAX.saturating_sub(bytes)) / each)
                     .clamp(1, (3 * looked_at).max(FIRST_READ_JOBS));
                 let unread = failed[looked_at..].iter().map(|(id, _)| *id);
-                let unread = unread.filter(|id| !self.has(*id) && !facts.jobs.contains_key(id));
-                return Err(Need::Jobs(unread.take(fit).collect()));
+                let unread = unread.filter(|id| !self.has(*id) && !lookups.jobs.contains_key(id));
+                return Err(Missing::Jobs(unread.take(fit).collect()));
             };
             let ended_before =
-                |job: &Job| job.past().completed_at.is_none_or(|at| at <= operation.started_at);
+                |job: &Job| job.history().completed_at.is_none_or(|at| at <= operation.started_at);
             let is_of_slice = *until > now && job.as_deref().is_none_or(ended_before);
             let can_retry = |job: &Arc<Job>| {
                 job.status == Status::Failed && {
@@ -369,7 +369,7 @@ impl State {
                 slice.skipped += u64::from(is_of_slice);
                 continue;
             };
-            let event = revive(&job, now);
+            let event = retried(&job, now);
             let more = serde_json::to_vec(&event).map_or(0, |json| json.len());
             if bytes > 0 && bytes + more > SLICE_BYTES_MAX {
                 return Ok((events, slice, false));
@@ -394,23 +394,23 @@ impl State {
     /// Applies the start of an operation.
     pub(crate) fn bulk_started(&mut self, at: Millis, position: Position, new: &BulkOperation) {
         let operation = BulkOperation { started: position, started_at: at, ..new.clone() };
-        self.known.bulk.push(operation);
+        self.persisted.bulk.push(operation);
     }
 
     /// Applies a slice that was not the last; the operations of other projects are next.
     pub(crate) fn bulk_advanced(&mut self, project: &Id, slice: &BulkProgress) {
-        let mut operations = self.known.bulk.take(project);
+        let mut operations = self.persisted.bulk.take(project);
         if let Some(operation) = operations.front_mut() {
             operation.progress.add(slice);
         }
-        self.known.bulk.put_back(project, operations);
+        self.persisted.bulk.put_back(project, operations);
     }
 
     /// Applies the end of the first operation of a project.
     pub(crate) fn bulk_finished(&mut self, project: &Id) {
-        let mut operations = self.known.bulk.take(project);
+        let mut operations = self.persisted.bulk.take(project);
         operations.pop_front();
-        self.known.bulk.put_back(project, operations);
+        self.persisted.bulk.put_back(project, operations);
     }
 }
 
@@ -419,7 +419,7 @@ fn last(
     operation: &BulkOperation,
     mut events: Vec<Event>,
     reply: Reply,
-    answer: Option<(Digest, Box<Answer>)>,
+    answer: Option<(Digest, Box<IdempotencyRecord>)>,
 ) -> Slice {
     events.push(Event::BulkFinished { project: operation.project.clone() });
     events.extend(answer.map(|(key, answer)| Event::Answered { key, answer }));
@@ -493,10 +493,10 @@ mod tests {
                 job: job.id,
                 run,
                 worker: "w".into(),
-                about: crate::About::job(&job),
+                labels: crate::JobLabels::job(&job),
                 started_at: Some(1),
                 finished_at: 2,
-                spent: crate::Spent::default(),
+                usage: crate::Usage::default(),
                 end: End::Reject { error: "no".into() },
             }));
         }
@@ -507,10 +507,10 @@ mod tests {
     }
 
     /// The key under which [`keyed`] is asked was never used.
-    fn unread() -> Facts {
-        let mut facts = Facts::default();
-        facts.answers.insert(Digest([7; 16]), None);
-        facts
+    fn unread() -> Lookups {
+        let mut lookups = Lookups::default();
+        lookups.answers.insert(Digest([7; 16]), None);
+        lookups
     }
 
     fn keyed(request: u8) -> Option<Idempotency> {
@@ -559,7 +559,7 @@ mod tests {
         let mut retried = 0;
         while let Some(slice) = world.slice() {
             retried +=
-                slice.events.iter().filter(|event| matches!(event, Event::Revived(_))).count();
+                slice.events.iter().filter(|event| matches!(event, Event::Retried(_))).count();
         }
         // Both jobs of batch 1 were superseded.
         assert_eq!(retried as u128, JOBS - 1 - 2);

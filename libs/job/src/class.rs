@@ -33,7 +33,7 @@ impl Class {
 pub struct Bands {
     /// The last number of class high.
     pub high_max: u16,
-    /// The last number of class normal; what is above is low.
+    /// The last number of class normal; higher numbers are low.
     pub normal_max: u16,
 }
 

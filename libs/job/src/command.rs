@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    About, Backoff, Id, Idempotency, JobId, Json, Kind, Patch, Run, Spent, StoredResult,
+    Backoff, Id, Idempotency, JobId, JobLabels, Json, Kind, Patch, Run, StoredResult, Usage,
     schedule::Schedule, time::Millis,
 };
 
@@ -111,7 +111,7 @@ pub struct SetSchedule {
     pub project: Id,
     /// Its name in the project.
     pub name: Id,
-    /// What it is to be; removed where absent.
+    /// The new schedule; absent to remove it.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub schedule: Option<Schedule>,
 }
@@ -124,7 +124,7 @@ pub struct Started {
     pub job: JobId,
     /// The run that was begun.
     pub run: Run,
-    /// Who began it.
+    /// The worker that started it.
     pub worker: Id,
     /// When, by the worker's clock.
     pub at: Millis,
@@ -150,10 +150,10 @@ pub struct Outcome {
     pub job: JobId,
     /// The run that ended.
     pub run: Run,
-    /// Who ran it.
+    /// The worker that ran it.
     pub worker: Id,
-    /// What is counted if the run is refused and its job forgotten.
-    pub about: About,
+    /// Labels for metrics, in case the outcome is refused and the job is no longer known.
+    pub labels: JobLabels,
     /// When the run began, by the worker's clock; absent where it did not.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub started_at: Option<Millis>,
@@ -161,7 +161,7 @@ pub struct Outcome {
     pub finished_at: Millis,
     /// What it cost.
     #[serde(default)]
-    pub spent: Spent,
+    pub usage: Usage,
     /// How it ended.
     pub end: End,
 }
@@ -183,11 +183,11 @@ pub enum End {
     Retry {
         /// What went wrong.
         error: Id,
-        /// How long to wait at the least, in ms, where the handler knows.
+        /// The minimum wait in ms, if the handler knows one.
         #[serde(rename = "afterMs", skip_serializing_if = "Option::is_none", default)]
         after_ms: Option<i64>,
     },
-    /// Whoever does the work asked to come back later: no attempt is used.
+    /// The provider asked to be called later: no attempt is used.
     Deferred {
         /// Why.
         error: Id,
@@ -203,5 +203,5 @@ pub enum End {
     /// The processor hands it back unfinished, because it stops.
     Released,
     /// The processor was given a run that another processor had been given before.
-    Reported,
+    Redelivered,
 }

@@ -8,7 +8,7 @@ use crate::{Backoff, Bands, Limits};
 pub struct Config {
     /// Which priorities belong to which class.
     pub bands: Bands,
-    /// Runs that a job may use before it has failed, where its request names no number.
+    /// Attempts of a job whose request sets no number.
     pub max_attempts: u32,
     /// How long a failed attempt waits for the next.
     pub backoff: Backoff,

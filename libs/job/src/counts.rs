@@ -4,8 +4,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Class, Status};
 
-/// Jobs by status. `queued` and `processing` are of now; the others are of ever, less those
-/// that were retried since.
+/// Jobs by status. `queued` and `processing` count the present; the others count all ends so far,
+/// less those that were retried.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counts {
     /// Waiting, by class: high, normal, low.

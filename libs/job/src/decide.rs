@@ -12,12 +12,12 @@ use std::{
     sync::Arc,
 };
 
-pub(crate) use retry::revive;
+pub(crate) use retry::retried;
 
 use crate::{
-    About, Answer, Config, Digest, Id, Idempotency, Job, JobId, Run, State,
+    Config, Digest, Id, Idempotency, IdempotencyRecord, Job, JobId, JobLabels, Run, State,
     command::Command,
-    event::{Became, Ended, Event},
+    event::{Ended, Event, Transition},
     reply::{Code, Reply},
     time::Millis,
 };
@@ -30,7 +30,7 @@ pub struct Decision {
     /// The reply to the command. [`Reply::Noted`] if a bulk operation starts: the reply follows with its last
     /// slice.
     pub reply: Reply,
-    /// Runs that somebody works on in vain and should be told to stop.
+    /// Runs whose work is no longer needed; their processors are asked to stop.
     pub stale: Vec<(JobId, Run)>,
 }
 
@@ -55,24 +55,24 @@ impl Decision {
 
 /// What memory does not hold and was read for a decision.
 #[derive(Clone, Debug, Default)]
-pub struct Facts {
-    /// Ended jobs, from the bucket; `None` where it has none.
+pub struct Lookups {
+    /// Terminal jobs, from the bucket; `None` if it has none.
     pub jobs: HashMap<JobId, Option<Arc<Job>>>,
-    /// Answers under idempotency keys, from the bucket; `None` where it has none.
-    pub answers: HashMap<Digest, Option<Answer>>,
+    /// Records of idempotency keys, from the bucket; `None` if it has none.
+    pub answers: HashMap<Digest, Option<IdempotencyRecord>>,
     /// Runs that a live processor says it works on.
     pub held: HashSet<(JobId, Run)>,
-    /// Whether it is too early to say that what nobody says it works on is in nobody's hands.
+    /// True until enough heartbeats have been received to treat a missing run as lost.
     pub unsettled: bool,
 }
 
 /// What must be read before a command can be decided.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Need {
+pub enum Missing {
     /// These jobs.
     Jobs(Vec<JobId>),
     /// The answer under this key.
-    Answer(Digest),
+    Reply(Digest),
 }
 
 impl State {
@@ -83,19 +83,19 @@ impl State {
     pub fn decide(
         &self,
         config: &Config,
-        facts: &Facts,
+        lookups: &Lookups,
         now: Millis,
         command: &Command,
-    ) -> Result<Decision, Need> {
+    ) -> Result<Decision, Missing> {
         match command {
-            Command::Enqueue(ask) => self.decide_enqueue(config, facts, now, ask),
-            Command::Cancel(ask) => self.decide_cancel(facts, now, ask),
-            Command::Retry(ask) => self.decide_retry(facts, now, ask),
+            Command::Enqueue(ask) => self.decide_enqueue(config, lookups, now, ask),
+            Command::Cancel(ask) => self.decide_cancel(lookups, now, ask),
+            Command::Retry(ask) => self.decide_retry(lookups, now, ask),
             Command::Project(ask) => Ok(self.decide_project(ask)),
             Command::Schedule(ask) => Ok(self.decide_schedule(now, ask)),
             Command::Started(said) => Ok(self.decide_started(said)),
             Command::Progress(said) => Ok(self.decide_progress(said)),
-            Command::Outcome(said) => self.decide_outcome(config, facts, now, said),
+            Command::Outcome(said) => self.decide_outcome(config, lookups, now, said),
         }
     }
 
@@ -103,29 +103,29 @@ impl State {
     /// came with another request, also if that is still in progress.
     pub(crate) fn answered(
         &self,
-        facts: &Facts,
+        lookups: &Lookups,
         idempotency: Option<Idempotency>,
-    ) -> Result<Option<Decision>, Need> {
+    ) -> Result<Option<Decision>, Missing> {
         let before = idempotency.and_then(|own| self.bulk_of_key(own.key)?.idempotency);
         if before.is_some_and(|before| Some(before.request) != idempotency.map(|own| own.request)) {
             return Ok(Some(Decision::key_reused()));
         }
-        self.answered_before(facts, idempotency)
+        self.answered_before(lookups, idempotency)
     }
 
     /// The same, without requests in progress.
     pub(crate) fn answered_before(
         &self,
-        facts: &Facts,
+        lookups: &Lookups,
         idempotency: Option<Idempotency>,
-    ) -> Result<Option<Decision>, Need> {
+    ) -> Result<Option<Decision>, Missing> {
         let Some(Idempotency { key, request }) = idempotency else { return Ok(None) };
         let answer = match self.answer(key) {
             Some(answer) => answer,
-            None => match facts.answers.get(&key) {
+            None => match lookups.answers.get(&key) {
                 Some(Some(answer)) => answer,
                 Some(None) => return Ok(None),
-                None => return Err(Need::Answer(key)),
+                None => return Err(Missing::Reply(key)),
             },
         };
         if answer.request == request {
@@ -135,18 +135,18 @@ impl State {
     }
 
     /// A job from memory or from what was read.
-    fn look_up(&self, facts: &Facts, id: JobId) -> Result<Option<Arc<Job>>, Need> {
+    fn look_up(&self, lookups: &Lookups, id: JobId) -> Result<Option<Arc<Job>>, Missing> {
         match self.job(id) {
             Some(job) => Ok(Some(job)),
-            None => match facts.jobs.get(&id) {
+            None => match lookups.jobs.get(&id) {
                 Some(read) => Ok(read.clone()),
-                None => Err(Need::Jobs(vec![id])),
+                None => Err(Missing::Jobs(vec![id])),
             },
         }
     }
 }
 
-/// Appends the record of an answer, where the request had an idempotency key.
+/// Appends the record of a reply, if the request had an idempotency key.
 fn record(decision: &mut Decision, idempotency: Option<Idempotency>, now: Millis) {
     let answer = answer_of(idempotency, &decision.reply, now);
     decision.events.extend(answer.map(|(key, answer)| Event::Answered { key, answer }));
@@ -157,23 +157,26 @@ pub(crate) fn answer_of(
     idempotency: Option<Idempotency>,
     reply: &Reply,
     now: Millis,
-) -> Option<(Digest, Box<Answer>)> {
+) -> Option<(Digest, Box<IdempotencyRecord>)> {
     let Idempotency { key, request } = idempotency?;
-    Some((key, Box::new(Answer { request, reply: reply.clone(), first_job: None, at: now })))
+    Some((
+        key,
+        Box::new(IdempotencyRecord { request, reply: reply.clone(), first_job: None, at: now }),
+    ))
 }
 
 /// The event that cancels a live job.
 pub(crate) fn canceled(job: &Job, error: Id, superseded_by: Option<JobId>) -> Event {
     Event::Ended(Box::new(Ended {
         job: job.id,
-        about: About::job(job),
+        labels: JobLabels::job(job),
         run: job.run,
-        worker: job.past().worker.clone(),
-        started_at: job.past().started_at,
+        worker: job.history().worker.clone(),
+        started_at: job.history().started_at,
         finished_at: None,
-        spent: crate::Spent::default(),
+        usage: crate::Usage::default(),
         doubtful: false,
         error: Some(error),
-        to: Became::Canceled { superseded_by },
+        to: Transition::Canceled { superseded_by },
     }))
 }

@@ -1,13 +1,13 @@
-//! What happened. EVENTS holds these in batches; whoever reads them all knows everything.
+//! Events: what happened, in batches. The events in EVENTS contain the complete state.
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::{
-    About, Answer, Backoff, Digest, Id, Job, JobId, Json, Kind, Position, Run, Settings, Spent,
-    Status, StoredResult,
+    Backoff, Digest, Id, IdempotencyRecord, Job, JobId, JobLabels, Json, Kind, Position, Run,
+    Settings, Status, StoredResult, Usage,
     bulk::{BulkOperation, BulkProgress},
-    schedule::Timed,
+    schedule::ScheduleState,
     time::Millis,
     webhook,
 };
@@ -29,10 +29,10 @@ pub struct Batch {
 #[serde(rename_all = "camelCase")]
 pub enum Event {
     /// A state service began to lead.
-    Led {
+    LeaderElected {
         /// How many led before it, and one.
         term: u64,
-        /// Who it is.
+        /// The name of the leader.
         leader: Id,
     },
     /// A job became known, and queued as run 1.
@@ -43,20 +43,20 @@ pub enum Event {
         job: JobId,
         /// The project and batch it belongs to.
         #[serde(flatten)]
-        of: Of,
+        of: JobScope,
         /// The run.
         run: Run,
-        /// Who runs it.
+        /// The worker.
         worker: Id,
         /// When, by the worker's clock.
         at: Millis,
     },
-    /// A run is so far.
+    /// A run reported progress.
     Progressed {
         /// The job.
         job: JobId,
         /// The project and batch it belongs to.
-        of: Of,
+        of: JobScope,
         /// The run.
         run: Run,
         /// What its handler says.
@@ -65,7 +65,7 @@ pub enum Event {
     /// A run ended, and with it perhaps its job.
     Ended(Box<Ended>),
     /// A failed or cancelled job was queued again by hand.
-    Revived(Box<Revived>),
+    Retried(Box<Retried>),
     /// Something was not accepted.
     Refused(Box<Refused>),
     /// A request with an idempotency key was answered.
@@ -73,7 +73,7 @@ pub enum Event {
         /// The key's hash.
         key: Digest,
         /// The answer.
-        answer: Box<Answer>,
+        answer: Box<IdempotencyRecord>,
     },
     /// The settings of a project changed.
     ProjectSet {
@@ -89,7 +89,7 @@ pub enum Event {
         /// Its name in the project.
         name: Id,
         /// The schedule, and when it fires first.
-        schedule: Box<Timed>,
+        schedule: Box<ScheduleState>,
     },
     /// A schedule was removed.
     ScheduleRemoved {
@@ -99,7 +99,7 @@ pub enum Event {
         name: Id,
     },
     /// A schedule's time came.
-    Fired {
+    ScheduleFired {
         /// The project.
         project: Id,
         /// Its name in the project.
@@ -132,7 +132,7 @@ pub enum Event {
     Partial {
         /// The place of the item in its message, from 0.
         item: u32,
-        /// Jobs that the item cancelled or queued again so far.
+        /// Jobs that the item has canceled or retried so far.
         jobs: u64,
         /// Batches they belonged to.
         batches: u64,
@@ -141,7 +141,7 @@ pub enum Event {
 
 /// The project and batch of a job.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Of {
+pub struct JobScope {
     /// The project.
     pub project: Id,
     /// The batch.
@@ -170,7 +170,7 @@ pub struct Enqueued {
     /// Whether its request named that number: a project's setting changes nothing of it then.
     #[serde(skip_serializing_if = "std::ops::Not::not", default)]
     pub own_attempts: bool,
-    /// How long its failed attempts wait, where its request says so.
+    /// The backoff of its failed attempts, if its request sets one.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub retry: Option<Backoff>,
     /// Not to be run before this time.
@@ -187,10 +187,10 @@ pub struct Ended {
     /// The job.
     pub job: JobId,
     /// What it is counted under.
-    pub about: About,
+    pub labels: JobLabels,
     /// The run that ended.
     pub run: Run,
-    /// Who ran it.
+    /// The worker that ran it.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub worker: Option<Id>,
     /// When the run began, by the worker's clock; absent where none did.
@@ -200,22 +200,22 @@ pub struct Ended {
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub finished_at: Option<Millis>,
     /// What it cost.
-    #[serde(default, skip_serializing_if = "Spent::is_nothing")]
-    pub spent: Spent,
-    /// Whether a run that nobody said had begun may have: it counts as a start of its project.
+    #[serde(default, skip_serializing_if = "Usage::is_nothing")]
+    pub usage: Usage,
+    /// True if the run may have started without a report: it counts as a start of its project.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub doubtful: bool,
     /// What went wrong.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub error: Option<Id>,
     /// What the job became.
-    pub to: Became,
+    pub to: Transition,
 }
 
 /// What a job became when its run ended.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub enum Became {
+pub enum Transition {
     /// Done.
     Completed {
         /// What its handler returned.
@@ -242,7 +242,7 @@ pub enum Became {
 #[serde(rename_all = "camelCase")]
 pub struct Requeued {
     /// Why.
-    pub why: Why,
+    pub why: RequeueReason,
     /// Its next run.
     pub run: Run,
     /// The attempts that count as begun.
@@ -260,20 +260,20 @@ pub struct Requeued {
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[cfg_attr(feature = "openapi", schema(as = RequeueReason))]
 #[serde(rename_all = "lowercase")]
-pub enum Why {
+pub enum RequeueReason {
     /// Its handler failed and attempts are left.
     Retry,
-    /// Its worker is gone.
+    /// Its worker is offline.
     Lost,
     /// Its worker handed it back.
     Released,
-    /// Whoever does the work asked to come back later.
+    /// The provider asked to be called later.
     Deferred,
 }
 
-/// A job queued again by hand. It carries the whole job, which memory may have let go.
+/// A job that was retried by hand. It carries the complete job, which memory may have evicted.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Revived {
+pub struct Retried {
     /// What it was: failed or canceled.
     pub was: Status,
     /// The job as it became.
@@ -286,7 +286,7 @@ pub struct Revived {
 pub struct Refused {
     /// Why, for a person.
     pub reason: Id,
-    /// The run whose outcome came too late: its cost is counted all the same.
+    /// The run whose outcome came too late. Its usage is counted.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub ended: Option<LateRun>,
 }
@@ -298,10 +298,10 @@ pub struct LateRun {
     /// The job.
     pub job: JobId,
     /// What it is counted under.
-    pub about: About,
+    pub labels: JobLabels,
     /// The run.
     pub run: Run,
-    /// Who ran it.
+    /// The worker that ran it.
     pub worker: Id,
     /// When it began, by the worker's clock.
     #[serde(skip_serializing_if = "Option::is_none", default)]
@@ -310,13 +310,13 @@ pub struct LateRun {
     pub finished_at: Millis,
     /// What it cost.
     #[serde(default)]
-    pub spent: Spent,
+    pub usage: Usage,
     /// The job as it was, where memory had let it go: its costs are counted on it too.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub forgotten: Option<Box<Job>>,
 }
 
-/// What a follower of jobs is told of an event: one line a change of status.
+/// A change of status, as subscribers see it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Change<'a> {
     /// The job.
@@ -331,24 +331,24 @@ pub struct Change<'a> {
     pub run: Run,
     /// What went wrong.
     pub error: Option<&'a Id>,
-    /// Who runs it, or ran it.
+    /// The worker.
     pub worker: Option<&'a Id>,
     /// How far its handler says it is.
     pub progress: Option<&'a Json>,
 }
 
 impl Event {
-    /// The change of a job's status that this event is, where it is one.
+    /// The change of status that this event makes, if it makes one.
     pub fn change(&self) -> Option<Change<'_>> {
         match self {
-            // The mesh's own work is nobody's job.
+            // Internal jobs are not shown.
             Self::Enqueued(new) if new.kind.is_internal() => None,
             Self::Started { of, .. } | Self::Progressed { of, .. }
                 if webhook::is_internal(&of.project) =>
             {
                 None
             }
-            Self::Ended(ended) if ended.about.kind.is_internal() => None,
+            Self::Ended(ended) if ended.labels.kind.is_internal() => None,
             Self::Enqueued(new) => Some(Change {
                 job: new.job,
                 project: &new.project,
@@ -381,31 +381,31 @@ impl Event {
             }),
             Self::Ended(ended) => Some(Change {
                 job: ended.job,
-                project: &ended.about.project,
-                batch: &ended.about.batch,
+                project: &ended.labels.project,
+                batch: &ended.labels.batch,
                 status: ended.to.status(),
                 run: ended.to.next_run().unwrap_or(ended.run),
                 error: ended.error.as_ref(),
                 worker: ended.worker.as_ref(),
                 progress: None,
             }),
-            Self::Revived(revived) => Some(Change {
-                job: revived.job.id,
-                project: &revived.job.project,
-                batch: &revived.job.batch,
-                status: revived.job.status,
-                run: revived.job.run,
+            Self::Retried(retried) => Some(Change {
+                job: retried.job.id,
+                project: &retried.job.project,
+                batch: &retried.job.batch,
+                status: retried.job.status,
+                run: retried.job.run,
                 error: None,
                 worker: None,
                 progress: None,
             }),
-            Self::Led { .. }
+            Self::LeaderElected { .. }
             | Self::Refused(_)
             | Self::Answered { .. }
             | Self::ProjectSet { .. }
             | Self::ScheduleSet { .. }
             | Self::ScheduleRemoved { .. }
-            | Self::Fired { .. }
+            | Self::ScheduleFired { .. }
             | Self::BulkStarted(_)
             | Self::BulkAdvanced { .. }
             | Self::BulkFinished { .. }
@@ -414,7 +414,7 @@ impl Event {
     }
 }
 
-impl Became {
+impl Transition {
     /// The status that the job has after it.
     pub fn status(&self) -> Status {
         match self {

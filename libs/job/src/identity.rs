@@ -1,4 +1,5 @@
-//! Who is meant: projects and batches by their user's name, jobs by a UUID, runs by their number.
+//! Identifiers: projects and batches have names of the user's choice, jobs have UUIDs, runs have
+//! numbers.
 
 use std::sync::Arc;
 
@@ -6,7 +7,7 @@ use std::sync::Arc;
 /// Shared, because a million jobs name the same few projects.
 pub type Id = Arc<str>;
 
-/// A job's id: UUIDv7, or UUIDv8 where it is derived from an idempotency key.
+/// The id of a job: UUIDv7, or UUIDv8 if it is derived from an idempotency key.
 pub type JobId = uuid::Uuid;
 
 /// How many times a job became queued, from 1. It never resets: it is the epoch that fences

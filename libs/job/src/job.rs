@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     Backoff, Class, Id, JobId, Json, Position, Run,
-    event::{Enqueued, Why},
+    event::{Enqueued, RequeueReason},
     time::Millis,
 };
 
@@ -32,7 +32,7 @@ pub enum Kind {
     ProcessBatch,
     /// Some columns of one row of a batch again.
     ProcessRedo,
-    /// The end of a job told to somebody: the mesh's own work.
+    /// Delivery of a webhook: an internal job.
     Webhook,
 }
 
@@ -51,13 +51,13 @@ impl Kind {
         }
     }
 
-    /// Whether no client asked for it: nothing of it is counted or told.
+    /// True if no client requested it: it is not counted or shown.
     pub fn is_internal(self) -> bool {
         self == Self::Webhook
     }
 }
 
-/// Where a job stands.
+/// The status of a job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "lowercase")]
@@ -95,7 +95,7 @@ impl Status {
 /// What a run cost.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-pub struct Spent {
+pub struct Usage {
     /// Tokens read by the model.
     #[serde(skip_serializing_if = "is_zero")]
     pub input_tokens: u64,
@@ -115,7 +115,7 @@ fn is_zero(n: &u64) -> bool {
     *n == 0
 }
 
-impl Spent {
+impl Usage {
     /// Takes in what a further run cost; its model replaces the one before.
     pub fn add(&mut self, other: &Self) {
         self.input_tokens = self.input_tokens.saturating_add(other.input_tokens);
@@ -145,7 +145,7 @@ pub struct Step {
     /// The attempts that had begun.
     #[serde(default)]
     pub attempts: u32,
-    /// Who ran it.
+    /// The worker.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub worker: Option<Id>,
     /// What went wrong.
@@ -153,7 +153,7 @@ pub struct Step {
     pub error: Option<Id>,
     /// Why it was queued again.
     #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub why: Option<Why>,
+    pub why: Option<RequeueReason>,
     /// When it may start again.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub run_at: Option<Millis>,
@@ -166,14 +166,14 @@ pub struct StoredResult {
     pub bytes: u64,
 }
 
-/// What happened to a job since it was enqueued.
+/// The history of a job since it was enqueued.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-pub struct Past {
+pub struct JobHistory {
     /// How often in a row it was taken back from a processor that had not begun it.
     #[serde(skip_serializing_if = "is_zero_u32")]
     pub take_backs: u32,
-    /// Runs in a row that ended because whoever does the work asked to come back later.
+    /// Deferrals in a row.
     #[serde(skip_serializing_if = "is_zero_u32")]
     pub deferrals: u32,
     /// When the first of them ended.
@@ -208,15 +208,15 @@ pub struct Past {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub progress: Option<Json>,
     /// What all its runs cost.
-    pub spent: Spent,
-    /// Who runs it, or ran it last.
+    pub usage: Usage,
+    /// The current or last worker.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub worker: Option<Id>,
     /// Its steps after it was enqueued, oldest first.
     pub timeline: Vec<Step>,
 }
 
-impl Past {
+impl JobHistory {
     const NOTHING: Self = Self {
         take_backs: 0,
         deferrals: 0,
@@ -230,19 +230,19 @@ impl Past {
         result: None,
         stored: None,
         progress: None,
-        spent: Spent { input_tokens: 0, output_tokens: 0, images: 0, model: None },
+        usage: Usage { input_tokens: 0, output_tokens: 0, images: 0, model: None },
         worker: None,
         timeline: Vec::new(),
     };
 }
 
-impl Default for Past {
+impl Default for JobHistory {
     fn default() -> Self {
         Self::NOTHING
     }
 }
 
-/// A job: what was asked, where it stands, and what became of it.
+/// A job: its request, its status and its result.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Job {
@@ -261,7 +261,7 @@ pub struct Job {
     pub class: Class,
     /// What its handler is given.
     pub data: Json,
-    /// Where it stands.
+    /// Its status.
     pub status: Status,
     /// The current run.
     pub run: Run,
@@ -272,7 +272,7 @@ pub struct Job {
     /// Whether its request named that number.
     #[serde(skip_serializing_if = "std::ops::Not::not", default)]
     pub own_attempts: bool,
-    /// How long its failed attempts wait, where its request says so.
+    /// The backoff of its failed attempts, if its request sets one.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub retry: Option<Box<Backoff>>,
     /// When it was enqueued.
@@ -284,10 +284,10 @@ pub struct Job {
     pub run_at: Option<Millis>,
     /// What happened to it since; nothing, for most that wait.
     #[serde(skip_serializing_if = "Option::is_none", default)]
-    past: Option<Box<Past>>,
-    /// Where it was enqueued: its age among equals.
+    history: Option<Box<JobHistory>>,
+    /// The position of its enqueue event: its age among jobs of the same priority.
     pub order: Position,
-    /// Where its last event is: its version.
+    /// The position of its last event: its version.
     pub version: Position,
 }
 
@@ -316,7 +316,7 @@ impl Job {
             created_at: at,
             queued_at: at,
             run_at: new.run_at,
-            past: None,
+            history: None,
             order: position,
             version: position,
         }
@@ -326,41 +326,41 @@ impl Job {
     #[must_use]
     pub fn without_data(mut self) -> Self {
         self.data = Json::default();
-        if let Some(past) = &mut self.past {
-            past.result = None;
-            past.stored = None;
-            past.timeline = Vec::new();
+        if let Some(history) = &mut self.history {
+            history.result = None;
+            history.stored = None;
+            history.timeline = Vec::new();
         }
         self
     }
 
-    /// What happened to it since it was enqueued.
-    pub fn past(&self) -> &Past {
-        static NOTHING: Past = Past::NOTHING;
-        self.past.as_deref().unwrap_or(&NOTHING)
+    /// Its history since it was enqueued.
+    pub fn history(&self) -> &JobHistory {
+        static NOTHING: JobHistory = JobHistory::NOTHING;
+        self.history.as_deref().unwrap_or(&NOTHING)
     }
 
     /// What happened to it, to be added to.
-    pub(crate) fn past_mut(&mut self) -> &mut Past {
-        self.past.get_or_insert_default()
+    pub(crate) fn history_mut(&mut self) -> &mut JobHistory {
+        self.history.get_or_insert_default()
     }
 
     /// Notes a step of its life, within the bound on how many are kept.
-    pub(crate) fn step(&mut self, at: Millis, why: Option<Why>) {
+    pub(crate) fn step(&mut self, at: Millis, why: Option<RequeueReason>) {
         let (status, run, attempts) = (self.status, self.run, self.attempts);
         let run_at = self.run_at.filter(|_| status == Status::Queued);
-        let past = self.past_mut();
-        if past.timeline.len() >= TIMELINE_STEPS_MAX {
-            past.timeline.remove(0);
+        let history = self.history_mut();
+        if history.timeline.len() >= TIMELINE_STEPS_MAX {
+            history.timeline.remove(0);
         }
         let live = status == Status::Processing;
-        past.timeline.push(Step {
+        history.timeline.push(Step {
             at,
             status,
             run,
             attempts,
-            worker: past.worker.clone().filter(|_| live),
-            error: past.error.clone().filter(|_| !live),
+            worker: history.worker.clone().filter(|_| live),
+            error: history.error.clone().filter(|_| !live),
             why,
             run_at,
         });
@@ -373,7 +373,7 @@ mod tests {
 
     #[test]
     fn sums_of_tokens_stay_at_their_largest() {
-        let most = Spent { input_tokens: u64::MAX, output_tokens: 1, images: 1, model: None };
+        let most = Usage { input_tokens: u64::MAX, output_tokens: 1, images: 1, model: None };
         let mut sum = most.clone();
         sum.add(&most);
         assert_eq!((sum.input_tokens, sum.output_tokens), (u64::MAX, 2));

@@ -9,90 +9,90 @@ use hashbrown::HashTable;
 
 use crate::{
     Job, JobId, Position, Status,
-    attic::{Place, Room},
+    spill::{SpillPolicy, SpillRef},
 };
 
-/// What a job takes in memory beside its data, in bytes: measured, with what points to it.
+/// Memory that a job takes in addition to its data, in bytes: measured, including the indexes.
 const JOB_BYTES: usize = 400;
 
-/// Jobs, each shared with whoever writes the state down: a change of a job copies it then.
+/// All jobs. Snapshots share them: a change of a shared job copies it.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Jobs {
-    table: HashTable<Slot>,
+    table: HashTable<Entry>,
     /// How much of memory those awake take.
-    awake_bytes: usize,
+    in_memory_bytes: usize,
 }
 
 #[derive(Clone, Debug)]
-enum Slot {
-    Awake(Arc<Job>),
-    Asleep(Arc<Asleep>),
+enum Entry {
+    InMemory(Arc<Job>),
+    Spilled(Arc<Spilled>),
 }
 
 #[derive(Debug)]
-struct Asleep {
+struct Spilled {
     id: JobId,
     version: Position,
-    place: Place,
+    spill_ref: SpillRef,
 }
 
-impl Slot {
+impl Entry {
     fn id(&self) -> JobId {
         match self {
-            Self::Awake(job) => job.id,
-            Self::Asleep(asleep) => asleep.id,
+            Self::InMemory(job) => job.id,
+            Self::Spilled(spilled) => spilled.id,
         }
     }
 
     fn job(&self) -> Arc<Job> {
         match self {
-            Self::Awake(job) => job.clone(),
-            Self::Asleep(asleep) => Arc::new(asleep.wake()),
+            Self::InMemory(job) => job.clone(),
+            Self::Spilled(spilled) => Arc::new(spilled.load()),
         }
     }
 
     /// How much of memory it takes, as far as sleep would free that.
     fn bytes(&self) -> usize {
         match self {
-            Self::Awake(job) => JOB_BYTES + job.data.get().len(),
-            Self::Asleep(_) => 0,
+            Self::InMemory(job) => JOB_BYTES + job.data.get().len(),
+            Self::Spilled(_) => 0,
         }
     }
 }
 
-impl Asleep {
-    fn wake(&self) -> Job {
-        serde_json::from_str(&self.place.read()).expect("what was put away is a job")
+impl Spilled {
+    fn load(&self) -> Job {
+        serde_json::from_str(&self.spill_ref.read()).expect("a spilled text is a job")
     }
 }
 
 impl Jobs {
-    /// A job, as it is now.
+    /// The current value of a job.
     pub fn get(&self, id: JobId) -> Option<Arc<Job>> {
-        self.slot(id).map(Slot::job)
+        self.slot(id).map(Entry::job)
     }
 
     /// The version of a job.
     pub fn version(&self, id: JobId) -> Option<Position> {
         self.slot(id).map(|slot| match slot {
-            Slot::Awake(job) => job.version,
-            Slot::Asleep(asleep) => asleep.version,
+            Entry::InMemory(job) => job.version,
+            Entry::Spilled(spilled) => spilled.version,
         })
     }
 
-    /// Where a job stands.
+    /// The status of a job.
     pub fn status(&self, id: JobId) -> Option<Status> {
         self.slot(id).map(|slot| match slot {
-            Slot::Awake(job) => job.status,
-            Slot::Asleep(_) => Status::Queued,
+            Entry::InMemory(job) => job.status,
+            Entry::Spilled(_) => Status::Queued,
         })
     }
 
     /// The JSON of a job that sleeps, and its version.
-    pub fn asleep_json(&self, id: JobId) -> Option<(Position, String)> {
+    pub fn spilled_json(&self, id: JobId) -> Option<(Position, String)> {
         match self.slot(id)? {
-            Slot::Awake(_) => None,
-            Slot::Asleep(asleep) => Some((asleep.version, asleep.place.read())),
+            Entry::InMemory(_) => None,
+            Entry::Spilled(spilled) => Some((spilled.version, spilled.spill_ref.read())),
         }
     }
 
@@ -103,60 +103,60 @@ impl Jobs {
 
     /// A job, awake from here on, to be changed in anything but its id and its data.
     pub fn get_mut(&mut self, id: JobId) -> Option<&mut Job> {
-        let Self { table, awake_bytes } = self;
+        let Self { table, in_memory_bytes } = self;
         let slot = table.find_mut(hash(id), |slot| slot.id() == id)?;
-        if let Slot::Asleep(asleep) = slot {
-            *slot = Slot::Awake(Arc::new(asleep.wake()));
-            *awake_bytes += slot.bytes();
+        if let Entry::Spilled(spilled) = slot {
+            *slot = Entry::InMemory(Arc::new(spilled.load()));
+            *in_memory_bytes += slot.bytes();
         }
         match slot {
-            Slot::Awake(job) => Some(Arc::make_mut(job)),
-            Slot::Asleep(_) => None,
+            Entry::InMemory(job) => Some(Arc::make_mut(job)),
+            Entry::Spilled(_) => None,
         }
     }
 
-    /// Takes in a job in the place of the one with its id; it sleeps where there is no room.
-    /// `json` is the job's, where it is at hand.
-    pub fn insert(&mut self, job: Job, json: Option<&str>, room: Option<&Room>) {
+    /// Inserts a job, and replaces one with the same id; spills it if memory is full. `json` is the
+    /// serialized job, if available.
+    pub fn insert(&mut self, job: Job, json: Option<&str>, spill: Option<&SpillPolicy>) {
         self.remove(job.id);
         let id = job.id;
-        let slot = self.settled(Slot::Awake(Arc::new(job)), json, room);
-        self.awake_bytes += slot.bytes();
+        let slot = self.placed(Entry::InMemory(Arc::new(job)), json, spill);
+        self.in_memory_bytes += slot.bytes();
         self.table.insert_unique(hash(id), slot, |slot| hash(slot.id()));
     }
 
-    /// Lets a job sleep, where it may and there is no room for it.
-    pub fn rest(&mut self, id: JobId, room: Option<&Room>) {
-        if room.is_none_or(|room| self.awake_bytes <= room.budget) {
+    /// Spills a job if that is possible and memory is full.
+    pub fn spill_if_full(&mut self, id: JobId, spill: Option<&SpillPolicy>) {
+        if spill.is_none_or(|spill| self.in_memory_bytes <= spill.budget) {
             return;
         }
         let Some(slot) = self.slot(id).cloned() else { return };
         let before = slot.bytes();
-        self.awake_bytes -= before;
-        let slot = self.settled(slot, None, room);
-        self.awake_bytes += slot.bytes();
-        if let Some(place) = self.table.find_mut(hash(id), |slot| slot.id() == id) {
-            *place = slot;
+        self.in_memory_bytes -= before;
+        let slot = self.placed(slot, None, spill);
+        self.in_memory_bytes += slot.bytes();
+        if let Some(spill_ref) = self.table.find_mut(hash(id), |slot| slot.id() == id) {
+            *spill_ref = slot;
         }
     }
 
     pub fn remove(&mut self, id: JobId) {
         if let Ok(found) = self.table.find_entry(hash(id), |slot| slot.id() == id) {
             let (slot, _) = found.remove();
-            self.awake_bytes -= slot.bytes();
+            self.in_memory_bytes -= slot.bytes();
         }
     }
 
     /// Removes ended jobs that are not to be kept.
     pub fn retain(&mut self, mut keep: impl FnMut(&Job) -> bool) {
-        let Self { table, awake_bytes } = self;
+        let Self { table, in_memory_bytes } = self;
         table.retain(|slot| {
             let kept = match slot {
-                Slot::Awake(job) => !job.status.is_terminal() || keep(job),
-                Slot::Asleep(_) => true,
+                Entry::InMemory(job) => !job.status.is_terminal() || keep(job),
+                Entry::Spilled(_) => true,
             };
             if !kept {
-                *awake_bytes -= slot.bytes();
+                *in_memory_bytes -= slot.bytes();
             }
             kept
         });
@@ -164,51 +164,51 @@ impl Jobs {
 
     /// All jobs, those that sleep read one by one.
     pub fn iter(&self) -> impl Iterator<Item = Arc<Job>> {
-        self.table.iter().map(Slot::job)
+        self.table.iter().map(Entry::job)
     }
 
     /// The jobs that are awake: all but some of the queued ones.
-    pub fn awake(&self) -> impl Iterator<Item = &Job> {
+    pub fn in_memory(&self) -> impl Iterator<Item = &Job> {
         self.table.iter().filter_map(|slot| match slot {
-            Slot::Awake(job) => Some(&**job),
-            Slot::Asleep(_) => None,
+            Entry::InMemory(job) => Some(&**job),
+            Entry::Spilled(_) => None,
         })
     }
 
-    /// Where all jobs stand, and at which version.
+    /// The status and version of every job.
     pub fn versions(&self) -> impl Iterator<Item = (JobId, Status, Position)> {
         self.table.iter().map(|slot| match slot {
-            Slot::Awake(job) => (job.id, job.status, job.version),
-            Slot::Asleep(asleep) => (asleep.id, Status::Queued, asleep.version),
+            Entry::InMemory(job) => (job.id, job.status, job.version),
+            Entry::Spilled(spilled) => (spilled.id, Status::Queued, spilled.version),
         })
     }
 
-    /// The jobs as they are now, in no order.
-    pub fn shared(&self) -> Shared {
-        Shared(self.table.iter().cloned().collect())
+    /// The current jobs, in no order.
+    pub fn frozen(&self) -> FrozenJobs {
+        FrozenJobs(self.table.iter().cloned().collect())
     }
 
     pub fn len(&self) -> usize {
         self.table.len()
     }
 
-    fn slot(&self, id: JobId) -> Option<&Slot> {
+    fn slot(&self, id: JobId) -> Option<&Entry> {
         self.table.find(hash(id), |slot| slot.id() == id)
     }
 
-    /// The slot of a job that is to be in memory only if there is room.
-    fn settled(&self, slot: Slot, json: Option<&str>, room: Option<&Room>) -> Slot {
-        let (Slot::Awake(job), Some(room)) = (&slot, room) else { return slot };
-        if job.status != Status::Queued || self.awake_bytes + slot.bytes() <= room.budget {
+    /// The entry of a job, spilled if memory is full.
+    fn placed(&self, slot: Entry, json: Option<&str>, spill: Option<&SpillPolicy>) -> Entry {
+        let (Entry::InMemory(job), Some(spill)) = (&slot, spill) else { return slot };
+        if job.status != Status::Queued || self.in_memory_bytes + slot.bytes() <= spill.budget {
             return slot;
         }
         let (id, version) = (job.id, job.version);
-        let place = match json {
-            Some(json) => room.attic.put(json),
-            None => room.attic.put(&serde_json::to_string(job).expect("a job is JSON")),
+        let spill_ref = match json {
+            Some(json) => spill.store.put(json),
+            None => spill.store.put(&serde_json::to_string(job).expect("a job is JSON")),
         };
-        match place {
-            Some(place) => Slot::Asleep(Arc::new(Asleep { id, version, place })),
+        match spill_ref {
+            Some(spill_ref) => Entry::Spilled(Arc::new(Spilled { id, version, spill_ref })),
             None => slot,
         }
     }
@@ -216,15 +216,15 @@ impl Jobs {
 
 /// The jobs of one moment, to be written down: a list, which takes half of what a table does.
 #[derive(Debug)]
-pub(crate) struct Shared(Vec<Slot>);
+pub(crate) struct FrozenJobs(Vec<Entry>);
 
-impl Shared {
-    /// Writes each job as a line of JSON, and lets go of it.
+impl FrozenJobs {
+    /// Writes each job as a line of JSON, and frees it.
     pub fn write(self, to: &mut dyn io::Write) -> io::Result<()> {
         for slot in self.0 {
             match slot {
-                Slot::Awake(job) => serde_json::to_writer(&mut *to, &job)?,
-                Slot::Asleep(asleep) => to.write_all(asleep.place.read().as_bytes())?,
+                Entry::InMemory(job) => serde_json::to_writer(&mut *to, &job)?,
+                Entry::Spilled(spilled) => to.write_all(spilled.spill_ref.read().as_bytes())?,
             }
             to.write_all(b"\n")?;
         }
@@ -236,10 +236,10 @@ impl Shared {
     }
 }
 
-impl PartialEq for Shared {
+impl PartialEq for FrozenJobs {
     fn eq(&self, other: &Self) -> bool {
-        let sorted = |shared: &Self| {
-            let mut jobs: Vec<Arc<Job>> = shared.0.iter().map(Slot::job).collect();
+        let sorted = |frozen: &Self| {
+            let mut jobs: Vec<Arc<Job>> = frozen.0.iter().map(Entry::job).collect();
             jobs.sort_unstable_by_key(|job| job.id);
             jobs
         };

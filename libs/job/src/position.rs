@@ -1,4 +1,4 @@
-//! Where in EVENTS something happened.
+//! Positions in EVENTS.
 
 use std::{fmt, str::FromStr};
 

@@ -1,8 +1,8 @@
-//! What the one who asked is told, once what was decided is on disk.
+//! Replies to commands, sent when the decision is on disk.
 
 use serde::{Deserialize, Serialize};
 
-use crate::{JobId, Settings, schedule::Timed};
+use crate::{JobId, Settings, schedule::ScheduleState};
 
 /// The reply to a command.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -32,7 +32,7 @@ pub enum Reply {
     /// The settings of the project are these now.
     ProjectSet(Box<Settings>),
     /// The schedule is set, or removed.
-    ScheduleSet(Option<Box<Timed>>),
+    ScheduleSet(Option<Box<ScheduleState>>),
     /// It was not done.
     Refused {
         /// The kind of refusal.

@@ -54,7 +54,7 @@ pub struct Schedule {
 /// A schedule with its place in time.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Timed {
+pub struct ScheduleState {
     /// The schedule. Not flattened: a JSON text that is carried as it is cannot be read through that.
     pub schedule: Schedule,
     /// When it fires next; never again where absent.

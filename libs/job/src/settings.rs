@@ -48,7 +48,7 @@ pub struct Settings {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(value_type = Option<Object>))]
     pub options: Option<Json>,
-    /// Where the ends of its jobs are told.
+    /// The webhook that is notified of the ends of its jobs.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(ignore))]
     pub webhook: Option<Webhook>,
@@ -88,8 +88,7 @@ pub struct Patch {
     #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "named")]
     #[cfg_attr(feature = "openapi", schema(value_type = Option<Backoff>))]
     pub retry: Option<Option<Backoff>>,
-    /// How long a job may be deferred in a row before it fails, in seconds: whoever does its work asked
-    /// to come back later each time.
+    /// How long a job may be deferred in a row before it fails, in seconds.
     #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "named")]
     #[cfg_attr(feature = "openapi", schema(value_type = Option<u32>, minimum = 0, maximum = 316_224_000))]
     pub max_deferral: Option<Option<u32>>,
@@ -105,7 +104,7 @@ pub struct Patch {
     #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "named")]
     #[cfg_attr(feature = "openapi", schema(value_type = Option<Object>))]
     pub options: Option<Option<Json>>,
-    /// Where the ends of its jobs are told.
+    /// The webhook that is notified of the ends of its jobs.
     #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "named")]
     #[cfg_attr(feature = "openapi", schema(value_type = Option<Webhook>))]
     pub webhook: Option<Option<Webhook>>,
@@ -248,7 +247,7 @@ impl Settings {
         }
     }
 
-    /// Leaves out what nobody is to be shown.
+    /// Removes secrets.
     pub fn forget_secrets(&mut self) {
         if let Some(webhook) = &mut self.webhook {
             webhook.secret = Id::default();

@@ -9,9 +9,10 @@ use std::{
 use uuid::Uuid;
 
 use crate::{
-    Answer, Attic, Counts, Digest, Frozen, Id, Job, JobId, Kind, Partial, Position, Ready,
-    Settings, Status, Usage, attic::Room, behind::Touched, known::Known, live::batch_key,
-    schedule::Timed, time::Millis, webhook,
+    Counts, Digest, Id, IdempotencyRecord, Job, JobId, Kind, Partial, Position, ProjectUsage,
+    ReadyQueue, Settings, Snapshot, SpillStore, Status, active_jobs::batch_key,
+    schedule::ScheduleState, snapshot::SnapshotState, spill::SpillPolicy, time::Millis, webhook,
+    write_behind::DirtyKeys,
 };
 
 /// Jobs that are looked at for one page of a list.
@@ -20,14 +21,14 @@ const LOOK_JOBS_MAX: usize = 2_000;
 /// The state of all jobs, and what follows from it.
 #[derive(Debug, Default)]
 pub struct State {
-    pub(crate) known: Known,
-    pub(crate) ready: Ready,
-    pub(crate) touched: Touched,
+    pub(crate) persisted: SnapshotState,
+    pub(crate) ready: ReadyQueue,
+    pub(crate) dirty: DirtyKeys,
     /// When which schedule of which project fires next.
     pub(crate) calendar: BTreeSet<(Millis, Id, Id)>,
     pub(crate) retention_ms: i64,
-    /// Where queued jobs sleep that memory has no room for.
-    pub(crate) room: Option<Room>,
+    /// The spill store for queued jobs that memory has no room for.
+    pub(crate) spill: Option<SpillPolicy>,
 }
 
 /// A snapshot that cannot be taken back in.
@@ -42,71 +43,71 @@ impl State {
     }
 
     /// The state of this moment, to be written down elsewhere while this one goes on.
-    pub fn freeze(&self) -> Frozen {
-        Frozen::of(&self.known)
+    pub fn snapshot(&self) -> Snapshot {
+        Snapshot::of(&self.persisted)
     }
 
-    /// Lets queued jobs sleep in `attic` once those in memory take `budget` bytes.
+    /// Lets queued jobs sleep in `spill` once those in memory take `budget` bytes.
     #[must_use]
-    pub fn with_attic(self, attic: Arc<dyn Attic>, budget: usize) -> Self {
-        Self { room: Some(Room { attic, budget }), ..self }
+    pub fn with_spill(self, spill: Arc<dyn SpillStore>, budget: usize) -> Self {
+        Self { spill: Some(SpillPolicy { store: spill, budget }), ..self }
     }
 
     /// Takes a snapshot into a state that knows nothing yet, to be followed by the events after
     /// it and by [`settle`](Self::settle).
     ///
     /// # Errors
-    /// Where it is no snapshot, or not whole.
+    /// If it is not a complete snapshot.
     pub fn restore(mut self, mut from: impl BufRead) -> Result<Self, Restored> {
-        let Self { ready, room, .. } = &mut self;
-        let known = Known::read(&mut from, |known, job, json| {
+        let Self { ready, spill, .. } = &mut self;
+        let persisted = SnapshotState::read(&mut from, |persisted, job, json| {
             if !job.status.is_terminal() {
-                let project = known.projects.entry(job.project.clone()).or_default();
+                let project = persisted.projects.entry(job.project.clone()).or_default();
                 project.live.insert(&job);
             }
             if job.status == Status::Queued {
-                ready.insert(&job, known.at);
+                ready.insert(&job, persisted.at);
             }
-            known.jobs.insert(job, Some(json), room.as_ref());
+            persisted.jobs.insert(job, Some(json), spill.as_ref());
         })?;
-        for (project, known) in &known.projects {
-            for (name, timed) in &known.schedules {
+        for (project, persisted) in &persisted.projects {
+            for (name, timed) in &persisted.schedules {
                 let next = timed.next_at.map(|at| (at, project.clone(), name.clone()));
                 self.calendar.extend(next);
             }
         }
-        self.known = known;
+        self.persisted = persisted;
         Ok(self)
     }
 
     /// How far the next message of COMMANDS is folded.
     pub fn partial(&self) -> Option<Partial> {
-        self.known.partial
+        self.persisted.partial
     }
 
     /// A job in memory: any live one, and ended ones that the bucket does not have yet.
     pub fn job(&self, id: JobId) -> Option<Arc<Job>> {
-        self.known.jobs.get(id)
+        self.persisted.jobs.get(id)
     }
 
     /// The JSON of a job that sleeps, which is queued, and its version: cheaper than the job.
-    pub fn asleep_json(&self, id: JobId) -> Option<(Position, String)> {
-        self.known.jobs.asleep_json(id)
+    pub fn spilled_json(&self, id: JobId) -> Option<(Position, String)> {
+        self.persisted.jobs.spilled_json(id)
     }
 
     /// The live jobs of a batch.
     pub(crate) fn live_of(&self, project: &Id, batch: &Id) -> impl Iterator<Item = Arc<Job>> {
-        let project = self.known.projects.get(project).into_iter();
+        let project = self.persisted.projects.get(project).into_iter();
         let perhaps = project.flat_map(move |project| project.perhaps_of(batch));
         perhaps.filter_map(|id| self.job(id)).filter(move |job| job.batch == *batch)
     }
 
     /// The active jobs of a batch that supersede others of it: there are few, however many redo jobs it has.
     pub(crate) fn superseding(&self, project: &Id, batch: &Id) -> impl Iterator<Item = Arc<Job>> {
-        let known = self.known.projects.get(project);
-        let perhaps = known.into_iter().flat_map(move |known| {
-            let ids = known.perhaps_of(batch);
-            ids.filter(|id| known.live.is_of(Kind::ProcessBatch, *id))
+        let persisted = self.persisted.projects.get(project);
+        let perhaps = persisted.into_iter().flat_map(move |persisted| {
+            let ids = persisted.perhaps_of(batch);
+            ids.filter(|id| persisted.live.is_of(Kind::ProcessBatch, *id))
         });
         perhaps.filter_map(|id| self.job(id)).filter(move |job| job.batch == *batch)
     }
@@ -122,7 +123,7 @@ impl State {
         status: Option<Status>,
         kind: Option<Kind>,
     ) -> (Vec<Arc<Job>>, Option<JobId>) {
-        let Some(project) = self.known.projects.get(project).filter(|_| limit > 0) else {
+        let Some(project) = self.persisted.projects.get(project).filter(|_| limit > 0) else {
             return (Vec::new(), None);
         };
         let before = before.unwrap_or(JobId::max());
@@ -144,7 +145,7 @@ impl State {
             }
             last = Some(id);
             // Before it is read: most may sleep.
-            if status.is_none_or(|status| self.known.jobs.status(id) == Some(status)) {
+            if status.is_none_or(|status| self.persisted.jobs.status(id) == Some(status)) {
                 let is_of = |job: &Arc<Job>| {
                     job.batch == *batch && kind.is_none_or(|kind| job.kind == kind)
                 };
@@ -155,31 +156,31 @@ impl State {
     }
 
     /// A job, which is awake from here on: it is about to be run.
-    pub(crate) fn rouse(&mut self, id: JobId) -> Option<Arc<Job>> {
-        self.known.jobs.get_mut(id)?;
+    pub(crate) fn load(&mut self, id: JobId) -> Option<Arc<Job>> {
+        self.persisted.jobs.get_mut(id)?;
         self.job(id)
     }
 
     /// Whether [`job`](Self::job) has a job, at less cost.
     pub fn has(&self, id: JobId) -> bool {
-        self.known.jobs.contains(id)
+        self.persisted.jobs.contains(id)
     }
 
     /// The jobs in memory. Those that sleep are read one by one.
     pub fn jobs(&self) -> impl Iterator<Item = Arc<Job>> {
-        self.known.jobs.iter()
+        self.persisted.jobs.iter()
     }
 
     /// The jobs that run.
     pub fn processing(&self) -> impl Iterator<Item = &Job> {
-        self.known.jobs.awake().filter(|job| job.status == Status::Processing)
+        self.persisted.jobs.in_memory().filter(|job| job.status == Status::Processing)
     }
 
     /// The counts of a project, or of all.
     pub fn counts(&self, project: Option<&str>) -> Counts {
         match project {
-            None => self.known.total,
-            Some(id) => self.known.projects.get(id).map(|p| p.counts).unwrap_or_default(),
+            None => self.persisted.total,
+            Some(id) => self.persisted.projects.get(id).map(|p| p.counts).unwrap_or_default(),
         }
     }
 
@@ -190,13 +191,15 @@ impl State {
 
     /// The settings of a project.
     pub fn settings(&self, project: &str) -> Settings {
-        self.known.projects.get(project).map(|p| p.settings.clone()).unwrap_or_default()
+        self.persisted.projects.get(project).map(|p| p.settings.clone()).unwrap_or_default()
     }
 
     /// What a project used of its limits in the 60 s before `now`.
-    pub fn usage(&self, project: &str, now: Millis) -> Usage {
-        let Some(project) = self.known.projects.get(project) else { return Usage::default() };
-        Usage {
+    pub fn usage(&self, project: &str, now: Millis) -> ProjectUsage {
+        let Some(project) = self.persisted.projects.get(project) else {
+            return ProjectUsage::default();
+        };
+        ProjectUsage {
             running: project.counts.processing.iter().sum(),
             starts: project.starts.sum(now),
             tokens: project.tokens.sum(now),
@@ -204,8 +207,8 @@ impl State {
     }
 
     /// The schedules of a project, by name.
-    pub fn schedules(&self, project: &str) -> impl Iterator<Item = (&Id, &Timed)> {
-        self.known.projects.get(project).into_iter().flat_map(|project| &project.schedules)
+    pub fn schedules(&self, project: &str) -> impl Iterator<Item = (&Id, &ScheduleState)> {
+        self.persisted.projects.get(project).into_iter().flat_map(|project| &project.schedules)
     }
 
     /// When the next schedule fires.
@@ -219,10 +222,10 @@ impl State {
         Some((project.clone(), name.clone()))
     }
 
-    /// The attempts that a job may use: its own number where its request named one, else the
-    /// project's of now, else the configuration's of when it was enqueued.
+    /// The attempts of a job: the number of its request if that sets one, else its project's
+    /// current number, else the configured number at its enqueue.
     pub fn max_attempts(&self, job: &Job) -> u32 {
-        let project = self.known.projects.get(&job.project);
+        let project = self.persisted.projects.get(&job.project);
         match project.and_then(|project| project.settings.max_attempts) {
             Some(attempts) if !job.own_attempts => attempts,
             _ => job.max_attempts,
@@ -234,50 +237,50 @@ impl State {
         if webhook::is_internal(project) {
             return webhook::RETENTION_MS;
         }
-        let project = self.known.projects.get(project);
+        let project = self.persisted.projects.get(project);
         let own = project.and_then(|project| project.settings.retention);
         own.map_or(self.retention_ms, |seconds| i64::from(seconds) * 1_000)
     }
 
     /// How long ended jobs of any project are kept, in ms.
     pub fn longest_retention_ms(&self) -> i64 {
-        let own = self.known.projects.values().filter_map(|project| project.settings.retention);
+        let own = self.persisted.projects.values().filter_map(|project| project.settings.retention);
         own.max().map_or(0, |seconds| i64::from(seconds) * 1_000).max(self.retention_ms)
     }
 
     /// The last message of COMMANDS that is folded.
     pub fn through(&self) -> u64 {
-        self.known.through
+        self.persisted.through
     }
 
     /// The last event.
     pub fn position(&self) -> Position {
-        self.known.position
+        self.persisted.position
     }
 
     /// How many leaders there were.
     pub fn term(&self) -> u64 {
-        self.known.term
+        self.persisted.term
     }
 
     /// The time of the last event: no decision may be older.
     pub fn at(&self) -> Millis {
-        self.known.at
+        self.persisted.at
     }
 
     /// Whether this message of COMMANDS was folded lately.
     pub fn is_recent(&self, message: Uuid) -> bool {
-        self.known.recent.contains(message)
+        self.persisted.dedup.contains(message)
     }
 
-    /// The first message of EVENTS that is younger than `oldest`; what is below may be cut.
+    /// The first message of EVENTS that is younger than `oldest`; older ones can be removed.
     pub fn first_after(&self, oldest: Millis) -> u64 {
-        let hour = self.known.hours.iter().rev().find(|(at, _)| *at <= oldest);
+        let hour = self.persisted.hours.iter().rev().find(|(at, _)| *at <= oldest);
         hour.map_or(0, |(_, sequence)| *sequence)
     }
 
     /// The answer kept under an idempotency key, while the bucket does not have it.
-    pub fn answer(&self, key: Digest) -> Option<&Answer> {
-        self.known.answers.get(&key).map(|(_, answer)| answer)
+    pub fn answer(&self, key: Digest) -> Option<&IdempotencyRecord> {
+        self.persisted.answers.get(&key).map(|(_, answer)| answer)
     }
 }

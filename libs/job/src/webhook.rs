@@ -1,10 +1,10 @@
-//! Webhooks: who is told of the ends of a project's jobs.
+//! Webhooks: notifications of the ends of a project's jobs.
 //!
-//! A delivery is a job of its own, decided with the end that it tells of, so that no crash is
-//! between the two. It is retried and given up like any other, in a project of the mesh's beside
-//! the user's, which no request can name: its name begins with a control character. It waits in
-//! a line of its own and runs in slots of its own: a slow receiver takes no turn from a job, and
-//! little from other receivers, for one that fails is told of less at once.
+//! A delivery is a job. It is decided together with the end that it reports, so that no crash can
+//! separate the two. It is retried like any other job, in an internal project that belongs to the
+//! user's project; the name of that project begins with a control character, so that no request can
+//! use it. Deliveries have a queue and slots of their own: a slow receiver takes no turn from a
+//! job, and a failing receiver gets fewer deliveries at once.
 
 use std::ops::RangeInclusive;
 
@@ -16,7 +16,7 @@ use crate::{
     Backoff, Class, Id, JobId, Json, Kind, Limits, Run, State, Status,
     bounds::ATTEMPTS_MAX,
     event::{Ended, Enqueued, Event},
-    known::Project,
+    snapshot::Project,
     time::{Millis, rfc3339},
 };
 
@@ -30,10 +30,10 @@ const URL_BYTES_MAX: usize = 2_048;
 const SECRET_BYTES: RangeInclusive<usize> = 24..=64;
 /// Deliveries to one receiver at the same time.
 const AT_ONCE: u32 = 16;
-/// The same, where the last one failed.
+/// The same, if the last delivery failed.
 const AT_ONCE_FAILING: u32 = 2;
-/// Deliveries to one receiver that may wait. What ends beyond that is not told: memory and
-/// bucket are not for those who do not listen.
+/// Pending deliveries of one receiver. Further ends are counted, not delivered: memory and bucket
+/// are finite.
 const PENDING_MAX: u64 = 10_000;
 /// Attempts of a delivery where the project names no number.
 const ATTEMPTS: u32 = 10;
@@ -42,7 +42,7 @@ const RETRY: Backoff = Backoff { base_ms: 5_000, factor: 4.0, cap_ms: 6 * 3_600_
 /// How long a delivery is kept after it ended, in ms: an hour.
 pub(crate) const RETENTION_MS: i64 = 3_600_000;
 
-/// Where the ends of a project's jobs are told, and how.
+/// The receiver of a project's webhook.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase", deny_unknown_fields, expecting = "an object")]
@@ -53,15 +53,15 @@ pub struct Webhook {
     /// What they are signed with: `whsec_` and base64.
     #[cfg_attr(feature = "openapi", schema(value_type = String, min_length = 38, max_length = 94, pattern = "^whsec_[A-Za-z0-9+/]+=*$"))]
     pub secret: Id,
-    /// The ends that are told; all where absent.
+    /// The ends to deliver; all if absent.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     #[cfg_attr(feature = "openapi", schema(value_type = Option<Vec<End>>, min_items = 1))]
     pub events: Option<Vec<Status>>,
-    /// The attempts of a delivery, where the default is not meant.
+    /// The attempts of a delivery, if not the default.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     #[cfg_attr(feature = "openapi", schema(minimum = 1, maximum = 100))]
     pub max_attempts: Option<u32>,
-    /// How long a failed attempt waits for the next, where the default is not meant.
+    /// The backoff of a delivery, if not the default.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub retry: Option<Backoff>,
 }
@@ -111,7 +111,7 @@ impl Webhook {
         self.retry.iter().try_for_each(|retry| retry.check("webhook.retry"))
     }
 
-    /// The key in its secret; `None` where it is not `whsec_` and base64.
+    /// The key in its secret; `None` if the secret is not `whsec_` and base64.
     pub fn key(&self) -> Option<Vec<u8>> {
         BASE64_STANDARD.decode(self.secret.strip_prefix(SECRET_PREFIX)?).ok()
     }
@@ -128,9 +128,9 @@ pub struct Deliveries {
     pub delivered: u64,
     /// Those that were given up.
     pub failed: u64,
-    /// Ends that were not told, because 10,000 waited already.
+    /// Ends without a delivery, because 10,000 were pending.
     pub dropped: u64,
-    /// What the last attempt met, where it failed.
+    /// The error of the last attempt, if it failed.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     #[cfg_attr(feature = "openapi", schema(value_type = Option<String>))]
     pub last_error: Option<Id>,
@@ -146,7 +146,7 @@ pub fn is_internal(project: &str) -> bool {
     project.starts_with(PREFIX)
 }
 
-/// Whose ends the deliveries of this project tell of; `None` where it is a user's.
+/// The project whose deliveries this internal project holds; `None` for a user's project.
 pub fn receiver_of(project: &str) -> Option<&str> {
     project.strip_prefix(PREFIX)
 }
@@ -157,10 +157,10 @@ pub(crate) fn limits(project: &Project) -> Limits {
     Limits { max_concurrency, requests_per_minute: 0, tokens_per_minute: 0 }
 }
 
-/// Who is told of an end.
+/// The receiver of an end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Receiver {
-    /// Nobody wants to hear of it.
+    /// The project has no webhook, or does not deliver this end.
     Nobody,
     /// The project's webhook.
     Listens,
@@ -168,8 +168,7 @@ pub(crate) enum Receiver {
     Full,
 }
 
-/// The id of the delivery that tells of the end of a job in this run: the same for whoever
-/// decides it, and no other's.
+/// The id of the delivery of a job's end in this run: always the same, and unique.
 fn delivery_of(job: JobId, run: Run) -> JobId {
     const ODD: u128 = 0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835;
     let mixed = job.as_u128().wrapping_add(u128::from(run)).wrapping_mul(ODD);
@@ -208,20 +207,19 @@ struct Tokens {
 }
 
 impl State {
-    /// The delivery that is to be decided with this event, where it ends a job whose project
-    /// has somebody to be told.
+    /// The delivery that belongs to this event, if it ends a job whose project has a receiver.
     pub fn delivery(&self, at: Millis, event: &Event) -> Option<Event> {
         let Event::Ended(ended) = event else { return None };
         if self.receiver(ended) != Receiver::Listens {
             return None;
         }
-        let known = self.known.projects.get(&ended.about.project)?;
-        let webhook = known.settings.webhook.as_ref()?;
+        let persisted = self.persisted.projects.get(&ended.labels.project)?;
+        let webhook = persisted.settings.webhook.as_ref()?;
         let status = ended.to.status();
         Some(Event::Enqueued(Box::new(Enqueued {
             job: delivery_of(ended.job, ended.run),
-            project: project_of(&ended.about.project),
-            batch: ended.about.batch.clone(),
+            project: project_of(&ended.labels.project),
+            batch: ended.labels.batch.clone(),
             kind: Kind::Webhook,
             priority: 0,
             class: Class::Low,
@@ -233,18 +231,18 @@ impl State {
         })))
     }
 
-    /// Who is told of this end, where it is not applied yet.
+    /// The receiver of this end, which is not applied yet.
     pub(crate) fn receiver(&self, ended: &Ended) -> Receiver {
         let status = ended.to.status();
-        let known = self.known.projects.get(&ended.about.project);
-        let webhook = known.and_then(|known| known.settings.webhook.as_ref());
+        let persisted = self.persisted.projects.get(&ended.labels.project);
+        let webhook = persisted.and_then(|persisted| persisted.settings.webhook.as_ref());
         let Some(webhook) = webhook.filter(|_| status.is_terminal()) else {
             return Receiver::Nobody;
         };
         if webhook.events.as_ref().is_some_and(|events| !events.contains(&status)) {
             return Receiver::Nobody;
         }
-        if self.deliveries(&ended.about.project).pending >= PENDING_MAX {
+        if self.deliveries(&ended.labels.project).pending >= PENDING_MAX {
             return Receiver::Full;
         }
         Receiver::Listens
@@ -253,21 +251,24 @@ impl State {
     /// How the deliveries for a project stand.
     pub fn deliveries(&self, project: &str) -> Deliveries {
         let own = project_of(project);
-        let Some(known) = self.known.projects.get(&own) else { return Deliveries::default() };
-        let counts = &known.counts;
+        let Some(persisted) = self.persisted.projects.get(&own) else {
+            return Deliveries::default();
+        };
+        let counts = &persisted.counts;
         let pending = counts.queued.iter().chain(&counts.processing).sum();
         Deliveries {
             pending,
             delivered: counts.completed,
             failed: counts.failed,
-            dropped: known.dropped,
-            last_error: known.last_error.clone(),
+            dropped: persisted.dropped,
+            last_error: persisted.last_error.clone(),
         }
     }
 
     fn payload(&self, at: Millis, ended: &Ended, status: Status) -> Json {
-        let mut spent = self.job(ended.job).map(|job| job.past().spent.clone()).unwrap_or_default();
-        spent.add(&ended.spent);
+        let mut usage =
+            self.job(ended.job).map(|job| job.history().usage.clone()).unwrap_or_default();
+        usage.add(&ended.usage);
         let told = Payload {
             r#type: match status {
                 Status::Completed => "job.completed",
@@ -277,15 +278,15 @@ impl State {
             timestamp: rfc3339(at),
             data: Told {
                 job_id: ended.job,
-                project_id: &ended.about.project,
-                batch_id: &ended.about.batch,
-                r#type: ended.about.kind,
+                project_id: &ended.labels.project,
+                batch_id: &ended.labels.batch,
+                r#type: ended.labels.kind,
                 status,
-                attempts: ended.about.attempt,
+                attempts: ended.labels.attempt,
                 worker: ended.worker.as_ref(),
                 error: ended.error.as_ref(),
-                tokens: Tokens { input: spent.input_tokens, output: spent.output_tokens },
-                model: spent.model,
+                tokens: Tokens { input: usage.input_tokens, output: usage.output_tokens },
+                model: usage.model,
             },
         };
         Json::of(&told).expect("texts and numbers are JSON")
@@ -296,8 +297,8 @@ impl State {
 mod tests {
     use super::*;
     use crate::{
-        About, Position, Settings, Spent,
-        event::{Became, Requeued, Why},
+        JobLabels, Position, Settings, Usage,
+        event::{RequeueReason, Requeued, Transition},
     };
 
     fn told(settings: Settings) -> State {
@@ -322,16 +323,16 @@ mod tests {
         state
     }
 
-    fn end(state: &State, to: Became) -> Event {
+    fn end(state: &State, to: Transition) -> Event {
         let job = state.job(JobId::from_u128(7)).expect("it is live");
         Event::Ended(Box::new(Ended {
             job: job.id,
-            about: About::job(&job),
+            labels: JobLabels::job(&job),
             run: 1,
             worker: None,
             started_at: None,
             finished_at: None,
-            spent: Spent { input_tokens: 3, ..Spent::default() },
+            usage: Usage { input_tokens: 3, ..Usage::default() },
             doubtful: false,
             error: None,
             to,
@@ -346,18 +347,24 @@ mod tests {
 
     #[test]
     fn an_end_is_told_where_somebody_wants_it_and_counts_for_nobody_else() {
-        let done = Became::Completed { result: None, stored: None };
+        let done = Transition::Completed { result: None, stored: None };
         let silent = told(Settings::default());
         assert_eq!(silent.delivery(5, &end(&silent, done.clone())), None);
         let failures = told(webhook(Some(vec![Status::Failed])));
         assert_eq!(failures.delivery(5, &end(&failures, done.clone())), None);
-        assert!(failures.delivery(5, &end(&failures, Became::Failed)).is_some());
+        assert!(failures.delivery(5, &end(&failures, Transition::Failed)).is_some());
         let mut all = told(webhook(None));
-        let again = Requeued { why: Why::Retry, run: 2, attempts: 1, take_backs: 0, run_at: None };
-        assert_eq!(all.delivery(5, &end(&all, Became::Queued(again))), None);
+        let again = Requeued {
+            why: RequeueReason::Retry,
+            run: 2,
+            attempts: 1,
+            take_backs: 0,
+            run_at: None,
+        };
+        assert_eq!(all.delivery(5, &end(&all, Transition::Queued(again))), None);
 
         let ended = end(&all, done);
-        let delivery = all.delivery(5, &ended).expect("it is told");
+        let delivery = all.delivery(5, &ended).expect("it is delivered");
         all.apply(5, Position::new(2, 0), &ended);
         all.apply(5, Position::new(2, 1), &delivery);
         let counts = all.counts(None);
@@ -368,17 +375,17 @@ mod tests {
             serde_json::from_str(delivery.data.get()).expect("it is JSON");
         assert_eq!(payload["type"], "job.completed");
         assert_eq!(payload["data"]["tokens"]["input"], 3);
-        assert_eq!(Event::Enqueued(delivery).change(), None, "no follower of jobs hears of it");
+        assert_eq!(Event::Enqueued(delivery).change(), None, "subscribers of jobs do not see it");
     }
 
-    /// Who does not listen is not told of more and more.
+    /// Deliveries to a receiver that does not answer are bounded.
     #[test]
     fn what_waits_for_a_receiver_is_bounded_and_what_is_left_out_is_counted() {
         let mut state = told(webhook(None));
         let own = project_of("p");
-        let counts = &mut state.known.projects.entry(own).or_default().counts;
+        let counts = &mut state.persisted.projects.entry(own).or_default().counts;
         counts.queued[Class::Low as usize] = PENDING_MAX;
-        let ended = end(&state, Became::Failed);
+        let ended = end(&state, Transition::Failed);
         assert_eq!(state.delivery(5, &ended), None);
         state.apply(5, Position::new(2, 0), &ended);
         assert_eq!(state.deliveries("p").dropped, 1);

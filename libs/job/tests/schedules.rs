@@ -3,7 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test ends at the first surprise")]
 
 use job::{
-    Config, Facts, Id, JobId, Json, State, Status,
+    Config, Id, JobId, Json, Lookups, State, Status,
     command::{Cancel, Command, SetSchedule},
     event::{Batch, Event},
     reply::{Code, Reply},
@@ -46,10 +46,10 @@ impl World {
     }
 
     fn decide(&mut self, now: Millis, command: Command) -> Reply {
-        let decision = self.state.decide(&Config::default(), &Facts::default(), now, &command);
+        let decision = self.state.decide(&Config::default(), &Lookups::default(), now, &command);
         let decision = decision.unwrap();
         self.append(now, decision.events);
-        while let Ok(Some(slice)) = self.state.decide_slice(&Facts::default(), now) {
+        while let Ok(Some(slice)) = self.state.decide_slice(&Lookups::default(), now) {
             self.append(now, slice.events);
         }
         decision.reply
@@ -68,7 +68,7 @@ impl World {
             let id = JobId::from_u128(self.ids);
             let events = self.state.decide_fire(&Config::default(), now, &project, &name, id);
             for event in &events {
-                if let Event::Fired { at, job, .. } = event {
+                if let Event::ScheduleFired { at, job, .. } = event {
                     fired.push((*at, *job));
                 }
             }
@@ -79,7 +79,7 @@ impl World {
 
     fn restart(&mut self) {
         let mut snapshot = Vec::new();
-        self.state.freeze().write(&mut snapshot).unwrap();
+        self.state.snapshot().write(&mut snapshot).unwrap();
         self.state = State::new(1_000_000).restore(&*snapshot).unwrap();
     }
 }
@@ -108,7 +108,7 @@ fn each_time_fires_once_and_missed_times_fire_as_one() {
     // The newer job took the older one's place.
     let first = world.state.job(JobId::from_u128(1)).unwrap();
     assert_eq!(
-        (first.status, first.past().superseded_by),
+        (first.status, first.history().superseded_by),
         (Status::Canceled, Some(JobId::from_u128(2)))
     );
 }
@@ -136,7 +136,7 @@ fn a_schedule_is_replaced_removed_and_refused_by_name() {
     world.set(ten - 1, Some(hourly(IfLive::Skip)));
     let daily = Schedule { cron: "30 12 * * *".into(), ..hourly(IfLive::Skip) };
     world.set(ten - 1, Some(daily));
-    assert!(world.fire(ten).is_empty(), "the one before is gone");
+    assert!(world.fire(ten).is_empty(), "the previous schedule was replaced");
     assert_eq!(world.state.next_fire(), Some(at("2026-11-24T12:30:00Z")));
     assert_eq!(world.set(ten, None), Reply::ScheduleSet(None));
     assert_eq!(world.state.next_fire(), None);

@@ -17,10 +17,10 @@ use std::{
 };
 
 use job::{
-    About, Backoff, Capacity, Config, Dispatch, Facts, Id, JobId, Json, Kind, Patch, Run, Spent,
-    State, Status,
+    Backoff, Capacity, Config, Id, JobId, JobLabels, Json, Kind, Lookups, Patch, Run, Scheduler,
+    State, Status, Usage,
     command::{Cancel, Command, End, Enqueue, NewJob, Outcome, Project, Retry, Started},
-    event::{Batch, Became, Event, Why},
+    event::{Batch, Event, RequeueReason, Transition},
     time::Millis,
 };
 
@@ -75,7 +75,7 @@ struct Running {
     job: JobId,
     run: Run,
     project: Id,
-    about: About,
+    labels: JobLabels,
     started_at: Millis,
     ends_at: Millis,
 }
@@ -97,7 +97,7 @@ struct Reading {
 /// The leader in memory.
 struct Leader {
     state: State,
-    dispatch: Dispatch,
+    dispatch: Scheduler,
     reading: Option<Reading>,
     suspect: bool,
 }
@@ -124,14 +124,14 @@ struct World {
 
 impl Leader {
     fn new(state: State) -> Self {
-        Self { state, dispatch: Dispatch::default(), reading: None, suspect: true }
+        Self { state, dispatch: Scheduler::default(), reading: None, suspect: true }
     }
 }
 
 /// A snapshot of `state`.
 fn written(state: &State) -> Vec<u8> {
     let mut snapshot = Vec::new();
-    state.freeze().write(&mut snapshot).unwrap();
+    state.snapshot().write(&mut snapshot).unwrap();
     snapshot
 }
 
@@ -249,7 +249,7 @@ impl World {
     fn fold(&mut self) {
         let mut through = self.leader.state.through() as usize;
         if self.random.one_in(2)
-            && let Ok(Some(slice)) = self.leader.state.decide_slice(&Facts::default(), self.now)
+            && let Ok(Some(slice)) = self.leader.state.decide_slice(&Lookups::default(), self.now)
         {
             self.append(through as u64, slice.events);
         }
@@ -259,11 +259,11 @@ impl World {
             through += 1;
             count -= 1;
             // Ended jobs stay in memory here, so that nothing has to be read.
-            let facts = Facts { held: self.held(), ..Facts::default() };
+            let lookups = Lookups { held: self.held(), ..Lookups::default() };
             self.leader.state.wake(self.now);
-            let Ok(decision) = self.leader.state.decide(&self.config, &facts, self.now, &command)
+            let Ok(decision) = self.leader.state.decide(&self.config, &lookups, self.now, &command)
             else {
-                self.leader.state.folded(through as u64);
+                self.leader.state.processed(through as u64);
                 continue;
             };
             self.append(through as u64, decision.events);
@@ -278,7 +278,7 @@ impl World {
         let sequence = self.history.len() as u64 + 1;
         state.apply_batch(sequence, through, &batch);
         for event in &batch.events {
-            dispatch.heard(state, event);
+            dispatch.on_event(state, event);
         }
         self.history.push((through, batch));
         self.stop_what_is_not_current();
@@ -330,7 +330,7 @@ impl World {
         }
     }
 
-    /// Who of a class waited while another was served.
+    /// The projects of a class that waited while another was served.
     fn note_turn(&mut self, served: &job::Job, eligible: &HashSet<JobId>) {
         let class = served.class as usize;
         let waiting: HashSet<Id> = eligible
@@ -390,10 +390,10 @@ impl World {
         {
             return false;
         }
-        let unbegun = out.iter().filter(|job| job.status == Status::Queued).count() as u64;
+        let not_started = out.iter().filter(|job| job.status == Status::Queued).count() as u64;
         let (starts, tokens) = self.last_minute(project, 60_000 + step_ms);
         let requests = u64::from(limits.requests_per_minute);
-        (requests == 0 || unbegun + starts < requests)
+        (requests == 0 || not_started + starts < requests)
             && (limits.tokens_per_minute == 0 || tokens < limits.tokens_per_minute)
     }
 
@@ -401,16 +401,16 @@ impl World {
     fn deferred_until(&self, project: &Id) -> Option<Millis> {
         let ended = self.history.iter().rev().flat_map(|(_, batch)| {
             batch.events.iter().rev().filter_map(move |event| match event {
-                Event::Ended(ended) if ended.about.project == *project => Some((batch.at, ended)),
+                Event::Ended(ended) if ended.labels.project == *project => Some((batch.at, ended)),
                 _ => None,
             })
         });
         for (at, ended) in ended {
             match &ended.to {
-                Became::Queued(again) if again.why == Why::Deferred => {
+                Transition::Queued(again) if again.why == RequeueReason::Deferred => {
                     return Some(again.run_at.unwrap_or(at).min(at + 60_000));
                 }
-                Became::Queued(again) if again.why != Why::Retry => {}
+                Transition::Queued(again) if again.why != RequeueReason::Retry => {}
                 _ if ended.started_at.is_some() => return None,
                 _ => {}
             }
@@ -428,15 +428,15 @@ impl World {
             for event in &batch.events {
                 match event {
                     Event::Started { of, .. } if of.project == *project => starts += 1,
-                    Event::Ended(ended) if ended.about.project == *project => {
+                    Event::Ended(ended) if ended.labels.project == *project => {
                         starts += u64::from(ended.doubtful);
-                        tokens += ended.spent.input_tokens;
+                        tokens += ended.usage.input_tokens;
                     }
                     Event::Refused(refused) => {
                         if let Some(late) = &refused.ended
-                            && late.about.project == *project
+                            && late.labels.project == *project
                         {
-                            tokens += late.spent.input_tokens;
+                            tokens += late.usage.input_tokens;
                         }
                     }
                     _ => {}
@@ -464,9 +464,9 @@ impl World {
             let again = ready.delivered.replace((at, self.now)).is_some();
             let ready = ready.clone();
             let Some(job) = self.leader.state.job(ready.job) else { continue };
-            let about = About { attempt: job.attempts + 1, ..About::job(&job) };
+            let labels = JobLabels { attempt: job.attempts + 1, ..JobLabels::job(&job) };
             if again {
-                let reported = self.outcome(&ready, about, None, End::Reported, 0);
+                let reported = self.outcome(&ready, labels, None, End::Redelivered, 0);
                 self.say(reported);
                 self.streams[class].remove(index);
                 continue;
@@ -481,7 +481,7 @@ impl World {
             let length = 10 + self.random.below(3_000) as i64;
             let ends_at = self.now + if self.random.one_in(10) { 20 * length } else { length };
             let Ready { job, run, project, .. } = ready;
-            let running = Running { job, run, project, about, started_at: self.now, ends_at };
+            let running = Running { job, run, project, labels, started_at: self.now, ends_at };
             self.processors[at].running.push(running);
             let worker: Id = format!("w{at}").into();
             if !self.random.one_in(4) {
@@ -528,10 +528,10 @@ impl World {
                     }
                     _ => End::Done { result: None, stored: None },
                 };
-                let Running { job, run, project, about, started_at, .. } = running;
+                let Running { job, run, project, labels, started_at, .. } = running;
                 let ready = Ready { job, run, project, delivered: None };
                 let tokens = self.random.below(40);
-                let outcome = self.outcome(&ready, about, Some(started_at), end, tokens);
+                let outcome = self.outcome(&ready, labels, Some(started_at), end, tokens);
                 self.say(outcome);
                 if self.healing || !self.random.one_in(10) {
                     for stream in &mut self.streams {
@@ -545,7 +545,7 @@ impl World {
     fn outcome(
         &self,
         ready: &Ready,
-        about: About,
+        labels: JobLabels,
         started_at: Option<Millis>,
         end: End,
         tokens: u64,
@@ -554,10 +554,10 @@ impl World {
             job: ready.job,
             run: ready.run,
             worker: "w".into(),
-            about,
+            labels,
             started_at,
             finished_at: self.now,
-            spent: Spent { input_tokens: tokens, ..Spent::default() },
+            usage: Usage { input_tokens: tokens, ..Usage::default() },
             end,
         })
     }
@@ -575,7 +575,7 @@ impl World {
         self.now += self.random.below(most) as i64;
     }
 
-    /// Reads the streams, or judges by what was read once the fold is past the barrier.
+    /// Reads the streams, or reconciles once the commands up to the barrier are processed.
     fn look_at_streams(&mut self) {
         let Leader { state, dispatch, reading, suspect } = &mut self.leader;
         match reading.take() {
@@ -587,7 +587,7 @@ impl World {
                 *reading = Some(Reading { number, present, barrier });
             }
             Some(read) if state.through() as usize >= read.barrier => {
-                let unwanted = dispatch.judge(state, read.number, &read.present);
+                let unwanted = dispatch.reconcile(state, read.number, &read.present);
                 for stream in &mut self.streams {
                     stream.retain(|ready| !unwanted.contains(&(ready.job, ready.run)));
                 }
@@ -679,8 +679,8 @@ impl World {
         }
         for _ in 0..HEALING_STEPS {
             self.step();
-            let folded = !state_is_behind(&self.leader.state, &self.commands);
-            if folded && self.leader.state.jobs().all(|job| job.status.is_terminal()) {
+            let processed = !state_is_behind(&self.leader.state, &self.commands);
+            if processed && self.leader.state.jobs().all(|job| job.status.is_terminal()) {
                 return;
             }
         }

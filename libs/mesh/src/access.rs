@@ -1,4 +1,4 @@
-//! Where NATS is, and how a client proves there who it is.
+//! The address of NATS, and the login of a client.
 
 use std::{fmt, io, path::PathBuf};
 
@@ -52,13 +52,14 @@ pub enum Login {
 /// Certificates of a TLS connection.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Tls {
-    /// A file with the certificates of authorities to trust beside the system's, as PEM.
+    /// A file with the certificates of authorities to trust in addition to the system's, as PEM.
     pub ca: Option<PathBuf>,
     /// Files with the client's own certificate and its key, as PEM.
     pub client: Option<(PathBuf, PathBuf)>,
 }
 
-/// Where NATS is, and how a client gets in. Neither its `Debug` nor its `Display` shows a secret.
+/// The address of NATS, and the login of a client. Neither its `Debug` nor its `Display` shows a
+/// secret.
 #[derive(Clone, Debug)]
 pub struct Access {
     servers: Vec<ServerAddr>,

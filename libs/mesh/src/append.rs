@@ -1,4 +1,4 @@
-//! The fenced append to EVENTS: the one place where a leader learns that it leads no more.
+//! The fenced append to EVENTS: the one place where a leader learns that it was replaced.
 
 use async_nats::{HeaderMap, jetstream::stream::RawMessageErrorKind};
 use bytes::Bytes;
@@ -24,7 +24,7 @@ pub enum Appended {
     Lost,
 }
 
-/// An append whose fate could not be told.
+/// The result of an append is unknown.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The broker refused it, for another reason than its place.

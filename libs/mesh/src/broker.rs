@@ -9,7 +9,7 @@ use crate::access::{Access, AccessError, Login, Tls};
 
 /// How often the client looks whether the broker still answers; two misses close the connection.
 const PING_INTERVAL: Duration = Duration::from_secs(5);
-/// How long the client waits for an answer of the broker, where nothing else is said.
+/// The default time that the client waits for an answer of the broker.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long an answer may come after the connection was replaced: what waited in the client's queue
@@ -35,7 +35,7 @@ pub enum Error {
     /// No server could be connected to.
     #[error("could not connect to NATS at {servers}")]
     Connect {
-        /// Where the servers are.
+        /// The addresses of the servers.
         servers: String,
         /// Why not.
         #[source]
@@ -145,7 +145,7 @@ impl Broker {
         }
     }
 
-    /// Counts the connections made so far; it changes with each reconnect.
+    /// Counts the connections made so far; changes with each reconnect.
     pub fn connects(&self) -> watch::Receiver<u64> {
         self.connects.clone()
     }

@@ -4,8 +4,8 @@
 //! batch whose first message replaces `_through`, expecting its last revision: a stale batch is
 //! refused as a whole. One batch at a time, because two in flight would refuse each other.
 //!
-//! Where messages are pipelined instead, each key expects the fence as it stands, and `_through`
-//! comes last and expects all of them to be stored: it never says more than the bucket has.
+//! If messages are pipelined instead, each key expects the current fence, and `_through` comes last
+//! and expects all of them to be stored: it never claims more than the bucket has.
 
 use std::time::Duration;
 
@@ -15,14 +15,14 @@ use async_nats::{
     jetstream::stream::LastRawMessageErrorKind,
 };
 use bytes::Bytes;
-use job::{Answer, Digest, Job, JobId};
+use job::{Digest, IdempotencyRecord, Job, JobId};
 use serde::de::DeserializeOwned;
 
 use crate::{
     Broker, names,
     publish::{self, BATCH_MESSAGES_MAX, Message, Writes},
-    wire::Through,
-    work,
+    wire::ProjectionWatermark,
+    work_queue,
 };
 
 /// The most keys of one write: one message of the batch is the fence.
@@ -36,7 +36,7 @@ pub enum Error {
     Read {
         /// The key.
         key: String,
-        /// What the broker said.
+        /// The answer of the broker.
         why: String,
     },
     /// Its value is not what belongs there.
@@ -59,22 +59,22 @@ pub struct Write {
     pub key: String,
     /// The value.
     pub value: Bytes,
-    /// How long it is kept; for ever where absent.
+    /// How long the key is kept; without a limit if absent.
     pub ttl: Option<Duration>,
 }
 
 /// The right to write the bucket: the revision of `_through` that the next write replaces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fence {
-    /// The revision of `_through`; 0 where it was never written.
+    /// The revision of `_through`; 0 if it was never written.
     pub revision: u64,
     /// What it says.
-    pub through: Through,
-    /// The last message of the bucket's stream, where that is known.
+    pub through: ProjectionWatermark,
+    /// The last message of the bucket's stream, if known.
     pub last: Option<u64>,
 }
 
-fn fence_message(headers: HeaderMap, through: &Through) -> Message {
+fn fence_message(headers: HeaderMap, through: &ProjectionWatermark) -> Message {
     let payload = serde_json::to_vec(through).expect("a position and a number are JSON");
     let subject = names::key(names::JOBS, names::THROUGH_KEY);
     Message { subject, headers, payload: payload.into() }
@@ -103,7 +103,7 @@ impl Broker {
     ///
     /// # Errors
     /// See [`Error`].
-    pub async fn read_answer(&self, key: Digest) -> Result<Option<Answer>, Error> {
+    pub async fn read_answer(&self, key: Digest) -> Result<Option<IdempotencyRecord>, Error> {
         readable(self.read_key(&names::answer_key(key)).await)
     }
 
@@ -117,7 +117,7 @@ impl Broker {
             // It says nothing: everything that memory holds is written again.
             Err(Error::Decode { key, revision, source }) => {
                 tracing::error!(key, %source, "a value that was not ours is replaced");
-                (revision, Through::default())
+                (revision, ProjectionWatermark::default())
             }
             Err(error) => return Err(error),
         };
@@ -128,17 +128,17 @@ impl Broker {
     /// batch, else the fence last.
     ///
     /// # Errors
-    /// With code 10071 somebody else moved the fence: whoever writes leads no more.
+    /// With code 10071 another leader moved the fence: this one was replaced.
     pub async fn write_bucket(
         &self,
         fence: Fence,
-        through: Through,
+        through: ProjectionWatermark,
         writes: Vec<Write>,
         how: Writes,
     ) -> Result<Fence, publish::Error> {
         if let (Writes::Pipelined, Some(last)) = (how, fence.last) {
             match self.write_each(fence, last, through, &writes).await {
-                // Somebody else's fence, or a key that was refused: the fence tells which.
+                // Another leader's fence, or a key that was refused: the fence decides which.
                 Err(error @ publish::Error::Refused { .. }) => {
                     let now = self.read_fence().await;
                     if !now.is_ok_and(|now| now.revision == fence.revision) {
@@ -163,13 +163,13 @@ impl Broker {
         &self,
         fence: Fence,
         last: u64,
-        through: Through,
+        through: ProjectionWatermark,
         writes: &[Write],
     ) -> Result<Fence, publish::Error> {
         let subject = names::key(names::JOBS, names::THROUGH_KEY);
         let mut messages: Vec<Message> = writes.iter().map(key_message).collect();
         for message in &mut messages {
-            work::expect_fence(&mut message.headers, fence.revision, &subject);
+            work_queue::expect_fence(&mut message.headers, fence.revision, &subject);
         }
         // Another leader may have written as many: its fence tells.
         let mut headers = HeaderMap::new();

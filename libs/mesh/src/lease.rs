@@ -1,5 +1,5 @@
-//! A lease: who may try to lead. It only spares the losers their work; what makes two leaders
-//! harmless are the fences.
+//! A lease: the right to try to lead. It only saves the losers work; the fences make two leaders
+//! harmless.
 //!
 //! The holder renews it by replacing the key. The others judge by their own clock how long the
 //! key has not changed, so that no two clocks are ever compared.
@@ -47,7 +47,7 @@ impl Lease {
     /// A contender named `holder` for the lease `key`.
     ///
     /// # Errors
-    /// Where the bucket of leases cannot be opened.
+    /// If the bucket of leases cannot be opened.
     pub async fn open(broker: &Broker, key: &'static str, holder: &str) -> Result<Self, Error> {
         let store = broker.js.get_key_value(names::LEASES).await;
         let store = store.map_err(|error| Error { key, step: "opened", why: error.to_string() })?;
@@ -58,7 +58,7 @@ impl Lease {
     /// Tries for the lease, or renews it; returns whether it is held now.
     ///
     /// # Errors
-    /// Where the broker did not answer: whether it is held is unknown until it expires.
+    /// If the broker did not answer: until the lease expires, it is unknown who holds it.
     pub async fn hold(&mut self) -> Result<bool, Error> {
         if let Some((revision, epoch)) = self.held {
             self.held = self.replace(revision, epoch, false).await?.map(|now| (now, epoch));
@@ -89,9 +89,9 @@ impl Lease {
         Ok(self.held.is_some())
     }
 
-    /// Renews the lease, and says how far the broker's clock is ahead of `now_ms`, in ms: less
-    /// than nothing where it is behind, 0 where the difference is within the time that the
-    /// question took. `None` where the lease is not held.
+    /// Renews the lease, and returns how far the broker's clock is ahead of `now_ms`, in ms:
+    /// negative if it is behind, 0 if the difference is within the duration of the request. `None`
+    /// if the lease is not held.
     ///
     /// # Errors
     /// As of [`hold`](Self::hold).
@@ -123,7 +123,8 @@ impl Lease {
         entry.map_err(|error| Error { key: self.key, step: "read", why: error.to_string() })
     }
 
-    /// Whose the key is, after a replacement was refused: perhaps one's own, whose ack was lost.
+    /// The owner of the key after a refused replacement: possibly this one, if only the ack was
+    /// lost.
     async fn look(&self, epoch: u64) -> Result<Option<u64>, Error> {
         let Some(entry) = self.entry().await? else { return Ok(None) };
         let held: Option<Held> = serde_json::from_slice(&entry.value).ok();
@@ -131,7 +132,7 @@ impl Lease {
         Ok(own.then_some(entry.revision))
     }
 
-    /// Replaces the key where it is still at `revision`; returns its new one.
+    /// Replaces the key if it is still at `revision`; returns the new revision.
     async fn replace(
         &self,
         revision: u64,

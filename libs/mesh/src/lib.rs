@@ -1,16 +1,17 @@
 #![doc = include_str!("../README.md")]
 
 pub mod access;
+pub mod analytics;
 pub mod append;
-pub mod ask;
 pub mod broker;
 pub mod bucket;
-pub mod commit;
+pub mod command_publisher;
+pub mod consumer;
+pub mod heartbeat;
 pub mod lease;
 pub mod names;
-pub mod presence;
 pub mod publish;
-pub mod pull;
+pub mod query;
 pub mod rejected;
 pub mod results;
 pub mod snapshot;
@@ -18,9 +19,8 @@ pub mod storage;
 pub mod stream_reader;
 mod token;
 pub mod topology;
-pub mod totals;
 pub mod wire;
-pub mod work;
+pub mod work_queue;
 
 pub use broker::Broker;
 pub use token::SubjectToken;

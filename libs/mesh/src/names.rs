@@ -1,7 +1,7 @@
 //! Every name on the wire, once.
 //!
-//! One mesh is one shard so far. A second would put its number behind `jobmesh` in every
-//! subject and behind every stream's name; nothing but this module would change.
+//! One mesh is one shard so far. A second shard would add its number after `jobmesh` in every
+//! subject and every stream's name; only this module would change.
 
 use async_nats::{HeaderMap, Subject};
 use job::{Class, Id, JobId, Kind, Run, Status};
@@ -48,7 +48,7 @@ pub const STATE_LEASE: &str = "state";
 /// How far metrics has taken EVENTS into ClickHouse.
 pub const METRICS_PLACE: &str = "metrics";
 
-/// Where the reply to a command is to be sent.
+/// The subject of the reply to a command.
 pub const REPLY: &str = "Jobmesh-Reply";
 /// When the one who asked stops waiting (ms since 1970): judged by the stream's timestamp.
 pub const DEADLINE: &str = "Jobmesh-Deadline";
@@ -60,14 +60,14 @@ pub const APPEND: &str = "Jobmesh-Append";
 /// Tells processors which runs to stop.
 pub const CONTROL_CANCEL: &str = "jobmesh.control.cancel";
 /// Asks processors to say at once that they are there.
-pub const CONTROL_ROLL_CALL: &str = "jobmesh.control.roll-call";
+pub const CONTROL_HEARTBEAT_REQUEST: &str = "jobmesh.control.heartbeat-request";
 /// What all processors say of themselves.
-pub const PRESENCE_ALL: &str = "jobmesh.presence.*";
+pub const HEARTBEATS: &str = "jobmesh.heartbeat.*";
 
 /// A question that any state service answers which knows enough; asked of all at once where the
 /// one it came to did not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct StateQuestion {
+pub struct StateQuery {
     /// The subject that one of the state services listens on.
     pub any: &'static str,
     /// The subject that all of them listen on.
@@ -75,34 +75,34 @@ pub struct StateQuestion {
 }
 
 /// The question for a live job.
-pub const ASK_JOB: StateQuestion =
-    StateQuestion { any: "jobmesh.state.job", all: "jobmesh.state.all.job" };
+pub const QUERY_JOB: StateQuery =
+    StateQuery { any: "jobmesh.state.job", all: "jobmesh.state.all.job" };
 /// The question for counts.
-pub const ASK_STATS: StateQuestion =
-    StateQuestion { any: "jobmesh.state.stats", all: "jobmesh.state.all.stats" };
+pub const QUERY_STATS: StateQuery =
+    StateQuery { any: "jobmesh.state.stats", all: "jobmesh.state.all.stats" };
 /// The question for the live jobs of a project.
-pub const ASK_JOBS: StateQuestion =
-    StateQuestion { any: "jobmesh.state.jobs", all: "jobmesh.state.all.jobs" };
+pub const QUERY_JOBS: StateQuery =
+    StateQuery { any: "jobmesh.state.jobs", all: "jobmesh.state.all.jobs" };
 /// The question for the settings of a project.
-pub const ASK_PROJECT: StateQuestion =
-    StateQuestion { any: "jobmesh.state.project", all: "jobmesh.state.all.project" };
+pub const QUERY_PROJECT: StateQuery =
+    StateQuery { any: "jobmesh.state.project", all: "jobmesh.state.all.project" };
 /// The question for the schedules of a project.
-pub const ASK_SCHEDULES: StateQuestion =
-    StateQuestion { any: "jobmesh.state.schedules", all: "jobmesh.state.all.schedules" };
-/// The last message of EVENTS that the one who asks has heard of: who knows less does not answer.
-/// In an answer, the last one that it follows from.
+pub const QUERY_SCHEDULES: StateQuery =
+    StateQuery { any: "jobmesh.state.schedules", all: "jobmesh.state.all.schedules" };
+/// The last message of EVENTS that the client has seen: a replica that is behind it does not
+/// answer. In an answer, the last message that the answer includes.
 pub const SEEN: &str = "Jobmesh-Seen";
 /// The question which of some runs may be run by a processor that just started. Only the
 /// leader answers it, so with the next.
-pub const ASK_CLAIM: &str = "jobmesh.state.claim";
+pub const QUERY_CLAIM: &str = "jobmesh.state.claim";
 /// The question which of some runs are still current.
-pub const ASK_CURRENT: &str = "jobmesh.state.current";
+pub const QUERY_CURRENT: &str = "jobmesh.state.current";
 /// The question for sums over time.
-pub const ASK_METRICS: &str = "jobmesh.metrics.query";
+pub const QUERY_METRICS: &str = "jobmesh.metrics.query";
 /// The question for the ended jobs of a project.
-pub const ASK_ENDED: &str = "jobmesh.metrics.jobs";
-/// The question for a job that the bucket has let go.
-pub const ASK_ARCHIVED: &str = "jobmesh.metrics.job";
+pub const QUERY_ENDED: &str = "jobmesh.metrics.jobs";
+/// The query for a job that the bucket no longer holds.
+pub const QUERY_ARCHIVED: &str = "jobmesh.metrics.job";
 
 /// What a message on COMMANDS asks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -121,7 +121,7 @@ pub enum Verb {
     Schedule,
     /// Runs began.
     Started,
-    /// Runs are so far.
+    /// Progress of runs.
     Progress,
     /// Runs ended.
     Outcome,
@@ -209,7 +209,7 @@ pub fn work_run(subject: &str) -> Option<(JobId, Run)> {
     Some((job, run))
 }
 
-/// The fence of a class's stream: who replaced it last may dispatch.
+/// The fence of a class's stream: the leader that replaced it last may dispatch.
 pub fn fence(class: Class) -> Subject {
     format!("jobmesh.work.{}._fence", class.name()).into()
 }
@@ -220,8 +220,8 @@ pub fn live_event(project: &Id, job: JobId, status: Status) -> Subject {
 }
 
 /// What a processor says of itself.
-pub fn presence(processor: &str) -> Subject {
-    format!("jobmesh.presence.{}", SubjectToken::new(processor)).into()
+pub fn heartbeat(processor: &str) -> Subject {
+    format!("jobmesh.heartbeat.{}", SubjectToken::new(processor)).into()
 }
 
 /// The name of the object that holds the result of a run.

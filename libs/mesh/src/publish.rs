@@ -16,7 +16,7 @@ use crate::Broker;
 
 /// How long an answer to a publish is waited for.
 pub const ACK_TIMEOUT: Duration = Duration::from_secs(5);
-/// The most messages that the broker takes in one atomic batch.
+/// The most messages that the broker accepts in one atomic batch.
 pub const BATCH_MESSAGES_MAX: usize = 1_000;
 
 /// The last sequence was not the expected one.
@@ -39,7 +39,7 @@ pub enum Writes {
 /// A message to be published.
 #[derive(Clone, Debug)]
 pub struct Message {
-    /// Where to.
+    /// The subject.
     pub subject: Subject,
     /// Its headers.
     pub headers: HeaderMap,
@@ -62,7 +62,7 @@ pub enum Error {
     /// The broker refused the message.
     #[error("the broker refused a message to {subject}: {description} ({code})")]
     Refused {
-        /// Where it was published to.
+        /// The subject.
         subject: String,
         /// JetStream's error code.
         code: u64,
@@ -72,13 +72,13 @@ pub enum Error {
     /// No stream takes messages of this subject.
     #[error("no stream takes messages to {subject}")]
     NoStream {
-        /// Where it was published to.
+        /// The subject.
         subject: String,
     },
     /// No answer came: the message may be stored or not.
     #[error("no answer to a message to {subject}: it may be stored or not")]
     Unknown {
-        /// Where it was published to.
+        /// The subject.
         subject: String,
     },
 }
@@ -176,8 +176,8 @@ impl Broker {
 }
 
 impl Broker {
-    /// Publishes messages to one stream, each for itself, and waits for the answer to the last. The
-    /// broker may refuse others and says nothing of it: who needs to know expects a sequence.
+    /// Publishes messages to one stream, one by one, and waits for the answer to the last. The
+    /// broker may refuse others without notice: a caller that needs to know expects a sequence.
     ///
     /// # Errors
     /// See [`Error`], of the last message.

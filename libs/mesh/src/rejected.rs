@@ -1,8 +1,9 @@
 //! Messages that no service can process: set aside in a stream of their own, counted there, and
 //! never tried again.
 //!
-//! Each has the stream and the sequence it came from in its subject, and a subject holds one message:
-//! whoever meets the same message again, after a restart or in another replica, changes nothing.
+//! The subject contains the stream and the sequence of the original message, and each subject holds
+//! one message: storing the same message again, after a restart or in another replica, changes
+//! nothing.
 
 use async_nats::{HeaderMap, Subject};
 use bytes::Bytes;

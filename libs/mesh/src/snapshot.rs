@@ -1,8 +1,8 @@
 //! Snapshots of the state, two of them, compressed, and checked when they are read: the object
 //! store keeps a digest of what it was given, and an end that was cut off is no end of a frame.
 //!
-//! They hold what the streams hold no more, so no stream is ever cut below the older one. One is
-//! as large as the state: it is written and read as it goes, never whole in memory.
+//! They hold what the streams no longer hold, so no stream is trimmed below the older one. A
+//! snapshot is as large as the state: it is written and read as a stream, never whole in memory.
 
 use std::io::{self, BufRead, BufReader, Write};
 
@@ -26,14 +26,14 @@ pub struct Error {
 
 /// How far a snapshot reaches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Reach {
+pub struct SnapshotWatermark {
     /// The last message of EVENTS in it.
     pub events: u64,
     /// The last message of COMMANDS in it.
     pub commands: u64,
 }
 
-impl Reach {
+impl SnapshotWatermark {
     /// The name of the snapshot: names sort by age.
     fn name(self) -> String {
         format!("state-{:020}-{:020}", self.events, self.commands)
@@ -46,14 +46,14 @@ impl Reach {
 }
 
 impl Broker {
-    /// Writes a snapshot, and lets go of all but the two newest. `write` writes it, on a thread
-    /// of its own that ends with it.
+    /// Writes a snapshot, and deletes all but the two newest. `write` runs on a thread of its own,
+    /// which ends with it.
     ///
     /// # Errors
-    /// Where it could not be written, or the object store did not take it.
+    /// If it could not be written, or the object store did not accept it.
     pub async fn put_snapshot(
         &self,
-        reach: Reach,
+        reach: SnapshotWatermark,
         write: impl FnOnce(&mut dyn Write) -> io::Result<()> + Send + 'static,
     ) -> Result<(), Error> {
         let failed = |why: String| Error { step: "written", why };
@@ -62,7 +62,7 @@ impl Broker {
         let (mut reader, writer) = tokio::io::duplex(PIPE_BYTES);
         let mut frame = FrameEncoder::new(SyncIoBridge::new(writer));
         let (done, writing) = oneshot::channel();
-        // A thread of its own, so that it may choose its own priority.
+        // A dedicated thread, so that it can set its priority.
         let thread = std::thread::Builder::new().name("snapshot".to_owned());
         let spawned = thread.spawn(move || {
             let written = write(&mut frame).and_then(|()| {
@@ -70,7 +70,7 @@ impl Broker {
                 pipe.flush()?;
                 pipe.shutdown()
             });
-            // Who does not wait any more needs no word.
+            // The receiver may have stopped waiting.
             let _ = done.send(written);
         });
         spawned.map_err(|error| failed(error.to_string()))?;
@@ -82,7 +82,7 @@ impl Broker {
         let written = writing.await.unwrap_or_else(|error| Err(io::Error::other(error)));
         put.map_err(|error| failed(error.to_string()))?;
         if let Err(error) = written {
-            // What is there is cut short; who reads it before it is gone passes it over.
+            // The object is truncated; readers skip it until it is deleted.
             let _ = store.delete(&name).await;
             return Err(failed(error.to_string()));
         }
@@ -95,10 +95,10 @@ impl Broker {
         Ok(())
     }
 
-    /// The newest snapshot that is whole, as `read` reads it. `None` where there is none.
+    /// The newest complete snapshot, as `read` reads it. `None` if there is none.
     ///
     /// # Errors
-    /// Where the object store cannot be read, or holds snapshots of which none is whole.
+    /// If the object store cannot be read, or none of its snapshots is complete.
     pub async fn get_snapshot<T, E>(
         &self,
         read: impl Fn(&mut dyn BufRead) -> Result<T, E> + Clone + Send + 'static,
@@ -123,10 +123,10 @@ impl Broker {
     /// How far the snapshots reach that are kept, oldest first.
     ///
     /// # Errors
-    /// Where the object store cannot be read.
-    pub async fn snapshot_reaches(&self) -> Result<Vec<Reach>, Error> {
+    /// If the object store cannot be read.
+    pub async fn snapshot_reaches(&self) -> Result<Vec<SnapshotWatermark>, Error> {
         let names = self.snapshot_names().await?;
-        Ok(names.iter().filter_map(|name| Reach::of(name)).collect())
+        Ok(names.iter().filter_map(|name| SnapshotWatermark::of(name)).collect())
     }
 
     /// The names of the snapshots, oldest first.

@@ -1,6 +1,6 @@
-//! Whether the broker stores what it is sent. One whose disk was full answers questions, and says nothing
-//! to what is to be stored, also when there is room again, until it is restarted. Only who publishes
-//! notices; it tells all services.
+//! Detects a broker that does not store messages. After its disk was full, a broker answers
+//! queries, but does not ack messages until it is restarted, even if there is space again.
+//! Publishers notice this and notify all services.
 
 use std::{
     collections::BTreeMap,
@@ -12,7 +12,7 @@ use futures_util::StreamExt;
 
 use crate::{Broker, names};
 
-/// How long a report counts. While it lasts, whoever publishes reports it again within this time.
+/// How long a report is valid. Publishers repeat it within this time while the problem lasts.
 const REPORT_HOLDS: Duration = Duration::from_secs(20);
 /// The most subjects that are remembered.
 const SUBJECTS_MAX: usize = 100;
@@ -41,7 +41,7 @@ impl Broker {
     /// Collects the reports of all services, this one's included.
     ///
     /// # Errors
-    /// If the client has ended.
+    /// If the client is closed.
     pub async fn watch_storage(&self) -> Result<Unstored, async_nats::SubscribeError> {
         let mut reports = self.client.subscribe(names::UNSTORED).await?;
         let unstored = Unstored::default();

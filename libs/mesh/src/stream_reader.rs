@@ -152,9 +152,9 @@ struct Task {
     /// The last message that was delivered, with the time at which the broker stored it (in ns):
     /// together they identify a message across restores.
     last_read: Option<(u64, i128)>,
-    /// Messages below `next` that the stream no longer holds and the receiver has not been told of.
+    /// Messages below `next` that the stream no longer holds, not yet reported to the receiver.
     skipped: u64,
-    /// Since when the stream has ended below the position.
+    /// Since when the stream ends below the position.
     ends_below_since: Option<Instant>,
     sender: mpsc::Sender<Result<Message, Error>>,
     bytes: Arc<Semaphore>,
@@ -197,7 +197,7 @@ impl Task {
 
     /// Delivers messages of one consumer until it has to be replaced.
     async fn consume(&mut self) -> Result<End, Failure> {
-        // Watched before the consumer exists: what was in flight on a lost connection is gone.
+        // Subscribed before the consumer exists: messages in flight on a lost connection are lost.
         let mut connects = self.broker.connects();
         connects.mark_unchanged();
         let stream = self.broker.js.get_stream_no_info(self.stream).await?;
@@ -263,7 +263,8 @@ impl Task {
         }
     }
 
-    /// Checks that the stream still holds what was read; `false` while that cannot be told.
+    /// Checks that the stream still holds the messages that were read; `false` while that is
+    /// unknown.
     async fn check_last_read(&mut self, stream: &Stream<()>) -> Result<bool, Failure> {
         let state = stream.get_info().await?.state;
         if state.last_sequence + 1 < self.next {
@@ -314,7 +315,7 @@ impl Task {
         Ok(true)
     }
 
-    /// Hands a message to the receiver; `None` if that is gone.
+    /// Sends a message to the receiver; `None` if the receiver was dropped.
     async fn deliver(
         &mut self,
         message: async_nats::Message,

@@ -1,7 +1,7 @@
-//! The streams and buckets: made where they are missing, and reported where they are found with
-//! settings that break the rules.
+//! The streams and buckets: created if they are missing, reported if their settings break the
+//! rules.
 
-use std::time::Duration;
+use std::{collections::HashMap, time::Duration};
 
 use async_nats::jetstream::{
     context::GetStreamErrorKind,
@@ -51,6 +51,11 @@ impl Default for Sizes {
     }
 }
 
+/// The version of all messages, in the metadata of each stream. It changes with the names or the meaning of a field.
+pub const WIRE_VERSION: &str = "2";
+/// The key of the version.
+const WIRE_VERSION_KEY: &str = "jobmesh-wire";
+
 /// The topology could not be ensured.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -59,7 +64,7 @@ pub enum Error {
     Broker {
         /// Its name.
         name: String,
-        /// What the broker said.
+        /// The answer of the broker.
         why: String,
     },
     /// The broker takes no messages as large as ours.
@@ -72,6 +77,17 @@ pub enum Error {
         found: usize,
         /// What is needed.
         wanted: usize,
+    },
+    /// The streams hold messages of another wire version.
+    #[error(
+        "stream {stream} has wire version {found}, and this program writes version {WIRE_VERSION}: run one version of \
+         Jobmesh in all services, or use a NATS account of its own"
+    )]
+    WireVersion {
+        /// The stream.
+        stream: String,
+        /// Its version.
+        found: String,
     },
     /// A stream is there with settings that lose or repeat work.
     #[error(
@@ -143,8 +159,9 @@ pub async fn check_all(broker: &Broker, sizes: Sizes) -> Result<(), Error> {
 fn streams(sizes: Sizes) -> Vec<Config> {
     let base = Config {
         storage: StorageType::File,
-        // Nothing is ever thrown away to make room: who comes when it is full is refused.
+        // Messages are never deleted to make room: a full stream refuses new ones.
         discard: DiscardPolicy::New,
+        metadata: HashMap::from([(WIRE_VERSION_KEY.to_owned(), WIRE_VERSION.to_owned())]),
         num_replicas: sizes.replicas,
         duplicate_window: DUPLICATE_WINDOW,
         allow_direct: true,
@@ -252,6 +269,10 @@ fn check(found: &Config, wanted: &Config) -> Result<(), Error> {
                 wanted: format!("{name} = {needs}"),
             });
         }
+    }
+    let version = found.metadata.get(WIRE_VERSION_KEY).map_or("1", String::as_str);
+    if version != WIRE_VERSION {
+        return Err(Error::WireVersion { stream: wanted.name.clone(), found: version.to_owned() });
     }
     Ok(())
 }

@@ -19,7 +19,7 @@ pub struct Item<T> {
     /// Its own id, by which it is answered.
     pub id: Uuid,
     /// What is asked.
-    pub ask: T,
+    pub command: T,
 }
 
 /// The reply to one [`Item`]; a message to the inbox is an array of these.
@@ -77,7 +77,7 @@ pub const ITEMS_MAX: usize = 10_000;
 /// The commands that a message on COMMANDS carries.
 ///
 /// # Errors
-/// Where the subject names no verb or the body does not fit it.
+/// If the subject names no verb, or the body does not fit the verb.
 pub fn commands(subject: &str, payload: &[u8]) -> Result<Vec<Item<Command>>, Malformed> {
     let verb = Verb::of(subject).ok_or_else(|| Malformed::Verb(subject.to_owned()))?;
     let read = match verb {
@@ -102,7 +102,7 @@ fn items<T: for<'de> Deserialize<'de>>(
     command: fn(T) -> Command,
 ) -> Result<Vec<Item<Command>>, serde_json::Error> {
     let items: Vec<Item<T>> = serde_json::from_slice(payload)?;
-    Ok(items.into_iter().map(|item| Item { id: item.id, ask: command(item.ask) }).collect())
+    Ok(items.into_iter().map(|item| Item { id: item.id, command: command(item.command) }).collect())
 }
 
 /// Whether the message at `sequence` of EVENTS is an append of a state service. The broker stores an
@@ -176,7 +176,7 @@ pub struct Work {
 
 /// What the bucket holds beside jobs: how far it is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Through {
+pub struct ProjectionWatermark {
     /// The last event that it shows.
     pub position: job::Position,
     /// The term of its writer.

@@ -12,11 +12,11 @@ use mesh::{
     lease::Lease,
     names,
     publish::{LIMITS, Message, WRONG_LAST_SEQUENCE, Writes},
-    snapshot::Reach,
+    snapshot::SnapshotWatermark,
     stream_reader::{self, StreamReader},
     topology::{self, Sizes},
-    wire::Through,
-    work,
+    wire::ProjectionWatermark,
+    work_queue,
 };
 use testkit::{Nats, Proxy};
 use tokio_util::sync::CancellationToken;
@@ -32,7 +32,7 @@ async fn connect(url: &str) -> anyhow::Result<Broker> {
 
 /// A batch of events that says nothing but that it is there.
 fn batch() -> bytes::Bytes {
-    let led = Event::Led { term: 1, leader: "test".into() };
+    let led = Event::LeaderElected { term: 1, leader: "test".into() };
     let event = serde_json::to_string(&led).expect("an event is JSON");
     format!(r#"{{"at":1,"commands":[],"events":[{event}]}}"#).into()
 }
@@ -172,7 +172,7 @@ async fn a_stale_write_of_the_bucket_changes_nothing_and_ttl_is_kept() -> anyhow
 async fn a_stale_write_changes_nothing(how: Writes) -> anyhow::Result<()> {
     let nats = Nats::start()?;
     let broker = connect(&nats.url()).await?;
-    let through = |sequence| Through { position: Position::new(sequence, 0), term: 1 };
+    let through = |sequence| ProjectionWatermark { position: Position::new(sequence, 0), term: 1 };
     let first = broker.read_fence().await?;
     let stale = broker.write_bucket(first, through(1), vec![key("a", "1", None)], how).await?;
     let writes = vec![key("gone", "1", Some(1)), key("kept", "1", Some(1)), key("a", "new", None)];
@@ -206,13 +206,13 @@ fn key(name: &str, value: &str, ttl: Option<u64>) -> Write {
     Write { key: name.into(), value: value.to_owned().into(), ttl }
 }
 
-/// A write that is pipelined and of which the broker takes a part says so, and claims nothing.
+/// A pipelined write of which the broker accepts a part reports that, and claims nothing.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pipelined_write_that_is_taken_in_part_moves_no_fence() -> anyhow::Result<()> {
     let nats = Nats::start()?;
     let broker = Broker::connect(&nats.url(), "test").await?;
     topology::ensure(&broker, Sizes { jobs_bytes: 100_000, ..Sizes::default() }).await?;
-    let through = |sequence| Through { position: Position::new(sequence, 0), term: 1 };
+    let through = |sequence| ProjectionWatermark { position: Position::new(sequence, 0), term: 1 };
     let first = broker.read_fence().await?;
     let how = Writes::Pipelined;
     let fence = broker.write_bucket(first, through(1), vec![key("a", "1", None)], how).await?;
@@ -262,7 +262,8 @@ async fn dispatch_is_fenced_and_refused_whole_where_a_run_is_there() -> anyhow::
     Ok(())
 }
 
-/// Hazard 8: an append whose ack was lost is found to be one's own; another's is not.
+/// Hazard 8: an append whose ack was lost is recognized; another leader's append is not mistaken
+/// for it.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_append_acked_into_the_void_is_found_and_another_leaders_is_not_taken_for_it()
 -> anyhow::Result<()> {
@@ -301,6 +302,15 @@ async fn a_stream_with_other_settings_is_reported() -> anyhow::Result<()> {
     let error = topology::ensure(&broker, Sizes::default()).await.expect_err("it must be reported");
     let text = error.to_string();
     assert!(text.contains("COMMANDS") && text.contains("discard"), "{text}");
+    // Streams of another wire version are refused, too.
+    broker.js.delete_stream(names::COMMANDS).await?;
+    topology::ensure(&broker, Sizes::default()).await?;
+    let mut config = broker.js.get_stream(names::COMMANDS).await?.cached_info().config.clone();
+    config.metadata.insert("jobmesh-wire".to_owned(), "1".to_owned());
+    broker.js.update_stream(config).await?;
+    let error = topology::ensure(&broker, Sizes::default()).await.expect_err("it is refused");
+    let text = error.to_string();
+    assert!(text.contains("COMMANDS") && text.contains("wire version 1"), "{text}");
     Ok(())
 }
 
@@ -342,7 +352,7 @@ async fn a_broken_snapshot_is_passed_over_for_the_one_before() -> anyhow::Result
     assert_eq!(broker.get_snapshot(read).await?, None);
     let long = "x".repeat(1_000_000);
     for sequence in [5, 90, 100] {
-        let reach = Reach { events: sequence, commands: 7 };
+        let reach = SnapshotWatermark { events: sequence, commands: 7 };
         let line = format!("state {sequence} {long}\n");
         broker.put_snapshot(reach, move |to| to.write_all(line.as_bytes())).await?;
     }
@@ -355,7 +365,7 @@ async fn a_broken_snapshot_is_passed_over_for_the_one_before() -> anyhow::Result
     let reaches = broker.snapshot_reaches().await?;
     assert_eq!(reaches.iter().map(|reach| reach.events).collect::<Vec<_>>(), [90, 100]);
     // One that could not be written is not there, and costs none of the others.
-    let failing = broker.put_snapshot(Reach { events: 101, commands: 7 }, |to| {
+    let failing = broker.put_snapshot(SnapshotWatermark { events: 101, commands: 7 }, |to| {
         to.write_all(b"half")?;
         Err(std::io::Error::other("no more"))
     });
@@ -368,7 +378,7 @@ async fn a_broken_snapshot_is_passed_over_for_the_one_before() -> anyhow::Result
     state(90).await
 }
 
-/// Hazard 14: who holds a lease finds out how far its clock is off the broker's.
+/// Hazard 14: the holder of a lease learns how far its clock is off the broker's.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_clock_that_is_off_the_brokers_is_found_out() -> anyhow::Result<()> {
     let nats = Nats::start()?;
@@ -406,7 +416,7 @@ fn a_dispatch_carries_the_id_of_its_run() {
     };
     let mut job = job::Job::new(1, Position::default(), &enqueued);
     job.run = 4;
-    let message = work::message(&job, 3, 60, &job::Settings::default());
+    let message = work_queue::message(&job, 3, 60, &job::Settings::default());
     let id = message.headers.get("Nats-Msg-Id").map(ToString::to_string);
     assert_eq!(id, Some(format!("{}.4", job.id)));
     assert!(message.subject.ends_with(".4"));

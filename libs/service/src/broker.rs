@@ -1,4 +1,4 @@
-//! Where NATS is, and what every service needs to be there.
+//! The NATS settings of every service.
 
 use std::{ffi::OsString, path::PathBuf};
 
@@ -20,7 +20,7 @@ const PASSWORD: &str = "JOBMESH_NATS_PASSWORD";
 const TOKEN: &str = "JOBMESH_NATS_TOKEN";
 const NKEY: &str = "JOBMESH_NATS_NKEY";
 
-/// How to log in at NATS, and whom to trust there.
+/// How to log in at NATS, and which certificates to trust.
 #[derive(Clone, Debug, Default, clap::Args)]
 #[group(skip)]
 pub struct NatsLogin {
@@ -39,7 +39,7 @@ pub struct NatsLogin {
     /// A credentials file (JWT and seed) to log in with.
     #[arg(long, env = "JOBMESH_NATS_CREDS")]
     pub nats_creds: Option<PathBuf>,
-    /// A file with certificates of authorities to trust beside the system's, as PEM.
+    /// A file with certificates of authorities to trust in addition to the system's, as PEM.
     #[arg(long, env = "JOBMESH_NATS_CA")]
     pub nats_ca: Option<PathBuf>,
     /// A file with the certificate that this client shows, as PEM.
@@ -116,7 +116,7 @@ impl NatsLogin {
     }
 }
 
-/// Where NATS is, and how large its streams are made.
+/// The address of NATS, and the sizes of its streams.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Nats {
     /// The URL of a NATS server with JetStream, or several of one cluster separated by commas. It may hold a
@@ -154,7 +154,7 @@ impl Nats {
     /// Connects as `name` and ensures streams and buckets; `None` where `stop` came first.
     ///
     /// # Errors
-    /// Where streams are there that break the rules.
+    /// If existing streams break the rules.
     pub async fn connect(
         &self,
         name: &str,

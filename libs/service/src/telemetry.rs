@@ -1,4 +1,4 @@
-//! Logs: one line an event on standard error, readable or as JSON.
+//! Logs: one line per event on standard error, as text or as JSON.
 
 use std::io::IsTerminal;
 

@@ -30,7 +30,7 @@ impl Nats {
     /// Starts a server with the configuration that operators use.
     ///
     /// # Errors
-    /// Where there is no nats-server, or it does not come up.
+    /// If there is no nats-server, or it does not come up.
     pub fn start() -> anyhow::Result<Self> {
         Self::start_with("")
     }
@@ -63,7 +63,7 @@ impl Nats {
     /// Kills the server with SIGKILL, and starts it again on what it left.
     ///
     /// # Errors
-    /// Where it does not come up again.
+    /// If it does not come up again.
     pub fn kill_and_restart(&mut self) -> anyhow::Result<()> {
         self.server.kill()?;
         self.server.wait()?;

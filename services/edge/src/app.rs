@@ -11,7 +11,7 @@ use std::{
 
 use mesh::{
     Broker,
-    names::{self, StateQuestion},
+    names::{self, StateQuery},
     storage::Unstored,
 };
 use serde::{Serialize, de::DeserializeOwned};
@@ -67,15 +67,15 @@ impl App {
 }
 
 impl Parts {
-    /// Asks a state service that knows what this edge's clients were told, by any.
+    /// Queries a state service that is up to date with everything this edge's clients have seen.
     ///
     /// # Errors
-    /// Where none answers.
+    /// If none answers.
     pub async fn ask_state<Q: Serialize, A: DeserializeOwned>(
         &self,
-        to: StateQuestion,
+        to: StateQuery,
         question: &Q,
-    ) -> Result<A, mesh::ask::Error> {
+    ) -> Result<A, mesh::query::Error> {
         self.broker.ask_state(to, question, &self.submitter.seen, STATE_PATIENCE).await
     }
 

@@ -1,4 +1,4 @@
-//! Reading requests strictly: what is not known is refused by its name.
+//! Strict request parsing: unknown fields are refused by name.
 
 mod strict;
 
@@ -93,7 +93,7 @@ async fn read_all(body: &mut axum::body::Body) -> Result<Bytes, Error> {
     }
 }
 
-/// Reads what is left of a body that was refused, up to a bound.
+/// Reads the rest of a refused body, up to a bound.
 async fn discard(body: &mut axum::body::Body) {
     let mut bytes = 0;
     while bytes < DISCARDED_BYTES_MAX {
@@ -147,7 +147,7 @@ fn explain(error: &serde_json::Error, failure: &Failure, field: &str) -> Error {
     Error::invalid(if path.is_empty() { text } else { format!("{path}: {text}") })
 }
 
-/// What a reader of JSON expects in the place of the names that our types have.
+/// JSON's words for what our types expect.
 fn plain_words(text: &str) -> String {
     const WORDS: [(&str, &str); 6] = [
         ("expected u32", "expected an integer from 0 to 4294967295"),

@@ -7,10 +7,10 @@ use service::Nats;
 /// Settings of the edge.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Config {
-    /// Where NATS is.
+    /// The address of NATS.
     #[command(flatten)]
     pub nats: Nats,
-    /// Where to listen for HTTP.
+    /// The address to listen on for HTTP.
     #[arg(long, env = "JOBMESH_LISTEN", default_value = "127.0.0.1:8080")]
     pub listen: SocketAddr,
     /// Listen on an address that others can reach, though nobody is asked for a key.

@@ -14,7 +14,7 @@ use job::{bounds::truncate, reply::Code};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-/// Something that went wrong, as the client is told of it.
+/// An error, as the client sees it.
 #[derive(Debug)]
 pub(crate) struct Error {
     status: StatusCode,
@@ -103,7 +103,7 @@ impl Error {
 
     /// The job is past its retention.
     pub fn archived(id: job::JobId) -> Self {
-        let text = format!("job {id} is archived: its data is past retention, enqueue it anew");
+        let text = format!("job {id} is archived: its data is past retention, enqueue it again");
         Self::new(StatusCode::CONFLICT, "archived", text)
     }
 
@@ -179,7 +179,7 @@ impl Error {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "the edge failed; see its log")
     }
 
-    /// Whether the client is told that there is no such job.
+    /// True if the client learns that there is no such job.
     pub fn is_job_not_found(&self) -> bool {
         self.code == "job_not_found"
     }
@@ -195,7 +195,7 @@ impl IntoResponse for Error {
             StatusCode::UNSUPPORTED_MEDIA_TYPE,
         ];
         if leaves_body.contains(&self.status) {
-            // What is left of the body is not read: the connection is of no more use.
+            // The rest of the body is not read, so the connection cannot be reused.
             response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
         if let Some(seconds) = self.retry_after_s {

@@ -1,13 +1,13 @@
 //! GET /api/queue/events: changes of jobs as server-sent events.
 //!
-//! The id of an event is its position in EVENTS, the same on every edge and after any restart:
-//! who comes back with the last one it has seen (`Last-Event-ID`) misses nothing and hears
-//! nothing twice. What it missed comes from what the [hub] keeps, else from EVENTS. Who reads
-//! slower than jobs change is cut off with an event that says so; nothing is held for it.
+//! The id of an event is its position in EVENTS, the same on every edge and after any restart: a
+//! client that resumes with its last id (`Last-Event-ID`) misses nothing and gets nothing twice.
+//! Missed events come from the buffer of the [broadcaster], else from EVENTS. A client that reads
+//! more slowly than jobs change is disconnected with an event that reports this.
 
-pub(crate) mod hub;
-mod line;
-mod past;
+mod backfill;
+pub(crate) mod broadcaster;
+mod frame;
 
 use std::{collections::VecDeque, convert::Infallible, time::Duration};
 
@@ -23,18 +23,18 @@ use serde_json::json;
 use tokio::time::{Instant, MissedTickBehavior};
 
 use crate::{app::App, body, error::Error, ids, openapi::QuestionError};
-use hub::{Heard, Hub, Joined, Wanted};
-use line::frame;
-use past::Past;
+use backfill::Backfill;
+use broadcaster::{Broadcaster, Filter, JoinResult, Received};
+use frame::frame;
 
-/// How often a silent stream shows that it lives, and how far it is.
+/// How often an idle stream sends a comment with its position.
 const HEARTBEAT: Duration = Duration::from_secs(15);
 /// How long to wait before EVENTS is read again after a failure.
 const PAUSE: Duration = Duration::from_millis(250);
 /// How soon behind a chunk the next one goes out: at rest an event goes at once, of many in a row
 /// those of this while go together, for each chunk costs both sides a system call.
 const CHUNK_EVERY: Duration = Duration::from_millis(50);
-/// Bytes of a chunk after which no more are added.
+/// A chunk of this many bytes gets no further events.
 const CHUNK_BYTES: usize = 64 << 10;
 /// How soon a client is to come back, in ms.
 const RETRY_MS: u32 = 1_000;
@@ -42,41 +42,44 @@ const RETRY_MS: u32 = 1_000;
 /// A handle to all that follows jobs. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Feed {
-    hub: Hub,
-    past: Past,
+    broadcaster: Broadcaster,
+    backfill: Backfill,
 }
 
 impl Feed {
-    /// Starts to follow EVENTS; `seen` notes what subscribers are told of.
+    /// Starts to follow EVENTS; `seen` records what subscribers have seen.
     pub fn start(
         broker: mesh::Broker,
-        seen: mesh::ask::Seen,
+        seen: mesh::query::ReadToken,
         stop: tokio_util::sync::CancellationToken,
     ) -> Self {
-        Self { hub: Hub::start(broker.clone(), seen, stop), past: Past::new(broker) }
+        Self {
+            broadcaster: Broadcaster::start(broker.clone(), seen, stop),
+            backfill: Backfill::new(broker),
+        }
     }
 
     /// Whether the edge stops.
     pub fn is_stopping(&self) -> bool {
-        self.hub.stop.is_cancelled()
+        self.broadcaster.stop.is_cancelled()
     }
 
     /// Waits until the edge stops.
     pub async fn stopping(&self) {
-        self.hub.stop.cancelled().await;
+        self.broadcaster.stop.cancelled().await;
     }
 
     /// What one job does from now on.
     pub fn job(&self, job: JobId) -> Option<Changes> {
-        match self.hub.join(&Wanted::Job(job, None), None) {
-            Joined::From(_, heard) => Some(Changes(heard)),
-            Joined::Elsewhere => None,
+        match self.broadcaster.join(&Filter::Job(job, None), None) {
+            JoinResult::From(_, heard) => Some(Changes(heard)),
+            JoinResult::Elsewhere => None,
         }
     }
 }
 
 /// Tells that a job changed.
-pub(crate) struct Changes(Box<Heard>);
+pub(crate) struct Changes(Box<Received>);
 
 impl Changes {
     /// Waits for the next change, or for the end of such news.
@@ -84,7 +87,7 @@ impl Changes {
         self.0.next().await;
     }
 
-    /// Whether no more news comes.
+    /// True once no more events follow.
     pub fn is_over(&self) -> bool {
         self.0.is_over()
     }
@@ -144,25 +147,25 @@ pub(crate) async fn stream(
         .into_response())
 }
 
-fn wanted(project: Option<Id>, batch: Option<Id>, job: Option<JobId>) -> Result<Wanted, Error> {
+fn wanted(project: Option<Id>, batch: Option<Id>, job: Option<JobId>) -> Result<Filter, Error> {
     Ok(match (project, batch, job) {
         (_, Some(_), Some(_)) => {
             return Err(Error::invalid("batchId and jobId exclude each other"));
         }
         (None, Some(_), _) => return Err(Error::missing("projectId, with batchId,")),
-        (project, None, Some(job)) => Wanted::Job(job, project),
-        (Some(project), Some(batch), None) => Wanted::Batch(project, batch),
-        (Some(project), None, None) => Wanted::Project(project),
-        (None, None, None) => Wanted::All,
+        (project, None, Some(job)) => Filter::Job(job, project),
+        (Some(project), Some(batch), None) => Filter::Batch(project, batch),
+        (Some(project), None, None) => Filter::Project(project),
+        (None, None, None) => Filter::All,
     })
 }
 
 /// One subscriber's way through EVENTS: the past in chunks, then what the hub distributes.
 struct Subscription {
     feed: Feed,
-    wanted: Wanted,
+    wanted: Filter,
     after: Option<Position>,
-    heard: Option<Box<Heard>>,
+    heard: Option<Box<Received>>,
     /// What the hub had kept, shared with all who get it.
     first: VecDeque<Bytes>,
     begun: bool,
@@ -186,7 +189,7 @@ impl Subscription {
             }
             return (chunk.into(), true);
         }
-        let stop = self.feed.hub.stop.clone();
+        let stop = self.feed.broadcaster.stop.clone();
         let Some(heard) = &mut self.heard else {
             return tokio::select! {
                 () = stop.cancelled() => (Bytes::new(), false),
@@ -198,7 +201,7 @@ impl Subscription {
         loop {
             tokio::select! {
                 () = stop.cancelled() => return (Bytes::new(), false),
-                chunk = gather(heard, self.next_chunk) => return match chunk {
+                chunk = coalesce(heard, self.next_chunk) => return match chunk {
                     Some(chunk) => {
                         self.next_chunk = Instant::now() + CHUNK_EVERY;
                         (chunk, true)
@@ -217,19 +220,19 @@ impl Subscription {
 
     /// Joins the hub, or reads a chunk of what was before.
     async fn catch_up(&mut self) -> Bytes {
-        match self.feed.hub.join(&self.wanted, self.after) {
-            Joined::From(first, heard) => {
+        match self.feed.broadcaster.join(&self.wanted, self.after) {
+            JoinResult::From(first, heard) => {
                 self.heard = Some(heard);
                 self.first = first.into();
                 return Bytes::new();
             }
-            Joined::Elsewhere => {}
+            JoinResult::Elsewhere => {}
         }
-        let (Some(after), Some(next)) = (self.after, self.feed.hub.next()) else {
+        let (Some(after), Some(next)) = (self.after, self.feed.broadcaster.next()) else {
             tokio::time::sleep(PAUSE).await;
             return Bytes::new();
         };
-        match self.feed.past.read(&self.wanted, after, next.saturating_sub(1)).await {
+        match self.feed.backfill.read(&self.wanted, after, next.saturating_sub(1)).await {
             Ok(chunk) => {
                 if chunk.up_to == after {
                     // This edge is behind what the client has: it catches up in a moment.
@@ -247,8 +250,8 @@ impl Subscription {
     }
 }
 
-/// The next events, from `not_before` on, with those that are there by then.
-async fn gather(heard: &mut Heard, not_before: Instant) -> Option<Bytes> {
+/// The next events, sent at `not_before` or later, together with those that have arrived meanwhile.
+async fn coalesce(heard: &mut Received, not_before: Instant) -> Option<Bytes> {
     tokio::time::sleep_until(not_before).await;
     let first = heard.next().await?;
     let Some(second) = heard.next_at_hand() else { return Some(first) };
@@ -261,7 +264,7 @@ async fn gather(heard: &mut Heard, not_before: Instant) -> Option<Bytes> {
     Some(chunk.into())
 }
 
-/// The last that a subscriber hears who does not read as fast as jobs change.
+/// The last event of a subscriber that reads more slowly than jobs change.
 fn lagged() -> Bytes {
     let text = "events came faster than they were read: connect again with the last id";
     frame(None, "lagged", &json!({ "message": text }))

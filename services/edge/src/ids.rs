@@ -36,7 +36,7 @@ pub(crate) struct Key {
 }
 
 impl Key {
-    /// The key in the headers of a request to `endpoint`, where there is one.
+    /// The key in the headers of a request to `endpoint`, if there is one.
     pub fn read(
         headers: &HeaderMap,
         endpoint: &str,
@@ -75,7 +75,7 @@ impl Key {
     }
 }
 
-/// The id of a new job: from the key where there is one, else new.
+/// The id of a new job: derived from the key if there is one, else random.
 pub(crate) fn new_job(key: Option<&Key>, batch: &str) -> JobId {
     key.map_or_else(Uuid::now_v7, |key| key.job(batch))
 }

@@ -30,7 +30,7 @@ pub use router::openapi;
 /// Serves until `stop` is cancelled, then lets requests under way end.
 ///
 /// # Errors
-/// Where the address cannot or must not be listened on, or the NATS account not be used.
+/// If the address cannot or must not be listened on, or the NATS account cannot be used.
 pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> {
     check_listen(config.listen, config.insecure)?;
     let name = service::instance("edge");
@@ -48,7 +48,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
 /// Whether the edge may listen on an address.
 ///
 /// # Errors
-/// Where others could reach it, and nobody said that this is meant.
+/// If other machines could reach it, and `--insecure` is not set.
 pub fn check_listen(listen: SocketAddr, insecure: bool) -> anyhow::Result<()> {
     ensure!(
         listen.ip().is_loopback() || insecure,

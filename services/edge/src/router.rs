@@ -1,4 +1,4 @@
-//! Every route, by who it is for.
+//! Every route, grouped by audience.
 
 use axum::{
     Router,
@@ -24,7 +24,7 @@ use crate::{
     request_id,
 };
 
-/// Where the document of the API is.
+/// The path of the API document.
 const OPENAPI: &str = "/openapi.json";
 
 /// The endpoints, with their document.
@@ -84,7 +84,7 @@ pub(crate) fn router(app: App) -> Router {
 
 #[cfg(test)]
 mod tests {
-    /// `JOBMESH_BLESS=1 cargo test -p edge` writes it anew, to be looked at and committed.
+    /// `JOBMESH_BLESS=1 cargo test -p edge` writes it again, for review and commit.
     #[test]
     fn the_document_in_the_repository_is_that_of_the_code() {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/openapi.json");
@@ -95,7 +95,7 @@ mod tests {
         let kept = std::fs::read_to_string(path).unwrap_or_default();
         assert!(
             kept == now,
-            "docs/openapi.json is not of this code: JOBMESH_BLESS=1 writes it anew"
+            "docs/openapi.json does not match the code: JOBMESH_BLESS=1 writes it again"
         );
     }
 }

@@ -42,11 +42,11 @@ pub(crate) async fn serve(listener: TcpListener, router: Router, stop: Cancellat
         };
         match accepted {
             Ok((stream, _)) => {
-                // What is written is a whole answer or a whole event.
+                // Each write is a complete answer or a complete event.
                 stream.set_nodelay(true).ok();
                 connections.spawn(connection(stream, router.clone(), stop.clone()));
             }
-            // Its client is gone already.
+            // The client has disconnected.
             Err(error) if is_of_connection(&error) => {}
             Err(error) => {
                 tracing::error!(%error, "connection not accepted, trying again");

@@ -10,9 +10,9 @@ use futures_util::StreamExt;
 use job::reply::Reply;
 use mesh::{
     Broker,
-    ask::Seen,
-    commit::{Asker, Committer},
+    command_publisher::{CommandPublisher, ReplyTo},
     names::Verb,
+    query::ReadToken,
     wire::{Answered, Item},
 };
 use serde::Serialize;
@@ -32,25 +32,25 @@ type Waiting = Arc<Mutex<HashMap<Uuid, oneshot::Sender<Heard>>>>;
 #[derive(Clone)]
 pub(crate) struct Submitter {
     broker: Broker,
-    committers: Arc<HashMap<Verb, Committer>>,
+    committers: Arc<HashMap<Verb, CommandPublisher>>,
     waiting: Waiting,
-    /// What clients of this edge were told of.
-    pub seen: Seen,
+    /// What clients of this edge have seen.
+    pub seen: ReadToken,
     patience: Duration,
 }
 
-/// What is heard of a command.
+/// The reply to a command.
 enum Heard {
     /// State folded it.
     Reply(Reply),
     /// The broker did not take it, as far as is known.
-    NotStored(mesh::commit::Error),
+    NotStored(mesh::command_publisher::Error),
 }
 
 /// What became of a command that the broker has.
 pub(crate) enum Submitted {
     /// State folded it.
-    Folded(Reply),
+    Processed(Reply),
     /// State did not answer yet: the command is durable and will be folded.
     Durable,
 }
@@ -61,17 +61,17 @@ impl Submitter {
         let inbox = broker.client.new_inbox();
         let mut replies = broker.client.subscribe(inbox.clone()).await?;
         let waiting = Waiting::default();
-        let seen = Seen::default();
+        let seen = ReadToken::default();
         let (answered, heard) = (waiting.clone(), seen.clone());
         tokio::spawn(async move {
             while let Some(message) = replies.next().await {
                 hand_out(&answered, &heard, &message.payload);
             }
         });
-        let asker = Asker { inbox, patience: config.confirm() };
+        let asker = ReplyTo { inbox, patience: config.confirm() };
         let committers = CLIENT_VERBS.map(|verb| {
             let never = CancellationToken::new();
-            (verb, Committer::start(broker.clone(), verb, Some(asker.clone()), never).0)
+            (verb, CommandPublisher::start(broker.clone(), verb, Some(asker.clone()), never).0)
         });
         Ok(Self {
             broker: broker.clone(),
@@ -85,14 +85,14 @@ impl Submitter {
     /// Submits one command.
     ///
     /// # Errors
-    /// Where the broker did not confirm it, or state refused it.
-    pub async fn submit<T: Serialize>(&self, verb: Verb, ask: T) -> Result<Submitted, Error> {
-        // What is published while the connection is away may land much later: better say no now.
+    /// If the broker did not confirm it, or state refused it.
+    pub async fn submit<T: Serialize>(&self, verb: Verb, command: T) -> Result<Submitted, Error> {
+        // A message published without a connection could arrive much later: refuse it now.
         if !self.broker.is_connected() {
             return Err(Error::unconfirmed());
         }
         let id = Uuid::now_v7();
-        let json = serde_json::to_vec(&Item { id, ask });
+        let json = serde_json::to_vec(&Item { id, command });
         let json = json.map_err(|_| Error::internal("a command is not JSON"))?;
         let committer = self.committers.get(&verb);
         let committer = committer.ok_or_else(|| Error::internal("a verb has no committer"))?;
@@ -103,7 +103,8 @@ impl Submitter {
         let (answer, mut answered) = oneshot::channel();
         lock(&self.waiting).insert(id, answer);
         let _forget = Forget { waiting: &self.waiting, id };
-        // A reply says that the broker has the command: its ack wakes nobody, where a reply comes.
+        // A reply implies that the broker has the command, so its ack wakes nobody if a reply
+        // comes.
         let (stored, is_stored) = oneshot::channel();
         let waiting = self.waiting.clone();
         let done = move |end| match end {
@@ -118,13 +119,13 @@ impl Submitter {
                 heard = answered => heard.ok(),
                 stored = is_stored => match stored {
                     Ok(()) => None,
-                    Err(_) => Some(Heard::NotStored(mesh::commit::Error::Stopped)),
+                    Err(_) => Some(Heard::NotStored(mesh::command_publisher::Error::Stopped)),
                 },
             },
         };
         match heard {
             Some(Heard::Reply(Reply::Refused { code, error })) => Err(Error::refused(code, error)),
-            Some(Heard::Reply(reply)) => Ok(Submitted::Folded(reply)),
+            Some(Heard::Reply(reply)) => Ok(Submitted::Processed(reply)),
             Some(Heard::NotStored(error)) => Err(not_confirmed(error)),
             None => Ok(Submitted::Durable),
         }
@@ -137,7 +138,7 @@ fn lock(waiting: &Waiting) -> MutexGuard<'_, HashMap<Uuid, oneshot::Sender<Heard
 
 fn tell(waiting: &Waiting, id: Uuid, heard: Heard) {
     if let Some(waiter) = lock(waiting).remove(&id) {
-        // Who has given up in this moment needs no word.
+        // The requester may have given up meanwhile.
         let _ = waiter.send(heard);
     }
 }
@@ -154,7 +155,7 @@ impl Drop for Forget<'_> {
     }
 }
 
-fn hand_out(waiting: &Waiting, seen: &Seen, payload: &[u8]) {
+fn hand_out(waiting: &Waiting, seen: &ReadToken, payload: &[u8]) {
     let answers: Vec<Answered> = match serde_json::from_slice(payload) {
         Ok(answers) => answers,
         Err(error) => return tracing::error!(error = %error, "replies could not be read"),

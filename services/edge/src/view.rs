@@ -1,11 +1,11 @@
 //! What clients see of a job.
 
 use job::{
-    Id, Job, JobId, Json, Spent, Status,
-    event::Why,
+    Id, Job, JobId, Json, Status, Usage,
+    event::RequeueReason,
     time::{Millis, rfc3339},
 };
-use mesh::ask::Archived;
+use mesh::query::Archived;
 use serde::{Serialize, Serializer};
 use utoipa::ToSchema;
 
@@ -50,7 +50,7 @@ pub(crate) struct JobView {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Anything, required = false)]
     result: Option<Json>,
-    /// Where a result is that is too large to be shown here.
+    /// The URL of a result that is too large to be shown here.
     #[serde(skip_serializing_if = "Option::is_none")]
     result_url: Option<String>,
     /// How many bytes that result has.
@@ -91,7 +91,7 @@ struct StepView {
     error: Option<Id>,
     /// Why it was queued again.
     #[serde(skip_serializing_if = "Option::is_none")]
-    reason: Option<Why>,
+    reason: Option<RequeueReason>,
     /// When it may start again.
     #[serde(skip_serializing_if = "Option::is_none")]
     run_at: Option<Time>,
@@ -117,9 +117,10 @@ impl Serialize for Time {
 impl JobView {
     /// The view of a job that state or the bucket has.
     pub fn job(job: Job) -> Self {
-        let past = job.past();
-        let ran = past.started_at.is_some() || past.spent != Spent::default();
-        let tokens = Tokens { input: past.spent.input_tokens, output: past.spent.output_tokens };
+        let history = job.history();
+        let ran = history.started_at.is_some() || history.usage != Usage::default();
+        let tokens =
+            Tokens { input: history.usage.input_tokens, output: history.usage.output_tokens };
         Self {
             id: job.id,
             r#type: job.kind.name().to_owned(),
@@ -130,18 +131,18 @@ impl JobView {
             max_attempts: Some(job.max_attempts),
             created_at: Time(job.created_at),
             run_at: job.run_at.map(Time),
-            started_at: past.started_at.map(Time),
-            completed_at: past.completed_at.map(Time),
-            error: past.error.clone(),
-            superseded_by: past.superseded_by,
-            result: past.result.clone(),
-            result_url: past.stored.map(|_| result_url(job.id)),
-            result_bytes: past.stored.map(|stored| stored.bytes),
+            started_at: history.started_at.map(Time),
+            completed_at: history.completed_at.map(Time),
+            error: history.error.clone(),
+            superseded_by: history.superseded_by,
+            result: history.result.clone(),
+            result_url: history.stored.map(|_| result_url(job.id)),
+            result_bytes: history.stored.map(|stored| stored.bytes),
             tokens: (ran && job.status != Status::Processing).then_some(tokens),
-            model: past.spent.model.clone(),
-            worker: past.worker.clone(),
-            progress: past.progress.clone(),
-            history: Some(history(&job)),
+            model: history.usage.model.clone(),
+            worker: history.worker.clone(),
+            progress: history.progress.clone(),
+            history: Some(steps_of(&job)),
             archived: false,
             project_id: job.project,
             batch_id: job.batch,
@@ -171,10 +172,10 @@ impl JobView {
         let steps = job.runs.into_iter().map(|run| StepView {
             at: Time(run.at),
             reason: match run.outcome.as_str() {
-                "retry" => Some(Why::Retry),
-                "lost" => Some(Why::Lost),
-                "released" => Some(Why::Released),
-                "deferred" => Some(Why::Deferred),
+                "retry" => Some(RequeueReason::Retry),
+                "lost" => Some(RequeueReason::Lost),
+                "released" => Some(RequeueReason::Released),
+                "deferred" => Some(RequeueReason::Deferred),
                 _ => None,
             },
             run_at: None,
@@ -231,7 +232,7 @@ impl JobView {
         [Status::Completed, Status::Failed, Status::Canceled].into_iter().any(|it| self.is(it))
     }
 
-    /// Leaves the history out where it was not asked for.
+    /// Omits the history unless it was requested.
     pub fn show_history(&mut self, shown: bool) {
         if !shown {
             self.history = None;
@@ -239,13 +240,13 @@ impl JobView {
     }
 }
 
-/// Where the result of a job is.
+/// The URL of a job's result.
 fn result_url(job: JobId) -> String {
     format!("/api/queue/jobs/{job}/result")
 }
 
 /// Every step of a job, as far as they are kept, from the first.
-fn history(job: &Job) -> Vec<StepView> {
+fn steps_of(job: &Job) -> Vec<StepView> {
     let first = StepView {
         at: Time(job.created_at),
         status: Status::Queued.name().to_owned(),
@@ -256,7 +257,7 @@ fn history(job: &Job) -> Vec<StepView> {
         reason: None,
         run_at: None,
     };
-    let steps = job.past().timeline.iter().map(|step| StepView {
+    let steps = job.history().timeline.iter().map(|step| StepView {
         at: Time(step.at),
         status: step.status.name().to_owned(),
         run: step.run,

@@ -1,8 +1,7 @@
 //! The commands of clients: the queue API from a terminal or a script.
 //!
-//! Exit status: 0 it was done; 1 something went wrong that is nobody's fault here; 2 the command
-//! line is not understood; 3 the request was refused, the answer says why; 4 no edge answers, or
-//! it says to come again later; 5 what was waited for ended, but not well.
+//! Exit status: 0 success; 1 an unexpected error; 2 invalid arguments; 3 the request was refused,
+//! see the answer; 4 no edge answers, or it asks to retry later; 5 a watched job did not complete.
 
 mod api;
 mod doctor;
@@ -20,7 +19,7 @@ use serde_json::{Value, json, value::RawValue};
 use api::Api;
 use json::Json;
 
-/// Where the edge is, and how answers are shown.
+/// The address of the edge, and the format of answers.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct Server {
     /// The URL of an edge.
@@ -82,7 +81,7 @@ pub(crate) enum Command {
         /// The project.
         #[arg(long)]
         project: String,
-        /// The batches; all of the project where none is named.
+        /// The batches; all of the project if none is named.
         #[arg(long = "batch")]
         batches: Vec<String>,
         #[command(flatten)]

@@ -23,7 +23,7 @@ pub use config::Config;
 
 /// Runs until SIGINT or SIGTERM.
 pub fn run(config: Config) -> anyhow::Result<()> {
-    // Children are bound to the thread that starts them: it must be the one that lives longest.
+    // Children are bound to the thread that starts them, which must be the last to exit.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(supervise(config))
 }
@@ -34,14 +34,14 @@ async fn supervise(config: Config) -> anyhow::Result<()> {
         .with_context(|| format!("no folder {}", config.data_dir.display()))?;
     let data_dir = fs::canonicalize(&config.data_dir)?;
     let _lock = lock(&data_dir)?;
-    // Said here, where it is seen: a child would say it in its log, and another edge on that
-    // address would answer in its place.
+    // Checked here, so that the error is visible: a child would log it, and another edge on that
+    // address would answer instead.
     edge::check_listen(config.listen, config.insecure)?;
     drop(
         TcpListener::bind(config.listen)
             .with_context(|| format!("cannot listen on {}", config.listen))?,
     );
-    // What is missing is fetched on the way: Ctrl-C is not to wait for that.
+    // Missing programs are fetched during the start: Ctrl-C must not wait for that.
     let planning = tokio::task::spawn_blocking({
         let (config, data_dir) = (config.clone(), data_dir.clone());
         move || plan::stages(&config, &data_dir)
@@ -104,7 +104,7 @@ async fn first_failure(running: &[Vec<Child>]) {
     waits.iter().for_each(tokio::task::JoinHandle::abort);
 }
 
-/// Stops the children in the order of the flow: who asks before who answers, the broker last.
+/// Stops the children in the order of the flow: clients before servers, the broker last.
 async fn drain(running: Vec<Vec<Child>>) {
     eprintln!("draining");
     for stage in running.into_iter().rev() {

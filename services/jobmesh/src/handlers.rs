@@ -21,14 +21,14 @@ pub struct Config {
     /// Which handler runs which kind of work: process_batch=tokenize, process_redo=http, ...
     #[arg(long = "handler", env = "JOBMESH_HANDLERS", value_delimiter = ',')]
     handlers: Vec<String>,
-    /// Where the handler `http` posts jobs to.
+    /// The URL to which the handler `http` posts jobs.
     #[arg(long, env = "JOBMESH_HTTP_URL", hide_env_values = true)]
     http_url: Option<Secret>,
     /// What the handler `command` runs for each job, by /bin/sh.
     #[arg(long, env = "JOBMESH_COMMAND", hide_env_values = true)]
     command: Option<Secret>,
-    /// Variables of this processor's environment that the programs of `command` are given beside the
-    /// usual ones (PATH, HOME, LANG and so on): their names.
+    /// Names of variables that the programs of `command` get in addition to the usual ones (PATH,
+    /// HOME, LANG and so on).
     #[arg(long, env = "JOBMESH_COMMAND_ENV", value_delimiter = ',')]
     command_env: Vec<String>,
     /// The endpoint that the handler `llm` asks, such as https://api.openai.com/v1.
@@ -83,7 +83,8 @@ fn needs(name: &str) -> &'static str {
 }
 
 impl Config {
-    /// The registry that the settings name: `tokenize` for all kinds, but where they say otherwise.
+    /// The registry from the settings: `tokenize` for all job types, unless they name another
+    /// handler.
     pub fn registry(&self) -> anyhow::Result<Registry> {
         let mut registry = Registry::new().named("tokenize", Tokenize).named("noop", Noop);
         let result_bytes_max = self.processor.result_bytes_max();

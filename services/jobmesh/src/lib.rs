@@ -10,7 +10,8 @@ use clap::{Parser, Subcommand};
 use futures_util::FutureExt;
 use mimalloc::MiMalloc;
 
-/// Jobs are made and let go by the thousand: a third of the time of a fold was the allocator's.
+/// Jobs are allocated and freed by the thousand: the allocator took a third of the time of
+/// processing a command.
 #[global_allocator]
 static ALLOCATOR: MiMalloc = MiMalloc;
 
@@ -79,7 +80,7 @@ fn serve(service: Service) -> anyhow::Result<()> {
                 let deliveries =
                     processor::deliver(&config.processor, &config.webhooks, stop.clone());
                 let jobs = processor::run(config.processor.clone(), registry, stop.clone());
-                // Where one cannot go on, the other ends in order.
+                // If one service fails, the other stops in order.
                 let or_stop = |ended: anyhow::Result<()>| ended.inspect_err(|_| stop.cancel());
                 let (jobs, deliveries) = tokio::join!(jobs.map(or_stop), deliveries.map(or_stop));
                 jobs.and(deliveries)

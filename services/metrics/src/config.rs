@@ -14,7 +14,7 @@ const PASSWORD: &str = "JOBMESH_CLICKHOUSE_PASSWORD";
 /// Settings of metrics.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Config {
-    /// Where NATS is.
+    /// The address of NATS.
     #[command(flatten)]
     pub nats: Nats,
     /// The URL of ClickHouse's HTTP interface. It may hold a user and a password: then better in the
@@ -26,7 +26,7 @@ pub struct Config {
         hide_env_values = true
     )]
     pub clickhouse_url: Secret,
-    /// ClickHouse's database, made where it is missing.
+    /// ClickHouse's database, created if it is missing.
     #[arg(long, env = "JOBMESH_CLICKHOUSE_DATABASE", default_value = "jobmesh")]
     pub clickhouse_database: String,
     /// ClickHouse's user; its password is in JOBMESH_CLICKHOUSE_PASSWORD or in the next one's file.
@@ -46,7 +46,7 @@ pub(crate) struct ClickHouse {
     pub tables: clickhouse::Client,
     /// The name of the database.
     pub database: String,
-    /// Where it is, for logs.
+    /// The address, for logs.
     pub shown: String,
 }
 
@@ -56,7 +56,7 @@ impl Config {
     /// # Errors
     /// If the URL is none, or the password cannot be read.
     pub(crate) fn clickhouse(&self) -> anyhow::Result<ClickHouse> {
-        // What is wrong with it must not show what is in it.
+        // The error must not show the URL, which can hold a password.
         let url = self.clickhouse_url.reveal().parse::<Url>();
         let mut url = url.context("the URL of ClickHouse is not usable")?;
         let of_url = |text: &str| percent_decode_str(text).decode_utf8_lossy().into_owned();

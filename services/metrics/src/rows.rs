@@ -2,8 +2,8 @@
 
 use clickhouse::Row;
 use job::{
-    About, Position, Spent,
-    event::{Batch, Became, Ended, Event, LateRun, Why},
+    JobLabels, Position, Usage,
+    event::{Batch, Ended, Event, LateRun, RequeueReason, Transition},
     time::Millis,
 };
 use serde::Serialize;
@@ -42,11 +42,11 @@ pub(crate) struct RunRow {
 /// The rows of message `sequence` of EVENTS.
 pub(crate) fn rows(sequence: u64, batch: &Batch) -> Vec<RunRow> {
     let rows = batch.at_sequence(sequence).filter_map(|(position, event)| match event {
-        // The mesh's own work is nobody's cost.
-        Event::Ended(ended) if ended.about.kind.is_internal() => None,
+        // Internal jobs are not billed.
+        Event::Ended(ended) if ended.labels.kind.is_internal() => None,
         Event::Ended(ended) => Some(ended_row(position, batch.at, ended)),
         Event::Refused(refused) => {
-            let late = refused.ended.as_ref().filter(|late| !late.about.kind.is_internal())?;
+            let late = refused.ended.as_ref().filter(|late| !late.labels.kind.is_internal())?;
             Some(late_row(position, batch.at, late, &refused.reason))
         }
         _ => None,
@@ -56,16 +56,16 @@ pub(crate) fn rows(sequence: u64, batch: &Batch) -> Vec<RunRow> {
 
 fn ended_row(position: Position, at: Millis, ended: &Ended) -> RunRow {
     let times = Times { at, started: ended.started_at, finished: ended.finished_at };
-    let mut row = row(position, ended.job, &ended.about, ended.run, &times, &ended.spent);
+    let mut row = row(position, ended.job, &ended.labels, ended.run, &times, &ended.usage);
     row.outcome = match &ended.to {
-        Became::Completed { .. } => "completed",
-        Became::Failed => "failed",
-        Became::Canceled { .. } => "canceled",
-        Became::Queued(again) => match again.why {
-            Why::Retry => "retry",
-            Why::Lost => "lost",
-            Why::Released => "released",
-            Why::Deferred => "deferred",
+        Transition::Completed { .. } => "completed",
+        Transition::Failed => "failed",
+        Transition::Canceled { .. } => "canceled",
+        Transition::Queued(again) => match again.why {
+            RequeueReason::Retry => "retry",
+            RequeueReason::Lost => "lost",
+            RequeueReason::Released => "released",
+            RequeueReason::Deferred => "deferred",
         },
     }
     .to_owned();
@@ -81,7 +81,7 @@ fn ended_row(position: Position, at: Millis, ended: &Ended) -> RunRow {
 
 fn late_row(position: Position, at: Millis, late: &LateRun, reason: &str) -> RunRow {
     let times = Times { at, started: late.started_at, finished: Some(late.finished_at) };
-    let mut row = row(position, late.job, &late.about, late.run, &times, &late.spent);
+    let mut row = row(position, late.job, &late.labels, late.run, &times, &late.usage);
     row.outcome = "refused".to_owned();
     row.worker = late.worker.to_string();
     row.error = reason.to_owned();
@@ -98,10 +98,10 @@ struct Times {
 fn row(
     position: Position,
     job: job::JobId,
-    about: &About,
+    labels: &JobLabels,
     run: job::Run,
     times: &Times,
-    spent: &Spent,
+    usage: &Usage,
 ) -> RunRow {
     let finished = times.finished.unwrap_or(times.at);
     let between = |from: Millis, to: Millis| u64::try_from(to - from).unwrap_or(0);
@@ -109,25 +109,25 @@ fn row(
         sequence: position.sequence,
         idx: position.index,
         at: times.at,
-        project: about.project.to_string(),
-        batch: about.batch.to_string(),
+        project: labels.project.to_string(),
+        batch: labels.batch.to_string(),
         job,
-        kind: about.kind.name().to_owned(),
-        class: about.class.name().to_owned(),
+        kind: labels.kind.name().to_owned(),
+        class: labels.class.name().to_owned(),
         run,
-        attempt: about.attempt,
+        attempt: labels.attempt,
         outcome: String::new(),
         r#final: 0,
         ran: u8::from(times.started.is_some() && times.finished.is_some()),
-        queued_at: about.queued_at,
+        queued_at: labels.queued_at,
         started_at: times.started.unwrap_or(0),
         finished_at: finished,
-        wait_ms: times.started.map_or(0, |started| between(about.queued_at, started)),
+        wait_ms: times.started.map_or(0, |started| between(labels.queued_at, started)),
         duration_ms: times.started.map_or(0, |started| between(started, finished)),
-        tokens_in: spent.input_tokens,
-        tokens_out: spent.output_tokens,
-        images: spent.images,
-        model: spent.model.as_deref().unwrap_or_default().to_owned(),
+        tokens_in: usage.input_tokens,
+        tokens_out: usage.output_tokens,
+        images: usage.images,
+        model: usage.model.as_deref().unwrap_or_default().to_owned(),
         worker: String::new(),
         error: String::new(),
     }

@@ -1,4 +1,4 @@
-//! The tables, made where they are missing.
+//! The tables, created if they are missing.
 
 use std::time::Duration;
 

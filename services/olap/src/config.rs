@@ -5,13 +5,13 @@ use std::{net::SocketAddr, path::PathBuf};
 /// Settings of olap.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Config {
-    /// Where to listen for ClickHouse's HTTP interface. There are no users here: keep it local.
+    /// The address of ClickHouse's HTTP interface. There are no users here: keep it local.
     #[arg(long, env = "JOBMESH_OLAP_LISTEN", default_value = "127.0.0.1:8123")]
     pub listen: SocketAddr,
-    /// Where the tables are kept.
+    /// The folder of the tables.
     #[arg(long, env = "JOBMESH_OLAP_DIR", default_value = "jobmesh-data/olap")]
     pub dir: PathBuf,
-    /// Where libchdb.so is.
+    /// The path of libchdb.so.
     #[arg(long, env = "JOBMESH_LIBCHDB")]
     pub libchdb: PathBuf,
 }

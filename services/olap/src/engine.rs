@@ -17,9 +17,9 @@ const WAITING_MAX: usize = 256;
 #[derive(Debug)]
 pub(crate) struct Ask {
     pub statement: Statement,
-    /// The format of rows, where the statement names none.
+    /// The format of rows, if the statement names none.
     pub format: String,
-    /// The database, where it is not the default one.
+    /// The database, if it is not the default one.
     pub database: Option<String>,
     /// Server-side parameters.
     pub parameters: Vec<(String, String)>,
@@ -36,7 +36,7 @@ pub(crate) struct Engine {
     writes: mpsc::Sender<Waiting>,
 }
 
-/// The engine's threads, to be joined when every handle is gone.
+/// The engine's threads, joined when every handle is dropped.
 pub(crate) struct Threads {
     chdb: Arc<Chdb>,
     threads: Vec<JoinHandle<()>>,
@@ -98,7 +98,7 @@ fn serve(mut open: Open, mut waiting: mpsc::Receiver<Waiting>) {
         if answer.is_closed() {
             continue;
         }
-        // Who does not wait any more needs no answer.
+        // The requester may have stopped waiting.
         let _ = answer.send(run(&mut open, &ask));
     }
 }

@@ -40,7 +40,8 @@ const IGNORED: [&str; 12] = [
 /// Serves until `stop` is cancelled, then closes the tables in order.
 ///
 /// # Errors
-/// Where the library cannot be loaded, the tables not opened, or the address not listened on.
+/// If the library cannot be loaded, the tables cannot be opened, or the address cannot be listened
+/// on.
 pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> {
     let (library, dir) = (config.libchdb.clone(), config.dir.clone());
     let started = tokio::task::spawn_blocking(move || Engine::start(&library, &dir)).await?;
@@ -133,7 +134,7 @@ async fn read_form(
     Ok(Bytes::new())
 }
 
-/// Puts a request together; the reason where it cannot be understood.
+/// Assembles a request; the reason if it is not understood.
 fn ask(
     pairs: Vec<(String, String)>,
     headers: &HeaderMap,

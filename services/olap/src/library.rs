@@ -251,7 +251,7 @@ impl Drop for Open {
     }
 }
 
-/// The text behind a C string; `None` where there is none.
+/// The text behind a C string; `None` if it is null.
 ///
 /// # Safety
 /// The pointer is null or ends in a zero byte.

@@ -9,7 +9,7 @@ struct Shout;
 impl Handler for Shout {
     async fn handle(&self, work: Arc<Work>, _: Context) -> Outcome {
         let result = Json::of(&work.data.get().to_uppercase()).ok();
-        Outcome::Done { result, spent: Default::default() }
+        Outcome::Done { result, usage: Default::default() }
     }
 }
 

@@ -7,7 +7,7 @@ use service::Nats;
 /// Settings of a processor.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Config {
-    /// Where NATS is.
+    /// The address of NATS.
     #[command(flatten)]
     pub nats: Nats,
     /// How many jobs this processor runs at once.
@@ -16,7 +16,7 @@ pub struct Config {
     /// How long a handler may take for one run, in seconds.
     #[arg(long, env = "JOBMESH_TIME_LIMIT_S", default_value_t = 600)]
     pub time_limit_s: u32,
-    /// The largest result of a job, in MB; what is above 256 KB goes to the result store.
+    /// The largest result of a job, in MB; results above 256 KB go to the result store.
     #[arg(long, env = "JOBMESH_RESULT_MAX_MB", default_value_t = 16)]
     pub result_max_mb: u32,
     /// How long running jobs may go on after SIGTERM before they are handed back, in seconds.

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use job::{Json, Spent};
+use job::{Json, Usage};
 use mesh::wire::Work;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -20,45 +20,45 @@ pub enum Outcome {
         /// What is kept with the job: JSON of at most 16 MB, or what the processor is set to.
         result: Option<Json>,
         /// What it cost.
-        spent: Spent,
+        usage: Usage,
     },
     /// It failed and may be tried again, while attempts are left.
     Retry {
         /// What went wrong.
         error: String,
-        /// How long to wait at the least.
+        /// The minimum wait.
         after: Option<Duration>,
         /// What it cost.
-        spent: Spent,
+        usage: Usage,
     },
-    /// Whoever does the work asked to come back later. No attempt is used, and for a while nothing else
-    /// of the project starts either.
+    /// The provider asked to be called later. No attempt is used, and for a while the project
+    /// starts nothing else.
     Defer {
         /// Why.
         error: String,
         /// How long to wait at least; as after a failure if absent.
         after: Option<Duration>,
         /// What it cost.
-        spent: Spent,
+        usage: Usage,
     },
     /// It failed and would fail again.
     Reject {
         /// What went wrong.
         error: String,
         /// What it cost.
-        spent: Spent,
+        usage: Usage,
     },
 }
 
 impl Outcome {
     /// A failure that may pass, at no cost.
     pub fn retry(error: impl Into<String>) -> Self {
-        Self::Retry { error: error.into(), after: None, spent: Spent::default() }
+        Self::Retry { error: error.into(), after: None, usage: Usage::default() }
     }
 
     /// A failure that will not pass, at no cost.
     pub fn reject(error: impl Into<String>) -> Self {
-        Self::Reject { error: error.into(), spent: Spent::default() }
+        Self::Reject { error: error.into(), usage: Usage::default() }
     }
 }
 
@@ -69,7 +69,7 @@ pub struct Context {
     /// well; a handler with work outside of its future watches this.
     pub canceled: CancellationToken,
     progress: Option<watch::Sender<Option<Json>>>,
-    usage: Arc<Mutex<Spent>>,
+    usage: Arc<Mutex<Usage>>,
 }
 
 impl Context {
@@ -79,14 +79,14 @@ impl Context {
         (Self { canceled, progress: Some(said), usage: Arc::default() }, progress)
     }
 
-    /// Says what the run cost so far. It is counted even if the run is cancelled or runs out of time;
-    /// an outcome that says what the whole run cost replaces it.
-    pub fn usage(&self, so_far: Spent) {
+    /// Reports the usage of the run so far. It is counted even if the run is canceled or runs out
+    /// of time; an outcome with the usage of the whole run replaces it.
+    pub fn usage(&self, so_far: Usage) {
         *self.usage.lock().unwrap_or_else(PoisonError::into_inner) = so_far;
     }
 
-    /// What [`usage`](Self::usage) was told last.
-    pub fn usage_so_far(&self) -> Spent {
+    /// The last value passed to [`usage`](Self::usage).
+    pub fn usage_so_far(&self) -> Usage {
         self.usage.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 

@@ -1,4 +1,4 @@
-//! Lanes: one a class and kind of work, and whether work flows there.
+//! Lanes: one per class and job type, and whether it has work.
 //!
 //! To ask each of them for every free slot would cost a round trip a lane. So a lane is asked
 //! only while it gives what it is asked for; one that ran dry is only waited at, and flows again
@@ -14,7 +14,7 @@ const LOW_FIRST_TURN: usize = 10;
 /// Which lanes flow.
 #[derive(Debug)]
 pub(crate) struct Lanes {
-    /// By class, then kind. What waits at the start is found by asking.
+    /// By class, then job type. Whether there is work at the start is found by pulling.
     flowing: [[AtomicBool; Kind::EVERY.len()]; Class::ALL.len()],
 }
 

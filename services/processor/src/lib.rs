@@ -3,21 +3,21 @@
 //! Everything but the handlers is here for others to build on: implement [`Handler`], put it
 //! into a [`Registry`] under the kinds of work it takes, and let [`main`](fn@main) run it, or [`run`].
 
-mod claim;
+mod admission;
 mod config;
+mod execute;
 mod handler;
 pub mod handlers;
-mod hands;
+mod in_flight;
 mod lanes;
 mod registry;
 mod results;
 mod runner;
-mod running;
 mod webhooks;
 
 pub use config::Config;
 pub use handler::{Context, Handler, Outcome};
-pub use job::{Json, Kind, Spent};
+pub use job::{Json, Kind, Usage};
 pub use mesh::wire::Work;
 pub use registry::Registry;
 pub use runner::run;

@@ -23,7 +23,7 @@ impl Registry {
         Self::default()
     }
 
-    /// Lets `handler` run work of this kind, in the place of the one that did.
+    /// Registers `handler` for this job type, and replaces the previous one.
     #[must_use]
     pub fn with(mut self, kind: Kind, handler: impl Handler) -> Self {
         self.handlers.insert(kind, Arc::new(handler));
@@ -42,7 +42,7 @@ impl Registry {
         self
     }
 
-    /// Lets the handler of this name run work of this kind as well; `None` where there is none.
+    /// Registers the handler of this name for this job type as well; `None` if there is none.
     #[must_use]
     pub fn also(mut self, kind: Kind, name: &str) -> Option<Self> {
         let handler = self.named.get(name)?.clone();

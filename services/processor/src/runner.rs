@@ -14,11 +14,11 @@ use job::{
 };
 use mesh::{
     Broker,
-    ask::{AskRuns, RunsAnswer},
-    commit::Committer,
+    command_publisher::CommandPublisher,
+    consumer::{self, Delivery, Pullers},
+    heartbeat::{self, Heartbeat},
     names::{self, Verb},
-    presence::{self, Presence},
-    pull::{self, Delivery, Pullers},
+    query::{RunsAnswer, RunsQuery},
     wire::{Item, Stop},
 };
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, SetOnce, mpsc};
@@ -27,11 +27,11 @@ use uuid::Uuid;
 
 use crate::{
     Config, Registry,
-    claim::{self, Claims},
-    hands::{Hands, Kept, Taken},
+    admission::{self, AdmissionGuard},
+    execute::{self, Ended},
+    in_flight::{Admission, InFlightRuns, Kept},
     lanes::Lanes,
     results,
-    running::{self, Ended},
 };
 
 /// How long to wait after the broker did not answer a pull.
@@ -42,16 +42,16 @@ const CURRENT_PATIENCE: Duration = Duration::from_secs(2);
 const SURPLUS_WAITS: Duration = Duration::from_secs(1);
 /// Deliveries beyond the free slots that are held at most.
 const SURPLUS_MAX: usize = 16;
-/// A run that ends within this time is not said to have begun before it ends.
+/// The start of a run that ends within this time is not reported separately.
 const SHORT_RUN: Duration = Duration::from_millis(10);
-/// How long words are still said after the grace, before they are given up.
-const LAST_WORDS: Duration = Duration::from_secs(5);
+/// How long reports are still published after the grace period.
+const FLUSH_GRACE: Duration = Duration::from_secs(5);
 
 /// Runs a processor until `stop` is cancelled, then drains it: no new work, running jobs may end
 /// within the grace time, the rest is handed back.
 ///
 /// # Errors
-/// Where NATS cannot be used at all.
+/// If NATS cannot be used at all.
 pub async fn run(
     config: Config,
     registry: Registry,
@@ -64,13 +64,13 @@ pub async fn run(
     let Some(pullers) = pullers else { return Ok(()) };
     // Words are still sent while the processor drains; this ends them.
     let silence = CancellationToken::new();
-    let commit = |verb| Committer::start(broker.clone(), verb, None, silence.clone()).0;
+    let commit = |verb| CommandPublisher::start(broker.clone(), verb, None, silence.clone()).0;
     let runner = Arc::new(Runner {
         slots: Arc::new(Semaphore::new(config.concurrency)),
         started: commit(Verb::Started),
         progress: commit(Verb::Progress),
         outcomes: commit(Verb::Outcome),
-        hands: Arc::default(),
+        in_flight: Arc::default(),
         tasks: TaskTracker::new(),
         release: CancellationToken::new(),
         broker,
@@ -83,10 +83,10 @@ pub async fn run(
     });
     let (stop, grace) = (runner.stop.clone(), runner.config.grace());
     let last_words = silence.clone();
-    // A broker that is away must not keep a processor from its end: what runs then comes again.
+    // A broker that is away must not delay the stop: its runs are redelivered.
     tokio::spawn(async move {
         stop.cancelled().await;
-        tokio::time::sleep(grace + LAST_WORDS).await;
+        tokio::time::sleep(grace + FLUSH_GRACE).await;
         last_words.cancel();
     });
     runner.clone().work().await?;
@@ -119,10 +119,10 @@ struct Runner {
     pullers: Pullers,
     lanes: Lanes,
     slots: Arc<Semaphore>,
-    started: Committer,
-    progress: Committer,
-    outcomes: Committer,
-    hands: Arc<Hands>,
+    started: CommandPublisher,
+    progress: CommandPublisher,
+    outcomes: CommandPublisher,
+    in_flight: Arc<InFlightRuns>,
     tasks: TaskTracker,
     release: CancellationToken,
     stop: CancellationToken,
@@ -142,7 +142,7 @@ struct Held {
     since: Instant,
 }
 
-/// Waits for a time, or for ever.
+/// Waits for a time, or without a limit.
 async fn until(time: Option<Instant>) {
     match time {
         Some(time) => tokio::time::sleep_until(time.into()).await,
@@ -172,16 +172,21 @@ impl Runner {
     }
 
     /// Fills free slots until it is time to stop; returns who judges deliveries.
-    async fn fill_slots(self: &Arc<Self>, arrivals: &mut mpsc::Receiver<Arrival>) -> Claims {
+    async fn fill_slots(
+        self: &Arc<Self>,
+        arrivals: &mut mpsc::Receiver<Arrival>,
+    ) -> AdmissionGuard {
         let (broker, outcomes) = (self.broker.clone(), self.outcomes.clone());
-        let (hands, stop) = (self.hands.clone(), self.stop.clone());
+        let (in_flight, stop) = (self.in_flight.clone(), self.stop.clone());
         let pullers = self.pullers.clone();
         let mut claims =
-            Claims::new(broker, pullers, self.name.clone(), outcomes, hands, stop).await;
+            AdmissionGuard::new(broker, pullers, self.name.clone(), outcomes, in_flight, stop)
+                .await;
         let mut held: VecDeque<Held> = VecDeque::new();
         let mut surplus: Vec<Arrival> = Vec::new();
         for turn in 1.. {
-            // No slot is held while there is nothing to run: who waits for work looks for one.
+            // No slot is held while there is nothing to run: the puller waits for work, then takes
+            // a slot.
             if held.is_empty() && surplus.is_empty() && self.lanes.to_ask(turn).is_empty() {
                 tokio::select! {
                     () = self.stop.cancelled() => break,
@@ -222,7 +227,7 @@ impl Runner {
     }
 
     /// Takes those in hand that may be run.
-    async fn judge(&self, claims: &mut Claims, arrivals: Vec<Arrival>) -> Vec<Held> {
+    async fn judge(&self, claims: &mut AdmissionGuard, arrivals: Vec<Arrival>) -> Vec<Held> {
         let (deliveries, kept): (Vec<_>, Vec<_>) =
             arrivals.into_iter().map(|arrival| (arrival.delivery, arrival.kept)).unzip();
         let mut held = Vec::new();
@@ -235,7 +240,7 @@ impl Runner {
 
     async fn hand_back_surplus(
         &self,
-        claims: &mut Claims,
+        claims: &mut AdmissionGuard,
         held: &mut VecDeque<Held>,
         surplus: &mut Vec<Arrival>,
     ) {
@@ -245,8 +250,8 @@ impl Runner {
         }
     }
 
-    /// Takes as many runs as slots are free from the lanes that flow, class by class. Not to be
-    /// cancelled: what it has pulled is in nobody else's hands.
+    /// Pulls as many runs as there are free slots from the lanes with work, class by class. Not
+    /// cancel-safe: pulled runs belong to this call.
     async fn next_deliveries(
         &self,
         turn: usize,
@@ -278,7 +283,7 @@ impl Runner {
     }
 
     fn arrival(&self, delivery: Delivery) -> Arrival {
-        let kept = self.hands.keep(delivery.lease());
+        let kept = self.in_flight.keep(delivery.lease());
         Arrival { delivery, kept, since: Instant::now() }
     }
 
@@ -312,10 +317,10 @@ impl Runner {
 
     async fn take_in_hand(&self, delivery: Delivery) -> Option<Held> {
         let (job, run) = (delivery.work.job, delivery.work.run);
-        match self.hands.take(job, run, delivery.lease()) {
-            Taken::InHand(stop) => Some(Held { delivery, stop, since: Instant::now() }),
-            Taken::Already => None,
-            Taken::Stopped => {
+        match self.in_flight.take(job, run, delivery.lease()) {
+            Admission::RunInFlight(stop) => Some(Held { delivery, stop, since: Instant::now() }),
+            Admission::Already => None,
+            Admission::Stopped => {
                 delivery.ack().await;
                 None
             }
@@ -338,9 +343,10 @@ impl Runner {
                 say_started();
                 self.say_progress(&work, progress, told.clone());
             };
-            let running = running::run(&self.registry, work.clone(), limit, stop, release, say);
+            let running = execute::run(&self.registry, work.clone(), limit, stop, release, say);
             tokio::pin!(running);
-            // An outcome implies that the run began: of one that ends at once nothing else is said.
+            // An outcome implies that the run started: for a run that ends at once nothing else is
+            // reported.
             tokio::select! {
                 biased;
                 ended = &mut running => return ended,
@@ -349,25 +355,25 @@ impl Runner {
             running.await
         };
         let record = async |work: &mesh::wire::Work, ended| {
-            let (end, spent) = match ended {
-                Ended::Said(end, spent) => (end, spent),
-                Ended::Released(spent) => (End::Released, spent),
-                Ended::Stopped(spent) if spent.is_nothing() => return Ok(()),
+            let (end, usage) = match ended {
+                Ended::Said(end, usage) => (end, usage),
+                Ended::Released(usage) => (End::Released, usage),
+                Ended::Stopped(usage) if usage.is_nothing() => return Ok(()),
                 // State refuses the outcome of a run that is over, and counts what it cost.
-                Ended::Stopped(spent) => {
+                Ended::Stopped(usage) => {
                     let error = "the run was stopped".into();
-                    (End::Retry { error, after_ms: None }, spent)
+                    (End::Retry { error, after_ms: None }, usage)
                 }
             };
             let most = self.config.result_bytes_max();
             let end = results::store_large(&self.broker, work, end, most).await;
-            let mut word = running::word(work, &self.name, class, started_at, end, spent);
+            let mut report = execute::report(work, &self.name, class, started_at, end, usage);
             let took_ms = i64::try_from(begun.elapsed().as_millis()).unwrap_or(i64::MAX);
             // The end by the clock that does not jump.
-            word.finished_at = started_at.saturating_add(took_ms);
-            claim::commit(&self.outcomes, word).await
+            report.finished_at = started_at.saturating_add(took_ms);
+            admission::commit(&self.outcomes, report).await
         };
-        if let Err(error) = pull::run_record_ack(delivery, run, record).await {
+        if let Err(error) = consumer::run_record_ack(delivery, run, record).await {
             tracing::error!(job.id = %work.job, error = %error, "outcome not recorded: the run comes again");
         }
         self.let_go(work.job, work.run).await;
@@ -377,7 +383,7 @@ impl Runner {
     /// Says that a run began, and does not wait: its outcome implies it.
     fn say_started(self: &Arc<Self>, work: &mesh::wire::Work, at: i64, told: Arc<SetOnce<()>>) {
         let (job, run, worker) = (work.job, work.run, self.name.as_str().into());
-        let item = Item { id: Uuid::now_v7(), ask: Started { job, run, worker, at } };
+        let item = Item { id: Uuid::now_v7(), command: Started { job, run, worker, at } };
         let json = serde_json::to_vec(&item).expect("ids and numbers are JSON");
         let started = self.started.clone();
         tokio::spawn(async move {
@@ -387,11 +393,13 @@ impl Runner {
         });
     }
 
-    /// Says how far a run is, and does not wait. Its start is told before: of a run that has not
-    /// begun nobody wants to know how far it is.
+    /// Publishes the progress of a run without waiting. The start is published first: state ignores
+    /// the progress of a run that has not started.
     fn say_progress(&self, work: &mesh::wire::Work, progress: job::Json, told: Arc<SetOnce<()>>) {
-        let item =
-            Item { id: Uuid::now_v7(), ask: Progress { job: work.job, run: work.run, progress } };
+        let item = Item {
+            id: Uuid::now_v7(),
+            command: Progress { job: work.job, run: work.run, progress },
+        };
         let json = serde_json::to_vec(&item).expect("ids and JSON are JSON");
         let committer = self.progress.clone();
         tokio::spawn(async move {
@@ -401,9 +409,13 @@ impl Runner {
     }
 
     /// Waits for what runs, hands back what does not end in time.
-    async fn drain(self: &Arc<Self>, mut claims: Claims, mut arrivals: mpsc::Receiver<Arrival>) {
-        tracing::info!(running = self.hands.runs().len(), "draining");
-        self.say_presence().await;
+    async fn drain(
+        self: &Arc<Self>,
+        mut claims: AdmissionGuard,
+        mut arrivals: mpsc::Receiver<Arrival>,
+    ) {
+        tracing::info!(running = self.in_flight.runs().len(), "draining");
+        self.publish_heartbeat().await;
         self.tasks.close();
         let grace = tokio::time::sleep(self.config.grace());
         tokio::pin!(grace);
@@ -430,16 +442,16 @@ impl Runner {
     /// Hands back a run that was not begun.
     async fn hand_back(&self, delivery: Delivery) {
         let (job, run) = (delivery.work.job, delivery.work.run);
-        let end = if delivery.redelivered { End::Reported } else { End::Released };
-        let outcome = claim::outcome(&delivery.work, &self.name, end, delivery.class);
-        if claim::commit(&self.outcomes, outcome).await.is_ok() {
+        let end = if delivery.redelivered { End::Redelivered } else { End::Released };
+        let outcome = admission::outcome(&delivery.work, &self.name, end, delivery.class);
+        if admission::commit(&self.outcomes, outcome).await.is_ok() {
             delivery.ack().await;
         }
         self.let_go(job, run).await;
     }
 
     async fn let_go(&self, job: JobId, run: Run) {
-        if let Some(again) = self.hands.release(job, run) {
+        if let Some(again) = self.in_flight.release(job, run) {
             again.ack().await;
         }
     }
@@ -447,14 +459,14 @@ impl Runner {
     /// Extends the leases of what is in hand, asks which of it is still wanted, and says that
     /// this processor is there.
     async fn keep_leases(self: Arc<Self>, done: CancellationToken) {
-        let mut extend = tokio::time::interval(pull::EXTEND_EVERY);
-        let mut present = tokio::time::interval(presence::PERIOD);
+        let mut extend = tokio::time::interval(consumer::EXTEND_EVERY);
+        let mut present = tokio::time::interval(heartbeat::PERIOD);
         loop {
             tokio::select! {
                 () = done.cancelled() => return,
-                _ = present.tick() => self.say_presence().await,
+                _ = present.tick() => self.publish_heartbeat().await,
                 _ = extend.tick() => {
-                    for lease in self.hands.leases() {
+                    for lease in self.in_flight.leases() {
                         lease.extend().await;
                     }
                     tokio::spawn(self.clone().stop_what_is_not_current());
@@ -464,47 +476,47 @@ impl Runner {
     }
 
     async fn stop_what_is_not_current(self: Arc<Self>) {
-        let runs = self.hands.runs();
+        let runs = self.in_flight.runs();
         if runs.is_empty() {
             return;
         }
-        let question = AskRuns { processor: self.name.clone(), runs };
-        let answer = self.broker.ask(names::ASK_CURRENT, &question, CURRENT_PATIENCE).await;
+        let question = RunsQuery { processor: self.name.clone(), runs };
+        let answer = self.broker.query(names::QUERY_CURRENT, &question, CURRENT_PATIENCE).await;
         // State away: everything goes on, the next extension asks again.
         let stale: RunsAnswer = match answer {
             Ok(answer) => answer,
             Err(error) => return tracing::debug!(error = %error, "current runs not known"),
         };
         for (job, run) in stale.runs {
-            self.hands.stop(job, run);
+            self.in_flight.stop(job, run);
         }
     }
 
-    async fn say_presence(&self) {
-        let said = Presence {
+    async fn publish_heartbeat(&self) {
+        let said = Heartbeat {
             processor: self.name.as_str().into(),
             capacity: self.config.concurrency,
             kinds: self.pullers.kinds().to_vec(),
-            running: self.hands.runs(),
+            running: self.in_flight.runs(),
             draining: self.stop.is_cancelled(),
         };
         let body = serde_json::to_vec(&said).expect("a presence is JSON");
-        // What is not heard now is said again in two seconds.
-        let _ = self.broker.client.publish(names::presence(&self.name), body.into()).await;
+        // A lost heartbeat is followed by another in two seconds.
+        let _ = self.broker.client.publish(names::heartbeat(&self.name), body.into()).await;
     }
 
     /// Listens for runs to stop, and for roll calls.
     async fn listen(self: Arc<Self>, done: CancellationToken) -> anyhow::Result<()> {
         let mut stops = self.broker.client.subscribe(names::CONTROL_CANCEL).await?;
-        let mut calls = self.broker.client.subscribe(names::CONTROL_ROLL_CALL).await?;
+        let mut calls = self.broker.client.subscribe(names::CONTROL_HEARTBEAT_REQUEST).await?;
         loop {
             tokio::select! {
                 () = done.cancelled() => return Ok(()),
                 Some(message) = stops.next() => match serde_json::from_slice::<Stop>(&message.payload) {
-                    Ok(stop) => stop.runs.iter().for_each(|(job, run)| self.hands.stop(*job, *run)),
+                    Ok(stop) => stop.runs.iter().for_each(|(job, run)| self.in_flight.stop(*job, *run)),
                     Err(error) => tracing::warn!(error = %error, "a hint to stop could not be read"),
                 },
-                Some(_) = calls.next() => self.say_presence().await,
+                Some(_) = calls.next() => self.publish_heartbeat().await,
             }
         }
     }

@@ -11,8 +11,8 @@ pub struct Webhooks {
     /// How many deliveries to webhooks this processor makes at once, beside its jobs; 0 for none.
     #[arg(long, env = "JOBMESH_WEBHOOK_CONCURRENCY", default_value_t = 128)]
     pub webhook_concurrency: usize,
-    /// Whether webhooks may be on private networks and on this machine: whoever may set a
-    /// project's webhook can then reach what this processor can.
+    /// True if webhooks may be on private networks and on this machine: the owner of a project's
+    /// webhook can then reach everything that this processor can.
     #[arg(long, env = "JOBMESH_WEBHOOK_PRIVATE")]
     pub webhook_private: bool,
 }
@@ -33,7 +33,7 @@ impl Webhooks {
 /// settings `config`: in slots of their own, so that neither waits for the other.
 ///
 /// # Errors
-/// Where NATS cannot be used at all, or the machine's certificates cannot be read.
+/// If NATS cannot be used at all, or the machine's certificates cannot be read.
 pub async fn deliver(
     config: &Config,
     webhooks: &Webhooks,

@@ -5,15 +5,15 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 use mesh::publish::Writes;
 use service::Nats;
 
-use crate::attic::Attic;
+use crate::spill::SpillStore;
 
 /// Settings of the state service.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Config {
-    /// Where NATS is.
+    /// The address of NATS.
     #[command(flatten)]
     pub nats: Nats,
-    /// Attempts a job may use, where its request names no number.
+    /// The attempts of a job whose request sets no number.
     #[arg(long, env = "JOBMESH_MAX_ATTEMPTS", default_value_t = 3)]
     pub max_attempts: u32,
     /// The wait after a first failed attempt, in ms; each further failure doubles it.
@@ -22,17 +22,17 @@ pub struct Config {
     /// The longest wait between attempts, in ms.
     #[arg(long, env = "JOBMESH_RETRY_CAP_MS", default_value_t = 300_000)]
     pub retry_cap_ms: i64,
-    /// How long a job may be deferred in a row before it fails, in seconds, for projects that set
-    /// nothing else: whoever does its work asked to come back later each time.
+    /// How long a job may be deferred in a row before it fails, in seconds, for projects without a
+    /// setting.
     #[arg(long, env = "JOBMESH_MAX_DEFERRAL_S", default_value_t = 24 * 3_600)]
     pub max_deferral_s: u32,
-    /// Jobs that a project may run at once, where it sets no number; 0 is no limit.
+    /// The most running jobs of a project that sets no number; 0 is no limit.
     #[arg(long, env = "JOBMESH_MAX_CONCURRENCY", default_value_t = 0)]
     pub max_concurrency: u32,
-    /// Runs that a project may start in any 60 s, where it sets no number; 0 is no limit.
+    /// The most runs that a project may start in any 60 s if it sets no number; 0 is no limit.
     #[arg(long, env = "JOBMESH_REQUESTS_PER_MINUTE", default_value_t = 0)]
     pub requests_per_minute: u32,
-    /// Tokens in 60 s beyond which a project starts nothing, where it sets no number; 0 is no
+    /// The tokens in 60 s beyond which a project starts nothing if it sets no number; 0 is no
     /// limit.
     #[arg(long, env = "JOBMESH_TOKENS_PER_MINUTE", default_value_t = 0)]
     pub tokens_per_minute: u64,
@@ -43,7 +43,7 @@ pub struct Config {
     /// The last priority number of class high.
     #[arg(long, env = "JOBMESH_HIGH_MAX", default_value_t = 5)]
     pub high_max: u16,
-    /// The last priority number of class normal; what is above is low.
+    /// The last priority number of class normal; higher numbers are low.
     #[arg(long, env = "JOBMESH_NORMAL_MAX", default_value_t = 10)]
     pub normal_max: u16,
     /// How long an ended job is kept in the bucket, in seconds.
@@ -59,8 +59,7 @@ pub struct Config {
     /// read again when their turn comes, in MB.
     #[arg(long, env = "JOBMESH_JOB_MEMORY_MB", default_value_t = 16)]
     pub job_memory_mb: u32,
-    /// Where those files are: a folder on a disk. The system's folder for temporary files where
-    /// absent.
+    /// A folder on a disk for those files; the system's temporary folder if absent.
     #[arg(long, env = "JOBMESH_SPILL_DIR")]
     pub spill_dir: Option<PathBuf>,
     /// Write bucket and ready work message behind message, not in atomic batches: less work for
@@ -97,7 +96,7 @@ impl Config {
         let dir = self.spill_dir.clone().unwrap_or_else(std::env::temp_dir);
         let budget = self.job_memory_mb as usize * 1_000_000;
         let retention_ms = i64::from(self.retention_s) * 1_000;
-        job::State::new(retention_ms).with_attic(Arc::new(Attic::in_dir(&dir)), budget)
+        job::State::new(retention_ms).with_spill(Arc::new(SpillStore::in_dir(&dir)), budget)
     }
 
     /// The size of COMMANDS, in bytes.

@@ -14,7 +14,7 @@ use mesh::{
     Broker,
     bucket::Fence,
     lease, names, publish,
-    snapshot::Reach,
+    snapshot::SnapshotWatermark,
     stream_reader::{self, StreamReader},
 };
 use tokio::sync::{mpsc, watch};
@@ -23,19 +23,19 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     Config,
     clock::Clock,
-    desk::{Came, Desk, Known},
-    dispatch::{Dispatcher, Sent},
-    fold::BulkReads,
-    lead::Held,
-    project::Written,
-    reconcile::Reading,
-    start::Started,
+    command_processor::BulkReads,
+    dispatcher::{Dispatcher, Sent},
+    election::LeaseHeld,
+    projection::Written,
+    queries::{Incoming, QueryContext, QueryServer},
+    reconciler::Reading,
+    takeover::Started,
 };
 
 /// Messages of COMMANDS folded at once.
-const FOLD_MESSAGES_MAX: usize = 256;
+const COMMAND_MESSAGES_MAX: usize = 256;
 /// Bytes of commands folded at once.
-const FOLD_BYTES_MAX: usize = 8_000_000;
+const COMMAND_BYTES_MAX: usize = 8_000_000;
 /// Questions that are answered at once.
 const ANSWERS_MAX: usize = 256;
 /// How often the loop looks around without a reason.
@@ -48,17 +48,17 @@ pub(crate) enum Done {
     /// A dispatch.
     Dispatched(Sent, Result<publish::Ack, publish::Error>),
     /// What a bulk operation needs.
-    BulkRead(anyhow::Result<job::Facts>),
+    BulkRead(anyhow::Result<job::Lookups>),
     /// A reading of the work streams.
-    Read(Result<Reading, mesh::work::Error>),
+    Read(Result<Reading, mesh::work_queue::Error>),
     /// A snapshot.
-    Snapshot(Reach, Result<(), mesh::snapshot::Error>),
+    Snapshot(SnapshotWatermark, Result<(), mesh::snapshot::Error>),
 }
 
 /// The state service that leads.
 pub(crate) struct Leader<'a> {
-    pub desk: &'a mut Desk,
-    lease: watch::Receiver<Held>,
+    pub queries: &'a mut QueryServer,
+    lease: watch::Receiver<LeaseHeld>,
     clock: Clock,
     pub config: Config,
     pub rules: job::Config,
@@ -78,7 +78,7 @@ pub(crate) struct Leader<'a> {
     pub reading: Option<Reading>,
     pub reading_under_way: bool,
     pub last_reading: Instant,
-    pub reaches: Vec<Reach>,
+    pub reaches: Vec<SnapshotWatermark>,
     pub last_snapshot: Instant,
     /// How long the state took to be written down.
     pub snapshot_took: Duration,
@@ -96,15 +96,15 @@ impl<'a> Leader<'a> {
     pub fn new(
         config: Config,
         broker: Broker,
-        desk: &'a mut Desk,
-        lease: watch::Receiver<Held>,
+        queries: &'a mut QueryServer,
+        lease: watch::Receiver<LeaseHeld>,
         clock: Clock,
         started: Started,
     ) -> Self {
         let (done, finished) = mpsc::channel(16);
         let now = Instant::now();
         Self {
-            desk,
+            queries,
             lease,
             clock,
             rules: config.rules(),
@@ -146,7 +146,7 @@ impl<'a> Leader<'a> {
     /// Leads until `stop` is cancelled, or until somebody else does.
     ///
     /// # Errors
-    /// Where the state in memory can be trusted no more: the caller starts over.
+    /// If the state in memory can no longer be trusted: the caller starts over.
     pub async fn run(mut self, stop: CancellationToken) -> anyhow::Result<()> {
         let following = CancellationToken::new();
         let _following = following.clone().drop_guard();
@@ -158,36 +158,36 @@ impl<'a> Leader<'a> {
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
-            self.kick().await?;
+            self.start_due().await?;
             let timer = self.until_next_timer();
             tokio::select! {
                 () = stop.cancelled() => return self.finish().await,
                 message = commands.recv() => {
                     self.answer_waiting().await;
-                    self.fold_all(message?, &mut commands).await?;
+                    self.process_available(message?, &mut commands).await?;
                 }
                 Some(done) = self.finished.recv() => self.take_in(done)?,
-                came = self.desk.next() => self.answer(came).await,
+                came = self.queries.next() => self.answer(came).await,
                 () = std::future::ready(()), if self.has_slice() => {
                     self.answer_waiting().await;
                     self.run_slices().await?;
                 },
                 _ = connects.changed() => self.reconnected().await?,
                 () = tokio::time::sleep(timer) => {}
-                _ = tick.tick() => self.look_around().await,
+                _ = tick.tick() => self.housekeep().await,
             }
         }
     }
 
     /// Answers a question, if the lease says that this service still leads; notes presence.
-    async fn answer(&mut self, came: Came) {
+    async fn answer(&mut self, came: Incoming) {
         match came {
-            Came::Presence(payload) => self.desk.note_presence(&payload),
-            Came::Question(question) => {
+            Incoming::Heartbeat(payload) => self.queries.note_heartbeat(&payload),
+            Incoming::Question(question) => {
                 let renewed = *self.lease.borrow();
                 let leads = renewed.is_some_and(|at| at.elapsed() < lease::EXPIRES_AFTER);
                 let (state, rules, clock) = (&mut self.state, &self.rules, &self.clock);
-                self.desk.take(question, &mut Known { state, rules, clock, leads }).await;
+                self.queries.take(question, &mut QueryContext { state, rules, clock, leads }).await;
             }
         }
     }
@@ -195,43 +195,43 @@ impl<'a> Leader<'a> {
     /// Answers questions that wait, so that none waits for more than one slice or fold.
     async fn answer_waiting(&mut self) {
         for _ in 0..ANSWERS_MAX {
-            let Some(came) = self.desk.try_next() else { return };
+            let Some(came) = self.queries.try_next() else { return };
             self.answer(came).await;
         }
     }
 
     /// Folds a message and what else is there, bounded in number and bytes.
-    async fn fold_all(
+    async fn process_available(
         &mut self,
         first: stream_reader::Message,
         commands: &mut StreamReader,
     ) -> anyhow::Result<()> {
         let mut bytes = first.payload.len();
         let mut messages = vec![first];
-        while messages.len() < FOLD_MESSAGES_MAX && bytes < FOLD_BYTES_MAX {
+        while messages.len() < COMMAND_MESSAGES_MAX && bytes < COMMAND_BYTES_MAX {
             let Some(message) = commands.try_recv() else { break };
             bytes += message.payload.len();
             messages.push(message);
         }
         self.folded_bytes += bytes as u64;
-        self.fold(messages).await
+        self.process(messages).await
     }
 
     /// Starts whatever may start now.
-    async fn kick(&mut self) -> anyhow::Result<()> {
+    async fn start_due(&mut self) -> anyhow::Result<()> {
         let now = self.now();
         self.state.wake(now);
-        self.fire().await?;
-        self.kick_judgement().await?;
-        self.kick_reading();
-        self.kick_projection()?;
-        self.kick_dispatch();
-        self.kick_snapshot();
+        self.fire_due_schedules().await?;
+        self.start_due_reconciliation().await?;
+        self.start_due_reading();
+        self.start_due_projection()?;
+        self.start_due_dispatch();
+        self.start_due_snapshot();
         Ok(())
     }
 
-    fn kick_dispatch(&mut self) {
-        let capacity = self.desk.roll.capacity(Instant::now());
+    fn start_due_dispatch(&mut self) {
+        let capacity = self.queries.workers.capacity(Instant::now());
         let now = self.now();
         for plan in self.dispatcher.plan(&mut self.state, &self.rules, now, capacity) {
             let (broker, done) = (self.broker.clone(), self.done.clone());
@@ -263,19 +263,20 @@ impl<'a> Leader<'a> {
         Ok(())
     }
 
-    /// The broker was away: deliveries may be forgotten, and presence has to be heard anew.
+    /// The broker was away: it may have forgotten deliveries, and heartbeats must be received
+    /// again.
     async fn reconnected(&mut self) -> anyhow::Result<()> {
         self.settled_since = Instant::now();
         self.dispatcher.suspect();
-        self.broker.client.publish(names::CONTROL_ROLL_CALL, "".into()).await?;
+        self.broker.client.publish(names::CONTROL_HEARTBEAT_REQUEST, "".into()).await?;
         Ok(())
     }
 
-    async fn look_around(&mut self) {
+    async fn housekeep(&mut self) {
         let (state, rules, clock) = (&mut self.state, &self.rules, &self.clock);
-        let mut known = Known { state, rules, clock, leads: true };
-        self.desk.look_again(&mut known).await;
-        if !self.unattended().is_empty() {
+        let mut known = QueryContext { state, rules, clock, leads: true };
+        self.queries.look_again(&mut known).await;
+        if !self.lost_runs().is_empty() {
             self.dispatcher.suspect();
         }
     }
@@ -293,7 +294,7 @@ impl<'a> Leader<'a> {
 
     /// Ends in order: a last snapshot, so that the next start has little to replay.
     async fn finish(&mut self) -> anyhow::Result<()> {
-        // One that is under way must come to its end: what is half written nobody takes away.
+        // A write in progress must finish: nothing deletes a partial snapshot.
         self.hurry.store(true, Ordering::Relaxed);
         while self.snapshotting
             && let Some(done) = self.finished.recv().await

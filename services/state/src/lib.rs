@@ -5,20 +5,20 @@
 //! between any two of these is repaired by starting over, because every effect is repeatable.
 //! The others follow the events, answer questions, and stand by for the lease.
 
-mod attic;
 mod clock;
+mod command_processor;
 mod config;
-mod desk;
-mod dispatch;
-mod fold;
-mod lead;
+mod dispatcher;
+mod election;
+mod event_batch;
+mod follower;
 mod leader;
-mod pack;
-mod project;
-mod reconcile;
-mod retain;
-mod standby;
-mod start;
+mod projection;
+mod queries;
+mod reconciler;
+mod snapshotter;
+mod spill;
+mod takeover;
 
 pub use config::Config;
-pub use lead::run;
+pub use election::run;

@@ -11,19 +11,19 @@ use async_nats::HeaderMap;
 use clap::Parser;
 use futures_util::StreamExt;
 use job::{
-    About, Class, Job, JobId, Json, Kind, Spent, Status,
+    Class, Job, JobId, JobLabels, Json, Kind, Status, Usage,
     command::{Cancel, End, Enqueue, NewJob, Outcome, Started},
     event::{self, Event},
     reply::{Code, Reply},
-    schedule::{IfLive, Schedule, Timed},
+    schedule::{IfLive, Schedule, ScheduleState},
 };
 use mesh::{
     Broker,
     append::Appended,
-    ask::{AskJob, JobAnswer, Seen},
+    heartbeat::Heartbeat,
     names::{self, Verb},
-    presence::Presence,
     publish::Message,
+    query::{JobAnswer, JobQuery, ReadToken},
     topology::{self, Sizes},
     wire::{self, Answered, Item, Stop},
 };
@@ -41,7 +41,7 @@ struct Args {
     config: state::Config,
 }
 
-/// A state service on a thread of its own, as in a process of its own.
+/// A state service on a dedicated thread, like a process.
 struct Service {
     stop: CancellationToken,
     running: std::thread::JoinHandle<anyhow::Result<()>>,
@@ -76,10 +76,10 @@ async fn connect(nats: &Nats) -> anyhow::Result<Broker> {
 }
 
 /// Publishes one command and waits for its reply. `deadline` is in ms since 1970.
-async fn ask<T: Serialize>(
+async fn request<T: Serialize>(
     broker: &Broker,
     verb: Verb,
-    ask: T,
+    command: T,
     deadline: i64,
 ) -> anyhow::Result<Reply> {
     let inbox = broker.client.new_inbox();
@@ -87,7 +87,7 @@ async fn ask<T: Serialize>(
     let mut headers = HeaderMap::new();
     headers.insert(names::REPLY, inbox.as_str());
     headers.insert(names::DEADLINE, deadline.to_string());
-    let item = Item { id: Uuid::now_v7(), ask };
+    let item = Item { id: Uuid::now_v7(), command };
     let payload = serde_json::to_vec(&[&item])?.into();
     broker.publish(Message { subject: verb.subject(), headers, payload }).await?;
     let reply = tokio::time::timeout(PATIENCE, replies.next()).await?.unwrap();
@@ -98,7 +98,7 @@ async fn ask<T: Serialize>(
 
 /// Publishes what no reply follows.
 async fn say<T: Serialize>(broker: &Broker, verb: Verb, word: T) -> anyhow::Result<()> {
-    let payload = serde_json::to_vec(&[Item { id: Uuid::now_v7(), ask: word }])?.into();
+    let payload = serde_json::to_vec(&[Item { id: Uuid::now_v7(), command: word }])?.into();
     broker.publish(Message { subject: verb.subject(), headers: HeaderMap::new(), payload }).await?;
     Ok(())
 }
@@ -117,16 +117,16 @@ fn one(job: u128) -> Enqueue {
     }
 }
 
-/// The word that run 1 of a job is done.
+/// The report that run 1 of a job is done.
 fn done(job: &Job) -> Outcome {
     Outcome {
         job: job.id,
         run: 1,
         worker: "tester".into(),
-        about: About { attempt: 1, ..About::job(job) },
+        labels: JobLabels { attempt: 1, ..JobLabels::job(job) },
         started_at: Some(service::now_ms()),
         finished_at: service::now_ms(),
-        spent: Spent::default(),
+        usage: Usage::default(),
         end: End::Done { result: None, stored: None },
     }
 }
@@ -136,11 +136,11 @@ fn in_a_while() -> i64 {
 }
 
 async fn look_up(broker: &Broker, job: u128) -> anyhow::Result<Option<Job>> {
-    let question = AskJob { job: JobId::from_u128(job) };
+    let question = JobQuery { job: JobId::from_u128(job) };
     let begun = Instant::now();
     loop {
         match broker
-            .ask_state::<_, JobAnswer>(names::ASK_JOB, &question, &Seen::default(), PATIENCE)
+            .ask_state::<_, JobAnswer>(names::QUERY_JOB, &question, &ReadToken::default(), PATIENCE)
             .await
         {
             Ok(answer) => return Ok(answer.job),
@@ -152,7 +152,7 @@ async fn look_up(broker: &Broker, job: u128) -> anyhow::Result<Option<Job>> {
 /// Says that a processor with one slot is there, until the stream of its class has work.
 async fn until_dispatched(broker: &Broker) -> anyhow::Result<()> {
     let begun = Instant::now();
-    let presence = Presence {
+    let heartbeat = Heartbeat {
         processor: "tester".into(),
         capacity: 1,
         kinds: Kind::ALL.to_vec(),
@@ -161,8 +161,8 @@ async fn until_dispatched(broker: &Broker) -> anyhow::Result<()> {
     };
     while broker.list_work(Class::Normal).await?.is_empty() {
         anyhow::ensure!(begun.elapsed() < PATIENCE, "nothing was dispatched");
-        let said = serde_json::to_vec(&presence)?;
-        broker.client.publish(names::presence("tester"), said.into()).await?;
+        let said = serde_json::to_vec(&heartbeat)?;
+        broker.client.publish(names::heartbeat("tester"), said.into()).await?;
     }
     Ok(())
 }
@@ -173,17 +173,17 @@ async fn a_command_that_comes_after_its_deadline_is_refused() -> anyhow::Result<
     let nats = Nats::start()?;
     let broker = connect(&nats).await?;
     let service = Service::start(&nats.url());
-    let late = ask(&broker, Verb::Enqueue, one(1), service::now_ms() - 1).await?;
+    let late = request(&broker, Verb::Enqueue, one(1), service::now_ms() - 1).await?;
     assert!(matches!(late, Reply::Refused { code: Code::Expired, .. }), "{late:?}");
     assert_eq!(look_up(&broker, 1).await?, None);
-    let in_time = ask(&broker, Verb::Enqueue, one(2), in_a_while()).await?;
+    let in_time = request(&broker, Verb::Enqueue, one(2), in_a_while()).await?;
     assert_eq!(in_time, Reply::Enqueued { canceled: 0 });
     assert_eq!(look_up(&broker, 2).await?.map(|job| job.status), Some(Status::Queued));
     service.stop().await
 }
 
-/// Hazard 9: processors are told of cancelled work that nobody has begun, and whoever begins it
-/// nevertheless is told again.
+/// Hazard 9: processors are notified of canceled runs that have not started, and a processor that
+/// starts one nevertheless is notified again.
 #[tokio::test(flavor = "multi_thread")]
 async fn canceled_work_in_a_stream_is_hinted_at_and_again_when_it_is_begun() -> anyhow::Result<()> {
     let nats = Nats::start()?;
@@ -191,10 +191,10 @@ async fn canceled_work_in_a_stream_is_hinted_at_and_again_when_it_is_begun() -> 
     let service = Service::start(&nats.url());
     let mut hints = broker.client.subscribe(names::CONTROL_CANCEL).await?;
     broker.client.flush().await?;
-    ask(&broker, Verb::Enqueue, one(1), in_a_while()).await?;
+    request(&broker, Verb::Enqueue, one(1), in_a_while()).await?;
     until_dispatched(&broker).await?;
     let cancel = Cancel { project: "p".into(), batches: None, idempotency: None };
-    let canceled = ask(&broker, Verb::Cancel, cancel, in_a_while()).await?;
+    let canceled = request(&broker, Verb::Cancel, cancel, in_a_while()).await?;
     assert_eq!(canceled, Reply::Canceled { jobs: 1, batches: 1 });
     let job = JobId::from_u128(1);
     let hint = tokio::time::timeout(PATIENCE, hints.next()).await?.unwrap();
@@ -213,7 +213,7 @@ async fn the_outcome_of_a_run_that_an_earlier_leader_dispatched_is_accepted() ->
     let nats = Nats::start()?;
     let broker = connect(&nats).await?;
     let first = Service::start(&nats.url());
-    ask(&broker, Verb::Enqueue, one(1), in_a_while()).await?;
+    request(&broker, Verb::Enqueue, one(1), in_a_while()).await?;
     until_dispatched(&broker).await?;
     first.stop().await?;
     let second = Service::start(&nats.url());
@@ -233,14 +233,14 @@ async fn the_outcome_of_a_run_that_an_earlier_leader_dispatched_is_accepted() ->
     second.stop().await
 }
 
-/// Hazard 2: a run that is in no stream may have ended, its outcome being on the way. Who comes
-/// to lead folds up to what was there when it looked, and only then judges.
+/// Hazard 2: a run that is in no stream may have ended, with its outcome on the way. A new leader
+/// processes the commands up to the end that it found, and only then reconciles.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_run_whose_outcome_is_on_the_way_is_not_dispatched_again() -> anyhow::Result<()> {
     let mut nats = Nats::start()?;
     let broker = connect(&nats).await?;
     let first = Service::start(&nats.url());
-    ask(&broker, Verb::Enqueue, one(1), in_a_while()).await?;
+    request(&broker, Verb::Enqueue, one(1), in_a_while()).await?;
     until_dispatched(&broker).await?;
     let job = look_up(&broker, 1).await?.unwrap();
     first.stop().await?;
@@ -260,7 +260,7 @@ async fn a_run_whose_outcome_is_on_the_way_is_not_dispatched_again() -> anyhow::
     nats.kill_and_restart()?;
     let last = broker.last_sequence(names::work_stream(Class::Normal)).await?;
     let second = Service::start(&nats.url());
-    ask(&broker, Verb::Enqueue, one(2), in_a_while()).await?;
+    request(&broker, Verb::Enqueue, one(2), in_a_while()).await?;
     until_dispatched(&broker).await?;
     let work = broker.list_work(Class::Normal).await?;
     assert_eq!(work.into_iter().collect::<Vec<_>>(), [(JobId::from_u128(2), 1)]);
@@ -288,7 +288,7 @@ async fn a_takeover_writes_what_the_leader_before_it_left_behind() -> anyhow::Re
         run_at: None,
         data: Json::default(),
     }));
-    let events = vec![Event::Led { term: 1, leader: "gone".into() }, enqueued];
+    let events = vec![Event::LeaderElected { term: 1, leader: "gone".into() }, enqueued];
     let batch = event::Batch { at: service::now_ms(), commands: Vec::new(), events };
     let appended = broker.append(0, 0, serde_json::to_vec(&batch)?.into()).await?;
     assert_eq!(appended, Appended::At(1));
@@ -307,7 +307,7 @@ async fn a_live_job_reaches_the_bucket_late() -> anyhow::Result<()> {
     let nats = Nats::start()?;
     let broker = connect(&nats).await?;
     let service = Service::start(&nats.url());
-    ask(&broker, Verb::Enqueue, one(1), in_a_while()).await?;
+    request(&broker, Verb::Enqueue, one(1), in_a_while()).await?;
     let begun = Instant::now();
     while broker.read_job(JobId::from_u128(1)).await?.is_none() {
         assert!(begun.elapsed() < PATIENCE, "the bucket never has the job");
@@ -319,7 +319,7 @@ async fn a_live_job_reaches_the_bucket_late() -> anyhow::Result<()> {
     let enqueued = enqueued.get_last_raw_message_by_subject(names::EVENT_SUBJECT).await?;
     let waited = written.time - enqueued.time;
     assert!(waited.as_seconds_f64() > 1.9, "it was written after {waited}");
-    ask(&broker, Verb::Enqueue, one(2), in_a_while()).await?;
+    request(&broker, Verb::Enqueue, one(2), in_a_while()).await?;
     service.stop().await?;
     assert!(broker.read_job(JobId::from_u128(2)).await?.is_some());
     Ok(())
@@ -341,7 +341,7 @@ async fn commands_are_cut_below_the_older_snapshot_and_a_start_needs_no_more() -
         let batch = format!("b{enqueued}").into();
         let mut command = one(enqueued);
         command.jobs[0].batch = batch;
-        ask(&broker, Verb::Enqueue, command, in_a_while()).await?;
+        request(&broker, Verb::Enqueue, command, in_a_while()).await?;
         let state = broker.js.get_stream(names::COMMANDS).await?.cached_info().state.clone();
         if state.first_sequence > 1 {
             break state.first_sequence;
@@ -378,10 +378,11 @@ async fn a_missed_time_of_a_schedule_fires_once_with_three_replicas() -> anyhow:
     };
     let long_ago = schedule.next_after(now - 5 * 3_600_000)?;
     let last = schedule.last_until(now)?;
-    let timed = Timed { schedule, next_at: Some(long_ago), last_at: None, last_job_id: None };
+    let timed =
+        ScheduleState { schedule, next_at: Some(long_ago), last_at: None, last_job_id: None };
     let (project, name) = ("p".into(), "hourly".into());
     let set = Event::ScheduleSet { project, name, schedule: Box::new(timed) };
-    let events = vec![Event::Led { term: 1, leader: "gone".into() }, set];
+    let events = vec![Event::LeaderElected { term: 1, leader: "gone".into() }, set];
     let batch = event::Batch { at: now, commands: Vec::new(), events };
     broker.append(0, 0, serde_json::to_vec(&batch)?.into()).await?;
     let services = [(); 3].map(|()| Service::start(&nats.url()));
@@ -392,7 +393,7 @@ async fn a_missed_time_of_a_schedule_fires_once_with_three_replicas() -> anyhow:
             let message = events.get_raw_message(sequence).await?;
             let (_, batch) = wire::events(sequence, Some(&message.headers), &message.payload)?;
             fired.extend(batch.events.iter().filter_map(|event| match event {
-                Event::Fired { at, job, .. } => Some((*at, job.is_some())),
+                Event::ScheduleFired { at, job, .. } => Some((*at, job.is_some())),
                 _ => None,
             }));
         }
@@ -410,8 +411,8 @@ async fn a_missed_time_of_a_schedule_fires_once_with_three_replicas() -> anyhow:
     Ok(())
 }
 
-/// A bucket that is full makes status fall behind, and nothing else: who leads goes on leading,
-/// and writes what is missing once there is room.
+/// A full bucket delays the projection, and nothing else: the leader goes on, and writes the
+/// missing keys once there is room.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_bucket_stops_nobody_and_is_caught_up_with() -> anyhow::Result<()> {
     let nats = Nats::start()?;
@@ -423,12 +424,12 @@ async fn a_full_bucket_stops_nobody_and_is_caught_up_with() -> anyhow::Result<()
         let mut command = one(job);
         command.jobs[0].batch = format!("b{job}").into();
         assert_eq!(
-            ask(&broker, Verb::Enqueue, command, in_a_while()).await?,
+            request(&broker, Verb::Enqueue, command, in_a_while()).await?,
             Reply::Enqueued { canceled: 0 }
         );
     }
     let cancel = Cancel { project: "p".into(), batches: None, idempotency: None };
-    ask(&broker, Verb::Cancel, cancel, in_a_while()).await?;
+    request(&broker, Verb::Cancel, cancel, in_a_while()).await?;
     let mut in_memory = 0;
     for job in 1..=count {
         in_memory += u32::from(look_up(&broker, job).await?.is_some());
@@ -449,7 +450,11 @@ async fn a_full_bucket_stops_nobody_and_is_caught_up_with() -> anyhow::Result<()
     for sequence in 1..=broker.last_sequence(names::EVENTS).await? {
         let message = events.get_raw_message(sequence).await?;
         let (_, batch) = wire::events(sequence, Some(&message.headers), &message.payload)?;
-        terms += batch.events.iter().filter(|event| matches!(event, Event::Led { .. })).count();
+        terms += batch
+            .events
+            .iter()
+            .filter(|event| matches!(event, Event::LeaderElected { .. }))
+            .count();
     }
     assert_eq!(terms, 1, "somebody else had to lead");
     service.stop().await
@@ -467,8 +472,8 @@ async fn full_events_are_cut_and_led_again() -> anyhow::Result<()> {
         let mut command = one(job);
         command.jobs[0].batch = format!("b{job}").into();
         command.jobs[0].data = Json::of(&BTreeMap::from([("text", "x".repeat(1_000))]))?;
-        let asked = ask(&broker, Verb::Enqueue, command, in_a_while());
-        // Who leads when it is full cannot reply.
+        let asked = request(&broker, Verb::Enqueue, command, in_a_while());
+        // A leader with a full bucket cannot reply.
         let _ = tokio::time::timeout(Duration::from_secs(1), asked).await;
     }
     for job in 1..=100 {

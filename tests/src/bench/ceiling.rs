@@ -1,5 +1,5 @@
-//! What the broker can do at the most: bare loops that move the messages and bytes of so many jobs
-//! through streams of the same settings, in as large groups, and do nothing else.
+//! The broker's limit: bare loops that move the messages and bytes of the same number of jobs
+//! through streams with the same settings, in groups of the same size, and do nothing else.
 
 use std::{
     sync::Arc,
@@ -102,7 +102,8 @@ impl Gauge {
         for (stream, moved) in moved.iter_mut().enumerate() {
             let (before, after) = (&self.before[stream], &after[stream]);
             moved.messages = after.last_sequence - before.last_sequence;
-            // What was replaced or purged is not seen: then all that is there tells of the size.
+            // Replaced and purged messages are not visible: the size is estimated from the
+            // remaining ones.
             let grown = before.first_sequence == after.first_sequence
                 && after.messages - before.messages == moved.messages;
             moved.bytes_each = match (stream, grown) {
@@ -181,7 +182,7 @@ struct Loops {
     drain: Option<Traffic>,
 }
 
-/// Jobs whose status is to be written: how many, and whether they have ended.
+/// Jobs whose status must be written: how many, and whether they are terminal.
 type Status = (usize, bool);
 
 impl Loops {
@@ -243,7 +244,7 @@ impl Loops {
             }
             let mut left = if self.drain.is_some() { self.jobs } else { 0 };
             while left > 0 {
-                let jobs: usize = ends.recv().await.context("the bucket is written no more")?;
+                let jobs: usize = ends.recv().await.context("the bucket is no longer written")?;
                 left = left.saturating_sub(jobs);
             }
             anyhow::Ok(begun.elapsed())
@@ -270,10 +271,10 @@ impl Loops {
             while let Some(command) = commands.try_next().await? {
                 let is_end = command.subject.as_str() == "bare.cmd.outcome";
                 let traffic = if is_end { &drain } else { &enqueue };
-                let traffic = traffic.as_ref().context("what comes was asked for")?;
+                let traffic = traffic.as_ref().context("only requested messages arrive")?;
                 let jobs = if is_end { traffic.group() } else { REQUEST_JOBS };
                 js.publish("bare.evt", traffic.part(1, jobs)).await?.await?;
-                // Of a live job the bucket is told late, if at all; of its end always.
+                // Active jobs reach the bucket late, if at all; terminal ones always.
                 let writes = if is_end { jobs } else { traffic.messages(2, jobs) };
                 written.send((writes, is_end))?;
                 if let Some(caller) = command.subject.strip_prefix("bare.cmd.enqueue.") {
@@ -327,7 +328,7 @@ impl Loops {
         }
     }
 
-    /// Takes work, says in groups that it has ended, then acks it.
+    /// Takes work, reports ends in groups, then acks it.
     fn process(
         &self,
         js: jetstream::Context,

@@ -12,7 +12,7 @@ use tokio::{
 
 use super::DATA_BYTES;
 
-/// Where the edge is. Cheap to clone.
+/// The address of the edge. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Client {
     address: String,
@@ -161,7 +161,7 @@ impl Connection {
         Ok(self.stream.flush().await?)
     }
 
-    /// The status, and the length of the body where it is said.
+    /// The status, and the length of the body if it is given.
     async fn read_head(&mut self) -> anyhow::Result<(u16, Option<usize>)> {
         let mut line = String::new();
         self.stream.read_line(&mut line).await?;

@@ -21,7 +21,7 @@ pub struct Drained {
     pub usage: [Vec<Usage>; 2],
 }
 
-/// Starts a processor and waits until it has run `jobs`, which are all. Each must have ended once.
+/// Starts a processor and waits until it has run all `jobs`. Each must have ended once.
 pub async fn all(mesh: &Mesh, jobs: usize) -> anyhow::Result<Drained> {
     let before = mesh.client().count(None, "completed").await?;
     let drained = some(mesh, jobs).await?;

@@ -89,7 +89,7 @@ pub async fn singles(
     Ok((rate, Latencies::of(times)))
 }
 
-/// Enqueues jobs one by one, one every so often.
+/// Enqueues jobs one by one, one per interval.
 pub async fn steadily(
     client: &Client,
     project: &str,
@@ -109,7 +109,7 @@ pub async fn steadily(
     Ok(())
 }
 
-/// Asks for `paths` in turn, one every so often, for a while: how long each answer took, by path.
+/// Requests `paths` in turn, one per interval, for a while; returns the latencies by path.
 pub async fn ask(
     client: &Client,
     paths: &[String],
@@ -159,8 +159,7 @@ pub async fn enqueue_while<T>(
     Ok((done, Latencies::of(times)))
 }
 
-/// Follows each of these batches of a project until its job has completed; ends when all have
-/// heard of it.
+/// Follows each of these batches of a project until its job has completed; returns when all have.
 pub async fn hear_all(
     client: &Client,
     project: &str,
@@ -200,7 +199,7 @@ impl Followers {
             let followed = runtime.map_err(anyhow::Error::from).and_then(|runtime| {
                 runtime.block_on(async {
                     let mut following = follow_all(&client, &path, count).await?;
-                    // Whoever started them may be gone: then nobody waits.
+                    // The caller may have stopped waiting.
                     let _ = said.send(());
                     tokio::select! {
                         _ = stopped => Ok(()),

@@ -21,7 +21,7 @@ const END_WITHIN: Duration = Duration::from_secs(60);
 /// How long the services must be nearly idle to count as at rest.
 const QUIET: Duration = Duration::from_millis(500);
 
-/// When what was acked is on disk.
+/// When acked messages are on disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Durability {
     /// At most a second later.
@@ -50,7 +50,7 @@ pub struct Mesh {
 /// A running processor, killed when it is dropped.
 pub struct Processor(Child);
 
-/// What a process has taken so far.
+/// The resources that a process has used so far.
 #[derive(Clone, Debug, Default)]
 pub struct Usage {
     /// Its name.
@@ -96,7 +96,7 @@ impl Mesh {
         &self.client
     }
 
-    /// Where its broker is.
+    /// The address of its broker.
     pub fn nats_url(&self) -> &str {
         &self.nats_url
     }
@@ -158,7 +158,7 @@ impl Mesh {
         Ok(command.spawn()?)
     }
 
-    /// Checks that each job of a project that was accepted has ended once, and that none ran twice.
+    /// Checks that each accepted job of a project ended once, and that none ran twice.
     pub async fn check_once(&self, project: &str, jobs: u64) -> anyhow::Result<()> {
         let begun = Instant::now();
         while self.client.rows_of(project).await? < jobs {
@@ -187,8 +187,8 @@ impl Mesh {
         send(*id, libc::SIGKILL)
     }
 
-    /// What each service, and a processor beside them, has taken so far; the last is this program,
-    /// which asks them.
+    /// The resources that each service and a processor have used so far; the last entry is this
+    /// program, the client.
     pub fn usage(&self, processor: Option<&Processor>) -> anyhow::Result<Vec<Usage>> {
         let mut processes = self.children()?;
         processes.extend(processor.map(|processor| ("processor".to_owned(), processor.0.id())));
@@ -196,7 +196,7 @@ impl Mesh {
         processes.into_iter().map(|(name, id)| usage(name, id)).collect()
     }
 
-    /// The processor time that each service has taken so far, to the microsecond.
+    /// The processor time of each service so far, to the microsecond.
     pub fn cpu_times(&self) -> anyhow::Result<BTreeMap<String, Duration>> {
         let children = self.children()?;
         children.into_iter().map(|(name, id)| Ok((name, cpu_time(id)?))).collect()
@@ -276,7 +276,7 @@ impl Mesh {
 fn cpu_time(id: u32) -> anyhow::Result<Duration> {
     let mut sum = Duration::ZERO;
     for thread in fs::read_dir(format!("/proc/{id}/task"))?.flatten() {
-        // A thread may have ended since.
+        // A thread may have exited since.
         let stat = fs::read_to_string(thread.path().join("schedstat")).unwrap_or_default();
         let ns = stat.split_whitespace().next().and_then(|ns| ns.parse().ok());
         sum += Duration::from_nanos(ns.unwrap_or_default());

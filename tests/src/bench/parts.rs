@@ -17,7 +17,7 @@ use super::{
 /// How often a job is enqueued while answers are timed, and how often one is asked for.
 const UNDER_LOAD_EVERY: Duration = Duration::from_millis(5);
 
-/// A drain while many follow it, each its own batch; all must hear of its end.
+/// A drain while many clients follow it, each its own batch; all must receive its end.
 pub async fn followed(mesh: &Mesh, report: &mut Report) -> anyhow::Result<()> {
     let client = mesh.client();
     client.set("followed", json!({ "paused": true })).await?;
@@ -26,7 +26,7 @@ pub async fn followed(mesh: &Mesh, report: &mut Report) -> anyhow::Result<()> {
         let body = json!({ "projectId": "followed", "batchIds": batches });
         client.post("/api/queue/enqueue", &body).await?;
     }
-    // Every tenth, so that they are heard of from the first to the last.
+    // Every tenth, so that they are spread over the drain.
     let every = PART_JOBS / BATCH_FOLLOWERS;
     let batches = (0..PART_JOBS).step_by(every);
     let batches = batches.map(|n| format!("{}-{}", n / REQUEST_JOBS, n % REQUEST_JOBS));
@@ -37,7 +37,7 @@ pub async fn followed(mesh: &Mesh, report: &mut Report) -> anyhow::Result<()> {
     while let Some(heard) = hearing.join_next().await {
         heard??;
     }
-    let what = format!("drain, {BATCH_FOLLOWERS} follow a batch each and hear of its end");
+    let what = format!("drain, {BATCH_FOLLOWERS} follow a batch each and receive its end");
     report.rate_goal(&what, drained.rate, Goal::AtLeast(2_000.0));
     Ok(())
 }

@@ -15,7 +15,7 @@ use tempfile::TempDir;
 
 use super::{PICKUP_EVERY, PICKUP_JOBS, load::Latencies, mesh::Durability};
 
-/// Where the programs are.
+/// The folder of the programs.
 const PEERS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/peers");
 const FILES: [&str; 6] =
     ["package.json", "package-lock.json", ".npmrc", "common.mjs", "bullmq.mjs", "graphile.mjs"];
@@ -37,7 +37,7 @@ pub struct Peer {
 }
 
 impl Peer {
-    /// Jobs a second, where they are enqueued in bulk and then drained.
+    /// Jobs per second, enqueued in bulk and then drained.
     pub fn life(&self) -> f64 {
         1.0 / (1.0 / self.add_bulk + 1.0 / self.drain)
     }
@@ -85,7 +85,7 @@ impl Peers {
         Ok(Some(Self { dir }))
     }
 
-    /// BullMQ on a Redis of its own; `None` where there is no `redis-server`.
+    /// BullMQ on its own Redis; `None` if there is no `redis-server`.
     pub fn bullmq(&self, how: Durability, jobs: usize) -> anyhow::Result<Option<Peer>> {
         if version("redis-server").is_none() {
             return Ok(None);
@@ -103,7 +103,7 @@ impl Peers {
         self.measure("bullmq.mjs", port, jobs).map(Some)
     }
 
-    /// graphile-worker on a PostgreSQL of its own; `None` where there is none.
+    /// graphile-worker on its own PostgreSQL; `None` if there is none.
     pub fn graphile(&self, how: Durability, jobs: usize) -> anyhow::Result<Option<Peer>> {
         let Some(programs) = postgres() else { return Ok(None) };
         let (port, data) = (fetch::free_port()?, TempDir::new()?);
@@ -179,7 +179,7 @@ impl Peers {
     }
 }
 
-/// The first line of what a program says of its version; `None` where it is missing.
+/// The first line of a program's version output; `None` if the program is missing.
 fn version(program: impl AsRef<std::ffi::OsStr>) -> Option<String> {
     let output = Command::new(program).arg("--version").output().ok()?;
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -188,7 +188,7 @@ fn version(program: impl AsRef<std::ffi::OsStr>) -> Option<String> {
     Some(short.to_owned())
 }
 
-/// Where PostgreSQL's programs are: on the path, or where Debian puts them.
+/// The folder of PostgreSQL's programs: on the path, or Debian's.
 fn postgres() -> Option<PathBuf> {
     let debian = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
     let debian = debian.map(|version| version.path().join("bin"));

@@ -23,7 +23,7 @@ struct Stamp;
 impl Handler for Stamp {
     async fn handle(&self, work: Arc<Work>, _: processor::Context) -> Outcome {
         println!("{} {}", work.job, now_ns());
-        Outcome::Done { result: None, spent: processor::Spent::default() }
+        Outcome::Done { result: None, usage: processor::Usage::default() }
     }
 }
 

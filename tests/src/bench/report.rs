@@ -35,15 +35,15 @@ struct Row {
 #[derive(Default)]
 pub struct Report {
     section: &'static str,
-    about: Vec<(String, String)>,
+    labels: Vec<(String, String)>,
     rows: Vec<Row>,
     missing: Vec<String>,
 }
 
 impl Report {
     /// What all of it was measured with.
-    pub fn about(&mut self, what: &str, text: impl Into<String>) {
-        self.about.push((what.to_owned(), text.into()));
+    pub fn labels(&mut self, what: &str, text: impl Into<String>) {
+        self.labels.push((what.to_owned(), text.into()));
     }
 
     /// Begins a section.
@@ -130,8 +130,8 @@ impl Report {
 
     /// The rows as JSON.
     pub fn json(&self) -> Value {
-        let about: serde_json::Map<String, Value> =
-            self.about.iter().map(|(what, text)| (what.clone(), json!(text))).collect();
+        let labels: serde_json::Map<String, Value> =
+            self.labels.iter().map(|(what, text)| (what.clone(), json!(text))).collect();
         let rows = self.rows.iter().map(|row| {
             let mut json = json!({
                 "section": row.section, "what": row.what, "value": row.value, "unit": row.unit,
@@ -145,14 +145,14 @@ impl Report {
             }
             json
         });
-        json!({ "about": about, "rows": rows.collect::<Vec<_>>(), "missing": self.missing })
+        json!({ "about": labels, "rows": rows.collect::<Vec<_>>(), "missing": self.missing })
     }
 
     /// What it was made on, what has a goal, then all of it by section.
     pub fn markdown(&self) -> String {
         let mut text = String::new();
         // Writing to a string cannot fail, here and below.
-        for (what, said) in &self.about {
+        for (what, said) in &self.labels {
             let _ = writeln!(text, "- {what}: {said}");
         }
         for missing in &self.missing {

@@ -9,7 +9,7 @@ use super::{
     result_too_large, shorten, usage,
 };
 use crate::{
-    About, Backoff, Id, Json,
+    Backoff, Id, JobLabels, Json,
     command::{
         Cancel, Command, End, Enqueue, Outcome, Progress, Project, Retry, SetSchedule, Started,
     },
@@ -142,10 +142,10 @@ fn progress(mut report: Progress) -> Progress {
 
 fn outcome(mut report: Outcome) -> Outcome {
     shorten(&mut report.worker, ID_BYTES_MAX);
-    labels(&mut report.about);
+    labels(&mut report.labels);
     report.started_at = report.started_at.map(worker_time);
     report.finished_at = worker_time(report.finished_at);
-    usage(&mut report.spent);
+    usage(&mut report.usage);
     match &mut report.end {
         End::Done { result, .. } => {
             if let Some(result) = result.as_ref().map(Json::get)
@@ -161,12 +161,12 @@ fn outcome(mut report: Outcome) -> Outcome {
             *after_ms = after_ms.map(|ms| ms.clamp(0, LATER_MS_MAX));
         }
         End::Reject { error } => error_text(error),
-        End::Released | End::Reported => {}
+        End::Released | End::Redelivered => {}
     }
     report
 }
 
-fn labels(labels: &mut About) {
+fn labels(labels: &mut JobLabels) {
     shorten(&mut labels.project, ID_BYTES_MAX);
     shorten(&mut labels.batch, ID_BYTES_MAX);
     labels.attempt = labels.attempt.min(ATTEMPTS_MAX);
@@ -204,14 +204,14 @@ impl Backoff {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Class, JobId, Kind, Spent, command::NewJob};
+    use crate::{Class, JobId, Kind, Usage, command::NewJob};
 
     fn report(end: End) -> Outcome {
         Outcome {
             job: JobId::from_u128(1),
             run: 1,
             worker: "w".repeat(1_000).into(),
-            about: About {
+            labels: JobLabels {
                 project: "p".repeat(1_000).into(),
                 batch: "b".into(),
                 kind: Kind::ProcessBatch,
@@ -221,7 +221,7 @@ mod tests {
             },
             started_at: Some(i64::MIN),
             finished_at: i64::MAX,
-            spent: Spent {
+            usage: Usage {
                 input_tokens: u64::MAX,
                 output_tokens: u64::MAX,
                 images: u64::MAX,

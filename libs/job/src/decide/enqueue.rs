@@ -1,8 +1,8 @@
-//! Enqueue and redo: new jobs, in the place of the live ones of their batches.
+//! Enqueue and redo: new jobs, which supersede the active jobs of their batches.
 
 use std::collections::HashSet;
 
-use super::{Decision, Facts, Need, canceled, record};
+use super::{Decision, Lookups, Missing, canceled, record};
 use crate::{
     Config, JobId, State,
     command::Enqueue,
@@ -15,52 +15,57 @@ impl State {
     pub(super) fn decide_enqueue(
         &self,
         config: &Config,
-        facts: &Facts,
+        lookups: &Lookups,
         now: Millis,
-        ask: &Enqueue,
-    ) -> Result<Decision, Need> {
-        if let Some(decision) = self.answered(facts, ask.idempotency)? {
+        request: &Enqueue,
+    ) -> Result<Decision, Missing> {
+        if let Some(decision) = self.answered(lookups, request.idempotency)? {
             return Ok(decision);
         }
         // An answer goes before the jobs do, where those took long to end: the ids tell.
-        if let (Some(_), [first, .., last] | [first @ last]) = (ask.idempotency, &*ask.jobs)
+        if let (Some(_), [first, .., last] | [first @ last]) = (request.idempotency, &*request.jobs)
             && self.partial().is_none()
-            && self.look_up(facts, first.id)?.is_some()
+            && self.look_up(lookups, first.id)?.is_some()
         {
-            return Ok(match self.look_up(facts, last.id)? {
+            return Ok(match self.look_up(lookups, last.id)? {
                 Some(_) => Decision::reply(Reply::Enqueued { canceled: 0 }),
                 None => Decision::key_reused(),
             });
         }
         // The first events of a command that was cut short by a crash are known already.
-        let before = self.known.partial.unwrap_or_default().jobs;
-        let events = self.enqueue_events(config, now, ask);
+        let before = self.persisted.partial.unwrap_or_default().jobs;
+        let events = self.enqueue_events(config, now, request);
         let is_end = |event: &&Event| matches!(event, Event::Ended(_));
         let canceled = before + events.iter().filter(is_end).count() as u64;
         let reply = Reply::Enqueued { canceled };
         let mut decision = Decision { events, reply, stale: Vec::new() };
-        record(&mut decision, ask.idempotency, now);
+        record(&mut decision, request.idempotency, now);
         Ok(decision)
     }
 
     /// The events that cancel live jobs and make new ones.
-    pub(super) fn enqueue_events(&self, config: &Config, now: Millis, ask: &Enqueue) -> Vec<Event> {
-        let mut events = if ask.supersede { self.supersede(ask) } else { Vec::new() };
-        let max_attempts = self.settings(&ask.project).max_attempts;
+    pub(super) fn enqueue_events(
+        &self,
+        config: &Config,
+        now: Millis,
+        request: &Enqueue,
+    ) -> Vec<Event> {
+        let mut events = if request.supersede { self.supersede(request) } else { Vec::new() };
+        let max_attempts = self.settings(&request.project).max_attempts;
         let max_attempts = max_attempts.unwrap_or(config.max_attempts);
-        let class = config.bands.class(ask.priority);
-        for new in ask.jobs.iter().filter(|new| !self.has(new.id)) {
+        let class = config.bands.class(request.priority);
+        for new in request.jobs.iter().filter(|new| !self.has(new.id)) {
             events.push(Event::Enqueued(Box::new(Enqueued {
                 job: new.id,
-                project: ask.project.clone(),
+                project: request.project.clone(),
                 batch: new.batch.clone(),
-                kind: ask.kind,
-                priority: ask.priority,
+                kind: request.kind,
+                priority: request.priority,
                 class,
-                max_attempts: ask.max_attempts.unwrap_or(max_attempts),
-                own_attempts: ask.max_attempts.is_some(),
-                retry: ask.retry,
-                run_at: ask.run_at.filter(|at| *at > now),
+                max_attempts: request.max_attempts.unwrap_or(max_attempts),
+                own_attempts: request.max_attempts.is_some(),
+                retry: request.retry,
+                run_at: request.run_at.filter(|at| *at > now),
                 data: new.data.clone(),
             })));
         }
@@ -68,11 +73,11 @@ impl State {
     }
 
     /// The events that cancel the live jobs of the batches that new jobs are for.
-    fn supersede(&self, ask: &Enqueue) -> Vec<Event> {
-        let own: HashSet<JobId> = ask.jobs.iter().map(|new| new.id).collect();
+    fn supersede(&self, request: &Enqueue) -> Vec<Event> {
+        let own: HashSet<JobId> = request.jobs.iter().map(|new| new.id).collect();
         let mut events = Vec::new();
-        for new in &ask.jobs {
-            for old in self.live_of(&ask.project, &new.batch) {
+        for new in &request.jobs {
+            for old in self.live_of(&request.project, &new.batch) {
                 if own.contains(&old.id) {
                     continue;
                 }

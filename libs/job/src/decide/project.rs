@@ -9,9 +9,9 @@ use crate::{
 };
 
 impl State {
-    pub(super) fn decide_project(&self, ask: &Project) -> Decision {
-        let was = self.settings(&ask.project);
-        let settings = Box::new(ask.change.apply(&was));
+    pub(super) fn decide_project(&self, request: &Project) -> Decision {
+        let was = self.settings(&request.project);
+        let settings = Box::new(request.change.apply(&was));
         if let Err(error) = settings.check() {
             return Decision::refused(Code::SettingsMalformed, error);
         }
@@ -20,7 +20,7 @@ impl State {
         let reply = Reply::ProjectSet(told);
         let mut decision = Decision::reply(reply);
         if *settings != was {
-            let project = ask.project.clone();
+            let project = request.project.clone();
             decision.events.push(Event::ProjectSet { project, settings });
         }
         decision

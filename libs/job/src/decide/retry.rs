@@ -1,11 +1,11 @@
 //! Retry by hand: an ended job is queued again, as its next run, with its attempts given back.
 
-use super::{Decision, Facts, Need, record};
+use super::{Decision, Lookups, Missing, record};
 use crate::{
     Job, JobId, State, Status,
     bulk::BulkAction,
     command::Retry,
-    event::{Event, Revived},
+    event::{Event, Retried},
     reply::{Code, Reply},
     time::Millis,
 };
@@ -13,32 +13,32 @@ use crate::{
 impl State {
     pub(super) fn decide_retry(
         &self,
-        facts: &Facts,
+        lookups: &Lookups,
         now: Millis,
-        ask: &Retry,
-    ) -> Result<Decision, Need> {
-        if let Some(decision) = self.answered(facts, ask.idempotency)? {
+        request: &Retry,
+    ) -> Result<Decision, Missing> {
+        if let Some(decision) = self.answered(lookups, request.idempotency)? {
             return Ok(decision);
         }
-        let Some(id) = ask.job else {
+        let Some(id) = request.job else {
             let action = BulkAction::RetryFailed;
-            return Ok(self.decide_bulk(now, &ask.project, action, ask.idempotency));
+            return Ok(self.decide_bulk(now, &request.project, action, request.idempotency));
         };
-        let mut decision = self.retry_one(facts, now, &ask.project, id)?;
+        let mut decision = self.retry_one(lookups, now, &request.project, id)?;
         if !matches!(decision.reply, Reply::Refused { .. }) {
-            record(&mut decision, ask.idempotency, now);
+            record(&mut decision, request.idempotency, now);
         }
         Ok(decision)
     }
 
     fn retry_one(
         &self,
-        facts: &Facts,
+        lookups: &Lookups,
         now: Millis,
         project: &str,
         id: JobId,
-    ) -> Result<Decision, Need> {
-        let job = self.look_up(facts, id)?.filter(|job| *job.project == *project);
+    ) -> Result<Decision, Missing> {
+        let job = self.look_up(lookups, id)?.filter(|job| *job.project == *project);
         let Some(job) = job else {
             let error = format!("no job {id} in project {project:?}");
             return Ok(Decision::refused(Code::JobNotFound, error));
@@ -52,7 +52,7 @@ impl State {
             return Ok(Decision::refused(Code::Superseded, error));
         }
         Ok(Decision {
-            events: vec![revive(&job, now)],
+            events: vec![retried(&job, now)],
             reply: Reply::Retried { jobs: vec![id], count: 1, left: 0 },
             stale: Vec::new(),
         })
@@ -66,7 +66,7 @@ impl State {
 }
 
 /// The event that queues an ended job again.
-pub(crate) fn revive(job: &Job, now: Millis) -> Event {
+pub(crate) fn retried(job: &Job, now: Millis) -> Event {
     let was = job.status;
     let mut job = job.clone();
     job.status = Status::Queued;
@@ -74,19 +74,19 @@ pub(crate) fn revive(job: &Job, now: Millis) -> Event {
     job.attempts = 0;
     job.queued_at = now;
     job.run_at = None;
-    let past = job.past_mut();
-    past.take_backs = 0;
-    past.deferrals = 0;
-    past.deferred_since = None;
-    past.closed = false;
-    past.progress = None;
-    past.result = None;
-    past.stored = None;
-    past.started_at = None;
-    past.completed_at = None;
-    past.error = None;
-    past.superseded_by = None;
-    past.worker = None;
+    let history = job.history_mut();
+    history.take_backs = 0;
+    history.deferrals = 0;
+    history.deferred_since = None;
+    history.closed = false;
+    history.progress = None;
+    history.result = None;
+    history.stored = None;
+    history.started_at = None;
+    history.completed_at = None;
+    history.error = None;
+    history.superseded_by = None;
+    history.worker = None;
     job.step(now, None);
-    Event::Revived(Box::new(Revived { was, job }))
+    Event::Retried(Box::new(Retried { was, job }))
 }

@@ -1,15 +1,15 @@
-//! Runs: what processors say of them, and what is said of those that went silent.
+//! Runs: the reports of processors, and runs whose processor is offline.
 
-use super::{Decision, Facts, Need};
+use super::{Decision, Lookups, Missing};
 use crate::{
-    About, Config, Job, JobId, Run, State, Status, Take,
+    Config, Job, JobId, JobLabels, Run, State, Status, Take,
     command::{End, Outcome, Progress, Started},
-    event::{Became, Ended, Event, LateRun, Of, Refused, Requeued, Why},
+    event::{Ended, Event, JobScope, LateRun, Refused, RequeueReason, Requeued, Transition},
     time::Millis,
 };
 
 impl State {
-    /// A run began. Said of a run that is not current, it makes the worker be told to stop.
+    /// A run started. If it is not the current run, its worker is asked to stop.
     pub(super) fn decide_started(&self, said: &Started) -> Decision {
         let mut decision = Decision::noted();
         match self.job(said.job) {
@@ -22,14 +22,14 @@ impl State {
         decision
     }
 
-    /// A run is so far. Of a run that is not current nobody wants to know.
+    /// Progress of a run. Reports of a run that is not current are ignored.
     pub(super) fn decide_progress(&self, said: &Progress) -> Decision {
         let mut decision = Decision::noted();
         let current = self.job(said.job).filter(|job| job.run == said.run);
         if let Some(job) = current.filter(|job| job.status == Status::Processing) {
             decision.events.push(Event::Progressed {
                 job: job.id,
-                of: Of { project: job.project.clone(), batch: job.batch.clone() },
+                of: JobScope { project: job.project.clone(), batch: job.batch.clone() },
                 run: job.run,
                 progress: said.progress.clone(),
             });
@@ -40,26 +40,27 @@ impl State {
     pub(super) fn decide_outcome(
         &self,
         config: &Config,
-        facts: &Facts,
+        lookups: &Lookups,
         now: Millis,
         said: &Outcome,
-    ) -> Result<Decision, Need> {
-        let job = self.look_up(facts, said.job)?;
+    ) -> Result<Decision, Missing> {
+        let job = self.look_up(lookups, said.job)?;
         let current = |job: &&Job| job.run == said.run && !job.status.is_terminal();
         let Some(job) = job.as_deref().filter(current) else {
             let forgotten = job.as_deref().filter(|job| !self.has(job.id));
             return Ok(late(job.as_deref(), forgotten, said));
         };
         let mut decision = Decision::noted();
-        if said.end == End::Reported {
-            // Too early to tell: a run that began and is in nobody's hands is found later.
-            let later = facts.unsettled && job.status == Status::Processing;
-            if !later && !facts.held.contains(&(said.job, said.run)) {
+        if said.end == End::Redelivered {
+            // Too early to decide: a started run without a worker is found by the next
+            // reconciliation.
+            let later = lookups.unsettled && job.status == Status::Processing;
+            if !later && !lookups.held.contains(&(said.job, said.run)) {
                 decision.events.push(self.take_back(job));
             }
             return Ok(decision);
         }
-        // An outcome implies that the run began, whatever became of the message that said so.
+        // An outcome implies that the run started, whether or not the start was reported.
         let begun_now = job.status == Status::Queued && said.started_at.is_some();
         if begun_now {
             decision.events.push(started(job, &said.worker, said.started_at.unwrap_or(now)));
@@ -85,28 +86,28 @@ impl State {
         attempts: u32,
         now: Millis,
         said: &Outcome,
-    ) -> Became {
+    ) -> Transition {
         let again = |why, attempts, run_at| {
-            Became::Queued(Requeued { why, run: job.run + 1, attempts, take_backs: 0, run_at })
+            Transition::Queued(Requeued { why, run: job.run + 1, attempts, take_backs: 0, run_at })
         };
         let given_back = attempts.saturating_sub(u32::from(said.started_at.is_some()));
         match &said.end {
             End::Done { result, stored } => {
-                Became::Completed { result: result.clone(), stored: *stored }
+                Transition::Completed { result: result.clone(), stored: *stored }
             }
             End::Retry { after_ms, .. } if attempts < self.max_attempts(job) => {
                 let own = job.retry.as_deref().copied();
                 let backoff = own.or(self.settings(&job.project).retry).unwrap_or(config.backoff);
                 let wait = backoff.wait_ms(job.id, attempts).max(after_ms.unwrap_or(0));
-                again(Why::Retry, attempts, Some(now.saturating_add(wait)))
+                again(RequeueReason::Retry, attempts, Some(now.saturating_add(wait)))
             }
-            End::Retry { .. } | End::Reject { .. } => Became::Failed,
+            End::Retry { .. } | End::Reject { .. } => Transition::Failed,
             End::Deferred { after_ms, .. } => match self.deferred_to(config, job, now, *after_ms) {
-                Some(at) => again(Why::Deferred, given_back, Some(at)),
-                None => Became::Failed,
+                Some(at) => again(RequeueReason::Deferred, given_back, Some(at)),
+                None => Transition::Failed,
             },
             // A drain gives the attempt back.
-            End::Released | End::Reported => again(Why::Released, given_back, None),
+            End::Released | End::Redelivered => again(RequeueReason::Released, given_back, None),
         }
     }
 
@@ -120,39 +121,39 @@ impl State {
     ) -> Option<Millis> {
         let settings = self.settings(&job.project);
         let own = settings.max_deferral.map(|seconds| i64::from(seconds) * 1_000);
-        let since = job.past().deferred_since.unwrap_or(now);
+        let since = job.history().deferred_since.unwrap_or(now);
         if now - since >= own.unwrap_or(config.max_deferral_ms) {
             return None;
         }
         let backoff = job.retry.as_deref().copied().or(settings.retry).unwrap_or(config.backoff);
-        let wait = after_ms.unwrap_or_else(|| backoff.wait_ms(job.id, job.past().deferrals + 1));
+        let wait = after_ms.unwrap_or_else(|| backoff.wait_ms(job.id, job.history().deferrals + 1));
         Some(now.saturating_add(wait.max(0)))
     }
 
-    /// The event that takes a job back from a worker that is gone.
+    /// The event that requeues a job whose worker is offline.
     fn take_back(&self, job: &Job) -> Event {
         let begun = job.status == Status::Processing;
         let Take { attempts, take_backs } = Take::back(job, begun);
-        let worker = job.past().worker.as_deref().unwrap_or("its processor");
+        let worker = job.history().worker.as_deref().unwrap_or("its processor");
         let error = if begun {
             format!("worker lost: {worker} went away during run {}", job.run)
         } else {
             format!("worker lost: run {} was handed out and never begun", job.run)
         };
         let to = if attempts >= self.max_attempts(job) {
-            Became::Failed
+            Transition::Failed
         } else {
-            let (why, run) = (Why::Lost, job.run + 1);
-            Became::Queued(Requeued { why, run, attempts, take_backs, run_at: None })
+            let (why, run) = (RequeueReason::Lost, job.run + 1);
+            Transition::Queued(Requeued { why, run, attempts, take_backs, run_at: None })
         };
         Event::Ended(Box::new(Ended {
             job: job.id,
-            about: About::job(job),
+            labels: JobLabels::job(job),
             run: job.run,
-            worker: job.past().worker.clone(),
-            started_at: job.past().started_at,
+            worker: job.history().worker.clone(),
+            started_at: job.history().started_at,
             finished_at: None,
-            spent: crate::Spent::default(),
+            usage: crate::Usage::default(),
             doubtful: false,
             error: Some(error.into()),
             to,
@@ -163,31 +164,31 @@ impl State {
 fn started(job: &Job, worker: &crate::Id, at: Millis) -> Event {
     Event::Started {
         job: job.id,
-        of: Of { project: job.project.clone(), batch: job.batch.clone() },
+        of: JobScope { project: job.project.clone(), batch: job.batch.clone() },
         run: job.run,
         worker: worker.clone(),
         at,
     }
 }
 
-fn ended(job: &Job, attempts: u32, said: &Outcome, to: Became) -> Event {
+fn ended(job: &Job, attempts: u32, said: &Outcome, to: Transition) -> Event {
     let error = match &said.end {
         End::Retry { error, .. } | End::Reject { error } => Some(error.clone()),
-        End::Deferred { error, .. } if to == Became::Failed => {
+        End::Deferred { error, .. } if to == Transition::Failed => {
             Some(format!("deferred for too long: {error}").into())
         }
         End::Deferred { error, .. } => Some(error.clone()),
-        End::Released => job.past().error.clone(),
-        End::Done { .. } | End::Reported => None,
+        End::Released => job.history().error.clone(),
+        End::Done { .. } | End::Redelivered => None,
     };
     Event::Ended(Box::new(Ended {
         job: job.id,
-        about: About { attempt: attempts, ..About::job(job) },
+        labels: JobLabels { attempt: attempts, ..JobLabels::job(job) },
         run: job.run,
         worker: Some(said.worker.clone()),
         started_at: said.started_at,
         finished_at: Some(said.finished_at),
-        spent: said.spent.clone(),
+        usage: said.usage.clone(),
         doubtful: false,
         error,
         to,
@@ -197,9 +198,9 @@ fn ended(job: &Job, attempts: u32, said: &Outcome, to: Became) -> Event {
 /// An outcome that comes too late, or twice. What the run cost is counted once.
 fn late(job: Option<&Job>, forgotten: Option<&Job>, said: &Outcome) -> Decision {
     let mut decision = Decision::noted();
-    let counted = job.is_some_and(|job| job.run == said.run && job.past().closed);
+    let counted = job.is_some_and(|job| job.run == said.run && job.history().closed);
     let ran = said.started_at.is_some();
-    if counted || !ran || matches!(said.end, End::Released | End::Reported) {
+    if counted || !ran || matches!(said.end, End::Released | End::Redelivered) {
         return decision;
     }
     let reason = match job {
@@ -217,12 +218,12 @@ fn late(job: Option<&Job>, forgotten: Option<&Job>, said: &Outcome) -> Decision 
     };
     let ended = LateRun {
         job: said.job,
-        about: said.about.clone(),
+        labels: said.labels.clone(),
         run: said.run,
         worker: said.worker.clone(),
         started_at: said.started_at,
         finished_at: said.finished_at,
-        spent: said.spent.clone(),
+        usage: said.usage.clone(),
         forgotten: forgotten.cloned().map(Box::new),
     };
     let refused = Refused { reason: reason.into(), ended: Some(ended) };

@@ -6,7 +6,7 @@ use crate::{
     command::{Enqueue, NewJob, SetSchedule},
     event::Event,
     reply::{Code, Reply},
-    schedule::{IfLive, Schedule, Timed},
+    schedule::{IfLive, Schedule, ScheduleState},
     time::Millis,
 };
 
@@ -16,11 +16,11 @@ const SCHEDULES_MAX: usize = 1_000;
 const DATA_BYTES_MAX: usize = 4 << 20;
 
 impl State {
-    pub(super) fn decide_schedule(&self, now: Millis, ask: &SetSchedule) -> Decision {
-        let (project, name) = (ask.project.clone(), ask.name.clone());
-        let known = self.known.projects.get(&project).map(|project| &project.schedules);
-        let old = known.and_then(|known| known.get(&name));
-        let Some(schedule) = &ask.schedule else {
+    pub(super) fn decide_schedule(&self, now: Millis, request: &SetSchedule) -> Decision {
+        let (project, name) = (request.project.clone(), request.name.clone());
+        let persisted = self.persisted.projects.get(&project).map(|project| &project.schedules);
+        let old = persisted.and_then(|persisted| persisted.get(&name));
+        let Some(schedule) = &request.schedule else {
             if old.is_none() {
                 let error = format!("project {project:?} has no schedule {name:?}");
                 return Decision::refused(Code::ScheduleNotFound, error);
@@ -29,11 +29,11 @@ impl State {
             decision.events.push(Event::ScheduleRemoved { project, name });
             return decision;
         };
-        if old.is_none() && known.is_some_and(|known| known.len() >= SCHEDULES_MAX) {
+        if old.is_none() && persisted.is_some_and(|persisted| persisted.len() >= SCHEDULES_MAX) {
             let error = format!("project {project:?} has {SCHEDULES_MAX} schedules already");
             return Decision::refused(Code::TooManySchedules, error);
         }
-        let others = known.into_iter().flatten().filter(|(known, _)| **known != name);
+        let others = persisted.into_iter().flatten().filter(|(persisted, _)| **persisted != name);
         let others: usize = others.map(|(_, timed)| timed.schedule.data.get().len()).sum();
         if others + schedule.data.get().len() > DATA_BYTES_MAX {
             let error = format!(
@@ -46,7 +46,7 @@ impl State {
             Ok(next) => next,
             Err(error) => return Decision::refused(Code::ScheduleMalformed, error.to_string()),
         };
-        let timed = Box::new(Timed {
+        let timed = Box::new(ScheduleState {
             schedule: schedule.clone(),
             next_at: Some(next),
             last_at: old.and_then(|old| old.last_at),
@@ -67,9 +67,9 @@ impl State {
         name: &Id,
         id: JobId,
     ) -> Vec<Event> {
-        let known = self.known.projects.get(project);
-        let Some(known) = known else { return Vec::new() };
-        let Some(timed) = known.schedules.get(name) else { return Vec::new() };
+        let persisted = self.persisted.projects.get(project);
+        let Some(persisted) = persisted else { return Vec::new() };
+        let Some(timed) = persisted.schedules.get(name) else { return Vec::new() };
         let Some(due) = timed.next_at.filter(|at| *at <= now) else { return Vec::new() };
         let schedule = &timed.schedule;
         // A table of time zones that changed since may make its next time a time of the past.
@@ -83,7 +83,7 @@ impl State {
         }
         let job = (!skip).then_some(id);
         let (project, name) = (project.clone(), name.clone());
-        events.push(Event::Fired { project, name, at, job, next });
+        events.push(Event::ScheduleFired { project, name, at, job, next });
         events
     }
 }

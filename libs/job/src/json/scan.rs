@@ -14,7 +14,7 @@ const SHOWN_CHARS_MAX: usize = 40;
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{path}: {what}")]
 pub struct Unrepresentable {
-    /// Where it is, such as `data.pages[3].text`.
+    /// The path, such as `data.pages[3].text`.
     pub path: String,
     /// What it is.
     pub what: String,

@@ -13,7 +13,7 @@ pub const LLM: &str = "llm";
 pub struct LlmOptions {
     /// The model; the processor's default if absent.
     pub model: Option<String>,
-    /// A template of what the model is told first.
+    /// The template of the system message.
     pub system: Option<String>,
     /// A template of what it is asked; all of the data if absent.
     pub prompt: Option<String>,
@@ -67,7 +67,7 @@ impl LlmOptions {
         Template::parse("options.prompt", self.prompt.as_deref().unwrap_or("{{}}"))
     }
 
-    /// The template of what the model is told first, if there is one.
+    /// The template of the system message, if there is one.
     ///
     /// # Errors
     /// If it cannot be parsed.

@@ -1,7 +1,7 @@
-//! A deserializer around that of JSON which takes less: objects only where a struct or a map is
-//! expected (serde reads a struct from an array too, field by field), enums only from strings, and
-//! lists and objects of a bounded length. It takes numbers such as `10.0` and `1e1` for the integers
-//! that they are. Its errors know where in the text they happened.
+//! A deserializer that wraps JSON's and accepts less: objects only where a struct or a map is
+//! expected (serde also reads a struct from an array, field by field), enums only from strings, and
+//! lists and objects of a bounded length. It accepts numbers such as `10.0` and `1e1` as the
+//! integers that they are. Its errors contain the path of the value.
 
 use std::{cell::RefCell, fmt};
 
@@ -28,7 +28,7 @@ pub(super) struct Failure {
 }
 
 impl Failure {
-    /// Where it happened, such as `data.pages[3]`; empty for the whole text.
+    /// The path of the value, such as `data.pages[3]`; empty for the whole text.
     pub fn path(&self) -> String {
         let mut path = String::new();
         for part in self.path.borrow().iter().rev() {

@@ -81,7 +81,7 @@ pub(crate) async fn cancel(
             batches_reset: None,
             message: DURABLE.to_owned(),
         }),
-        Submitted::Folded(Reply::Canceled { jobs, batches }) => ok(Response {
+        Submitted::Processed(Reply::Canceled { jobs, batches }) => ok(Response {
             success: true,
             canceled_count: Some(jobs),
             batches_reset: Some(batches),
@@ -91,6 +91,6 @@ pub(crate) async fn cancel(
                 count(batches, "batch", "batches")
             ),
         }),
-        Submitted::Folded(_) => Err(Error::internal("cancel was answered with another reply")),
+        Submitted::Processed(_) => Err(Error::internal("cancel was answered with another reply")),
     }
 }

@@ -1,4 +1,4 @@
-//! POST /api/queue/enqueue: new jobs, in the place of the live ones of their batches.
+//! POST /api/queue/enqueue: new jobs, which supersede the active jobs of their batches.
 
 use std::collections::{HashMap, HashSet};
 
@@ -120,7 +120,7 @@ pub(crate) async fn enqueue(
     };
     match app.submitter.submit(Verb::Enqueue, ask).await? {
         Submitted::Durable => accepted(response),
-        Submitted::Folded(Reply::Enqueued { canceled }) => {
+        Submitted::Processed(Reply::Enqueued { canceled }) => {
             response.canceled_count = Some(canceled);
             response.message = match canceled {
                 0 => format!("enqueued {}", count(created, "job", "jobs")),
@@ -132,7 +132,7 @@ pub(crate) async fn enqueue(
             };
             ok(response)
         }
-        Submitted::Folded(_) => Err(Error::internal("enqueue was answered with another reply")),
+        Submitted::Processed(_) => Err(Error::internal("enqueue was answered with another reply")),
     }
 }
 

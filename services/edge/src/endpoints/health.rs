@@ -2,8 +2,8 @@
 
 use axum::{Json, extract::State, http::StatusCode};
 use mesh::{
-    ask::{AskMetrics, AskStats, Range, StatsAnswer},
     names,
+    query::{MetricsQuery, Range, StatsAnswer, StatsQuery},
 };
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -41,11 +41,11 @@ pub(crate) async fn healthz() -> &'static str {
     responses((status = 200, description = "All answer.", body = Health), (status = 503, description = "Some do not.", body = Health), (status = 405, description = "The endpoint does not take the method.", body = Envelope)),
 )]
 pub(crate) async fn readyz(State(app): State<App>) -> (StatusCode, Json<Health>) {
-    let question = AskStats { project: None };
-    let stats = app.ask_state::<_, StatsAnswer>(names::ASK_STATS, &question).await;
-    let question = AskMetrics { project: None, range: Range::Day };
+    let question = StatsQuery { project: None };
+    let stats = app.ask_state::<_, StatsAnswer>(names::QUERY_STATS, &question).await;
+    let question = MetricsQuery { project: None, range: Range::Day };
     let sums =
-        app.broker.ask::<_, serde_json::Value>(names::ASK_METRICS, &question, PATIENCE).await;
+        app.broker.query::<_, serde_json::Value>(names::QUERY_METRICS, &question, PATIENCE).await;
     let health = Health {
         nats: app.broker.is_connected(),
         state: stats.is_ok(),

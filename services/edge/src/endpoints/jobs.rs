@@ -11,8 +11,8 @@ use axum::{
 };
 use job::{Id, JobId, Kind, Position, Status};
 use mesh::{
-    ask::{AskEnded, AskJobs, EndedAnswer, JobsAnswer},
     names,
+    query::{EndedAnswer, EndedJobsQuery, JobsAnswer, JobsQuery},
 };
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -42,7 +42,7 @@ const STATUSES: [Status; 5] =
 pub(crate) struct Listed {
     success: bool,
     jobs: Vec<JobView>,
-    /// Where the next page begins; absent on the last.
+    /// The start of the next page; absent on the last page.
     #[serde(skip_serializing_if = "Option::is_none")]
     next_cursor: Option<String>,
 }
@@ -67,7 +67,7 @@ struct BatchView {
     jobs: Vec<JobView>,
 }
 
-/// Which jobs are to be listed.
+/// Which jobs to list.
 struct Filter {
     project: Id,
     batch: Option<Id>,
@@ -76,7 +76,7 @@ struct Filter {
     limit: usize,
 }
 
-/// Where a page begins.
+/// The start of a page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Cursor {
     /// Among the live jobs, below an id.
@@ -137,7 +137,7 @@ pub(crate) async fn list_jobs(State(app): State<App>, uri: Uri) -> Answer<Listed
     };
     let (jobs, next) = match cursor {
         Cursor::Live(before) => match live(&app, &filter, before).await? {
-            // Who has nothing live is shown what ended.
+            // Without active jobs, the first page shows terminal ones.
             (none, Some(Cursor::Ended(_))) if none.is_empty() => ended(&app, &filter, None).await?,
             page => page,
         },
@@ -146,7 +146,7 @@ pub(crate) async fn list_jobs(State(app): State<App>, uri: Uri) -> Answer<Listed
     ok(Listed { success: true, jobs, next_cursor: next.map(Cursor::text) })
 }
 
-/// Shows a batch: how it stands, and its jobs.
+/// Shows a batch: its status, and its jobs.
 #[utoipa::path(
     get, path = "/api/queue/batches/{batchId}", tag = "queue",
     params(("batchId" = String, Path, min_length = 1, max_length = 128), ("projectId" = String, Query, min_length = 1, max_length = 128)),
@@ -218,7 +218,7 @@ async fn ended(
 ) -> Result<(Vec<JobView>, Option<Cursor>), Error> {
     // What state knows now, ClickHouse has to know when it answers.
     let event = ask_state(app, filter, None, 0, Vec::new()).await?.event;
-    let question = AskEnded {
+    let question = EndedJobsQuery {
         project: filter.project.to_string(),
         batch: filter.batch.as_ref().map(ToString::to_string),
         outcome: filter.status.map(|status| status.name().to_owned()),
@@ -227,7 +227,7 @@ async fn ended(
         limit: filter.limit,
         event,
     };
-    let answer = app.broker.ask(names::ASK_ENDED, &question, PATIENCE * 3).await;
+    let answer = app.broker.query(names::QUERY_ENDED, &question, PATIENCE * 3).await;
     let answer: EndedAnswer = answer.map_err(|error| {
         tracing::warn!(error = %error, "ended jobs without metrics");
         Error::away("metrics", "metrics does not answer, and only it knows the ended jobs")
@@ -247,7 +247,7 @@ async fn ask_state(
     limit: usize,
     live: Vec<JobId>,
 ) -> Result<JobsAnswer, Error> {
-    let question = AskJobs {
+    let question = JobsQuery {
         project: filter.project.clone(),
         batch: filter.batch.clone(),
         status: filter.status,
@@ -256,7 +256,7 @@ async fn ask_state(
         limit,
         live,
     };
-    app.ask_state(names::ASK_JOBS, &question).await.map_err(|error| {
+    app.ask_state(names::QUERY_JOBS, &question).await.map_err(|error| {
         tracing::warn!(error = %error, "jobs without state");
         Error::away("state", "state does not answer, and only it knows the live jobs")
     })

@@ -2,8 +2,8 @@
 
 use axum::{extract::State, http::Uri};
 use mesh::{
-    ask::{AskMetrics, Range},
     names,
+    query::{MetricsQuery, Range},
 };
 use serde::Serialize;
 use serde_json::value::RawValue;
@@ -16,7 +16,7 @@ use crate::{app::App, body, error::Error, ids, openapi::QuestionError};
 #[schema(as = Metrics)]
 pub(crate) struct Response {
     success: bool,
-    #[schema(value_type = mesh::totals::Totals)]
+    #[schema(value_type = mesh::analytics::Totals)]
     stats: Box<RawValue>,
 }
 
@@ -36,8 +36,8 @@ pub(crate) async fn metrics(State(app): State<App>, uri: Uri) -> Answer<Response
             .find(|range| range.name() == name)
             .ok_or_else(|| Error::invalid("timeRange must be 24h, 7d, 30d or all"))?,
     };
-    let question = AskMetrics { project: project.map(|id| id.to_string()), range };
-    let stats = app.broker.ask(names::ASK_METRICS, &question, PATIENCE * 5).await;
+    let question = MetricsQuery { project: project.map(|id| id.to_string()), range };
+    let stats = app.broker.query(names::QUERY_METRICS, &question, PATIENCE * 5).await;
     let stats = stats.map_err(|error| {
         tracing::warn!(error = %error, "no metrics");
         Error::away(

@@ -6,8 +6,8 @@ use job::{
     Backoff, Id, Patch, Settings, Status, command::Project, reply::Reply, webhook::Deliveries,
 };
 use mesh::{
-    ask::{AskProject, ProjectAnswer},
     names::{self, Verb},
+    query::{ProjectAnswer, ProjectQuery},
 };
 use serde::Serialize;
 use url::Url;
@@ -110,11 +110,11 @@ pub(crate) async fn put_project(
             let message = Some(DURABLE.to_owned());
             accepted(Response { success: true, project: None, message })
         }
-        Submitted::Folded(Reply::ProjectSet(_)) => {
+        Submitted::Processed(Reply::ProjectSet(_)) => {
             let project = Some(view(&app, project).await?);
             ok(Response { success: true, project, message: None })
         }
-        Submitted::Folded(_) => Err(Error::internal("project was answered with another reply")),
+        Submitted::Processed(_) => Err(Error::internal("project was answered with another reply")),
     }
 }
 
@@ -124,8 +124,8 @@ fn project_id(id: Result<Path<String>, PathRejection>) -> Result<Id, Error> {
 }
 
 async fn view(app: &App, project: Id) -> Result<View, Error> {
-    let question = AskProject { project: project.clone() };
-    let answer = app.ask_state(names::ASK_PROJECT, &question).await;
+    let question = ProjectQuery { project: project.clone() };
+    let answer = app.ask_state(names::QUERY_PROJECT, &question).await;
     let answer: ProjectAnswer = answer.map_err(|error| {
         tracing::warn!(error = %error, "settings without state");
         Error::away("state", "state does not answer, and only it knows the settings")

@@ -109,8 +109,8 @@ pub(crate) async fn redo(
         |message: &str| Response { success: true, job_id: id, message: message.to_owned() };
     match app.submitter.submit(Verb::Redo, ask).await? {
         Submitted::Durable => accepted(answer(DURABLE)),
-        Submitted::Folded(Reply::Enqueued { .. }) => ok(answer("enqueued 1 redo job")),
-        Submitted::Folded(_) => Err(Error::internal("redo was answered with another reply")),
+        Submitted::Processed(Reply::Enqueued { .. }) => ok(answer("enqueued 1 redo job")),
+        Submitted::Processed(_) => Err(Error::internal("redo was answered with another reply")),
     }
 }
 

@@ -39,7 +39,7 @@ pub(crate) async fn result(
     let Some(job) = find_job(&app, id).await? else {
         return Err(Error::result_not_found(format!("job {id} is archived without its result")));
     };
-    let body = match (&job.past().result, job.past().stored) {
+    let body = match (&job.history().result, job.history().stored) {
         (Some(result), _) => Body::from(result.get().to_owned()),
         (None, Some(stored)) => stored_result(&app, &job, stored.bytes).await?,
         (None, None) => return Err(no_result(&job)),

@@ -78,7 +78,7 @@ pub(crate) async fn retry(
             job_ids: None,
             message: DURABLE.to_owned(),
         }),
-        Submitted::Folded(Reply::Retried { jobs, count: retried, left }) => {
+        Submitted::Processed(Reply::Retried { jobs, count: retried, left }) => {
             let mut message = format!("queued {} again", count(retried, "job", "jobs"));
             if left > 0 {
                 let left = count(left, "failed job was", "failed jobs were");
@@ -93,7 +93,7 @@ pub(crate) async fn retry(
                 message,
             })
         }
-        Submitted::Folded(_) => Err(Error::internal("retry was answered with another reply")),
+        Submitted::Processed(_) => Err(Error::internal("retry was answered with another reply")),
     }
 }
 

@@ -5,11 +5,11 @@ use job::{
     Id, JobId, Json,
     command::SetSchedule,
     reply::Reply,
-    schedule::{IfLive, Schedule, Timed},
+    schedule::{IfLive, Schedule, ScheduleState},
 };
 use mesh::{
-    ask::{AskProject, SchedulesAnswer},
     names::{self, Verb},
+    query::{ProjectQuery, SchedulesAnswer},
 };
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -93,8 +93,8 @@ struct View {
 }
 
 impl View {
-    fn new(name: Id, timed: Timed) -> Self {
-        let Timed { schedule, next_at, last_at, last_job_id } = timed;
+    fn new(name: Id, timed: ScheduleState) -> Self {
+        let ScheduleState { schedule, next_at, last_at, last_job_id } = timed;
         Self { name, schedule, next_at: next_at.map(Time), last_at: last_at.map(Time), last_job_id }
     }
 }
@@ -136,7 +136,7 @@ pub(crate) async fn get_schedule(
     ok(Response { success: true, schedule: Some(View::new(name, timed)), message: None })
 }
 
-/// Sets a schedule, in the place of the one of that name.
+/// Sets a schedule, and replaces one of that name.
 #[utoipa::path(
     put, path = "/api/projects/{projectId}/schedules/{name}", tag = "projects", params(("projectId" = String, Path, min_length = 1, max_length = 128), ("name" = String, Path, min_length = 1, max_length = 128)), request_body = Request,
     responses((status = 200, description = "Done.", body = Response), (status = 202, description = "Durable, and not confirmed yet.", body = Response), Error),
@@ -179,15 +179,15 @@ async fn set(app: &App, ask: SetSchedule) -> Answer<Response> {
             let message = Some(DURABLE.to_owned());
             accepted(Response { success: true, schedule: None, message })
         }
-        Submitted::Folded(Reply::ScheduleSet(Some(timed))) => {
+        Submitted::Processed(Reply::ScheduleSet(Some(timed))) => {
             let schedule = Some(View::new(name, *timed));
             ok(Response { success: true, schedule, message: None })
         }
-        Submitted::Folded(Reply::ScheduleSet(None)) => {
+        Submitted::Processed(Reply::ScheduleSet(None)) => {
             let message = Some(format!("removed schedule {name:?}"));
             ok(Response { success: true, schedule: None, message })
         }
-        Submitted::Folded(_) => Err(Error::internal("schedule was answered with another reply")),
+        Submitted::Processed(_) => Err(Error::internal("schedule was answered with another reply")),
     }
 }
 
@@ -217,8 +217,8 @@ fn schedule(request: Request, name: &Id) -> Result<Schedule, Error> {
     })
 }
 
-async fn schedules(app: &App, project: Id) -> Result<Vec<(Id, Timed)>, Error> {
-    let answer = app.ask_state(names::ASK_SCHEDULES, &AskProject { project }).await;
+async fn schedules(app: &App, project: Id) -> Result<Vec<(Id, ScheduleState)>, Error> {
+    let answer = app.ask_state(names::QUERY_SCHEDULES, &ProjectQuery { project }).await;
     let answer: SchedulesAnswer = answer.map_err(|error| {
         tracing::warn!(error = %error, "schedules without state");
         Error::away("state", "state does not answer, and only it knows the schedules")

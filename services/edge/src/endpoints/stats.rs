@@ -1,10 +1,10 @@
-//! GET /api/queue/stats: exact counts of now.
+//! GET /api/queue/stats: current, exact counts.
 
 use axum::{extract::State, http::Uri};
 use job::Class;
 use mesh::{
-    ask::{AskStats, StatsAnswer},
     names,
+    query::{StatsAnswer, StatsQuery},
 };
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -66,9 +66,9 @@ struct Worker {
 pub(crate) async fn stats(State(app): State<App>, uri: Uri) -> Answer<Response> {
     let [project] = body::query(&uri, ["projectId"])?;
     let project = project.map(|id| ids::id("projectId", &id)).transpose()?;
-    let question = AskStats { project: project.map(|id| id.to_string()) };
+    let question = StatsQuery { project: project.map(|id| id.to_string()) };
     let answer: StatsAnswer =
-        app.ask_state(names::ASK_STATS, &question).await.map_err(|error| {
+        app.ask_state(names::QUERY_STATS, &question).await.map_err(|error| {
             tracing::warn!(error = %error, "stats without state");
             Error::away("state", "state does not answer, and only it knows the counts")
         })?;

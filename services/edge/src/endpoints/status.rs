@@ -8,8 +8,8 @@ use axum::{
 };
 use job::{Job, JobId};
 use mesh::{
-    ask::{self, Archived, ArchivedAnswer, AskJob, JobAnswer},
     names,
+    query::{self, Archived, ArchivedAnswer, JobAnswer, JobQuery},
 };
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -35,10 +35,10 @@ const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 /// The longest that a request may wait for the end of a job.
 const WAIT_MAX: Duration = Duration::from_secs(60);
-/// How soon a job is looked at again whose changes cannot be heard of.
+/// How often a job is polled if its changes cannot be received.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
-/// Shows one job: at once, or when it has ended or `wait` is over; with its history where asked.
+/// Shows one job: at once, or when it is terminal or `wait` is over; with its history if requested.
 #[utoipa::path(
     get, path = "/api/queue/status/{jobId}", tag = "queue",
     params(
@@ -63,7 +63,7 @@ pub(crate) async fn status(
     };
     let wait = wait.as_deref().map_or(Ok(Duration::ZERO), wait_of)?;
     let deadline = Instant::now() + wait;
-    // Before the first look: what happens between the two is not to be missed.
+    // Subscribed before the first read, so that no change in between is missed.
     let mut changes = (!wait.is_zero()).then(|| app.feed.job(id)).flatten();
     loop {
         let mut response = find(&app, id).await?;
@@ -104,7 +104,7 @@ fn wait_of(text: &str) -> Result<Duration, Error> {
     parsed.filter(|wait| *wait <= WAIT_MAX).ok_or_else(text)
 }
 
-/// The job as it is now.
+/// The current version of the job.
 async fn find(app: &App, id: JobId) -> Result<Response, Error> {
     let (job, may_be_behind) = look_up(app, id).await?;
     let job = match job {
@@ -114,7 +114,7 @@ async fn find(app: &App, id: JobId) -> Result<Response, Error> {
     Ok(Response { success: true, job, may_be_behind })
 }
 
-/// The job as it is now; `None` if only ClickHouse has it.
+/// The current version of the job; `None` if only ClickHouse has it.
 pub(super) async fn find_job(app: &App, id: JobId) -> Result<Option<Job>, Error> {
     match look_up(app, id).await?.0 {
         Found::Job(job) => Ok(Some(*job)),
@@ -153,7 +153,7 @@ async fn look_up(app: &App, id: JobId) -> Result<(Found, bool), Error> {
             return Ok((Found::Job(Box::new(job)), false));
         }
         if answer.through >= end {
-            // Between the two looks it may have ended, and left memory for the bucket.
+            // Between the two reads the job may have moved from memory to the bucket.
             return match elsewhere(app, id).await? {
                 Some(found) => Ok((found, false)),
                 None => Err(Error::job_not_found(format!("no job {id}"))),
@@ -165,8 +165,8 @@ async fn look_up(app: &App, id: JobId) -> Result<(Found, bool), Error> {
     Err(Error::away("state", text))
 }
 
-async fn in_state(app: &App, id: JobId) -> Result<JobAnswer, ask::Error> {
-    let mut answer = app.ask_state::<_, JobAnswer>(names::ASK_JOB, &AskJob { job: id }).await;
+async fn in_state(app: &App, id: JobId) -> Result<JobAnswer, query::Error> {
+    let mut answer = app.ask_state::<_, JobAnswer>(names::QUERY_JOB, &JobQuery { job: id }).await;
     if let Ok(answer) = &mut answer {
         answer.job = answer.job.take().filter(|job| !job.kind.is_internal());
     }
@@ -194,9 +194,10 @@ async fn elsewhere(app: &App, id: JobId) -> Result<Option<Found>, Error> {
     }
 }
 
-/// The job as ClickHouse has it, where it has.
-pub(super) async fn archived(app: &App, id: JobId) -> Result<Option<Archived>, ask::Error> {
-    let question = AskJob { job: id };
-    let answer: ArchivedAnswer = app.broker.ask(names::ASK_ARCHIVED, &question, PATIENCE).await?;
+/// The job from ClickHouse, if it has it.
+pub(super) async fn archived(app: &App, id: JobId) -> Result<Option<Archived>, query::Error> {
+    let question = JobQuery { job: id };
+    let answer: ArchivedAnswer =
+        app.broker.query(names::QUERY_ARCHIVED, &question, PATIENCE).await?;
     Ok(answer.job)
 }

@@ -21,7 +21,7 @@ const NATS_MIN: (u64, u64) = (2, 12);
 /// How far the clock of this machine may be off the edge's, in seconds.
 const SKEW_S_MAX: i64 = 2;
 
-/// Where the parts of a mesh are.
+/// The addresses of the parts of a mesh.
 #[derive(Debug, Args)]
 pub(crate) struct Doctor {
     #[command(flatten)]
@@ -36,7 +36,7 @@ pub(crate) struct Doctor {
     clickhouse_url: Option<Secret>,
 }
 
-/// One check: what, whether it is well, and what was found or is to be done.
+/// One check: its name, whether it passed, and the finding or the remedy.
 struct Check {
     what: &'static str,
     well: bool,

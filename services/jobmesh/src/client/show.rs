@@ -36,13 +36,13 @@ pub(super) fn message(answer: &Json) -> String {
     text(&answer.field("message"))
 }
 
-/// What was enqueued: the sentence, and a line a job.
+/// Enqueued jobs: the message, and one line per job.
 pub(super) fn enqueued(answer: &Json) -> String {
     let lines: Vec<String> = answer.field("jobIds").items().iter().map(text).collect();
     format!("{}\n{}", message(answer), lines.join("\n"))
 }
 
-/// A job: its fields, and its steps where they are there.
+/// A job: its fields, and its history if present.
 pub(super) fn job(job: &Json) -> String {
     const COLUMNS: [&str; 6] = ["at", "status", "run", "attempt", "worker", "error"];
     let mut shown = rows(job.fields().into_iter().filter(|(name, _)| name != "history"));

@@ -20,7 +20,7 @@ const SILENCE_MAX: Duration = Duration::from_secs(45);
 /// The exit status of a watch whose jobs did not all complete.
 const NOT_WELL: u8 = 5;
 
-/// Which jobs are followed, and how they stand.
+/// The jobs to follow, and their statuses.
 pub(super) struct Wanted {
     jobs: HashMap<String, String>,
     query: Vec<(&'static str, String)>,
@@ -37,7 +37,7 @@ impl Wanted {
         Self { jobs: jobs.into_iter().map(|job| (job, String::new())).collect(), query }
     }
 
-    /// The jobs of a batch that live, or the last that did.
+    /// The active jobs of a batch, or its last terminal one.
     pub async fn batch(api: &Api, project: String, batch: String) -> anyhow::Result<Self> {
         let path = ["api", "queue", "batches", &batch];
         let answer = api.get_in(&path, &[("projectId", &project)]).await?;
@@ -71,7 +71,7 @@ fn is_end(status: &str) -> bool {
     matches!(status, "completed" | "failed" | "canceled")
 }
 
-/// Follows jobs until each has ended.
+/// Follows jobs until each is terminal.
 pub(super) async fn to_the_end(
     api: &Api,
     mut wanted: Wanted,
@@ -110,7 +110,7 @@ pub(super) async fn to_the_end(
     Ok(if well { ExitCode::SUCCESS } else { ExitCode::from(NOT_WELL) })
 }
 
-/// Follows until all have ended or the stream breaks off.
+/// Follows until all jobs are terminal or the stream breaks off.
 async fn follow(
     api: &Api,
     wanted: &mut Wanted,
@@ -122,13 +122,13 @@ async fn follow(
     let mut stream = api.events(&wanted.query, last.as_deref()).await?;
     *away_since = None;
     if last.is_none() {
-        // The stream is open: what happens from now on is heard, what happened before is read.
+        // The stream is open: later events arrive on it, earlier changes are read.
         look(api, wanted, json).await?;
         draw(wanted, bar);
     }
     let mut rest = Vec::new();
     while !wanted.all_ended() {
-        // A stream that lives says so every 15 s.
+        // An idle stream sends a comment every 15 s.
         let chunk = tokio::time::timeout(SILENCE_MAX, stream.chunk()).await;
         let Some(chunk) = chunk.context("the edge has gone silent")?? else { return Ok(()) };
         rest.extend_from_slice(&chunk);

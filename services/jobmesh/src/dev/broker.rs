@@ -22,7 +22,7 @@ const RESTART_PAUSE: Duration = Duration::from_secs(10);
 /// What must fit on the disk before the broker is started again, in bytes.
 const SPACE_BYTES: usize = 16 << 20;
 
-/// Where the broker says how it is, and where it stores.
+/// The broker's health endpoint, and the folder of its store.
 #[derive(Clone, Debug)]
 pub(super) struct Watched {
     /// Its monitoring interface.

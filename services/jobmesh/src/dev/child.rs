@@ -98,7 +98,7 @@ async fn supervise(
     }
 }
 
-/// The end of a child's log, where it says why it died.
+/// The end of a child's log, which shows why it died.
 fn last_lines(spec: &Spec) -> String {
     let log = std::fs::read_to_string(&spec.log).unwrap_or_default();
     let lines: Vec<&str> = log.lines().collect();
@@ -122,7 +122,7 @@ fn spawn(spec: &Spec) -> std::io::Result<tokio::process::Child> {
     command.spawn()
 }
 
-/// Lets the system kill the child when the thread that started it is gone.
+/// Makes the system kill the child when the thread that started it exits.
 #[cfg(target_os = "linux")]
 fn die_with_parent(command: &mut Command) {
     let parent = std::process::id();
@@ -135,7 +135,7 @@ fn die_with_parent(command: &mut Command) {
         }
         // The parent may have died before the binding was made.
         if u32::try_from(now) != Ok(parent) {
-            return Err(std::io::Error::other("the parent is gone"));
+            return Err(std::io::Error::other("the parent has exited"));
         }
         Ok(())
     };
@@ -147,7 +147,7 @@ fn die_with_parent(command: &mut Command) {
 #[cfg(not(target_os = "linux"))]
 fn die_with_parent(_: &mut Command) {}
 
-/// Asks a child to stop, and kills it where it does not.
+/// Asks a child to stop, and kills it if it does not.
 async fn end(spec: &Spec, mut child: tokio::process::Child) {
     if let Some(id) = child.id().and_then(|id| i32::try_from(id).ok()) {
         // SAFETY: the child has not been waited for, so the id is still its own.

@@ -5,7 +5,7 @@ use std::{net::SocketAddr, path::PathBuf};
 use mesh::access::Secret;
 use service::{NatsLogin, NatsUrl};
 
-/// When what was acked is on disk.
+/// When acked messages are on disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Durability {
     /// Before the ack: each is fsynced.
@@ -17,10 +17,10 @@ pub enum Durability {
 /// Settings of `dev`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Config {
-    /// Where to listen for HTTP. All other ports are chosen free.
+    /// The address to listen on for HTTP. Free ports are chosen for everything else.
     #[arg(long, env = "JOBMESH_LISTEN", default_value = "127.0.0.1:8080")]
     pub listen: SocketAddr,
-    /// Where everything is kept: streams, tables, logs.
+    /// The folder for all data: streams, tables, logs.
     #[arg(long, env = "JOBMESH_DATA_DIR", default_value = "jobmesh-data")]
     pub data_dir: PathBuf,
     /// How many state services run: one leads, the others answer questions and stand by.
@@ -35,15 +35,15 @@ pub struct Config {
     /// How long running jobs may go on after Ctrl-C before they are handed back, in seconds.
     #[arg(long, env = "JOBMESH_GRACE_S", default_value_t = 20)]
     pub grace_s: u32,
-    /// When what was acked is on disk.
+    /// When acked messages are on disk.
     #[arg(long, env = "JOBMESH_DURABILITY", value_enum, default_value = "always")]
     pub durability: Durability,
-    /// A NATS server to use in the place of one of our own.
+    /// A NATS server to use instead of an own one.
     #[arg(long)]
     pub nats_url: Option<NatsUrl>,
     #[command(flatten)]
     pub login: NatsLogin,
-    /// A ClickHouse server to use in the place of the engine as a library.
+    /// A ClickHouse server to use instead of the engine as a library.
     #[arg(long)]
     pub clickhouse_url: Option<Secret>,
     /// Listen on an address that others can reach, though nobody is asked for a key.

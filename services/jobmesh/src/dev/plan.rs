@@ -19,7 +19,7 @@ use super::{
 /// The broker's configuration, as operators have it too.
 const NATS_CONF: &str = include_str!("../../../../deploy/nats/jobmesh.conf");
 
-/// How long a child may take to stop, beside the grace that it gives to what it runs.
+/// How long a child may take to stop, in addition to the grace period of its runs.
 const STOP_WITHIN: Duration = Duration::from_secs(20);
 
 /// A child to be started.
@@ -56,7 +56,7 @@ pub(super) fn stages(config: &Config, data_dir: &Path) -> anyhow::Result<Vec<Vec
     let mut storage = Vec::new();
     let nats_url = match &config.nats_url {
         Some(url) => {
-            // Said here, where it is seen: a child would say it in its log.
+            // Checked here, so that the error is visible: a child would log it.
             config.login.access(url.reveal())?;
             url.reveal().to_owned()
         }
@@ -64,7 +64,7 @@ pub(super) fn stages(config: &Config, data_dir: &Path) -> anyhow::Result<Vec<Vec
             let port = fetch::free_port()?;
             storage.push(nats(config, data_dir, &logs, port)?);
             let url = format!("nats://127.0.0.1:{port}");
-            // For followers and processors of one's own.
+            // For other followers and processors.
             println!("nats {url}");
             url
         }

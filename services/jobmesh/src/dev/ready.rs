@@ -1,4 +1,4 @@
-//! When everything is up: the edge says so.
+//! Waits until everything is up, as the edge reports it.
 
 use std::{net::SocketAddr, time::Duration};
 

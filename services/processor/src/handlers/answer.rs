@@ -1,10 +1,10 @@
 //! What a server or a program of the operator's says came of a job.
 //!
-//! The work is done by then, and perhaps paid for: a field that is odd counts as absent.
+//! At this point the work is done, and perhaps paid for: an odd field counts as absent.
 
 use std::time::Duration;
 
-use job::{Json, Spent, json::object};
+use job::{Json, Usage, json::object};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
@@ -12,7 +12,7 @@ use serde_json::value::RawValue;
 #[derive(Clone, Debug, Default)]
 pub(super) struct Answer {
     pub result: Option<Json>,
-    pub spent: Spent,
+    pub usage: Usage,
     /// How long to wait before the job is tried again, if it is.
     pub after: Option<Duration>,
 }
@@ -55,7 +55,7 @@ pub(super) fn read(body: &[u8]) -> Result<Answer, String> {
     let tokens = fields.tokens.map(RawValue::get);
     let tokens: Tokens<'_> =
         tokens.and_then(|tokens| read_object(tokens.as_bytes()).ok()).unwrap_or_default();
-    let spent = Spent {
+    let usage = Usage {
         input_tokens: count(tokens.input),
         output_tokens: count(tokens.output),
         images: count(fields.images),
@@ -63,7 +63,7 @@ pub(super) fn read(body: &[u8]) -> Result<Answer, String> {
     };
     let result = fields.result.filter(|result| result.get() != "null");
     let after = fields.after_ms.map(|ms| Duration::from_millis(count(Some(ms))));
-    Ok(Answer { result: result.map(|result| Json::from(result.to_owned())), spent, after })
+    Ok(Answer { result: result.map(|result| Json::from(result.to_owned())), usage, after })
 }
 
 /// Reads a JSON object, and nothing else, into a struct.
@@ -116,8 +116,8 @@ mod tests {
         ] {
             let answer = read(body.as_bytes()).expect("it is read");
             assert_eq!(answer.result.as_ref().map(Json::get), result, "{body}");
-            let spent = answer.spent;
-            assert_eq!((spent.input_tokens, spent.output_tokens), tokens, "{body}");
+            let usage = answer.usage;
+            assert_eq!((usage.input_tokens, usage.output_tokens), tokens, "{body}");
         }
     }
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::Context as _;
-use job::Spent;
+use job::Usage;
 use reqwest::{RequestBuilder, StatusCode, Url};
 
 use super::{answer, later::later};
@@ -35,7 +35,7 @@ pub(super) fn url(text: &str) -> anyhow::Result<Url> {
 /// A client that follows no redirects.
 ///
 /// # Errors
-/// Where the machine's certificates cannot be read.
+/// If the machine's certificates cannot be read.
 pub(super) fn client() -> anyhow::Result<reqwest::Client> {
     Ok(builder().build()?)
 }
@@ -77,16 +77,16 @@ pub(super) fn is_later(status: StatusCode, later: Option<Duration>) -> bool {
 }
 
 impl Answer {
-    /// What a failed answer means. What it cost is counted if it says so.
+    /// The outcome of a failed answer, with its usage if it contains one.
     pub fn failed(self) -> Outcome {
         let (error, after) = (self.error(), self.later);
-        let spent = answer::read(&self.body).map_or(Spent::default(), |answer| answer.spent);
+        let usage = answer::read(&self.body).map_or(Usage::default(), |answer| answer.usage);
         if is_later(self.status, after) {
-            Outcome::Defer { error, after, spent }
+            Outcome::Defer { error, after, usage }
         } else if self.status.is_server_error() {
-            Outcome::Retry { error, after, spent }
+            Outcome::Retry { error, after, usage }
         } else {
-            Outcome::Reject { error, spent }
+            Outcome::Reject { error, usage }
         }
     }
 
@@ -100,7 +100,7 @@ impl Answer {
     }
 }
 
-/// That a server could not be asked, without what its URL may hold that is nobody's business: a
+/// The error of a server that could not be reached, without the secrets that its URL may hold: a
 /// user, a password, a query.
 pub(super) fn could_not_ask(url: &Url, error: reqwest::Error) -> String {
     let host = url.host_str().unwrap_or_default();

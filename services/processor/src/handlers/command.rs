@@ -1,10 +1,9 @@
 //! `command`: runs a program for each job.
 //!
-//! The job comes as JSON on the program's standard input. What it writes to its standard output is read
-//! line by line as JSON objects: `{"progress": any}` is shown while it runs, with `tokens`, `images` and
-//! `model` for what it used so far; the last other line may say what came of it, as an answer to the
-//! handler `http` does:
-//! `{"result": any, "tokens": {"input": 1, "output": 2}, "images": 0, "model": "m"}`.
+//! The program gets the job as JSON on its standard input. Its standard output is read line by line
+//! as JSON objects: `{"progress": any}` is shown while it runs, with `tokens`, `images` and `model`
+//! for the usage so far; the last other line can hold the outcome, like an answer to the handler
+//! `http`: `{"result": any, "tokens": {"input": 1, "output": 2}, "images": 0, "model": "m"}`.
 //!
 //! Exit status 0 is done, 65 (`EX_DATAERR`) is a failure for good, 75 (`EX_TEMPFAIL`) asks to come back
 //! later (`afterMs` in the last line says when), any other is tried again; the end of its standard error
@@ -16,7 +15,7 @@ mod output;
 
 use std::sync::Arc;
 
-use job::Spent;
+use job::Usage;
 use mesh::wire::Work;
 use tokio::{io::AsyncWriteExt, process::Command as Process};
 
@@ -80,22 +79,22 @@ impl Command {
             Ok(line) => answer::read(&line),
             Err(why) => Err(why),
         };
-        let Answer { result, spent, after } = match answer {
+        let Answer { result, usage, after } = match answer {
             Ok(answer) => answer,
             Err(why) if status.success() => return Ok(Outcome::reject(why)),
             // What a program that failed wrote last is not looked at closely.
             Err(_) => Answer::default(),
         };
-        let spent = if spent.is_nothing() { context.usage_so_far() } else { spent };
+        let usage = if usage.is_nothing() { context.usage_so_far() } else { usage };
         if status.success() {
-            return Ok(Outcome::Done { result, spent });
+            return Ok(Outcome::Done { result, usage });
         }
         let errors = String::from_utf8_lossy(&errors);
         let error = format!("the program ended with {status}: {}", errors.trim());
         Ok(match status.code() {
-            Some(DATA_ERROR) => Outcome::Reject { error, spent },
-            Some(TEMPORARY_FAILURE) => Outcome::Defer { error, after, spent },
-            _ => Outcome::Retry { error, after, spent },
+            Some(DATA_ERROR) => Outcome::Reject { error, usage },
+            Some(TEMPORARY_FAILURE) => Outcome::Defer { error, after, usage },
+            _ => Outcome::Retry { error, after, usage },
         })
     }
 
@@ -124,7 +123,7 @@ impl Handler for Command {
             Err(error) => Outcome::Retry {
                 error: format!("the program could not be run: {error}"),
                 after: None,
-                spent: Spent::default(),
+                usage: Usage::default(),
             },
         }
     }
@@ -149,11 +148,11 @@ mod tests {
     async fn a_program_reads_its_job_and_says_what_came_of_it() {
         let outcome = run(r#"read job; echo '{"progress":{"page":1}}'
                echo "{\"result\":$job,\"tokens\":{\"input\":5,\"output\":2},\"model\":\"m\"}""#);
-        let Outcome::Done { result: Some(result), spent } = outcome.await else {
+        let Outcome::Done { result: Some(result), usage } = outcome.await else {
             panic!("it is done");
         };
         assert!(result.get().contains(r#""data":{"n":3}"#), "{}", result.get());
-        assert_eq!((spent.input_tokens, spent.output_tokens), (5, 2));
+        assert_eq!((usage.input_tokens, usage.output_tokens), (5, 2));
         assert!(matches!(run("cat >/dev/null").await, Outcome::Done { result: None, .. }));
     }
 
@@ -175,7 +174,7 @@ mod tests {
         let behind = run(r#"sleep 1000 & echo '{"result":2}'"#).await;
         assert!(
             matches!(behind, Outcome::Done { result: Some(_), .. }),
-            "it has ended: {behind:?}"
+            "it no longer runs: {behind:?}"
         );
     }
 
@@ -192,11 +191,11 @@ mod tests {
         let used = r#"echo '{"progress":1,"tokens":{"input":5,"output":2.0},"model":"m"}'"#;
         for end in ["exit 0", "exit 3", "exit 65"] {
             let outcome = run(&format!("{used}; {end}")).await;
-            let (Outcome::Done { spent, .. }
-            | Outcome::Retry { spent, .. }
-            | Outcome::Reject { spent, .. }
-            | Outcome::Defer { spent, .. }) = outcome;
-            assert_eq!((spent.input_tokens, spent.output_tokens), (5, 2), "{end}");
+            let (Outcome::Done { usage, .. }
+            | Outcome::Retry { usage, .. }
+            | Outcome::Reject { usage, .. }
+            | Outcome::Defer { usage, .. }) = outcome;
+            assert_eq!((usage.input_tokens, usage.output_tokens), (5, 2), "{end}");
         }
     }
 
@@ -245,7 +244,7 @@ mod tests {
         assert!(result(allowed).await.contains("processor"));
     }
 
-    /// Waits until a file is there; returns what it says.
+    /// Waits until a file exists; returns its content.
     async fn written(file: &std::path::Path) -> String {
         while !file.exists() {
             tokio::time::sleep(Duration::from_millis(5)).await;
@@ -269,7 +268,7 @@ mod tests {
         panic!("process {pid} lives on");
     }
 
-    /// A child, one in a session of its own, and one whose parent has ended.
+    /// A child, one in a session of its own, and one whose parent has exited.
     const CHILDREN: [&str; 3] = [
         "sleep 1000 & echo $! > FILE.new",
         "setsid sh -c 'echo $$ > FILE.new; exec sleep 1000' & while [ ! -s FILE.new ]; do :; done",

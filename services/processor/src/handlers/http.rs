@@ -49,8 +49,8 @@ impl Handler for Http {
         if !answer.status.is_success() {
             return answer.failed();
         }
-        // What is no JSON object says nothing: the work is done all the same.
+        // A body that is not a JSON object has no fields: the work is done anyway.
         let answer = answer::read(&answer.body).unwrap_or_default();
-        Outcome::Done { result: answer.result, spent: answer.spent }
+        Outcome::Done { result: answer.result, usage: answer.usage }
     }
 }

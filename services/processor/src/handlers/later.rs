@@ -1,4 +1,4 @@
-//! When a server asks to come back: `Retry-After` and what providers send in its place.
+//! When to call a server again: `Retry-After` and what providers send instead.
 
 use std::time::Duration;
 
@@ -55,7 +55,8 @@ fn since_1970(now: Millis) -> Duration {
     Duration::from_millis(u64::try_from(now).unwrap_or(0))
 }
 
-/// When the limits are reset that are used up; if none says so and the status does, when all of them are.
+/// When the exhausted limits are reset; if none is marked as exhausted and the status implies it,
+/// when all of them are.
 fn resets(status: StatusCode, headers: &HeaderMap, now: Millis) -> Option<Duration> {
     let mut used_up = None;
     let mut any = None;

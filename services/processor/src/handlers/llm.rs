@@ -43,7 +43,7 @@ pub struct Llm {
 /// How a processor reaches its language model.
 #[derive(Clone, Debug, Default)]
 pub struct Endpoint<'a> {
-    /// Where it is, such as `https://api.openai.com/v1`. A query stays behind the path.
+    /// The address, such as `https://api.openai.com/v1`. A query stays behind the path.
     pub url: &'a str,
     /// The key that it takes.
     pub key: Option<&'a str>,

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use job::Spent;
+use job::Usage;
 use mesh::wire::Work;
 
 use crate::handler::{Context, Handler, Outcome};
@@ -13,6 +13,6 @@ pub struct Noop;
 
 impl Handler for Noop {
     async fn handle(&self, _: Arc<Work>, _: Context) -> Outcome {
-        Outcome::Done { result: None, spent: Spent::default() }
+        Outcome::Done { result: None, usage: Usage::default() }
     }
 }

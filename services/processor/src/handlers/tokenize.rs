@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use job::{Json, Spent};
+use job::{Json, Usage};
 use mesh::wire::Work;
 
 use crate::handler::{Context, Handler, Outcome};
@@ -31,8 +31,8 @@ impl Handler for Tokenize {
             }
         };
         let result = Json::of(&serde_json::json!({ "tokens": tokens })).ok();
-        let spent = Spent { input_tokens: tokens, model: Some(MODEL.into()), ..Spent::default() };
-        Outcome::Done { result, spent }
+        let usage = Usage { input_tokens: tokens, model: Some(MODEL.into()), ..Usage::default() };
+        Outcome::Done { result, usage }
     }
 }
 

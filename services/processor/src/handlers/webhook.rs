@@ -1,8 +1,8 @@
 //! `webhook`: tells a project's receiver of the end of a job, signed as Standard Webhooks
 //! describes it (<https://www.standardwebhooks.com>).
 //!
-//! Where a receiver is, its project says, and a project is not trusted as an operator is: names
-//! are resolved here, and what is not on the public internet is not connected to.
+//! The project sets the receiver's address, and a project is not trusted as an operator is: names
+//! are resolved here, and addresses outside the public internet are refused.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -13,7 +13,7 @@ use std::{
 use anyhow::Context as _;
 use base64::{Engine, prelude::BASE64_STANDARD};
 use hmac::{Hmac, Mac};
-use job::{Spent, webhook::Webhook as Receiver};
+use job::{Usage, webhook::Webhook as Receiver};
 use mesh::wire::Work;
 use reqwest::{
     StatusCode, Url,
@@ -35,10 +35,10 @@ pub struct Webhook {
 }
 
 impl Webhook {
-    /// Tells receivers on the public internet, and where `private` says so, those that are not.
+    /// Delivers to receivers on the public internet, and to others if `private` is set.
     ///
     /// # Errors
-    /// Where the machine's certificates cannot be read.
+    /// If the machine's certificates cannot be read.
     pub fn new(private: bool) -> anyhow::Result<Self> {
         let mut builder = client::builder().timeout(ANSWER_WITHIN).no_proxy();
         if !private {
@@ -61,11 +61,11 @@ impl Webhook {
             Err(error) => return Outcome::retry(format!("{error:#}")),
         };
         let url = request.url().clone();
-        // Its status says it all. What else it says is not read, and not shown to whoever may set
-        // a webhook: it may come from where they cannot look.
+        // Only the status counts. The body is neither read nor shown to the owner of the webhook:
+        // it could come from a network that they cannot reach.
         match self.client.execute(request).await {
             Ok(answer) if answer.status().is_success() => {
-                Outcome::Done { result: None, spent: Spent::default() }
+                Outcome::Done { result: None, usage: Usage::default() }
             }
             Ok(answer) => {
                 let error = format!("answered {}", answer.status());
@@ -74,9 +74,9 @@ impl Webhook {
                 }
                 let after = later(answer.status(), answer.headers(), service::now_ms());
                 if client::is_later(answer.status(), after) {
-                    return Outcome::Defer { error, after, spent: Spent::default() };
+                    return Outcome::Defer { error, after, usage: Usage::default() };
                 }
-                Outcome::Retry { error, after, spent: Spent::default() }
+                Outcome::Retry { error, after, usage: Usage::default() }
             }
             Err(error) => Outcome::retry(client::could_not_ask(&url, error)),
         }

@@ -1,9 +1,10 @@
 //! A program with everything that it starts, killed as a whole.
 //!
-//! Between processor and program stands a guard, a copy of the processor that does nothing but wait. It
-//! is the subreaper of the program: whatever the program starts, also in a session of its own, becomes
-//! a child of the guard once its parent has ended. The guard kills its children until none is left when
-//! the program ends, when it is asked to, and when the processor dies, however that happens.
+//! A guard stands between processor and program: a copy of the processor that does nothing but
+//! wait. It is the subreaper of the program: a process that the program starts, also in a session
+//! of its own, becomes a child of the guard once its parent exits. The guard kills its children
+//! until none is left when the program exits, when it is asked to, and when the processor dies for
+//! any reason.
 
 use std::process::{ExitStatus, Stdio};
 
@@ -67,7 +68,7 @@ mod linux {
 
     /// Asks the guard to kill everything.
     pub const KILL_ALL: libc::c_int = libc::SIGTERM;
-    /// Tells the guard that the thread which started it, and perhaps its process, has ended.
+    /// Notifies the guard that the thread which started it, and perhaps its process, has exited.
     const PARENT_DIED: libc::c_int = libc::SIGUSR2;
     /// The exit status of a guard that was asked to kill everything.
     const KILLED: libc::c_int = 137;
@@ -94,7 +95,7 @@ mod linux {
             let mut before = MaybeUninit::uninit();
             check(libc::sigprocmask(libc::SIG_SETMASK, all.as_ptr(), before.as_mut_ptr()))?;
             if libc::getppid() != processor {
-                return Err(io::Error::other("the processor has ended"));
+                return Err(io::Error::other("the processor has exited"));
             }
             let guard = libc::getpid();
             match libc::fork() {
@@ -102,7 +103,7 @@ mod linux {
                 0 => {
                     check(libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL))?;
                     if libc::getppid() != guard {
-                        return Err(io::Error::other("the guard has ended"));
+                        return Err(io::Error::other("the guard has exited"));
                     }
                     check(libc::setpgid(0, 0))?;
                     check(libc::sigprocmask(libc::SIG_SETMASK, before.as_ptr(), ptr::null_mut()))
@@ -123,7 +124,7 @@ mod linux {
     unsafe fn watch(processor: libc::pid_t, program: libc::pid_t) -> ! {
         // SAFETY: system calls on numbers and on memory of this stack.
         unsafe {
-            // The pipes are the program's alone: their ends must show that it has ended.
+            // Only the program holds the pipes: their ends must show that it has exited.
             libc::syscall(libc::SYS_close_range, 0, u32::MAX, 0);
             let mut wanted = MaybeUninit::uninit();
             libc::sigemptyset(wanted.as_mut_ptr());
@@ -153,7 +154,7 @@ mod linux {
         }
     }
 
-    /// Takes leave of all children that have ended; returns the program's status if it is among them.
+    /// Reaps all children that have exited; returns the program's status if it is among them.
     ///
     /// # Safety
     /// As of [`fork_guard`].

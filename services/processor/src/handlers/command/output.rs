@@ -1,6 +1,6 @@
 //! What a program writes: progress and usage while it runs, the answer in its last line.
 
-use job::{Json, Spent, json};
+use job::{Json, Usage, json};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, BufReader};
@@ -94,9 +94,9 @@ fn is_object(line: &[u8]) -> bool {
     without_bom(line).iter().find(|byte| !byte.is_ascii_whitespace()) == Some(&b'{')
 }
 
-/// The progress that a line shows and what was used so far, if it is that and no answer. Progress that
-/// readers of the status cannot represent is left out.
-fn progress(line: &[u8]) -> Option<(Option<Json>, Spent)> {
+/// The progress and usage of a line, unless it is an answer. Progress that the status cannot
+/// represent is omitted.
+fn progress(line: &[u8]) -> Option<(Option<Json>, Usage)> {
     #[derive(Deserialize)]
     struct Line<'a> {
         #[serde(borrow)]
@@ -109,7 +109,7 @@ fn progress(line: &[u8]) -> Option<(Option<Json>, Spent)> {
     let shown = line.progress.filter(|_| line.result.is_none())?;
     let shown = Json::from(shown.to_owned());
     let shown = Some(shown).filter(|shown| json::check("progress", shown.get()).is_ok());
-    let usage = answer::read(text).map(|answer| answer.spent).unwrap_or_default();
+    let usage = answer::read(text).map(|answer| answer.usage).unwrap_or_default();
     Some((shown, usage))
 }
 

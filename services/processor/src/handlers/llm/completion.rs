@@ -1,8 +1,8 @@
-//! Reading chat completions: tolerant of what endpoints do differently, strict about what they said.
+//! Parses chat completions: tolerant of differences between endpoints, strict about the answer.
 
 use std::{borrow::Cow, collections::HashMap, time::Duration};
 
-use job::{Json, Spent, bounds::truncate};
+use job::{Json, Usage, bounds::truncate};
 use serde::Deserialize;
 use serde_json::{Value, value::RawValue};
 
@@ -12,7 +12,7 @@ use crate::{
     handlers::answer::{count, read_object, without_bom},
 };
 
-/// How much of what an endpoint said an error shows, in bytes.
+/// Bytes of an endpoint's answer that an error shows.
 const SHOWN_BYTES_MAX: usize = 512;
 
 /// The members of an object, as they are written.
@@ -20,7 +20,7 @@ type Members<'a> = HashMap<Cow<'a, str>, &'a RawValue>;
 
 /// What a model answered.
 struct Completion<'a> {
-    spent: Spent,
+    usage: Usage,
     error: Option<Problem>,
     choice: Option<Choice<'a>>,
 }
@@ -35,7 +35,7 @@ struct Choice<'a> {
 /// An error that an endpoint reports in its answer.
 struct Problem {
     text: String,
-    /// Its code, as a status where it is one.
+    /// Its code, if it is an HTTP status.
     code: String,
 }
 
@@ -64,7 +64,7 @@ impl Problem {
     }
 
     /// What it means: some problems pass by waiting, some by trying again, some never.
-    fn outcome(self, after: Option<Duration>, spent: Spent) -> Outcome {
+    fn outcome(self, after: Option<Duration>, usage: Usage) -> Outcome {
         let error = format!("the endpoint answered with an error: {}", shown(&self.text));
         let has = |words: &[&str]| {
             let said = format!("{} {}", self.code, self.text).to_lowercase();
@@ -74,16 +74,17 @@ impl Problem {
         if matches!(status, Some(408 | 425 | 429 | 529))
             || (status.is_none() && has(&["rate limit", "rate_limit", "overloaded", "too many"]))
         {
-            return Outcome::Defer { error, after, spent };
+            return Outcome::Defer { error, after, usage };
         }
         match status {
-            Some(400..=499) => Outcome::Reject { error, spent },
-            _ => Outcome::Retry { error, after, spent },
+            Some(400..=499) => Outcome::Reject { error, usage },
+            _ => Outcome::Retry { error, after, usage },
         }
     }
 }
 
-/// What came of a question that was answered with `body`, of which the job sent `images`.
+/// The outcome of a request that was answered with `body`; `images` is the number that the job
+/// sent.
 pub(super) fn outcome(
     body: &[u8],
     schema: Option<&Schema>,
@@ -96,39 +97,39 @@ pub(super) fn outcome(
         let error = format!("the answer is not a chat completion: {}", shown(said.trim()));
         return Outcome::retry(error);
     };
-    let Completion { spent, error, choice } = completion;
+    let Completion { usage, error, choice } = completion;
     if let Some(problem) = error {
-        return problem.outcome(after, spent);
+        return problem.outcome(after, usage);
     }
     let Some(choice) = choice else {
         let said = String::from_utf8_lossy(body);
         let error = format!("the answer has no choice: {}", shown(said.trim()));
-        return Outcome::Retry { error, after: None, spent };
+        return Outcome::Retry { error, after: None, usage };
     };
     if let Some(refusal) = choice.refusal {
         let error = format!("the model refused: {}", shown(&refusal));
-        return Outcome::Reject { error, spent };
+        return Outcome::Reject { error, usage };
     }
     let reason = &*choice.finish_reason;
     if choice.text.trim().is_empty() {
-        let error = || format!("the model said nothing: finish_reason is {reason}");
+        let error = || format!("the model returned no content: finish_reason is {reason}");
         match reason {
-            "content_filter" => return Outcome::Reject { error: error(), spent },
+            "content_filter" => return Outcome::Reject { error: error(), usage },
             "length" => {
                 let error = format!("{}, the token limit", error());
-                return Outcome::Retry { error, after: None, spent };
+                return Outcome::Retry { error, after: None, usage };
             }
             "error" | "tool_calls" | "function_call" => {
-                return Outcome::Retry { error: error(), after: None, spent };
+                return Outcome::Retry { error: error(), after: None, usage };
             }
             _ => {}
         }
     }
     match result(&choice.text, schema) {
-        Ok(result) => Outcome::Done { result: Some(result), spent },
+        Ok(result) => Outcome::Done { result: Some(result), usage },
         Err(why) => {
             let error = format!("the model's answer (finish_reason {reason}) {why}");
-            Outcome::Retry { error, after: None, spent }
+            Outcome::Retry { error, after: None, usage }
         }
     }
 }
@@ -156,7 +157,7 @@ fn without_fence(text: &str) -> &str {
     }
 }
 
-/// The beginning of what an endpoint said.
+/// The beginning of an endpoint's answer.
 fn shown(text: &str) -> String {
     truncate(text, SHOWN_BYTES_MAX)
 }
@@ -169,7 +170,7 @@ fn read(body: &[u8], images: u64) -> Option<Completion<'_>> {
         let named = names.into_iter().find_map(|name| usage.get(name).copied());
         count(named)
     };
-    let spent = Spent {
+    let usage = Usage {
         input_tokens: tokens(["prompt_tokens", "input_tokens"]),
         output_tokens: tokens(["completion_tokens", "output_tokens"]),
         images,
@@ -183,7 +184,7 @@ fn read(body: &[u8], images: u64) -> Option<Completion<'_>> {
     let error = members.get("error").or(choice.get("error"));
     let error = error.and_then(|error| Problem::read(error));
     let choice = choices.map(|_| read_choice(&choice));
-    Some(Completion { spent, error, choice })
+    Some(Completion { usage, error, choice })
 }
 
 fn read_choice<'a>(choice: &Members<'a>) -> Choice<'a> {
@@ -236,8 +237,8 @@ mod tests {
 
     fn done(body: &str, schema: Option<&Schema>) -> (String, u64, u64) {
         match outcome(body.as_bytes(), schema, 0, None) {
-            Outcome::Done { result: Some(result), spent } => {
-                (result.get().to_owned(), spent.input_tokens, spent.output_tokens)
+            Outcome::Done { result: Some(result), usage } => {
+                (result.get().to_owned(), usage.input_tokens, usage.output_tokens)
             }
             other => panic!("{body}: {other:?}"),
         }

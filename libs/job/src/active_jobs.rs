@@ -1,0 +1,110 @@
+//! The active jobs of a project, indexed by what they can be listed by.
+
+use std::{
+    collections::BTreeSet,
+    hash::{DefaultHasher, Hash, Hasher},
+    ops::Bound,
+};
+
+use crate::{Id, Job, JobId, Kind, Status};
+
+/// The statuses of active jobs.
+const ACTIVE: [Status; 2] = [Status::Queued, Status::Processing];
+
+/// The active jobs of a project. Each index is in the order of the ids, oldest first.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct ActiveJobs {
+    /// By the [`key`](batch_key) of their batch.
+    batches: BTreeSet<(u64, JobId)>,
+    /// By type and status.
+    listed: [[BTreeSet<JobId>; ACTIVE.len()]; Kind::EVERY.len()],
+}
+
+impl ActiveJobs {
+    /// Adds an active job; does nothing for a terminal one.
+    pub fn insert(&mut self, job: &Job) {
+        if let Some(listed) = self.listed(job.kind, job.status) {
+            listed.insert(job.id);
+            self.batches.insert((batch_key(&job.batch), job.id));
+        }
+    }
+
+    /// Moves a job that had another status before.
+    pub fn changed(&mut self, before: Status, job: &Job) {
+        if before == job.status {
+            return;
+        }
+        if let Some(listed) = self.listed(job.kind, before) {
+            listed.remove(&job.id);
+        }
+        match self.listed(job.kind, job.status) {
+            Some(listed) => drop(listed.insert(job.id)),
+            None => drop(self.batches.remove(&(batch_key(&job.batch), job.id))),
+        }
+    }
+
+    fn listed(&mut self, kind: Kind, status: Status) -> Option<&mut BTreeSet<JobId>> {
+        let at = ACTIVE.iter().position(|active| *active == status)?;
+        Some(&mut self.listed[kind as usize][at])
+    }
+
+    /// Whether an active job is of a type.
+    pub fn is_of(&self, kind: Kind, id: JobId) -> bool {
+        self.listed[kind as usize].iter().any(|listed| listed.contains(&id))
+    }
+
+    /// The jobs behind a place, by batch key and id.
+    pub fn after(&self, after: Option<(u64, JobId)>) -> impl Iterator<Item = (u64, JobId)> {
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        self.batches.range((from, Bound::Unbounded)).copied()
+    }
+
+    /// The jobs of all batches with this key.
+    pub fn of_key(&self, key: u64) -> impl DoubleEndedIterator<Item = (u64, JobId)> {
+        self.batches.range((key, JobId::nil())..=(key, JobId::max())).copied()
+    }
+
+    /// The jobs of all batches with this key whose id is below `before`, the newest first.
+    pub fn newest_of_key(&self, key: u64, before: JobId) -> impl Iterator<Item = JobId> {
+        self.batches.range((key, JobId::nil())..(key, before)).rev().map(|(_, id)| *id)
+    }
+
+    /// The jobs of a type and status, of all if absent, whose id is below `before`, the newest first.
+    pub fn newest(
+        &self,
+        kind: Option<Kind>,
+        status: Option<Status>,
+        before: JobId,
+    ) -> impl Iterator<Item = JobId> {
+        let kinds = Kind::EVERY.into_iter().filter(move |of| kind.is_none_or(|kind| kind == *of));
+        let sets = kinds.flat_map(|of| ACTIVE.into_iter().zip(&self.listed[of as usize]));
+        let sets = sets.filter(|(of, _)| status.is_none_or(|status| status == *of));
+        Newest::of(sets.map(|(_, set)| set.range(..before).rev().copied()))
+    }
+}
+
+/// Several descending sequences as one: the next of each, and what follows it.
+struct Newest<I>(Vec<(Option<JobId>, I)>);
+
+impl<I: Iterator<Item = JobId>> Newest<I> {
+    fn of(sequences: impl Iterator<Item = I>) -> Self {
+        Self(sequences.map(|mut ids| (ids.next(), ids)).collect())
+    }
+}
+
+impl<I: Iterator<Item = JobId>> Iterator for Newest<I> {
+    type Item = JobId;
+
+    fn next(&mut self) -> Option<JobId> {
+        let (next, following) = self.0.iter_mut().max_by_key(|(next, _)| *next)?;
+        std::mem::replace(next, following.next())
+    }
+}
+
+/// A 64-bit key that stands for a batch id. The ids of a million jobs would take too much memory.
+/// Two batches can share a key.
+pub(crate) fn batch_key(batch: &Id) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    batch.hash(&mut hasher);
+    hasher.finish()
+}

@@ -1,0 +1,365 @@
+//! The fold: events in, state out. The same for the leader, a follower and a restart.
+
+use uuid::Uuid;
+
+use crate::{
+    DirtyKey, Gate, Id, Job, JobId, OpenJobTypes, Partial, Position, ReadyQueue, State, Status,
+    event::{Batch, Ended, Enqueued, Event, LateRun, RequeueReason, Requeued, Retried, Transition},
+    schedule::ScheduleState,
+    snapshot::Project,
+    time::Millis,
+    webhook::{self, Receiver},
+};
+
+/// How long one deferred run keeps the others of its project from starting, in ms. After that one run
+/// at a time finds out whether the work goes on.
+const DEFERRAL_MS_MAX: i64 = 60_000;
+
+impl State {
+    /// Takes in message `sequence` of EVENTS, which reaches up to command `through`.
+    pub fn apply_batch(&mut self, sequence: u64, through: u64, batch: &Batch) {
+        // First: what the events say of a message that is folded in part is of the next one.
+        self.processed(through);
+        for (position, event) in batch.at_sequence(sequence) {
+            self.apply(batch.at, position, event);
+        }
+        for id in &batch.commands {
+            self.note(batch.at, *id);
+        }
+    }
+
+    /// Records that an interrupted item of a message of COMMANDS is processed.
+    pub fn item_processed(&mut self) {
+        self.persisted.partial = None;
+    }
+
+    /// Notes that a message of COMMANDS was folded.
+    pub fn note(&mut self, at: Millis, message: Uuid) {
+        self.persisted.dedup.note(at, message);
+    }
+
+    /// Notes that COMMANDS is folded up to and with `through`.
+    pub fn processed(&mut self, through: u64) {
+        if through > self.persisted.through {
+            self.persisted.through = through;
+            self.persisted.partial = None;
+        }
+    }
+
+    /// Moves on to message `sequence` of EVENTS, which holds no events or whose events are applied.
+    pub fn skip_message(&mut self, sequence: u64) {
+        self.persisted.position = self.persisted.position.max(Position::new(sequence, 0));
+    }
+
+    /// Takes in one event. An event at or before the last one is known already and changes nothing.
+    pub fn apply(&mut self, at: Millis, position: Position, event: &Event) {
+        if position <= self.persisted.position {
+            return;
+        }
+        self.persisted.position = position;
+        self.persisted.at = self.persisted.at.max(at);
+        self.mark_hour(at, position.sequence);
+        match event {
+            Event::LeaderElected { term, .. } => self.persisted.term = *term,
+            Event::Enqueued(new) => self.enqueued(at, position, new),
+            Event::Started { job, of, worker, at: began, .. } => {
+                self.persisted.projects.entry(of.project.clone()).or_default().starts.add(at, 1);
+                self.change(*job, position, |job| {
+                    job.status = Status::Processing;
+                    job.attempts += 1;
+                    job.run_at = None;
+                    let history = job.history_mut();
+                    history.take_backs = 0;
+                    history.started_at = Some(*began);
+                    history.worker = Some(worker.clone());
+                    job.step(at, None);
+                });
+            }
+            Event::Progressed { job, progress, .. } => self.change(*job, position, |job| {
+                job.history_mut().progress = Some(progress.clone());
+            }),
+            Event::Ended(ended) => self.ended(at, position, ended),
+            Event::Retried(retried) => self.retried(position, retried),
+            Event::Refused(refused) => {
+                if let Some(late) = &refused.ended {
+                    self.count_tokens(at, &late.labels.project, &late.usage);
+                    self.late(position, late);
+                }
+            }
+            Event::Answered { key, answer } => {
+                self.persisted.answers.insert(*key, (position, (**answer).clone()));
+                self.dirty.push(position, DirtyKey::Reply(*key));
+            }
+            Event::ProjectSet { project, settings } => {
+                let project = self.persisted.projects.entry(project.clone()).or_default();
+                project.settings.clone_from(settings);
+            }
+            Event::ScheduleSet { project, name, schedule } => {
+                self.schedule(project, name, Some((**schedule).clone()));
+            }
+            Event::ScheduleRemoved { project, name } => self.schedule(project, name, None),
+            Event::ScheduleFired { project, name, at, job, next } => {
+                let persisted = self.persisted.projects.get(project);
+                let old = persisted.and_then(|persisted| persisted.schedules.get(name)).cloned();
+                let timed = old.map(|old| ScheduleState {
+                    next_at: *next,
+                    last_at: Some(*at),
+                    last_job_id: job.or(old.last_job_id),
+                    ..old
+                });
+                self.schedule(project, name, timed);
+            }
+            Event::BulkStarted(operation) => self.bulk_started(at, position, operation),
+            Event::BulkAdvanced { project, slice } => self.bulk_advanced(project, slice),
+            Event::BulkFinished { project } => self.bulk_finished(project),
+            Event::Partial { item, jobs, batches } => {
+                self.persisted.partial =
+                    Some(Partial { item: *item, jobs: *jobs, batches: *batches });
+            }
+        }
+    }
+
+    /// Moves jobs whose time has come among those that may run.
+    pub fn wake(&mut self, now: Millis) {
+        for id in self.ready.due(now) {
+            if let Some(job) = self.persisted.jobs.get(id) {
+                self.ready.insert(&job, now);
+            }
+        }
+    }
+
+    /// The queue of jobs that are ready to be dispatched.
+    pub fn ready(&mut self) -> &mut ReadyQueue {
+        &mut self.ready
+    }
+
+    /// Takes the next job to be dispatched; `gate` says whether a project may start a run.
+    pub(crate) fn next_ready(
+        &mut self,
+        lower_share: f64,
+        open: OpenJobTypes,
+        busy: [bool; 3],
+        mut gate: impl FnMut(&Id, &Project) -> Gate,
+    ) -> Option<JobId> {
+        let Self { persisted, ready, .. } = self;
+        ready.next(lower_share, open, busy, |id| {
+            persisted.projects.get(id).map_or(Gate::Open(1), |project| gate(id, project))
+        })
+    }
+
+    /// Puts a job that was taken for dispatch back among those that may run.
+    pub fn put_back(&mut self, id: JobId) {
+        if let Some(job) = self.persisted.jobs.get(id).filter(|job| job.status == Status::Queued) {
+            self.ready.insert(&job, self.persisted.at);
+        }
+    }
+
+    fn enqueued(&mut self, at: Millis, position: Position, new: &Enqueued) {
+        self.enter(Job::new(at, position, new));
+    }
+
+    fn ended(&mut self, at: Millis, position: Position, ended: &Ended) {
+        self.count_tokens(at, &ended.labels.project, &ended.usage);
+        if ended.doubtful {
+            let project = self.persisted.projects.entry(ended.labels.project.clone()).or_default();
+            project.starts.add(at, 1);
+        }
+        if self.receiver(ended) == Receiver::Full {
+            let own = webhook::project_of(&ended.labels.project);
+            self.persisted.projects.entry(own).or_default().dropped += 1;
+        }
+        let retention_ms = self.retention_ms(&ended.labels.project);
+        self.change(ended.job, position, |job| {
+            job.status = ended.to.status();
+            let history = job.history_mut();
+            history.usage.add(&ended.usage);
+            history.closed = ended.finished_at.is_some();
+            history.error.clone_from(&ended.error);
+            match &ended.to {
+                Transition::Queued(again) => requeue(job, at, again),
+                Transition::Completed { result, stored } => {
+                    history.result.clone_from(result);
+                    history.stored = *stored;
+                }
+                Transition::Failed => {}
+                Transition::Canceled { superseded_by } => history.superseded_by = *superseded_by,
+            }
+            if job.status.is_terminal() {
+                job.run_at = None;
+                job.history_mut().completed_at = Some(at);
+            }
+            let why = match &ended.to {
+                Transition::Queued(again) => Some(again.why),
+                _ => None,
+            };
+            job.step(at, why);
+        });
+        self.note_deferral(at, ended);
+        if ended.labels.kind.is_internal() {
+            let project = self.persisted.projects.entry(ended.labels.project.clone()).or_default();
+            project.failing = ended.error.is_some();
+            project.last_error.clone_from(&ended.error);
+        } else if ended.to == Transition::Failed {
+            let project = self.persisted.projects.entry(ended.labels.project.clone()).or_default();
+            project.failed.insert(ended.job, at + retention_ms);
+        }
+    }
+
+    /// Records whether the provider of a project asked to be called later, or works again.
+    fn note_deferral(&mut self, at: Millis, ended: &Ended) {
+        let Some(project) = self.persisted.projects.get_mut(&ended.labels.project) else { return };
+        match &ended.to {
+            Transition::Queued(again) if again.why == RequeueReason::Deferred => {
+                let until = again.run_at.unwrap_or(at).min(at + DEFERRAL_MS_MAX);
+                project.deferred_until = Some(until);
+            }
+            Transition::Queued(again) if again.why != RequeueReason::Retry => {}
+            _ if ended.started_at.is_some() => project.deferred_until = None,
+            _ => {}
+        }
+    }
+
+    fn retried(&mut self, position: Position, retried: &Retried) {
+        let mut job = retried.job.clone();
+        job.version = position;
+        job.history_mut().retried = Some(position);
+        self.persisted.jobs.remove(job.id);
+        let project = self.persisted.projects.entry(job.project.clone()).or_default();
+        project.failed.remove(&job.id);
+        project.counts.leave(retried.was, job.class);
+        if !job.kind.is_internal() {
+            self.persisted.total.leave(retried.was, job.class);
+        }
+        // The bucket has it as one that ended, and would let it go.
+        self.dirty.push(position, DirtyKey::Job(job.id));
+        self.enter(job);
+    }
+
+    fn schedule(&mut self, project: &Id, name: &Id, timed: Option<ScheduleState>) {
+        let persisted = self.persisted.projects.entry(project.clone()).or_default();
+        let next = timed.as_ref().and_then(|timed| timed.next_at);
+        let old = match timed {
+            Some(timed) => persisted.schedules.insert(name.clone(), timed),
+            None => persisted.schedules.remove(name),
+        };
+        let entry = |at: Millis| (at, project.clone(), name.clone());
+        if let Some(at) = old.and_then(|old| old.next_at) {
+            self.calendar.remove(&entry(at));
+        }
+        self.calendar.extend(next.map(entry));
+    }
+
+    fn count_tokens(&mut self, at: Millis, project: &Id, usage: &crate::Usage) {
+        let tokens = usage.input_tokens.saturating_add(usage.output_tokens);
+        if tokens > 0 {
+            self.persisted.projects.entry(project.clone()).or_default().tokens.add(at, tokens);
+        }
+    }
+
+    /// Notes that the costs of a run which ended late are counted, so that they are not again.
+    fn late(&mut self, position: Position, late: &LateRun) {
+        if let Some(job) = &late.forgotten
+            && !self.persisted.jobs.contains(late.job)
+        {
+            self.insert((**job).clone());
+        }
+        if let Some(job) = self.persisted.jobs.get_mut(late.job) {
+            let closed = job.run == late.run;
+            let history = job.history_mut();
+            history.usage.add(&late.usage);
+            history.closed |= closed;
+            job.version = position;
+            self.touch(position, late.job);
+        }
+    }
+
+    /// Takes in a job that is queued.
+    fn enter(&mut self, job: Job) {
+        let project = self.persisted.projects.entry(job.project.clone()).or_default();
+        project.counts.enter(job.status, job.class);
+        if !job.kind.is_internal() {
+            self.persisted.total.enter(job.status, job.class);
+        }
+        project.live.insert(&job);
+        self.ready.insert(&job, self.persisted.at);
+        self.dirty.push_live(self.persisted.at, job.id);
+        self.insert(job);
+    }
+
+    /// Takes a job in; it sleeps where memory has no room for it.
+    fn insert(&mut self, job: Job) {
+        self.persisted.jobs.insert(job, None, self.spill.as_ref());
+    }
+
+    /// Changes a live job and keeps counts, queue and live batches in step with it.
+    fn change(&mut self, id: JobId, position: Position, change: impl FnOnce(&mut Job)) {
+        let Some(job) = self.persisted.jobs.get_mut(id) else { return };
+        let project = self.persisted.projects.entry(job.project.clone()).or_default();
+        let counted = !job.kind.is_internal();
+        let before = job.status;
+        project.counts.leave(before, job.class);
+        if counted {
+            self.persisted.total.leave(before, job.class);
+        }
+        if before == Status::Queued {
+            self.ready.remove(job);
+        }
+        change(job);
+        job.version = position;
+        project.counts.enter(job.status, job.class);
+        if counted {
+            self.persisted.total.enter(job.status, job.class);
+        }
+        if job.status == Status::Queued {
+            self.ready.insert(job, self.persisted.at);
+        }
+        project.live.changed(before, job);
+        self.touch(position, id);
+    }
+
+    /// Notes that the bucket is behind with a job that changed.
+    fn touch(&mut self, position: Position, id: JobId) {
+        match self.persisted.jobs.status(id) {
+            Some(status) if status.is_terminal() => self.dirty.push(position, DirtyKey::Job(id)),
+            Some(_) => {
+                self.dirty.push_live(self.persisted.at, id);
+                self.persisted.jobs.spill_if_full(id, self.spill.as_ref());
+            }
+            None => {}
+        }
+    }
+
+    fn mark_hour(&mut self, at: Millis, sequence: u64) {
+        let hour = at.div_euclid(3_600_000);
+        if self.persisted.hours.back().is_none_or(|(last, _)| last.div_euclid(3_600_000) < hour) {
+            self.persisted.hours.push_back((at, sequence));
+            for project in self.persisted.projects.values_mut() {
+                project.failed.retain(|_, until| *until > at);
+            }
+        }
+        // A year of hours: more than any retention of events that is worth its disk.
+        if self.persisted.hours.len() > 24 * 366 {
+            self.persisted.hours.pop_front();
+        }
+    }
+}
+
+fn requeue(job: &mut Job, at: Millis, again: &Requeued) {
+    job.run = again.run;
+    job.attempts = again.attempts;
+    job.run_at = again.run_at;
+    job.queued_at = at;
+    let history = job.history_mut();
+    history.take_backs = again.take_backs;
+    if again.why == RequeueReason::Deferred {
+        history.deferrals += 1;
+        history.deferred_since.get_or_insert(at);
+    } else if again.why == RequeueReason::Retry {
+        history.deferrals = 0;
+        history.deferred_since = None;
+    }
+    history.progress = None;
+    history.started_at = None;
+    history.worker = None;
+    history.closed = false;
+}

@@ -1,0 +1,39 @@
+//! Labels of a job, which accompany each end of a run.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Class, Id, Job, Kind, time::Millis};
+
+/// The labels under which a run is counted. Events of ends carry them, so that a consumer needs no
+/// memory of the job.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct JobLabels {
+    /// The project it belongs to.
+    pub project: Id,
+    /// The batch it works on.
+    pub batch: Id,
+    /// What kind of work it is.
+    #[serde(rename = "type")]
+    pub kind: Kind,
+    /// The class it was queued in.
+    pub class: Class,
+    /// The attempt that ended, from 1; 0 where none began.
+    pub attempt: u32,
+    /// When it last became queued.
+    pub queued_at: Millis,
+}
+
+impl JobLabels {
+    /// The current labels of `job`.
+    pub fn job(job: &Job) -> Self {
+        Self {
+            project: job.project.clone(),
+            batch: job.batch.clone(),
+            kind: job.kind,
+            class: job.class,
+            attempt: job.attempts,
+            queued_at: job.queued_at,
+        }
+    }
+}

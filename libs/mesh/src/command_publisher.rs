@@ -1,0 +1,191 @@
+//! Group commit: while one publish is in flight, what comes in gathers for the next.
+//!
+//! An acked message costs the broker the same whether it carries one item or five hundred, and
+//! one fsync. No timer is involved: at low load an item goes at once, alone.
+
+use std::time::Duration;
+
+use async_nats::HeaderMap;
+use job::time::Millis;
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use crate::{
+    Broker,
+    names::{self, Verb},
+    publish::{self, Message},
+};
+
+/// The most bytes of one message of commands: below the broker's `max_payload` of 8 MB, with
+/// room for the events that come of it.
+const MESSAGE_BYTES_MAX: usize = 6_000_000;
+/// The most items of one message.
+const MESSAGE_ITEMS_MAX: usize = 2_000;
+/// Items that wait to be taken up, beyond which those who send them wait as well.
+const QUEUE_ITEMS_MAX: usize = 4_096;
+
+/// Why an item is not on disk.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum Error {
+    /// The broker refused it.
+    #[error(transparent)]
+    Refused(#[from] std::sync::Arc<publish::Error>),
+    /// The time for it ran out; it may be stored or not, and is ignored if it is stored late.
+    #[error("the broker did not confirm in time")]
+    TimedOut,
+    /// The committer has stopped.
+    #[error("the service stops")]
+    Stopped,
+}
+
+/// The reply subject, and how long requesters wait.
+#[derive(Clone, Debug)]
+pub struct ReplyTo {
+    /// The inbox for replies.
+    pub inbox: String,
+    /// How long a message may wait for its ack before its items are given up.
+    pub patience: Duration,
+}
+
+/// A cheap handle to one verb's committer.
+#[derive(Clone, Debug)]
+pub struct CommandPublisher {
+    items: mpsc::Sender<Entry>,
+}
+
+/// Told once what became of an item.
+type Done = Box<dyn FnOnce(Result<u64, Error>) + Send>;
+
+struct Entry {
+    json: Vec<u8>,
+    done: Done,
+}
+
+impl CommandPublisher {
+    /// Starts the committer of `verb`. With an `asker`, messages carry its inbox and a deadline;
+    /// without one they are repeated until the broker has them or `stop` is done.
+    pub fn start(
+        broker: Broker,
+        verb: Verb,
+        asker: Option<ReplyTo>,
+        stop: CancellationToken,
+    ) -> (Self, tokio::task::JoinHandle<()>) {
+        let (items, queue) = mpsc::channel(QUEUE_ITEMS_MAX);
+        let committing = Loop { broker, verb, asker, stop };
+        (Self { items }, tokio::spawn(committing.run(queue)))
+    }
+
+    /// Commits one item, given as JSON of a [`wire::Item`](crate::wire::Item). Returns the
+    /// sequence of its message in COMMANDS once the broker has it.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn commit(&self, json: Vec<u8>) -> Result<u64, Error> {
+        let (done, receipt) = oneshot::channel();
+        // One who has stopped waiting is no error.
+        let done = move |end| drop(done.send(end));
+        self.commit_then(json, done).await?;
+        receipt.await.map_err(|_| Error::Stopped)?
+    }
+
+    /// Hands in one item. `done` gets what [`commit`](Self::commit) would return, which costs less
+    /// than waking a task.
+    ///
+    /// # Errors
+    /// [`Error::Stopped`]; `done` is not called then.
+    pub async fn commit_then(
+        &self,
+        json: Vec<u8>,
+        done: impl FnOnce(Result<u64, Error>) + Send + 'static,
+    ) -> Result<(), Error> {
+        let entry = Entry { json, done: Box::new(done) };
+        self.items.send(entry).await.map_err(|_| Error::Stopped)
+    }
+}
+
+struct Loop {
+    broker: Broker,
+    verb: Verb,
+    asker: Option<ReplyTo>,
+    stop: CancellationToken,
+}
+
+impl Loop {
+    async fn run(self, mut queue: mpsc::Receiver<Entry>) {
+        let mut carried = None;
+        loop {
+            let first = match carried.take() {
+                Some(entry) => entry,
+                None => match queue.recv().await {
+                    Some(entry) => entry,
+                    None => return,
+                },
+            };
+            let mut payload = vec![b'['];
+            payload.extend_from_slice(&first.json);
+            let mut waiters = vec![first.done];
+            while waiters.len() < MESSAGE_ITEMS_MAX {
+                let Ok(next) = queue.try_recv() else { break };
+                if payload.len() + next.json.len() + 2 > MESSAGE_BYTES_MAX {
+                    carried = Some(next);
+                    break;
+                }
+                payload.push(b',');
+                payload.extend_from_slice(&next.json);
+                waiters.push(next.done);
+            }
+            payload.push(b']');
+            let outcome = self.publish(payload.into()).await;
+            for waiter in waiters {
+                waiter(outcome.clone());
+            }
+        }
+    }
+
+    /// Publishes one message, again under the same id while its fate is unknown.
+    async fn publish(&self, payload: bytes::Bytes) -> Result<u64, Error> {
+        let mut headers = HeaderMap::new();
+        headers.insert(async_nats::header::NATS_MESSAGE_ID, Uuid::now_v7().to_string());
+        let until = self.asker.as_ref().map(|asker| {
+            let patience = i64::try_from(asker.patience.as_millis()).unwrap_or(i64::MAX);
+            headers.insert(names::REPLY, asker.inbox.as_str());
+            headers.insert(names::DEADLINE, (now_ms() + patience).to_string());
+            tokio::time::Instant::now() + asker.patience
+        });
+        loop {
+            let message = Message {
+                subject: self.verb.subject(),
+                headers: headers.clone(),
+                payload: payload.clone(),
+            };
+            let attempt = self.broker.publish(message);
+            let answer = match until {
+                None => attempt.await,
+                Some(until) => match tokio::time::timeout_at(until, attempt).await {
+                    Ok(answer) => answer,
+                    Err(_) => return Err(Error::TimedOut),
+                },
+            };
+            let error = match answer {
+                Ok(ack) => return Ok(ack.sequence),
+                Err(error) => error,
+            };
+            // Requesters that wait for a reply are notified of a refusal; a processor's report is
+            // published until it succeeds.
+            if until.is_some() && !matches!(error, publish::Error::Unknown { .. }) {
+                return Err(Error::Refused(error.into()));
+            }
+            tracing::warn!(error = %error, verb = self.verb.name(), "not committed yet, trying again");
+            tokio::select! {
+                () = self.stop.cancelled(), if until.is_none() => return Err(Error::Stopped),
+                () = tokio::time::sleep(Duration::from_millis(200)) => {}
+            }
+        }
+    }
+}
+
+fn now_ms() -> Millis {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    now.ok().and_then(|since| i64::try_from(since.as_millis()).ok()).unwrap_or(0)
+}

@@ -1,0 +1,122 @@
+//! Heartbeats of processors, from which state knows their capacity and the runs in flight. They are
+//! not stored: a processor that misses them is offline.
+
+use std::{
+    collections::HashMap,
+    time::{Duration, Instant},
+};
+
+use job::{Capacity, Id, JobId, Kind, Run, bounds::ID_BYTES_MAX};
+use serde::{Deserialize, Serialize};
+
+/// How often a processor says that it is there.
+pub const PERIOD: Duration = Duration::from_secs(2);
+/// A processor without a heartbeat for this long is offline.
+pub const GONE_AFTER: Duration = Duration::from_secs(6);
+
+/// Processors that are known at the same time.
+const PROCESSORS_MAX: usize = 10_000;
+/// Slots of one processor.
+const SLOTS_MAX: usize = 100_000;
+
+/// What a processor says of itself.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Heartbeat {
+    /// Its name, of this process alone.
+    pub processor: Id,
+    /// How many jobs it runs at once.
+    pub capacity: usize,
+    /// The kinds of work it takes.
+    pub kinds: Vec<Kind>,
+    /// The runs in its hands, until their ends are recorded.
+    pub running: Vec<(JobId, Run)>,
+    /// True if it takes no more work, because it stops.
+    pub draining: bool,
+}
+
+impl Heartbeat {
+    /// Whether it takes work that clients ask for.
+    pub fn takes_jobs(&self) -> bool {
+        self.kinds.iter().any(|kind| !kind.is_internal())
+    }
+}
+
+/// The processors with recent heartbeats.
+#[derive(Debug, Default)]
+pub struct WorkerRegistry {
+    heard: HashMap<Id, (Instant, Heartbeat)>,
+}
+
+impl WorkerRegistry {
+    /// Records a heartbeat, within bounds; returns true if the capacity of the online processors
+    /// changed.
+    pub fn note(&mut self, mut said: Heartbeat, now: Instant) -> bool {
+        let before = self.capacity(now);
+        let known = self.heard.contains_key(&said.processor);
+        if said.processor.len() > ID_BYTES_MAX || (!known && self.heard.len() >= PROCESSORS_MAX) {
+            tracing::warn!(processors = self.heard.len(), "heartbeat ignored: out of bounds");
+            return false;
+        }
+        said.capacity = said.capacity.min(SLOTS_MAX);
+        said.running.truncate(SLOTS_MAX * 2);
+        said.kinds.truncate(Kind::EVERY.len());
+        self.heard.insert(said.processor.clone(), (now, said));
+        self.heard.retain(|_, (at, _)| now.duration_since(*at) < GONE_AFTER);
+        before != self.capacity(now)
+    }
+
+    /// The processors that are online.
+    pub fn live(&self, now: Instant) -> impl Iterator<Item = &Heartbeat> {
+        let live = move |(at, _): &&(Instant, Heartbeat)| now.duration_since(*at) < GONE_AFTER;
+        self.heard.values().filter(live).map(|(_, said)| said)
+    }
+
+    /// How many jobs the live processors that still take work run at once.
+    pub fn capacity(&self, now: Instant) -> Capacity {
+        let mut capacity = Capacity::default();
+        for said in self.live(now).filter(|said| !said.draining) {
+            if said.takes_jobs() {
+                capacity.total += said.capacity;
+            }
+            for kind in &said.kinds {
+                capacity.kinds[*kind as usize] += said.capacity;
+            }
+        }
+        capacity
+    }
+
+    /// The processor that last reported this run.
+    pub fn owner_of(&self, job: JobId, run: Run, now: Instant) -> Option<&Id> {
+        let holds = |said: &&Heartbeat| said.running.contains(&(job, run));
+        self.live(now).find(holds).map(|said| &said.processor)
+    }
+
+    /// All runs in live hands.
+    pub fn held(&self, now: Instant) -> impl Iterator<Item = (JobId, Run)> {
+        self.live(now).flat_map(|said| said.running.iter().copied())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_silent_processor_is_gone_with_its_capacity_and_its_runs() {
+        let start = Instant::now();
+        let run = (JobId::from_u128(1), 1);
+        let said = Heartbeat {
+            processor: "p".into(),
+            capacity: 4,
+            kinds: Kind::EVERY.to_vec(),
+            running: vec![run],
+            draining: false,
+        };
+        let mut workers = WorkerRegistry::default();
+        assert!(workers.note(said, start));
+        assert_eq!(workers.capacity(start + PERIOD), Capacity { total: 4, kinds: [4, 4, 4] });
+        assert!(workers.owner_of(run.0, run.1, start + PERIOD).is_some());
+        assert_eq!(workers.capacity(start + GONE_AFTER), Capacity::default());
+        assert!(workers.owner_of(run.0, run.1, start + GONE_AFTER).is_none());
+    }
+}

@@ -1,0 +1,441 @@
+//! One follower of EVENTS, which serves all subscribers of this edge.
+//!
+//! A change finds its subscribers by job, batch and project, so that two thousand subscribers cost
+//! no more than the events they get. Recent messages are buffered, so that a client that resumes
+//! soon needs no reader of its own; without subscribers they are not even parsed.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use axum::body::Bytes;
+use job::{Id, JobId, Position};
+use mesh::{Broker, names, query::ReadToken, stream_reader::StreamReader, wire};
+use serde_json::json;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use super::frame::{Frame, Message, frame};
+
+/// Messages of EVENTS that a subscriber may be behind.
+const BEHIND_MESSAGES_MAX: usize = 1_024;
+/// Bytes of them; a single message may have more.
+const BEHIND_BYTES_MAX: usize = 512 << 10;
+/// Changes that are kept for those who come back.
+const KEPT_LINES_MAX: usize = 20_000;
+/// Bytes of them.
+const KEPT_BYTES_MAX: usize = 8 << 20;
+/// Messages of EVENTS that are kept, also those without a change.
+const KEPT_MESSAGES_MAX: usize = 20_000;
+/// Messages before the end that are read at the start, for those who come back to a new edge.
+const WARM_MESSAGES: u64 = 512;
+/// How long to wait before the end of EVENTS is asked for again.
+const PAUSE: Duration = Duration::from_millis(250);
+
+/// Which changes a subscriber wants.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Filter {
+    /// Every change.
+    All,
+    /// Those of a project.
+    Project(Id),
+    /// Those of a batch of a project.
+    Batch(Id, Id),
+    /// Subscribers of a job, if it belongs to their project.
+    Job(JobId, Option<Id>),
+}
+
+impl Filter {
+    pub(super) fn wants(&self, frame: &Frame) -> bool {
+        match self {
+            Self::All => true,
+            Self::Project(project) => frame.project == *project,
+            Self::Batch(project, batch) => frame.project == *project && frame.batch == *batch,
+            Self::Job(job, project) => {
+                frame.job == *job
+                    && project.as_ref().is_none_or(|project| frame.project == *project)
+            }
+        }
+    }
+}
+
+/// A handle to the hub. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Broadcaster {
+    inner: Arc<Mutex<Inner>>,
+    subscribers: Arc<AtomicU64>,
+    pub(super) broker: Broker,
+    /// What clients of this edge have seen.
+    seen: ReadToken,
+    pub(super) stop: CancellationToken,
+}
+
+#[derive(Default)]
+struct Inner {
+    /// The first message that is not distributed yet.
+    next: u64,
+    /// End of EVENTS when this edge started. Subscribers without a cursor start after it.
+    before: u64,
+    kept: VecDeque<Kept>,
+    kept_lines: usize,
+    kept_bytes: usize,
+    subscribers: HashMap<u64, Subscriber>,
+    wanted: HashMap<Filter, Vec<u64>>,
+    /// Whether the end of EVENTS is known.
+    open: bool,
+}
+
+/// A message of EVENTS that is kept.
+enum Kept {
+    /// Not parsed yet: there was no subscriber.
+    Unread { sequence: u64, payload: Bytes },
+    /// What there is to hear.
+    Read(Message),
+}
+
+impl Kept {
+    fn sequence(&self) -> u64 {
+        match self {
+            Self::Unread { sequence, .. } => *sequence,
+            Self::Read(message) => message.sequence,
+        }
+    }
+
+    fn lines(&self) -> &[Frame] {
+        match self {
+            Self::Unread { .. } => &[],
+            Self::Read(message) => &message.lines,
+        }
+    }
+
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Unread { payload, .. } => payload.len(),
+            Self::Read(message) => message.bytes(),
+        }
+    }
+
+    fn read(&mut self) {
+        if let Self::Unread { sequence, payload } = self {
+            *self = Self::Read(read(*sequence, payload));
+        }
+    }
+}
+
+/// The frames of a message.
+fn read(sequence: u64, payload: &[u8]) -> Message {
+    match wire::batch(sequence, payload) {
+        Ok(batch) => Message::of(sequence, &batch),
+        // State sets it aside.
+        Err(_) => Message { sequence, lines: Vec::new() },
+    }
+}
+
+struct Subscriber {
+    wanted: Filter,
+    /// The last position that it got.
+    after: Position,
+    chunks: mpsc::Sender<Bytes>,
+    /// Bytes that it was sent and has not taken.
+    behind: Arc<AtomicUsize>,
+}
+
+impl Subscriber {
+    /// Sends matching frames; `false` if the subscriber is too far behind.
+    fn send(&self, chunk: Bytes) -> bool {
+        let bytes = chunk.len();
+        let behind = self.behind.fetch_add(bytes, Ordering::Relaxed);
+        let fits = behind == 0 || behind + bytes <= BEHIND_BYTES_MAX;
+        let told = fits && self.chunks.try_send(chunk).is_ok();
+        if !told {
+            self.behind.fetch_sub(bytes, Ordering::Relaxed);
+        }
+        told
+    }
+}
+
+/// The events of one subscriber, until it is dropped.
+pub(super) struct Received {
+    id: u64,
+    broadcaster: Broadcaster,
+    chunks: mpsc::Receiver<Bytes>,
+    behind: Arc<AtomicUsize>,
+}
+
+impl Drop for Received {
+    fn drop(&mut self) {
+        self.broadcaster.lock().remove(self.id);
+    }
+}
+
+impl Received {
+    /// The next events, one or more; `None` at the end.
+    pub async fn next(&mut self) -> Option<Bytes> {
+        let chunk = self.chunks.recv().await?;
+        self.behind.fetch_sub(chunk.len(), Ordering::Relaxed);
+        Some(chunk)
+    }
+
+    /// The next events, if some are queued.
+    pub fn next_at_hand(&mut self) -> Option<Bytes> {
+        let chunk = self.chunks.try_recv().ok()?;
+        self.behind.fetch_sub(chunk.len(), Ordering::Relaxed);
+        Some(chunk)
+    }
+
+    /// True once no more events follow.
+    pub fn is_over(&self) -> bool {
+        self.chunks.is_closed()
+    }
+
+    /// The position up to which this subscriber got everything, if its queue is empty.
+    pub fn up_to(&self) -> Option<Position> {
+        let inner = self.broadcaster.lock();
+        // The hub distributes behind the same lock.
+        self.chunks.is_empty().then(|| Position::new(inner.next.saturating_sub(1), u32::MAX))
+    }
+}
+
+/// Whether the hub can go on from a position.
+pub(super) enum JoinResult {
+    /// It does: these come first.
+    From(Vec<Bytes>, Box<Received>),
+    /// The messages after the position are not in the buffer.
+    Elsewhere,
+}
+
+impl Broadcaster {
+    /// Starts to follow EVENTS.
+    pub fn start(broker: Broker, seen: ReadToken, stop: CancellationToken) -> Self {
+        let (inner, subscribers) = (Arc::default(), Arc::default());
+        let broadcaster = Self { inner, subscribers, broker, seen, stop };
+        tokio::spawn(feed(broadcaster.clone()));
+        broadcaster
+    }
+
+    /// Joins a subscriber who wants what comes from now on, or what came after a position.
+    pub(super) fn join(&self, wanted: &Filter, after: Option<Position>) -> JoinResult {
+        let mut inner = self.lock();
+        let now = Position::new(inner.before.max(inner.next.saturating_sub(1)), u32::MAX);
+        let after = after.unwrap_or(now);
+        if after < now {
+            inner.read_kept();
+        }
+        let first_kept = inner.kept.front().map_or(inner.next, Kept::sequence);
+        // The rest of the message of the position itself is wanted too, unless it has none.
+        let first_wanted = after.sequence.saturating_add(u64::from(after.index == u32::MAX));
+        // One from beyond the end is of another stream, or this edge is behind: EVENTS tells.
+        if !inner.open || first_wanted < first_kept || first_wanted > inner.next {
+            return JoinResult::Elsewhere;
+        }
+        let kept = inner.kept.iter().flat_map(Kept::lines);
+        let kept = kept.filter(|frame| frame.position > after && wanted.wants(frame));
+        let first: Vec<Bytes> = kept.map(|frame| frame.frame.clone()).collect();
+        let (chunks, heard) = mpsc::channel(BEHIND_MESSAGES_MAX);
+        let behind = Arc::<AtomicUsize>::default();
+        let id = self.subscribers.fetch_add(1, Ordering::Relaxed);
+        inner.wanted.entry(wanted.clone()).or_default().push(id);
+        let subscriber =
+            Subscriber { wanted: wanted.clone(), after, chunks, behind: behind.clone() };
+        inner.subscribers.insert(id, subscriber);
+        JoinResult::From(
+            first,
+            Box::new(Received { id, broadcaster: self.clone(), chunks: heard, behind }),
+        )
+    }
+
+    /// The first message that is not distributed yet; `None` before the end of EVENTS is known.
+    pub(super) fn next(&self) -> Option<u64> {
+        let inner = self.lock();
+        inner.open.then_some(inner.next)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Inner {
+    fn distribute(&mut self, mut message: Kept) {
+        let sequence = message.sequence();
+        self.next = sequence + 1;
+        // Most edges have nobody to tell.
+        if self.wanted.is_empty() {
+            return self.keep(message);
+        }
+        // Subscribers that joined meanwhile find it unparsed.
+        message.read();
+        let mut told: HashMap<Filter, Vec<&Frame>> = HashMap::new();
+        for frame in message.lines() {
+            let keys = [
+                Filter::All,
+                Filter::Project(frame.project.clone()),
+                Filter::Batch(frame.project.clone(), frame.batch.clone()),
+                Filter::Job(frame.job, None),
+                Filter::Job(frame.job, Some(frame.project.clone())),
+            ];
+            for key in keys {
+                if self.wanted.contains_key(&key) {
+                    told.entry(key).or_default().push(frame);
+                }
+            }
+        }
+        let mut cut = Vec::new();
+        for (wanted, lines) in &told {
+            // Written once for all who want the same.
+            let all = coalesce(lines.iter());
+            for id in self.wanted.get(wanted).into_iter().flatten() {
+                let Some(to) = self.subscribers.get(id) else { continue };
+                let chunk = if to.after.sequence < sequence {
+                    all.clone()
+                } else {
+                    coalesce(lines.iter().filter(|frame| frame.position > to.after))
+                };
+                if !chunk.is_empty() && !to.send(chunk) {
+                    cut.push(*id);
+                }
+            }
+        }
+        // Its channel ends here: the subscriber learns it after reading the queued events.
+        cut.into_iter().for_each(|id| self.remove(id));
+        self.keep(message);
+    }
+
+    fn keep(&mut self, message: Kept) {
+        self.kept_lines += message.lines().len();
+        self.kept_bytes += message.bytes();
+        self.kept.push_back(message);
+        self.trim();
+    }
+
+    /// Parses a buffered message for a subscriber.
+    fn read_kept(&mut self) {
+        self.kept.iter_mut().for_each(Kept::read);
+        self.kept_lines = self.kept.iter().map(|message| message.lines().len()).sum();
+        self.kept_bytes = self.kept.iter().map(Kept::bytes).sum();
+        self.trim();
+    }
+
+    fn trim(&mut self) {
+        while (self.kept_lines > KEPT_LINES_MAX
+            || self.kept_bytes > KEPT_BYTES_MAX
+            || self.kept.len() > KEPT_MESSAGES_MAX)
+            && let Some(old) = self.kept.pop_front()
+        {
+            self.kept_lines -= old.lines().len();
+            self.kept_bytes -= old.bytes();
+        }
+    }
+
+    /// Ends all subscriptions and forgets what was kept: clients connect again with their last id.
+    fn start_over(&mut self) {
+        *self = Self::default();
+    }
+
+    /// Notifies all subscribers that some messages were deleted.
+    fn tell_gap(&mut self, from: u64, to: u64) {
+        let frame = gap(from, to);
+        let untold = self.subscribers.iter().filter(|(_, to)| !to.send(frame.clone()));
+        let cut: Vec<u64> = untold.map(|(id, _)| *id).collect();
+        cut.into_iter().for_each(|id| self.remove(id));
+        self.kept.clear();
+        self.kept_lines = 0;
+        self.kept_bytes = 0;
+    }
+
+    fn remove(&mut self, id: u64) {
+        let Some(gone) = self.subscribers.remove(&id) else { return };
+        if let Some(ids) = self.wanted.get_mut(&gone.wanted) {
+            ids.retain(|other| *other != id);
+            if ids.is_empty() {
+                self.wanted.remove(&gone.wanted);
+            }
+        }
+    }
+}
+
+/// The events of some lines, in one piece.
+fn coalesce<'a>(mut lines: impl Iterator<Item = &'a &'a Frame>) -> Bytes {
+    let Some(first) = lines.next() else { return Bytes::new() };
+    let Some(second) = lines.next() else { return first.frame.clone() };
+    let mut all = [&first.frame[..], &second.frame].concat();
+    for frame in lines {
+        all.extend_from_slice(&frame.frame);
+    }
+    all.into()
+}
+
+/// Says that messages of EVENTS which were asked for are not kept any more.
+pub(super) fn gap(from: u64, to: u64) -> Bytes {
+    let text = "these messages are not kept any more: ask for the status of what you follow";
+    frame(None, "gap", &json!({ "from": from, "to": to, "message": text }))
+}
+
+/// Distributes EVENTS until the edge stops; starts over at its end if it cannot continue.
+async fn feed(broadcaster: Broadcaster) {
+    loop {
+        if let Err(error) = distribute(&broadcaster).await {
+            if broadcaster.stop.is_cancelled() {
+                return;
+            }
+            tracing::warn!(error = format!("{error:#}"), "events not distributed, starting over");
+        }
+        broadcaster.lock().start_over();
+        tokio::select! {
+            () = broadcaster.stop.cancelled() => return,
+            () = tokio::time::sleep(PAUSE) => {}
+        }
+    }
+}
+
+async fn distribute(broadcaster: &Broadcaster) -> anyhow::Result<()> {
+    let (first, end) = broadcaster.broker.bounds(names::EVENTS).await?;
+    let start = first.max(end.saturating_sub(WARM_MESSAGES)).max(1);
+    {
+        let mut inner = broadcaster.lock();
+        inner.next = start;
+        inner.before = end;
+        inner.open = true;
+    }
+    let mut next = start;
+    let mut events = StreamReader::start(
+        broadcaster.broker.clone(),
+        names::EVENTS,
+        start,
+        broadcaster.stop.clone(),
+    );
+    loop {
+        let message = events.recv().await?;
+        anyhow::ensure!(
+            message.sequence == next + message.skipped,
+            "EVENTS {next} to {} are in the stream and were not read",
+            message.sequence - 1
+        );
+        next = message.sequence + 1;
+        // A subscriber that queries after this event gets at least as much.
+        broadcaster.seen.note(message.sequence);
+        // Its own copy: a part of a buffer would keep the whole of it.
+        let payload = Bytes::copy_from_slice(&message.payload);
+        let sequence = message.sequence;
+        let mut kept = if wire::is_append(sequence, message.headers.as_ref()) {
+            Kept::Unread { sequence, payload }
+        } else {
+            Kept::Read(Message { sequence, lines: Vec::new() })
+        };
+        let is_wanted = !broadcaster.lock().wanted.is_empty();
+        if is_wanted {
+            // Not behind the lock: it may be megabytes.
+            kept.read();
+        }
+        let mut inner = broadcaster.lock();
+        if message.skipped > 0 {
+            inner.tell_gap(message.sequence - message.skipped, message.sequence - 1);
+        }
+        inner.distribute(kept);
+    }
+}

@@ -1,0 +1,383 @@
+//! Questions to a state service, leading or not.
+//!
+//! A query that any replica can answer goes to one of them, which answers once it has applied the
+//! events that the client has seen. If that takes too long, all replicas are asked, and the first
+//! that is up to date answers. A query that only the leader can answer goes to all, and only a
+//! leader with a fresh lease answers: one that was frozen must check its lease first.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use async_nats::{
+    HeaderMap,
+    service::{Request, Service, ServiceExt, error::Error as Refusal},
+};
+use bytes::Bytes;
+use futures_util::{FutureExt, StreamExt};
+use job::{Limits, State, time::Millis};
+use mesh::{
+    Broker,
+    heartbeat::{Heartbeat, WorkerRegistry},
+    names::{self, StateQuery},
+    query::{
+        JobAnswer, JobQuery, JobsAnswer, JobsQuery, ProjectAnswer, ProjectQuery, RunsAnswer,
+        RunsQuery, SchedulesAnswer, StatsAnswer, StatsQuery,
+    },
+};
+use serde::{Serialize, de::DeserializeOwned};
+use tokio::sync::mpsc;
+
+use crate::clock::Clock;
+
+/// Questions that wait to be looked at.
+const QUERIES_WAITING_MAX: usize = 1_024;
+/// How long a question may wait for this replica to know enough.
+const KNOW_WITHIN: Duration = Duration::from_millis(250);
+
+/// Jobs of one list.
+const LISTED_MAX: usize = 1_000;
+
+/// What is asked.
+#[derive(Clone, Copy, Debug)]
+enum QueryKind {
+    Job,
+    Stats,
+    Project,
+    Schedules,
+    Jobs,
+    /// Which runs a processor may begin: for the leader.
+    Claim,
+    /// Which runs must not go on: for the leader.
+    Current,
+}
+
+/// One question.
+pub(crate) struct Question {
+    kind: QueryKind,
+    via: Transport,
+    came_at: Instant,
+}
+
+/// How it came, and how it is answered.
+enum Transport {
+    /// To this one of all replicas.
+    Any(Request),
+    /// To all replicas.
+    All(async_nats::Message),
+}
+
+impl Question {
+    fn message(&self) -> &async_nats::Message {
+        match &self.via {
+            Transport::Any(request) => &request.message,
+            Transport::All(message) => message,
+        }
+    }
+
+    /// The last message of EVENTS that the client has seen.
+    fn seen(&self) -> u64 {
+        self.message().headers.as_ref().and_then(names::seen).unwrap_or(0)
+    }
+}
+
+/// Receives queries and heartbeats.
+pub(crate) struct QueryServer {
+    broker: Broker,
+    questions: mpsc::Receiver<Question>,
+    heartbeat: async_nats::Subscriber,
+    service: Service,
+    /// Questions that this replica does not know enough for yet.
+    waiting: Vec<Question>,
+    /// The processors with recent heartbeats.
+    pub workers: WorkerRegistry,
+}
+
+/// Something that came in.
+pub(crate) enum Incoming {
+    Question(Box<Question>),
+    Heartbeat(Bytes),
+}
+
+impl QueryServer {
+    /// Opens the desk, and asks processors to say that they are there.
+    pub async fn open(broker: &Broker) -> anyhow::Result<Self> {
+        let (sender, questions) = mpsc::channel(QUERIES_WAITING_MAX);
+        let heartbeat = broker.client.subscribe(names::HEARTBEATS).await?;
+        let builder = broker.client.service_builder().description("Status and counts of jobs");
+        let service = builder.start("state", env!("CARGO_PKG_VERSION")).await;
+        let service = service.map_err(|error| anyhow::anyhow!("no questions heard: {error}"))?;
+        for (kind, question) in [
+            (QueryKind::Job, names::QUERY_JOB),
+            (QueryKind::Stats, names::QUERY_STATS),
+            (QueryKind::Project, names::QUERY_PROJECT),
+            (QueryKind::Schedules, names::QUERY_SCHEDULES),
+            (QueryKind::Jobs, names::QUERY_JOBS),
+        ] {
+            listen_to_any(&service, &sender, kind, question).await?;
+            listen_to_all(broker, &sender, kind, question.all).await?;
+        }
+        listen_to_all(broker, &sender, QueryKind::Claim, names::QUERY_CLAIM).await?;
+        listen_to_all(broker, &sender, QueryKind::Current, names::QUERY_CURRENT).await?;
+        broker.client.publish(names::CONTROL_HEARTBEAT_REQUEST, "".into()).await?;
+        let broker = broker.clone();
+        let (waiting, workers) = (Vec::new(), WorkerRegistry::default());
+        Ok(Self { broker, questions, heartbeat, service, waiting, workers })
+    }
+
+    /// What comes in next. Safe to be cancelled.
+    pub async fn next(&mut self) -> Incoming {
+        loop {
+            tokio::select! {
+                Some(question) = self.questions.recv() => {
+                    return Incoming::Question(Box::new(question));
+                }
+                Some(message) = self.heartbeat.next() => return Incoming::Heartbeat(message.payload),
+                else => std::future::pending::<()>().await,
+            }
+        }
+    }
+
+    /// What has come in already.
+    pub fn try_next(&mut self) -> Option<Incoming> {
+        if let Some(Some(message)) = self.heartbeat.next().now_or_never() {
+            return Some(Incoming::Heartbeat(message.payload));
+        }
+        self.questions.try_recv().ok().map(|question| Incoming::Question(Box::new(question)))
+    }
+
+    /// Records a heartbeat.
+    pub fn note_heartbeat(&mut self, payload: &[u8]) {
+        match serde_json::from_slice::<Heartbeat>(payload) {
+            Ok(said) => {
+                self.workers.note(said, Instant::now());
+            }
+            Err(error) => tracing::warn!(error = %error, "presence could not be read"),
+        }
+    }
+
+    /// Takes in every heartbeat that has arrived.
+    pub fn drain_heartbeats(&mut self) {
+        while let Some(Some(message)) = self.heartbeat.next().now_or_never() {
+            self.note_heartbeat(&message.payload);
+        }
+    }
+
+    /// Answers a question, or keeps it until this replica knows enough.
+    pub async fn take(&mut self, question: Box<Question>, known: &mut QueryContext<'_>) {
+        if known.state.position().sequence < question.seen() {
+            self.waiting.push(*question);
+        } else {
+            self.answer(*question, known).await;
+        }
+    }
+
+    /// Looks again at the questions that came too early.
+    pub async fn look_again(&mut self, known: &mut QueryContext<'_>) {
+        for question in std::mem::take(&mut self.waiting) {
+            if known.state.position().sequence >= question.seen() {
+                self.answer(question, known).await;
+            } else if question.came_at.elapsed() < KNOW_WITHIN {
+                self.waiting.push(question);
+            } else if let Transport::Any(request) = question.via {
+                // The client then asks all replicas.
+                let behind = Refusal { code: 503, status: "this replica is behind".into() };
+                let _ = request.respond(Err(behind)).await;
+            }
+        }
+    }
+
+    /// Answers nothing from here on.
+    pub async fn close(self) {
+        let _ = self.service.stop().await;
+    }
+
+    async fn answer(&self, question: Question, known: &mut QueryContext<'_>) {
+        let payload = &question.message().payload;
+        let answer = match question.kind {
+            QueryKind::Job => reply(payload, |query| known.job(&query)),
+            QueryKind::Stats => reply(payload, |query| known.stats(&query, &self.workers)),
+            QueryKind::Project => reply(payload, |query| known.project(&query)),
+            QueryKind::Schedules => reply(payload, |query| known.schedules(&query)),
+            QueryKind::Jobs => reply(payload, |query| known.jobs(&query)),
+            QueryKind::Claim | QueryKind::Current if !known.leads => return,
+            QueryKind::Claim => reply(payload, |query| known.claim(&query, &self.workers)),
+            QueryKind::Current => reply(payload, |query| known.not_current(&query)),
+        };
+        let mut headers = HeaderMap::new();
+        headers.insert(names::SEEN, known.state.position().sequence.to_string());
+        // The requester may be offline.
+        match (question.via, answer) {
+            (Transport::Any(request), answer) => {
+                let _ = request.respond_with_headers(answer, headers).await;
+            }
+            (Transport::All(message), Ok(answer)) => {
+                if let Some(inbox) = message.reply {
+                    let client = &self.broker.client;
+                    let _ = client.publish_with_headers(inbox, headers, answer).await;
+                }
+            }
+            (Transport::All(message), Err(error)) => {
+                tracing::warn!(subject = %message.subject, error = error.status, "not answered");
+            }
+        }
+    }
+}
+
+async fn listen_to_any(
+    service: &Service,
+    questions: &mpsc::Sender<Question>,
+    kind: QueryKind,
+    question: StateQuery,
+) -> anyhow::Result<()> {
+    let name = question.any.rsplit('.').next().unwrap_or(question.any);
+    let endpoint = service.endpoint_builder().name(name).add(question.any).await;
+    let mut endpoint =
+        endpoint.map_err(|error| anyhow::anyhow!("{} cannot be heard: {error}", question.any))?;
+    let questions = questions.clone();
+    tokio::spawn(async move {
+        while let Some(request) = endpoint.next().await {
+            let question = Question { kind, via: Transport::Any(request), came_at: Instant::now() };
+            if questions.send(question).await.is_err() {
+                return;
+            }
+        }
+    });
+    Ok(())
+}
+
+async fn listen_to_all(
+    broker: &Broker,
+    questions: &mpsc::Sender<Question>,
+    kind: QueryKind,
+    subject: &'static str,
+) -> anyhow::Result<()> {
+    let mut messages = broker.client.subscribe(subject).await?;
+    let questions = questions.clone();
+    tokio::spawn(async move {
+        while let Some(message) = messages.next().await {
+            let question = Question { kind, via: Transport::All(message), came_at: Instant::now() };
+            if questions.send(question).await.is_err() {
+                return;
+            }
+        }
+    });
+    Ok(())
+}
+
+/// What answers are made from.
+pub(crate) struct QueryContext<'a> {
+    pub state: &'a mut State,
+    pub rules: &'a job::Config,
+    pub clock: &'a Clock,
+    /// Whether this replica leads, and has lately made sure of it.
+    pub leads: bool,
+}
+
+impl QueryContext<'_> {
+    fn now(&self) -> Millis {
+        self.clock.now(self.state.at())
+    }
+
+    fn job(&self, query: &JobQuery) -> JobAnswer {
+        let job = self.state.job(query.job).map(|job| {
+            let max_attempts = self.state.max_attempts(&job);
+            let mut job = Arc::unwrap_or_clone(job);
+            job.max_attempts = max_attempts;
+            job
+        });
+        JobAnswer { job, through: self.state.through() }
+    }
+
+    fn stats(&mut self, query: &StatsQuery, workers: &WorkerRegistry) -> StatsAnswer {
+        let now = self.now();
+        self.state.wake(now);
+        let project = query.project.as_deref();
+        let limits = project.map_or_else(Limits::default, |project| {
+            self.state.settings(project).limits(&self.rules.limits)
+        });
+        let now = Instant::now();
+        StatsAnswer {
+            counts: self.state.counts(project),
+            scheduled: self.state.scheduled(project),
+            processors: workers.live(now).filter(|said| said.takes_jobs()).count() as u64,
+            capacity: workers.capacity(now).total as u64,
+            limits,
+            position: self.state.position(),
+        }
+    }
+
+    fn project(&self, query: &ProjectQuery) -> ProjectAnswer {
+        let mut settings = self.state.settings(&query.project).or(self.rules);
+        settings.forget_secrets();
+        let usage = self.state.usage(&query.project, self.now());
+        ProjectAnswer { settings, usage, deliveries: self.state.deliveries(&query.project) }
+    }
+
+    fn schedules(&self, query: &ProjectQuery) -> SchedulesAnswer {
+        let schedules = self.state.schedules(&query.project);
+        let schedules = schedules.map(|(name, timed)| (name.clone(), timed.clone())).collect();
+        SchedulesAnswer { schedules }
+    }
+
+    fn jobs(&self, query: &JobsQuery) -> JobsAnswer {
+        let limit = query.limit.min(LISTED_MAX);
+        let (jobs, next) = self.state.live_page(
+            &query.project,
+            query.batch.as_ref(),
+            query.before,
+            limit,
+            query.status,
+            query.kind,
+        );
+        let jobs = jobs.into_iter().map(|job| {
+            let max_attempts = self.state.max_attempts(&job);
+            let mut job = Arc::unwrap_or_clone(job).without_data();
+            job.max_attempts = max_attempts;
+            job
+        });
+        let live = query
+            .live
+            .iter()
+            .copied()
+            .filter(|id| self.state.job(*id).is_some_and(|job| !job.status.is_terminal()));
+        let (jobs, live) = (jobs.collect(), live.collect());
+        JobsAnswer { jobs, next, live, event: self.state.position().sequence }
+    }
+
+    /// The runs that a processor which found them in its stream may run: those that nobody is
+    /// known to have begun.
+    fn claim(&self, query: &RunsQuery, workers: &WorkerRegistry) -> RunsAnswer {
+        let now = Instant::now();
+        let free = |(job, run): &(job::JobId, job::Run)| {
+            let queued = self
+                .state
+                .job(*job)
+                .is_some_and(|job| job.run == *run && job.status == job::Status::Queued);
+            let owner_of = workers.owner_of(*job, *run, now);
+            queued && owner_of.is_none_or(|owner_of| **owner_of == *query.processor)
+        };
+        RunsAnswer { runs: query.runs.iter().copied().filter(free).collect() }
+    }
+
+    /// The runs that must not go on.
+    fn not_current(&self, query: &RunsQuery) -> RunsAnswer {
+        let stale = |(job, run): &(job::JobId, job::Run)| {
+            let current = self.state.job(*job);
+            current.is_none_or(|job| job.run != *run || job.status.is_terminal())
+        };
+        RunsAnswer { runs: query.runs.iter().copied().filter(stale).collect() }
+    }
+}
+
+fn reply<Q: DeserializeOwned, A: Serialize>(
+    payload: &[u8],
+    answer: impl FnOnce(Q) -> A,
+) -> Result<Bytes, Refusal> {
+    let refusal =
+        |code: usize, error: serde_json::Error| Refusal { code, status: error.to_string() };
+    let question = serde_json::from_slice(payload).map_err(|error| refusal(400, error))?;
+    let answer = serde_json::to_vec(&answer(question)).map_err(|error| refusal(500, error))?;
+    Ok(answer.into())
+}
