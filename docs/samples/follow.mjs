@@ -1,10 +1,10 @@
 // Follows the jobs of Jobmesh over NATS, with the packages @nats-io/transport-node and
 // @nats-io/jetstream.
 //
-//   node follow.mjs <nats url> live <project>     at most once: what happens from now on
-//   node follow.mjs <nats url> durable <name>     every event, also those while this was away
+//   node follow.mjs <nats url> live <project>     at most once, from now on
+//   node follow.mjs <nats url> durable <name>     every event, including those while this was offline
 //
-// A project's name stands in a subject as it is where it is made of A-Z, a-z, 0-9, - and _.
+// A project's name stands in a subject unchanged if it consists of A-Z, a-z, 0-9, - and _.
 import { jetstream, jetstreamManager } from "@nats-io/jetstream";
 import { connect } from "@nats-io/transport-node";
 
@@ -25,7 +25,7 @@ if (how === "live") {
   const consumer = await jetstream(nc).consumers.get("EVENTS", name);
   console.log("following");
   for await (const message of await consumer.consume()) {
-    // A message holds what was decided together; an event's position is message and place in it.
+    // A message holds events that were decided together; a position is message and index.
     message.json().events.forEach((event, place) => {
       const change = changeOf(event);
       if (change) console.log(`${message.seq}.${place}`, change.status, change.job);
@@ -38,17 +38,17 @@ if (how === "live") {
 function changeOf(event) {
   const [[kind, it]] = Object.entries(event);
   // The mesh's own work, deliveries to webhooks, is of projects that no user can name.
-  const project = it.project ?? it.about?.project ?? it.job?.project;
+  const project = it.project ?? it.labels?.project ?? it.job?.project;
   if (project?.startsWith("\u0001")) return;
   switch (kind) {
     case "enqueued":
       return { job: it.job, status: "queued" };
     case "started":
       return { job: it.job, status: "processing" };
-    case "revived":
+    case "retried":
       return { job: it.job.id, status: "queued" };
     case "ended": {
-      // "failed" has nothing more to say; the others come as an object of one field.
+      // "failed" is a string; the others are an object with one field.
       const to = typeof it.to === "string" ? it.to : Object.keys(it.to)[0];
       return { job: it.job, status: to };
     }

@@ -1,9 +1,9 @@
 """Follows the jobs of Jobmesh over NATS, with the package nats-py.
 
-  python3 follow.py <nats url> live <project>     at most once: what happens from now on
-  python3 follow.py <nats url> durable <name>     every event, also those while this was away
+  python3 follow.py <nats url> live <project>     at most once, from now on
+  python3 follow.py <nats url> durable <name>     every event, including those while this was offline
 
-A project's name stands in a subject as it is where it is made of A-Z, a-z, 0-9, - and _.
+A project's name is in a subject unchanged if it consists of A-Z, a-z, 0-9, - and _.
 """
 
 import asyncio
@@ -23,10 +23,10 @@ def change_of(event):
         return it["job"], "queued"
     if kind == "started":
         return it["job"], "processing"
-    if kind == "revived":
+    if kind == "retried":
         return it["job"]["id"], "queued"
     if kind == "ended":
-        # "failed" has nothing more to say; the others come as an object of one field.
+        # "failed" is a string; the others are an object with one field.
         to = it["to"]
         return it["job"], to if isinstance(to, str) else next(iter(to))
     return None
@@ -50,7 +50,7 @@ async def main(url, how, name):
         except asyncio.TimeoutError:
             continue
         for message in messages:
-            # A message holds what was decided together; an event's position is message and place.
+            # A message holds events that were decided together; a position is message and index.
             sequence = message.metadata.sequence.stream
             for place, event in enumerate(json.loads(message.data)["events"]):
                 change = change_of(event)

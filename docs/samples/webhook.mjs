@@ -2,7 +2,7 @@
 //
 //   node webhook.mjs <port> <secret>
 //
-// A delivery comes at least once: whoever may not act twice remembers its `webhook-id`.
+// A delivery arrives at least once: remember its `webhook-id` if acting twice would do harm.
 import { createServer } from "node:http";
 import { Webhook } from "standardwebhooks";
 

@@ -31,7 +31,7 @@ pub struct Config {
     /// HOME, LANG and so on).
     #[arg(long, env = "JOBMESH_COMMAND_ENV", value_delimiter = ',')]
     command_env: Vec<String>,
-    /// The endpoint that the handler `llm` asks, such as https://api.openai.com/v1.
+    /// The endpoint that the handler `llm` asks, such as <https://api.openai.com/v1>.
     #[arg(long, env = "JOBMESH_LLM_URL", hide_env_values = true)]
     llm_url: Option<Secret>,
     /// A file with the key of that endpoint, if it is not in JOBMESH_LLM_KEY.

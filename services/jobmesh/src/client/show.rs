@@ -9,7 +9,7 @@ use super::json::Json;
 /// Shows an answer as it is, or as `show` writes it.
 ///
 /// # Errors
-/// See [`print`].
+/// See [`print()`].
 pub(super) fn answer(
     json: bool,
     answer: &Json,
