@@ -220,6 +220,17 @@ async fn every_service_logs_in_and_secrets_stay_where_they_are_needed() -> anyho
         ("JOBMESH_CLICKHOUSE_PASSWORD", "clickhorse"),
         ("SOMEBODYS_TOKEN", "horse"),
     ];
+    // dev takes the same variables, and says at once that it is refused.
+    let data = TempDir::new()?;
+    let wrong = [
+        ("JOBMESH_NATS_URL", url.clone()),
+        ("JOBMESH_NATS_USER", "u".to_owned()),
+        ("JOBMESH_NATS_PASSWORD", "horsefly".to_owned()),
+    ];
+    let listen = crate::mesh::free_address()?.to_string();
+    let arguments = ["--listen", &listen, "--data-dir", &shown(data.path())];
+    let refused = text(&run("dev", &arguments, &wrong).await?);
+    assert!(refused.contains("authorization violation"), "{refused}");
     let mesh = Mesh::start_with_arguments(&["--nats-url", &url], &environment)?;
     let jobs = mesh.enqueue("p", 5).await?;
     let (status, _) = mesh.get(&format!("/api/queue/status/{}?wait=60s", jobs[4])).await?;

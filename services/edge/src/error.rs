@@ -125,8 +125,18 @@ impl Error {
             ..Self::new(
                 StatusCode::SERVICE_UNAVAILABLE,
                 "broker_unavailable",
-                "the broker did not confirm the request; send it again with the same Idempotency-Key",
+                "NATS did not confirm the request, which may be stored or not; send it again, with the same \
+                 Idempotency-Key if it has one",
             )
+        }
+    }
+
+    /// NATS does not answer a question.
+    pub fn unanswered() -> Self {
+        let text = "NATS does not answer; send the request again";
+        Self {
+            retry_after_s: Some(1),
+            ..Self::new(StatusCode::SERVICE_UNAVAILABLE, "broker_unavailable", text)
         }
     }
 
@@ -137,7 +147,7 @@ impl Error {
             ..Self::new(
                 StatusCode::SERVICE_UNAVAILABLE,
                 "queue_full",
-                "the queue takes no new work until what it holds is folded; send the request again later",
+                "the queue is full; retry later",
             )
         }
     }

@@ -41,6 +41,15 @@ async fn supervise(config: Config) -> anyhow::Result<()> {
         TcpListener::bind(config.listen)
             .with_context(|| format!("cannot listen on {}", config.listen))?,
     );
+    if let Some(url) = &config.nats_url {
+        // The services would wait for it, and write the reason to their logs.
+        let access = config.login.access(url.reveal())?;
+        let connected = tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            connected = mesh::Broker::connect_with(&access, "dev") => connected,
+        };
+        connected.context("NATS cannot be used")?;
+    }
     // Missing programs are fetched during the start: Ctrl-C must not wait for that.
     let planning = tokio::task::spawn_blocking({
         let (config, data_dir) = (config.clone(), data_dir.clone());

@@ -1,15 +1,21 @@
 //! For operators: whether the edge lives, and whether the mesh behind it is complete.
 
+use std::time::Duration;
+
 use axum::{Json, extract::State, http::StatusCode};
 use mesh::{
     names,
     query::{MetricsQuery, Range, StatsAnswer, StatsQuery},
 };
 use serde::Serialize;
+use tokio::time::timeout;
 use utoipa::ToSchema;
 
 use super::PATIENCE;
 use crate::{app::App, error::Envelope};
+
+/// How long each check may take.
+const CHECK_WITHIN: Duration = Duration::from_millis(2_500);
 
 #[derive(Serialize, ToSchema)]
 pub(crate) struct Health {
@@ -41,17 +47,23 @@ pub(crate) async fn healthz() -> &'static str {
     responses((status = 200, description = "All answer.", body = Health), (status = 503, description = "Some do not.", body = Health), (status = 405, description = "The endpoint does not take the method.", body = Envelope)),
 )]
 pub(crate) async fn readyz(State(app): State<App>) -> (StatusCode, Json<Health>) {
-    let question = StatsQuery { project: None };
-    let stats = app.ask_state::<_, StatsAnswer>(names::QUERY_STATS, &question).await;
-    let question = MetricsQuery { project: None, range: Range::Day };
-    let sums =
-        app.broker.query::<_, serde_json::Value>(names::QUERY_METRICS, &question, PATIENCE).await;
+    let counts = StatsQuery { project: None };
+    let stats = app.ask_state::<_, StatsAnswer>(names::QUERY_STATS, &counts);
+    let day = MetricsQuery { project: None, range: Range::Day };
+    let metrics = app.broker.query::<_, serde_json::Value>(names::QUERY_METRICS, &day, PATIENCE);
+    // At once, and bounded: probes give up after a few seconds.
+    let (stats, metrics, rejected) = tokio::join!(
+        timeout(CHECK_WITHIN, stats),
+        timeout(CHECK_WITHIN, metrics),
+        timeout(CHECK_WITHIN, app.broker.rejected_count()),
+    );
+    let stats = stats.ok().and_then(Result::ok);
     let health = Health {
         nats: app.broker.is_connected(),
-        state: stats.is_ok(),
-        processor: stats.is_ok_and(|stats| stats.capacity > 0),
-        metrics: sums.is_ok(),
-        rejected_messages: app.broker.rejected_count().await,
+        state: stats.is_some(),
+        processor: stats.is_some_and(|stats| stats.capacity > 0),
+        metrics: metrics.is_ok_and(|metrics| metrics.is_ok()),
+        rejected_messages: rejected.ok().flatten(),
         unstored_subjects: app.unstored.subjects(),
     };
     let stores = health.unstored_subjects.is_empty();

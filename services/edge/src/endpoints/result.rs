@@ -50,7 +50,7 @@ pub(crate) async fn result(
 async fn stored_result(app: &App, job: &Job, bytes: u64) -> Result<Body, Error> {
     let object = app.broker.get_result(job.id, job.run).await.map_err(|error| {
         tracing::warn!(job.id = %job.id, %error, "stored result not read");
-        Error::unconfirmed()
+        Error::unanswered()
     })?;
     let Some(object) = object else {
         let text = format!("the result of job {} ({bytes} bytes) has expired", job.id);

@@ -145,7 +145,7 @@ async fn look_up(app: &App, id: JobId) -> Result<(Found, bool), Error> {
         return Err(Error::away("state", text));
     }
     // A request that was accepted may not be processed yet: then its jobs are unknown.
-    let end = app.broker.last_sequence(names::COMMANDS).await.map_err(|_| Error::unconfirmed())?;
+    let end = app.broker.last_sequence(names::COMMANDS).await.map_err(|_| Error::unanswered())?;
     let begun = Instant::now();
     while begun.elapsed() < FOLDED_WITHIN {
         let Ok(answer) = in_state(app, id).await else { break };
@@ -177,7 +177,7 @@ async fn in_state(app: &App, id: JobId) -> Result<JobAnswer, query::Error> {
 async fn elsewhere(app: &App, id: JobId) -> Result<Option<Found>, Error> {
     let read = app.broker.read_job(id).await.map_err(|error| {
         tracing::warn!(error = %error, "status without the bucket");
-        Error::unconfirmed()
+        Error::unanswered()
     })?;
     if let Some(job) = read.filter(|job| !job.kind.is_internal()) {
         return Ok(Some(Found::Job(Box::new(job))));

@@ -39,12 +39,12 @@ pub struct Config {
     #[arg(long, env = "JOBMESH_DURABILITY", value_enum, default_value = "always")]
     pub durability: Durability,
     /// A NATS server to use instead of an own one.
-    #[arg(long)]
+    #[arg(long, env = "JOBMESH_NATS_URL", hide_env_values = true)]
     pub nats_url: Option<NatsUrl>,
     #[command(flatten)]
     pub login: NatsLogin,
     /// A ClickHouse server to use instead of the engine as a library.
-    #[arg(long)]
+    #[arg(long, env = "JOBMESH_CLICKHOUSE_URL", hide_env_values = true)]
     pub clickhouse_url: Option<Secret>,
     /// Listen on an address that others can reach, though nobody is asked for a key.
     #[arg(long, env = "JOBMESH_INSECURE")]
