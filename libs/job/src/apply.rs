@@ -3,12 +3,15 @@
 use uuid::Uuid;
 
 use crate::{
-    DirtyKey, Gate, Id, Job, JobId, OpenJobTypes, Partial, Position, ReadyQueue, State, Status,
-    event::{Batch, Ended, Enqueued, Event, LateRun, RequeueReason, Requeued, Retried, Transition},
+    DirtyKey, Gate, Id, Job, JobId, OpenJobTypes, Partial, Position, ReadyQueue, RequeueReason,
+    State, Status,
+    bulk::{BulkOperation, BulkProgress},
+    delivery::Receiver,
+    event::{Batch, Ended, Enqueued, Event, LateRun, Requeued, Retried, Transition},
+    internal,
     schedule::ScheduleState,
     snapshot::Project,
     time::Millis,
-    webhook::{self, Receiver},
 };
 
 /// How long one deferred run keeps the others of its project from starting, in ms. After that one run
@@ -154,8 +157,30 @@ impl State {
         }
     }
 
+    /// Applies the start of an operation.
+    fn bulk_started(&mut self, at: Millis, position: Position, new: &BulkOperation) {
+        let operation = BulkOperation { started: position, started_at: at, ..new.clone() };
+        self.persisted.bulk.push(operation);
+    }
+
+    /// Applies a slice that was not the last; the operations of other projects are next.
+    fn bulk_advanced(&mut self, project: &Id, slice: &BulkProgress) {
+        let mut operations = self.persisted.bulk.take(project);
+        if let Some(operation) = operations.front_mut() {
+            operation.progress.add(slice);
+        }
+        self.persisted.bulk.put_back(project, operations);
+    }
+
+    /// Applies the end of the first operation of a project.
+    fn bulk_finished(&mut self, project: &Id) {
+        let mut operations = self.persisted.bulk.take(project);
+        operations.pop_front();
+        self.persisted.bulk.put_back(project, operations);
+    }
+
     fn enqueued(&mut self, at: Millis, position: Position, new: &Enqueued) {
-        self.enter(Job::new(at, position, new));
+        self.enter(new.job(at, position));
     }
 
     fn ended(&mut self, at: Millis, position: Position, ended: &Ended) {
@@ -165,7 +190,7 @@ impl State {
             project.starts.add(at, 1);
         }
         if self.receiver(ended) == Receiver::Full {
-            let own = webhook::project_of(&ended.labels.project);
+            let own = internal::project_of(&ended.labels.project);
             self.persisted.projects.entry(own).or_default().dropped += 1;
         }
         let retention_ms = self.retention_ms(&ended.labels.project);

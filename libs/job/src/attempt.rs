@@ -2,11 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Job, JobId};
-
-/// Reclaims in a row, without a start, after which an attempt counts as used. A job that kills its
-/// worker before the start is reported must not be retried without limit.
-const TAKE_BACKS_PER_ATTEMPT: u32 = 2;
+use crate::JobId;
 
 /// Exponential backoff with jitter.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -52,29 +48,6 @@ fn spread(job: JobId, attempt: u32) -> f64 {
     x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     x ^= x >> 31;
     (x >> 11) as f64 / (1u64 << 52) as f64 - 1.0
-}
-
-/// What taking a job back from a lost worker does to its attempts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Take {
-    /// The attempts that count as begun afterwards.
-    pub attempts: u32,
-    /// The take-backs in a row afterwards.
-    pub take_backs: u32,
-}
-
-impl Take {
-    /// Takes `job` back; `begun` says whether its current run is known to have begun.
-    pub fn back(job: &Job, begun: bool) -> Self {
-        if begun {
-            return Self { attempts: job.attempts, take_backs: 0 };
-        }
-        let take_backs = job.history().take_backs + 1;
-        if take_backs < TAKE_BACKS_PER_ATTEMPT {
-            return Self { attempts: job.attempts, take_backs };
-        }
-        Self { attempts: job.attempts + 1, take_backs: 0 }
-    }
 }
 
 #[cfg(test)]

@@ -1,8 +1,6 @@
 //! Bounds of all input. The edge checks requests against them to explain what is wrong; state
 //! applies them again to every command, because anyone with access to NATS can publish one.
 
-mod commands;
-
 use crate::{Id, JobId, Json, Usage, time::Millis};
 
 /// The longest id of a project, a batch, a schedule or a processor, in bytes.
@@ -31,9 +29,9 @@ pub const WAIT_MS_MAX: i64 = 7 * 24 * 3_600_000;
 /// The longest that a provider's request to come back later is followed, in ms: a day.
 pub const LATER_MS_MAX: i64 = 24 * 3_600_000;
 /// The last time that a worker's clock may show, in ms since 1970: 2261, which ClickHouse holds too.
-const WORKER_TIME_MAX: Millis = 9_214_646_400_000;
+pub(crate) const WORKER_TIME_MAX: Millis = 9_214_646_400_000;
 /// The last time that a job can be scheduled for: the end of the year 9999.
-const RUN_AT_MAX: Millis = 253_402_300_799_999;
+pub(crate) const RUN_AT_MAX: Millis = 253_402_300_799_999;
 /// How much of a result that is too large an error shows, in bytes.
 const RESULT_SHOWN_BYTES_MAX: usize = 1_024;
 

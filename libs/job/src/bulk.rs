@@ -6,31 +6,13 @@
 //! requester gets the reply with the last slice. The operations of a project run one after the other; those of
 //! several projects take turns.
 
-use std::{
-    collections::{HashMap, HashSet, VecDeque},
-    sync::Arc,
-};
+use std::collections::VecDeque;
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::{
-    Digest, Id, Idempotency, IdempotencyRecord, Job, JobId, Position, State, Status,
-    active_jobs::batch_key,
-    decide::{Decision, Lookups, Missing, answer_of, canceled, retried},
-    event::Event,
-    reply::{Code, Reply},
-    time::Millis,
-};
+use crate::{Digest, Id, Idempotency, Job, JobId, Position, reply::Reply, time::Millis};
 
-/// Jobs that one slice looks at.
-const SLICE_JOBS_MAX: usize = 500;
-/// Bytes of jobs that one slice queues again, but for a single job that is larger.
-const SLICE_BYTES_MAX: usize = 1 << 20;
-/// Jobs that are read from the bucket before their size is known.
-const FIRST_READ_JOBS: usize = 16;
-/// Operations of one project that may be in progress.
-const OPERATIONS_MAX: usize = 100;
 /// Ids of retried jobs that a reply lists; their number is always exact.
 const REPLY_JOBS_MAX: usize = 10_000;
 
@@ -87,11 +69,9 @@ impl BulkOperation {
             progress: BulkProgress::default(),
         }
     }
-}
 
-impl BulkOperation {
     /// The reply, if `slice` is the last.
-    fn reply(&self, slice: &BulkProgress) -> Reply {
+    pub(crate) fn reply(&self, slice: &BulkProgress) -> Reply {
         let mut progress = self.progress.clone();
         progress.add(slice);
         match self.action {
@@ -107,7 +87,7 @@ impl BulkOperation {
     }
 
     /// True if a job is not newer than the operation, and was not retried since that started.
-    fn applies_to(&self, job: &Job) -> bool {
+    pub(crate) fn applies_to(&self, job: &Job) -> bool {
         job.order < self.started && job.history().retried.is_none_or(|at| at < self.started)
     }
 }
@@ -145,7 +125,7 @@ pub struct BulkProgress {
 }
 
 impl BulkProgress {
-    fn add(&mut self, slice: &Self) {
+    pub(crate) fn add(&mut self, slice: &Self) {
         self.after = slice.after.or(self.after);
         self.jobs += slice.jobs;
         self.batches += slice.batches;
@@ -161,7 +141,7 @@ impl BulkProgress {
 pub(crate) struct BulkQueue(VecDeque<(Id, VecDeque<BulkOperation>)>);
 
 impl BulkQueue {
-    fn push(&mut self, operation: BulkOperation) {
+    pub(crate) fn push(&mut self, operation: BulkOperation) {
         match self.0.iter_mut().find(|(project, _)| *project == operation.project) {
             Some((_, operations)) => operations.push_back(operation),
             None => self.0.push_back((operation.project.clone(), VecDeque::from([operation]))),
@@ -169,425 +149,28 @@ impl BulkQueue {
     }
 
     /// Takes the operations of a project out of the queue.
-    fn take(&mut self, project: &Id) -> VecDeque<BulkOperation> {
+    pub(crate) fn take(&mut self, project: &Id) -> VecDeque<BulkOperation> {
         let at = self.0.iter().position(|(of, _)| of == project);
         at.and_then(|at| self.0.remove(at)).map(|(_, operations)| operations).unwrap_or_default()
     }
 
     /// Puts them back behind those of all other projects.
-    fn put_back(&mut self, project: &Id, operations: VecDeque<BulkOperation>) {
+    pub(crate) fn put_back(&mut self, project: &Id, operations: VecDeque<BulkOperation>) {
         if !operations.is_empty() {
             self.0.push_back((project.clone(), operations));
         }
     }
 
-    fn len_of(&self, project: &Id) -> usize {
+    pub(crate) fn len_of(&self, project: &Id) -> usize {
         self.0.iter().find(|(of, _)| of == project).map_or(0, |(_, operations)| operations.len())
     }
 
-    fn find(&self, key: Digest) -> Option<&BulkOperation> {
+    pub(crate) fn find(&self, key: Digest) -> Option<&BulkOperation> {
         let all = self.0.iter().flat_map(|(_, operations)| operations);
         all.into_iter().find(|operation| operation.idempotency.is_some_and(|own| own.key == key))
     }
 
-    fn next(&self) -> Option<&BulkOperation> {
+    pub(crate) fn next(&self) -> Option<&BulkOperation> {
         self.0.front().and_then(|(_, operations)| operations.front())
-    }
-}
-
-/// What one slice of a bulk operation makes happen.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Slice {
-    /// The events, in order. They fit one message of EVENTS.
-    pub events: Vec<Event>,
-    /// The reply and its requester, if this is the last slice and somebody waits for it.
-    pub reply: Option<(Requester, Reply)>,
-    /// True if the operation ends with it.
-    pub is_last: bool,
-}
-
-impl State {
-    /// True if a bulk operation is in progress.
-    pub fn has_bulk(&self) -> bool {
-        self.persisted.bulk.next().is_some()
-    }
-
-    /// Decides the next slice of the next bulk operation at `now`; `None` if there is no operation.
-    ///
-    /// # Errors
-    /// What has to be read first.
-    pub fn decide_slice(&self, lookups: &Lookups, now: Millis) -> Result<Option<Slice>, Missing> {
-        let Some(operation) = self.persisted.bulk.next() else { return Ok(None) };
-        if operation.progress == BulkProgress::default()
-            && let Some(decision) = self.answered_before(lookups, operation.idempotency)?
-        {
-            // A repeat of the operation before it.
-            return Ok(Some(last(operation, Vec::new(), decision.reply, None)));
-        }
-        let (mut events, slice, is_last) = match &operation.action {
-            BulkAction::Cancel { batches } => self.cancel_slice(operation, batches.as_deref()),
-            BulkAction::RetryFailed => self.retry_slice(operation, lookups, now)?,
-        };
-        if !is_last {
-            let project = operation.project.clone();
-            events.push(Event::BulkAdvanced { project, slice: Box::new(slice) });
-            return Ok(Some(Slice { events, reply: None, is_last }));
-        }
-        let reply = operation.reply(&slice);
-        let answer = answer_of(operation.idempotency, &reply, now);
-        Ok(Some(last(operation, events, reply, answer)))
-    }
-
-    /// Decides a request over many jobs: at once if it fits a slice, else a bulk operation starts.
-    pub(crate) fn decide_bulk(
-        &self,
-        now: Millis,
-        project: &Id,
-        action: BulkAction,
-        idempotency: Option<Idempotency>,
-    ) -> Decision {
-        let operation = BulkOperation::new(project.clone(), action, idempotency);
-        let small = match &operation.action {
-            BulkAction::Cancel { batches } => {
-                Some(self.cancel_slice(&operation, batches.as_deref()))
-            }
-            BulkAction::RetryFailed => self
-                .persisted
-                .projects
-                .get(project)
-                .is_none_or(|project| project.failed.is_empty())
-                .then(|| (Vec::new(), BulkProgress::default(), true)),
-        };
-        if let Some((mut events, mut slice, true)) = small {
-            // What was done before a leader failed in the middle of this request.
-            let before = self.persisted.partial.unwrap_or_default();
-            slice.jobs += before.jobs;
-            slice.batches += before.batches;
-            let reply = operation.reply(&slice);
-            let answer = answer_of(idempotency, &reply, now);
-            events.extend(answer.map(|(key, answer)| Event::Answered { key, answer }));
-            return Decision { events, reply, stale: Vec::new() };
-        }
-        if self.persisted.bulk.len_of(project) >= OPERATIONS_MAX {
-            let error = format!(
-                "{OPERATIONS_MAX} requests over many jobs of project {project:?} are in progress; send this one again later"
-            );
-            return Decision::refused(Code::TooManyOperations, error);
-        }
-        let events = vec![Event::BulkStarted(Box::new(operation))];
-        Decision { events, ..Decision::noted() }
-    }
-
-    /// The operation in progress of a request with this idempotency key.
-    pub(crate) fn bulk_of_key(&self, key: Digest) -> Option<&BulkOperation> {
-        self.persisted.bulk.find(key)
-    }
-
-    fn cancel_slice(
-        &self,
-        operation: &BulkOperation,
-        batches: Option<&[Id]>,
-    ) -> (Vec<Event>, BulkProgress, bool) {
-        let mut slice = BulkProgress::default();
-        let Some(project) = self.persisted.projects.get(&operation.project) else {
-            return (Vec::new(), slice, true);
-        };
-        let after = operation.progress.after;
-        let places: Vec<(u64, JobId)> = match batches {
-            None => project.live.after(after).take(SLICE_JOBS_MAX).collect(),
-            Some(batches) => {
-                let mut keys: Vec<u64> = batches.iter().map(batch_key).collect();
-                keys.retain(|key| after.is_none_or(|(last, _)| *key >= last));
-                keys.sort_unstable();
-                keys.dedup();
-                let places = keys.into_iter().flat_map(|key| project.live.of_key(key));
-                let places = places.filter(|place| after.is_none_or(|last| *place > last));
-                places.take(SLICE_JOBS_MAX).collect()
-            }
-        };
-        let named: Option<HashSet<&Id>> = batches.map(|batches| batches.iter().collect());
-        let mut last_batch = operation.progress.last_batch;
-        let mut events = Vec::new();
-        for (key, id) in &places {
-            let Some(job) = self.job(*id) else { continue };
-            let is_named = named.as_ref().is_none_or(|named| named.contains(&job.batch));
-            if !operation.applies_to(&job) || !is_named {
-                continue;
-            }
-            events.push(canceled(&job, "canceled by a request".into(), None));
-            slice.jobs += 1;
-            slice.batches += u64::from(last_batch != Some(*key));
-            last_batch = Some(*key);
-        }
-        slice.after = places.last().copied();
-        slice.last_batch = last_batch;
-        (events, slice, places.len() < SLICE_JOBS_MAX)
-    }
-
-    fn retry_slice(
-        &self,
-        operation: &BulkOperation,
-        lookups: &Lookups,
-        now: Millis,
-    ) -> Result<(Vec<Event>, BulkProgress, bool), Missing> {
-        let mut slice = BulkProgress::default();
-        let Some(project) = self.persisted.projects.get(&operation.project) else {
-            return Ok((Vec::new(), slice, true));
-        };
-        let after = operation.progress.after.map(|(_, id)| id);
-        let failed: Vec<(JobId, Millis)> =
-            project.failed_after(after).take(SLICE_JOBS_MAX).collect();
-        let mut newest = HashMap::new();
-        let (mut events, mut bytes) = (Vec::new(), 0_usize);
-        for (looked_at, (id, until)) in failed.iter().enumerate() {
-            let job = if let Some(job) = self.job(*id) {
-                Some(job)
-            } else if let Some(read) = lookups.jobs.get(id) {
-                read.clone()
-            } else {
-                // No more at once than is likely to fit the slice.
-                let each = bytes.checked_div(looked_at).unwrap_or(0).max(1);
-                let fit = ((SLICE_BYTES_MAX.saturating_sub(bytes)) / each)
-                    .clamp(1, (3 * looked_at).max(FIRST_READ_JOBS));
-                let unread = failed[looked_at..].iter().map(|(id, _)| *id);
-                let unread = unread.filter(|id| !self.has(*id) && !lookups.jobs.contains_key(id));
-                return Err(Missing::Jobs(unread.take(fit).collect()));
-            };
-            let ended_before =
-                |job: &Job| job.history().completed_at.is_none_or(|at| at <= operation.started_at);
-            let is_of_slice = *until > now && job.as_deref().is_none_or(ended_before);
-            let can_retry = |job: &Arc<Job>| {
-                job.status == Status::Failed && {
-                    let newest = newest
-                        .entry(job.batch.clone())
-                        .or_insert_with(|| self.newest_superseding(job, operation));
-                    newest.is_none_or(|newest| newest < job.order)
-                }
-            };
-            let Some(job) = job.filter(|_| is_of_slice).filter(can_retry) else {
-                slice.after = Some((0, *id));
-                slice.skipped += u64::from(is_of_slice);
-                continue;
-            };
-            let event = retried(&job, now);
-            let more = serde_json::to_vec(&event).map_or(0, |json| json.len());
-            if bytes > 0 && bytes + more > SLICE_BYTES_MAX {
-                return Ok((events, slice, false));
-            }
-            bytes += more;
-            events.push(event);
-            slice.after = Some((0, *id));
-            slice.jobs += 1;
-            slice.retried.push(*id);
-        }
-        Ok((events, slice, failed.len() < SLICE_JOBS_MAX))
-    }
-
-    /// The age of the newest active job of a batch that supersedes others, without those that the operation has
-    /// retried.
-    fn newest_superseding(&self, of: &Job, operation: &BulkOperation) -> Option<Position> {
-        let jobs = self.superseding(&of.project, &of.batch);
-        let is_newer = |job: &Arc<Job>| operation.applies_to(job) || job.order >= operation.started;
-        jobs.filter(is_newer).map(|job| job.order).max()
-    }
-
-    /// Applies the start of an operation.
-    pub(crate) fn bulk_started(&mut self, at: Millis, position: Position, new: &BulkOperation) {
-        let operation = BulkOperation { started: position, started_at: at, ..new.clone() };
-        self.persisted.bulk.push(operation);
-    }
-
-    /// Applies a slice that was not the last; the operations of other projects are next.
-    pub(crate) fn bulk_advanced(&mut self, project: &Id, slice: &BulkProgress) {
-        let mut operations = self.persisted.bulk.take(project);
-        if let Some(operation) = operations.front_mut() {
-            operation.progress.add(slice);
-        }
-        self.persisted.bulk.put_back(project, operations);
-    }
-
-    /// Applies the end of the first operation of a project.
-    pub(crate) fn bulk_finished(&mut self, project: &Id) {
-        let mut operations = self.persisted.bulk.take(project);
-        operations.pop_front();
-        self.persisted.bulk.put_back(project, operations);
-    }
-}
-
-/// The last slice of an operation.
-fn last(
-    operation: &BulkOperation,
-    mut events: Vec<Event>,
-    reply: Reply,
-    answer: Option<(Digest, Box<IdempotencyRecord>)>,
-) -> Slice {
-    events.push(Event::BulkFinished { project: operation.project.clone() });
-    events.extend(answer.map(|(key, answer)| Event::Answered { key, answer }));
-    let reply = operation.requester.clone().map(|requester| (requester, reply));
-    Slice { events, reply, is_last: true }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::{
-        Config, Json, Kind, Run,
-        command::{Cancel, Command, End, Enqueue, NewJob, Outcome, Retry},
-        event::Batch,
-    };
-
-    /// Three slices and a bit.
-    const JOBS: u128 = 1_600;
-
-    struct World {
-        state: State,
-        sequence: u64,
-    }
-
-    impl World {
-        fn new() -> Self {
-            Self { state: State::new(1_000_000), sequence: 0 }
-        }
-
-        fn apply(&mut self, events: Vec<Event>) {
-            self.sequence += 1;
-            let batch = Batch { at: 1_000, commands: Vec::new(), events };
-            self.state.apply_batch(self.sequence, self.sequence, &batch);
-        }
-
-        fn decide(&mut self, command: Command) -> Reply {
-            let decision = self.state.decide(&Config::default(), &unread(), 1_000, &command);
-            let decision = decision.expect("no key is kept elsewhere");
-            self.apply(decision.events);
-            decision.reply
-        }
-
-        fn slice(&mut self) -> Option<Slice> {
-            let slice = self.state.decide_slice(&unread(), 1_000).expect("all is in memory")?;
-            self.apply(slice.events.clone());
-            Some(slice)
-        }
-
-        fn enqueue(&mut self, ids: std::ops::Range<u128>, batch: impl Fn(u128) -> String) {
-            let jobs = ids.map(|id| NewJob {
-                id: JobId::from_u128(id),
-                batch: batch(id).into(),
-                data: Json::default(),
-            });
-            self.decide(Command::Enqueue(Enqueue {
-                project: "p".into(),
-                kind: Kind::ProcessBatch,
-                priority: 10,
-                run_at: None,
-                max_attempts: None,
-                retry: None,
-                supersede: true,
-                jobs: jobs.collect(),
-                idempotency: None,
-            }));
-        }
-
-        fn fail(&mut self, id: u128, run: Run) {
-            let job = self.state.job(JobId::from_u128(id)).expect("it is there");
-            self.decide(Command::Outcome(Outcome {
-                job: job.id,
-                run,
-                worker: "w".into(),
-                labels: crate::JobLabels::job(&job),
-                started_at: Some(1),
-                finished_at: 2,
-                usage: crate::Usage::default(),
-                end: End::Reject { error: "no".into() },
-            }));
-        }
-
-        fn status(&self, id: u128) -> Status {
-            self.state.job(JobId::from_u128(id)).expect("it is there").status
-        }
-    }
-
-    /// The key under which [`keyed`] is asked was never used.
-    fn unread() -> Lookups {
-        let mut lookups = Lookups::default();
-        lookups.answers.insert(Digest([7; 16]), None);
-        lookups
-    }
-
-    fn keyed(request: u8) -> Option<Idempotency> {
-        Some(Idempotency { key: Digest([7; 16]), request: Digest([request; 16]) })
-    }
-
-    fn cancel(idempotency: Option<Idempotency>) -> Command {
-        Command::Cancel(Cancel { project: "p".into(), batches: None, idempotency })
-    }
-
-    fn retry(job: Option<u128>, idempotency: Option<Idempotency>) -> Command {
-        let job = job.map(JobId::from_u128);
-        Command::Retry(Retry { project: "p".into(), job, idempotency })
-    }
-
-    #[test]
-    fn a_job_that_is_retried_during_a_cancel_is_not_canceled() {
-        let mut world = World::new();
-        world.enqueue(1..JOBS, |id| id.to_string());
-        for id in [3, 1_500] {
-            world.fail(id, 1);
-        }
-        assert_eq!(world.decide(cancel(None)), Reply::Noted);
-        world.slice();
-        for id in [3, 1_500] {
-            assert!(matches!(world.decide(retry(Some(id), None)), Reply::Retried { count: 1, .. }));
-        }
-        while world.slice().is_some() {}
-        for id in [3, 1_500] {
-            assert_eq!(world.status(id), Status::Queued);
-        }
-        let counts = world.state.counts(Some("p"));
-        assert_eq!(counts.canceled, JOBS as u64 - 3, "{counts:?}");
-    }
-
-    #[test]
-    fn failed_jobs_of_one_batch_are_retried_together_unless_a_newer_job_is_active() {
-        let mut world = World::new();
-        // Ids fall while ages grow: the newest job of each pair is looked at first.
-        for id in (1..JOBS).rev() {
-            world.enqueue(id..id + 1, |id| (id / 2).to_string());
-            world.fail(id, 1);
-        }
-        world.enqueue(JOBS..JOBS + 1, |_| "1".to_owned());
-        world.decide(retry(None, None));
-        let mut retried = 0;
-        while let Some(slice) = world.slice() {
-            retried +=
-                slice.events.iter().filter(|event| matches!(event, Event::Retried(_))).count();
-        }
-        // Both jobs of batch 1 were superseded.
-        assert_eq!(retried as u128, JOBS - 1 - 2);
-        assert_eq!((world.status(2), world.status(3)), (Status::Failed, Status::Failed));
-    }
-
-    #[test]
-    fn a_key_belongs_to_its_request_while_that_is_in_progress_and_operations_are_bounded() {
-        let mut world = World::new();
-        world.enqueue(1..JOBS, |id| id.to_string());
-        world.fail(7, 1);
-        assert_eq!(world.decide(cancel(keyed(1))), Reply::Noted);
-        let reused =
-            |reply| matches!(reply, Reply::Refused { code: Code::IdempotencyKeyReused, .. });
-        assert!(reused(world.decide(retry(Some(7), keyed(2)))));
-        assert_eq!(world.decide(cancel(keyed(1))), Reply::Noted, "a repeat waits for the first");
-        for _ in 2..OPERATIONS_MAX {
-            world.decide(cancel(None));
-        }
-        let Reply::Refused { code, error } = world.decide(cancel(None)) else {
-            panic!("there are too many operations")
-        };
-        assert_eq!(code, Code::TooManyOperations, "{error}");
-        let replies = std::iter::from_fn(|| world.slice()).filter(|slice| slice.is_last).count();
-        assert_eq!(replies, OPERATIONS_MAX);
-        let counts = world.state.counts(Some("p"));
-        assert_eq!(counts.canceled, JOBS as u64 - 2, "{counts:?}");
-        let again = world.decide(cancel(keyed(1)));
-        assert_eq!(again, Reply::Canceled { jobs: JOBS as u64 - 2, batches: JOBS as u64 - 2 });
     }
 }

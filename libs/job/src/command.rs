@@ -1,5 +1,7 @@
 //! What can be asked of the fold. A message on COMMANDS carries many of one verb.
 
+mod bounded;
+
 use serde::{Deserialize, Serialize};
 
 use crate::{

@@ -1,5 +1,6 @@
 //! Decisions: what a command makes happen. Nothing here changes anything; the events do.
 
+mod bulk;
 mod cancel;
 mod enqueue;
 mod project;
@@ -12,7 +13,8 @@ use std::{
     sync::Arc,
 };
 
-pub(crate) use retry::retried;
+pub use bulk::Slice;
+use retry::retried;
 
 use crate::{
     Config, Digest, Id, Idempotency, IdempotencyRecord, Job, JobId, JobLabels, Run, State,
@@ -35,7 +37,7 @@ pub struct Decision {
 }
 
 impl Decision {
-    pub(crate) fn noted() -> Self {
+    fn noted() -> Self {
         Self::reply(Reply::Noted)
     }
 
@@ -48,7 +50,7 @@ impl Decision {
         Self::refused(Code::IdempotencyKeyReused, error.to_owned())
     }
 
-    pub(crate) fn refused(code: Code, error: String) -> Self {
+    fn refused(code: Code, error: String) -> Self {
         Self::reply(Reply::Refused { code, error })
     }
 }
@@ -101,7 +103,7 @@ impl State {
 
     /// The reply that was given under an idempotency key, if one was; a refusal where the key
     /// came with another request, also if that is still in progress.
-    pub(crate) fn answered(
+    fn answered(
         &self,
         lookups: &Lookups,
         idempotency: Option<Idempotency>,
@@ -114,7 +116,7 @@ impl State {
     }
 
     /// The same, without requests in progress.
-    pub(crate) fn answered_before(
+    fn answered_before(
         &self,
         lookups: &Lookups,
         idempotency: Option<Idempotency>,
@@ -153,7 +155,7 @@ fn record(decision: &mut Decision, idempotency: Option<Idempotency>, now: Millis
 }
 
 /// The record of a reply, if the request had an idempotency key.
-pub(crate) fn answer_of(
+fn answer_of(
     idempotency: Option<Idempotency>,
     reply: &Reply,
     now: Millis,
@@ -166,7 +168,7 @@ pub(crate) fn answer_of(
 }
 
 /// The event that cancels a live job.
-pub(crate) fn canceled(job: &Job, error: Id, superseded_by: Option<JobId>) -> Event {
+fn canceled(job: &Job, error: Id, superseded_by: Option<JobId>) -> Event {
     Event::Ended(Box::new(Ended {
         job: job.id,
         labels: JobLabels::job(job),

@@ -4,12 +4,12 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::{
-    Backoff, Digest, Id, IdempotencyRecord, Job, JobId, JobLabels, Json, Kind, Position, Run,
-    Settings, Status, StoredResult, Usage,
+    Backoff, Digest, Id, IdempotencyRecord, Job, JobId, JobLabels, Json, Kind, Position,
+    RequeueReason, Run, Settings, Status, StoredResult, Usage,
     bulk::{BulkOperation, BulkProgress},
+    internal,
     schedule::ScheduleState,
     time::Millis,
-    webhook,
 };
 
 /// One message of EVENTS: events that were decided together.
@@ -180,6 +180,33 @@ pub struct Enqueued {
     pub data: Json,
 }
 
+impl Enqueued {
+    /// The job that this event at `position` creates.
+    pub fn job(&self, at: Millis, position: Position) -> Job {
+        Job {
+            id: self.job,
+            project: self.project.clone(),
+            batch: self.batch.clone(),
+            kind: self.kind,
+            priority: self.priority,
+            class: self.class,
+            data: self.data.clone(),
+            status: Status::Queued,
+            run: 1,
+            attempts: 0,
+            max_attempts: self.max_attempts,
+            own_attempts: self.own_attempts,
+            retry: self.retry.map(Box::new),
+            created_at: at,
+            queued_at: at,
+            run_at: self.run_at,
+            history: None,
+            order: position,
+            version: position,
+        }
+    }
+}
+
 /// The end of a run, or of a job that had none.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -255,22 +282,6 @@ pub struct Requeued {
     pub run_at: Option<Millis>,
 }
 
-/// Why a job is queued again.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
-#[cfg_attr(feature = "openapi", schema(as = RequeueReason))]
-#[serde(rename_all = "lowercase")]
-pub enum RequeueReason {
-    /// Its handler failed and attempts are left.
-    Retry,
-    /// Its worker is offline.
-    Lost,
-    /// Its worker handed it back.
-    Released,
-    /// The provider asked to be called later.
-    Deferred,
-}
-
 /// A job that was retried by hand. It carries the complete job, which memory may have evicted.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Retried {
@@ -344,7 +355,7 @@ impl Event {
             // Internal jobs are not shown.
             Self::Enqueued(new) if new.kind.is_internal() => None,
             Self::Started { of, .. } | Self::Progressed { of, .. }
-                if webhook::is_internal(&of.project) =>
+                if internal::is_internal(&of.project) =>
             {
                 None
             }

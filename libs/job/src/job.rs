@@ -15,11 +15,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{
-    Backoff, Class, Id, JobId, Json, Position, Run,
-    event::{Enqueued, RequeueReason},
-    time::Millis,
-};
+use crate::{Backoff, Class, Id, JobId, Json, Position, Run, time::Millis};
 
 /// How many steps of its life a job keeps beside its first; the oldest go first.
 const TIMELINE_STEPS_MAX: usize = 40;
@@ -130,6 +126,22 @@ impl Usage {
     pub fn is_nothing(&self) -> bool {
         self.input_tokens == 0 && self.output_tokens == 0 && self.images == 0
     }
+}
+
+/// Why a job is queued again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[cfg_attr(feature = "openapi", schema(as = RequeueReason))]
+#[serde(rename_all = "lowercase")]
+pub enum RequeueReason {
+    /// Its handler failed and attempts are left.
+    Retry,
+    /// Its worker is offline.
+    Lost,
+    /// Its worker handed it back.
+    Released,
+    /// The provider asked to be called later.
+    Deferred,
 }
 
 /// One step of a job's life.
@@ -284,7 +296,7 @@ pub struct Job {
     pub run_at: Option<Millis>,
     /// What happened to it since; nothing, for most that wait.
     #[serde(skip_serializing_if = "Option::is_none", default)]
-    history: Option<Box<JobHistory>>,
+    pub(crate) history: Option<Box<JobHistory>>,
     /// The position of its enqueue event: its age among jobs of the same priority.
     pub order: Position,
     /// The position of its last event: its version.
@@ -297,31 +309,6 @@ fn is_zero_u32(n: &u32) -> bool {
 }
 
 impl Job {
-    /// A job that was enqueued at `at`, as the event at `position` says.
-    pub fn new(at: Millis, position: Position, new: &Enqueued) -> Self {
-        Self {
-            id: new.job,
-            project: new.project.clone(),
-            batch: new.batch.clone(),
-            kind: new.kind,
-            priority: new.priority,
-            class: new.class,
-            data: new.data.clone(),
-            status: Status::Queued,
-            run: 1,
-            attempts: 0,
-            max_attempts: new.max_attempts,
-            own_attempts: new.own_attempts,
-            retry: new.retry.map(Box::new),
-            created_at: at,
-            queued_at: at,
-            run_at: new.run_at,
-            history: None,
-            order: position,
-            version: position,
-        }
-    }
-
     /// The job for a list: without its data and its result, which may be large.
     #[must_use]
     pub fn without_data(mut self) -> Self {

@@ -10,10 +10,9 @@
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 
 use crate::{
-    Class, Id, Job, JobId, Kind,
+    Class, Id, Job, JobId, Kind, internal,
     priority_queue::{PriorityQueue, QueueKey, queue_key},
     time::Millis,
-    webhook,
 };
 
 /// Jobs that are moved among those that may run at once.
@@ -77,7 +76,7 @@ impl ReadyQueue {
         match job.run_at {
             Some(at) if at > now => {
                 if self.timers.insert((at, job.id), job.project.clone()).is_none() {
-                    self.internal += u64::from(webhook::is_internal(&job.project));
+                    self.internal += u64::from(internal::is_internal(&job.project));
                     *self.scheduled.entry(job.project.clone()).or_default() += 1;
                 }
             }
@@ -197,7 +196,7 @@ impl ReadyQueue {
     }
 
     fn unschedule(&mut self, project: &Id) {
-        self.internal -= u64::from(webhook::is_internal(project));
+        self.internal -= u64::from(internal::is_internal(project));
         if let Some(jobs) = self.scheduled.get_mut(project) {
             *jobs -= 1;
             if *jobs == 0 {

@@ -12,13 +12,12 @@
 use std::collections::{BTreeSet, HashMap, HashSet};
 
 use crate::{
-    Config, Id, Job, JobId, Kind, Run, State, Status,
-    event::{Event, RequeueReason, Transition},
+    Config, Id, Job, JobId, Kind, Limits, RequeueReason, Run, State, Status, delivery,
+    event::{Event, Transition},
+    internal,
     ready_queue::{Gate, OpenJobTypes},
-    settings::Limits,
     snapshot::Project,
     time::Millis,
-    webhook,
 };
 
 /// How far ahead of the processors work is put out, in ms of their present rate.
@@ -147,8 +146,8 @@ impl Scheduler {
         let open: OpenJobTypes = rests.map(|rests| kinds.map(|open| open && !rests));
         let Self { projects, reopen, .. } = self;
         let gate = |id: &Id, project: &Project| {
-            let limits = if webhook::is_internal(id) {
-                webhook::limits(project)
+            let limits = if internal::is_internal(id) {
+                delivery::limits(project)
             } else {
                 project.settings.limits(&config.limits)
             };

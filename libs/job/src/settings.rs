@@ -4,7 +4,7 @@ mod llm;
 
 use serde::{Deserialize, Deserializer, Serialize};
 
-use crate::{Backoff, Id, Json, bounds::ATTEMPTS_MAX, webhook::Webhook};
+use crate::{Backoff, Id, Json, Limits, bounds::ATTEMPTS_MAX, webhook::Webhook};
 
 pub use llm::{LLM, LlmOptions, MaxTokensField};
 
@@ -199,17 +199,6 @@ impl Patch {
             webhook: pick(&self.webhook, &to.webhook),
         }
     }
-}
-
-/// Limits on starting the runs of a project; 0 is none.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Limits {
-    /// Jobs that may run at once.
-    pub max_concurrency: u32,
-    /// Runs that may start in any 60 s.
-    pub requests_per_minute: u32,
-    /// Tokens in the last 60 s beyond which no run starts.
-    pub tokens_per_minute: u64,
 }
 
 impl Settings {

@@ -11,8 +11,8 @@ use uuid::Uuid;
 use crate::{
     Counts, Digest, Id, IdempotencyRecord, Job, JobId, Kind, Partial, Position, ProjectUsage,
     ReadyQueue, Settings, Snapshot, SpillStore, Status, active_jobs::batch_key,
-    schedule::ScheduleState, snapshot::SnapshotState, spill::SpillPolicy, time::Millis, webhook,
-    write_behind::DirtyKeys,
+    dirty_keys::DirtyKeys, internal, schedule::ScheduleState, snapshot::SnapshotState,
+    spill::SpillPolicy, time::Millis,
 };
 
 /// Jobs that are looked at for one page of a list.
@@ -234,8 +234,8 @@ impl State {
 
     /// How long an ended job of a project is kept, in ms.
     pub fn retention_ms(&self, project: &str) -> i64 {
-        if webhook::is_internal(project) {
-            return webhook::RETENTION_MS;
+        if internal::is_internal(project) {
+            return internal::RETENTION_MS;
         }
         let project = self.persisted.projects.get(project);
         let own = project.and_then(|project| project.settings.retention);

@@ -17,10 +17,10 @@ use std::{
 };
 
 use job::{
-    Backoff, Capacity, Config, Id, JobId, JobLabels, Json, Kind, Lookups, Patch, Run, Scheduler,
-    State, Status, Usage,
+    Backoff, Capacity, Config, Id, JobId, JobLabels, Json, Kind, Lookups, Patch, RequeueReason,
+    Run, Scheduler, State, Status, Usage,
     command::{Cancel, Command, End, Enqueue, NewJob, Outcome, Project, Retry, Started},
-    event::{Batch, Event, RequeueReason, Transition},
+    event::{Batch, Event, Transition},
     time::Millis,
 };
 

@@ -11,7 +11,7 @@ use std::{
 use async_nats::{HeaderMap, client::RequestErrorKind};
 use job::{
     Counts, Id, Job, JobId, Kind, Limits, Position, ProjectUsage, Run, Settings, Status,
-    schedule::ScheduleState, time::Millis, webhook::Deliveries,
+    delivery::Deliveries, schedule::ScheduleState, time::Millis,
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 

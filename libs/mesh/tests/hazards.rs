@@ -414,7 +414,7 @@ fn a_dispatch_carries_the_id_of_its_run() {
         run_at: None,
         data: job::Json::default(),
     };
-    let mut job = job::Job::new(1, Position::default(), &enqueued);
+    let mut job = enqueued.job(1, Position::default());
     job.run = 4;
     let message = work_queue::message(&job, 3, 60, &job::Settings::default());
     let id = message.headers.get("Nats-Msg-Id").map(ToString::to_string);

@@ -1,8 +1,7 @@
 //! What clients see of a job.
 
 use job::{
-    Id, Job, JobId, Json, Status, Usage,
-    event::RequeueReason,
+    Id, Job, JobId, Json, RequeueReason, Status, Usage,
     time::{Millis, rfc3339},
 };
 use mesh::query::Archived;

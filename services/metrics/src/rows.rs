@@ -2,8 +2,8 @@
 
 use clickhouse::Row;
 use job::{
-    JobLabels, Position, Usage,
-    event::{Batch, Ended, Event, LateRun, RequeueReason, Transition},
+    JobLabels, Position, RequeueReason, Usage,
+    event::{Batch, Ended, Event, LateRun, Transition},
     time::Millis,
 };
 use serde::Serialize;

@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use job::{Capacity, Class, JobId, Run, State, event::Event, time::Millis, webhook};
+use job::{Capacity, Class, JobId, Run, State, event::Event, internal, time::Millis};
 use mesh::{
     publish::{Ack, DUPLICATE_ID, LIMITS, Message, WRONG_LAST_SEQUENCE},
     work_queue,
@@ -112,7 +112,7 @@ impl Dispatcher {
             });
             let next = self.dispatch.next(state, rules, now, capacity, busy, rests);
             let Some(job) = next.and_then(|id| state.job(id)) else { break };
-            let whose = webhook::receiver_of(&job.project).unwrap_or(&job.project);
+            let whose = internal::receiver_of(&job.project).unwrap_or(&job.project);
             let settings = state.settings(whose);
             let retention_s = u32::try_from(state.retention_ms(whose) / 1_000).unwrap_or(u32::MAX);
             let message =

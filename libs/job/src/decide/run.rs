@@ -2,11 +2,15 @@
 
 use super::{Decision, Lookups, Missing};
 use crate::{
-    Config, Job, JobId, JobLabels, Run, State, Status, Take,
+    Config, Job, JobId, JobLabels, RequeueReason, Run, State, Status,
     command::{End, Outcome, Progress, Started},
-    event::{Ended, Event, JobScope, LateRun, Refused, RequeueReason, Requeued, Transition},
+    event::{Ended, Event, JobScope, LateRun, Refused, Requeued, Transition},
     time::Millis,
 };
+
+/// Reclaims in a row, without a start, after which an attempt counts as used. A job that kills its
+/// worker before the start is reported must not be retried without limit.
+const TAKE_BACKS_PER_ATTEMPT: u32 = 2;
 
 impl State {
     /// A run started. If it is not the current run, its worker is asked to stop.
@@ -229,4 +233,27 @@ fn late(job: Option<&Job>, forgotten: Option<&Job>, said: &Outcome) -> Decision 
     let refused = Refused { reason: reason.into(), ended: Some(ended) };
     decision.events.push(Event::Refused(Box::new(refused)));
     decision
+}
+
+/// What taking a job back from a lost worker does to its attempts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Take {
+    /// The attempts that count as begun afterwards.
+    attempts: u32,
+    /// The take-backs in a row afterwards.
+    take_backs: u32,
+}
+
+impl Take {
+    /// Takes `job` back; `begun` says whether its current run is known to have begun.
+    fn back(job: &Job, begun: bool) -> Self {
+        if begun {
+            return Self { attempts: job.attempts, take_backs: 0 };
+        }
+        let take_backs = job.history().take_backs + 1;
+        if take_backs < TAKE_BACKS_PER_ATTEMPT {
+            return Self { attempts: job.attempts, take_backs };
+        }
+        Self { attempts: job.attempts + 1, take_backs: 0 }
+    }
 }

@@ -7,6 +7,8 @@ use std::fmt::Write;
 const DEPTH_MAX: usize = 500;
 /// As many digits are a number that a double holds, if it has no exponent.
 const PLAIN_DIGITS_MAX: usize = 300;
+/// An exponent with more digits is read with its number.
+const EXPONENT_DIGITS_MAX: usize = 4;
 /// How much of an offending string or number an error shows, in characters.
 const SHOWN_CHARS_MAX: usize = 40;
 
@@ -83,8 +85,7 @@ pub fn check(root: &str, text: &str) -> Result<(), Unrepresentable> {
             b'-' | b'0'..=b'9' => {
                 let end = number_end(bytes, at);
                 let number = &text[at..end];
-                let may_be_large = number.len() > PLAIN_DIGITS_MAX || number.contains(['e', 'E']);
-                if may_be_large && !number.parse::<f64>().is_ok_and(f64::is_finite) {
+                if !is_small(number) && !number.parse::<f64>().is_ok_and(f64::is_finite) {
                     let shown: String = number.chars().take(SHOWN_CHARS_MAX).collect();
                     let what = format!("the number {shown} is too large");
                     return Err(Unrepresentable { path: path(root, &levels), what });
@@ -95,6 +96,29 @@ pub fn check(root: &str, text: &str) -> Result<(), Unrepresentable> {
         }
     }
     Ok(())
+}
+
+/// True if a double holds a number, which its digits and its exponent show without reading it.
+fn is_small(number: &str) -> bool {
+    let bytes = number.as_bytes();
+    // The exponent is at the end, and has few digits.
+    let Some(digits) = bytes.iter().rev().position(|byte| !byte.is_ascii_digit()) else {
+        return bytes.len() <= PLAIN_DIGITS_MAX;
+    };
+    let before = &bytes[..bytes.len() - digits];
+    let (mantissa, is_negative) = match before {
+        [mantissa @ .., b'e' | b'E'] | [mantissa @ .., b'e' | b'E', b'+'] => (mantissa, false),
+        [mantissa @ .., b'e' | b'E', b'-'] => (mantissa, true),
+        _ => return bytes.len() <= PLAIN_DIGITS_MAX,
+    };
+    if is_negative {
+        return mantissa.len() <= PLAIN_DIGITS_MAX;
+    }
+    let exponent = &bytes[bytes.len() - digits..];
+    let value = exponent.iter().fold(0, |value: usize, digit| {
+        value.saturating_mul(10).saturating_add(usize::from(digit - b'0'))
+    });
+    digits <= EXPONENT_DIGITS_MAX && mantissa.len() + value <= PLAIN_DIGITS_MAX
 }
 
 /// The same JSON without white space between its tokens.
@@ -200,6 +224,20 @@ mod tests {
             &deep,
         ] {
             assert_eq!(check("data", text), Ok(()), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_number_is_read_only_if_its_length_does_not_show_that_a_double_holds_it() {
+        for number in ["0", "-1", "1.5", "1e5", "1E+22", "1e-400", "-0.0e0", "12e0010", "9e298"] {
+            assert!(is_small(number), "{number}");
+            assert!(number.parse::<f64>().is_ok_and(f64::is_finite), "{number}");
+        }
+        for number in ["1e400", "9e308", "1e00000000000000000000005", "1e309"] {
+            assert!(!is_small(number), "{number}");
+        }
+        for (text, is_fine) in [("[1e308]", true), ("[1e309]", false), ("[-1E+400]", false)] {
+            assert_eq!(check("data", text).is_ok(), is_fine, "{text}");
         }
     }
 }

@@ -3,7 +3,7 @@
 
 use axum::extract::{Path, State, rejection::PathRejection};
 use job::{
-    Backoff, Id, Patch, Settings, Status, command::Project, reply::Reply, webhook::Deliveries,
+    Backoff, Id, Patch, Settings, Status, command::Project, delivery::Deliveries, reply::Reply,
 };
 use mesh::{
     names::{self, Verb},

@@ -3,7 +3,7 @@
 
 use std::collections::HashSet;
 
-use super::{
+use crate::bounds::{
     ATTEMPTS_MAX, BATCHES_MAX, ERROR_BYTES_MAX, ID_BYTES_MAX, INLINE_RESULT_BYTES_MAX,
     LATER_MS_MAX, PRIORITY_MAX, PROGRESS_BYTES_MAX, RUN_AT_MAX, WORKER_TIME_MAX, data, id,
     result_too_large, shorten, usage,
@@ -193,7 +193,7 @@ impl Backoff {
             }
             Err(format!("{field}.{name} must be from {low} to {high}"))
         };
-        let wait_max = super::WAIT_MS_MAX as f64;
+        let wait_max = crate::bounds::WAIT_MS_MAX as f64;
         within("baseMs", self.base_ms as f64, 0.0, wait_max)?;
         within("capMs", self.cap_ms as f64, 0.0, wait_max)?;
         within("factor", self.factor, 1.0, 100.0)?;

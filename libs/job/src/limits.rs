@@ -1,0 +1,14 @@
+//! Limits of a project.
+
+use serde::{Deserialize, Serialize};
+
+/// Limits on starting the runs of a project; 0 is none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Limits {
+    /// Jobs that may run at once.
+    pub max_concurrency: u32,
+    /// Runs that may start in any 60 s.
+    pub requests_per_minute: u32,
+    /// Tokens in the last 60 s beyond which no run starts.
+    pub tokens_per_minute: u64,
+}
