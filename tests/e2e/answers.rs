@@ -342,7 +342,7 @@ async fn canceled(mesh: &Mesh, receiver: &Receiver) -> anyhow::Result<()> {
         Ok(if counts["processing"] == 2 { Ok(()) } else { Err(counts.to_string()) })
     })
     .await?;
-    // Nothing is live any more the second time: that is no error.
+    // Nothing is active the second time: that is no error.
     let rest = json!({ "projectId": "stops" });
     assert_eq!(mesh.post("/api/queue/cancel", rest.clone()).await?["canceledCount"], 2);
     assert_eq!(mesh.post("/api/queue/cancel", rest).await?["canceledCount"], 0);

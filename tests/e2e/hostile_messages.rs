@@ -144,7 +144,7 @@ async fn a_flood_of_nonsense_stops_nobody_and_is_counted() -> anyhow::Result<()>
     assert_eq!(mesh.leader()?, leader);
     let logs = mesh.logs();
     assert!(!logs.contains("starting over"), "a service started over:\n{logs}");
-    assert_eq!(logs.matches("leading term=").count(), 1, "somebody else had to lead");
+    assert_eq!(logs.matches("leading term=").count(), 1, "another replica had to lead");
     a_job_runs(&mesh, "at the end").await?;
     // A restart may meet the same messages again; none is counted twice.
     let before = rejected(&mesh).await?;
@@ -166,7 +166,7 @@ async fn a_flood_of_nonsense_stops_nobody_and_is_counted() -> anyhow::Result<()>
 async fn an_oversized_outcome_is_one_jobs_trouble() -> anyhow::Result<()> {
     const MESSAGE_BYTES_MAX: usize = 8 * 1024 * 1024;
     let mesh = Mesh::start()?;
-    // Nobody else runs these jobs.
+    // No processor runs these jobs.
     mesh.set("p", json!({ "paused": true })).await?;
     let client = async_nats::connect(mesh.nats_url()?).await?;
     let js = async_nats::jetstream::new(client);

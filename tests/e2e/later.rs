@@ -1,5 +1,5 @@
-//! A provider that asks to come back later: no attempt is used, nobody asks more often than it wants,
-//! and everything completes afterwards.
+//! A provider that asks to be called later: no attempt is used, requests do not come earlier than
+//! it asks for, and everything completes afterwards.
 
 use std::{
     collections::HashMap,

@@ -66,7 +66,7 @@ async fn each_login_works_from_the_url_the_environment_and_a_file() -> anyhow::R
     let (plain, address) = (nats.url(), nats.address());
     let url = format!("nats://u:{SECRET_IN_URL}@{address}");
     let no_environment: &[(&str, String)] = &[];
-    assert!(!nats_check(&["--nats-url", &plain], no_environment).await?.0, "nobody logged in");
+    assert!(!nats_check(&["--nats-url", &plain], no_environment).await?.0, "without a login");
     let wrong = format!("nats://u:horsefly@{address}");
     assert!(!nats_check(&["--nats-url", &wrong], no_environment).await?.0, "a wrong password");
     let by_file = ["--nats-url", &plain, "--nats-user", "u", "--nats-password-file"];
@@ -158,7 +158,7 @@ async fn a_credentials_file_works() -> anyhow::Result<()> {
     let file = shown(&file(&dir, "user.creds", &credentials)?);
     let url = nats.url();
     let no_environment: &[(&str, String)] = &[];
-    assert!(!nats_check(&["--nats-url", &url], no_environment).await?.0, "nobody logged in");
+    assert!(!nats_check(&["--nats-url", &url], no_environment).await?.0, "without a login");
     let (ok, says) =
         nats_check(&["--nats-url", &url, "--nats-creds", &file], no_environment).await?;
     assert!(ok, "{says}");

@@ -69,7 +69,7 @@ async fn ends_are_told_signed_and_survive_kills_while_the_receiver_is_away() -> 
     assert!(told.remove("job.canceled later").is_some(), "{lines:?}");
     assert_eq!(told.len(), JOBS, "{} batches", batches.len());
     assert!(told.keys().all(|line| line.starts_with("job.completed ")), "{lines:?}");
-    // Nobody else sees that deliveries are jobs.
+    // Deliveries are not visible as jobs.
     let counts = mesh.counts("p").await?;
     assert_eq!(counts["totalJobs"], JOBS + 1);
     let all = mesh.get("/api/queue/stats").await?.1;

@@ -1,8 +1,8 @@
 //! Finds or fetches the two things that Jobmesh runs beside itself: nats-server, and libchdb.
 //!
-//! Both come through the machine's own package clients, from the registries that these are set
-//! up for, into a cache folder; nothing is installed and nobody has to be root. What is verified:
-//! Debian's signature by apt, and libchdb's checksum here. `dev` and the tests use the same code.
+//! Both come through the machine's own package clients, from the registries that these are set up
+//! for, into a cache folder. Nothing is installed, and root is not needed. Debian's signature is
+//! verified by apt, and libchdb's checksum here. `dev` and the tests use the same code.
 
 mod cache;
 mod chdb;

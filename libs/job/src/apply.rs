@@ -1,4 +1,4 @@
-//! The fold: events in, state out. The same for the leader, a follower and a restart.
+//! Applies events to the state, in the same way for the leader, a follower and a restart.
 
 use uuid::Uuid;
 
@@ -21,7 +21,7 @@ const DEFERRAL_MS_MAX: i64 = 60_000;
 impl State {
     /// Takes in message `sequence` of EVENTS, which reaches up to command `through`.
     pub fn apply_batch(&mut self, sequence: u64, through: u64, batch: &Batch) {
-        // First: what the events say of a message that is folded in part is of the next one.
+        // First: a `partial` event in the batch belongs to the message after `through`.
         self.processed(through);
         for (position, event) in batch.at_sequence(sequence) {
             self.apply(batch.at, position, event);
@@ -36,12 +36,12 @@ impl State {
         self.persisted.partial = None;
     }
 
-    /// Notes that a message of COMMANDS was folded.
+    /// Records that a message of COMMANDS was processed.
     pub fn note(&mut self, at: Millis, message: Uuid) {
         self.persisted.dedup.note(at, message);
     }
 
-    /// Notes that COMMANDS is folded up to and with `through`.
+    /// Records that COMMANDS is processed up to and including `through`.
     pub fn processed(&mut self, through: u64) {
         if through > self.persisted.through {
             self.persisted.through = through;

@@ -1,7 +1,7 @@
 //! Bulk operations: a cancel of many jobs, or a retry of all failed ones.
 //!
-//! Such a request can name hundreds of thousands of jobs. It is recorded as an operation, which the leader then
-//! carries out in slices, each small enough to fit one message of EVENTS. Other commands and questions are
+//! Such a request can name hundreds of thousands of jobs. Unless it is small, it is recorded as an operation, which the
+//! leader then carries out in slices, each small enough to fit one message of EVENTS. Other commands and questions are
 //! processed between two slices. An operation applies to the jobs that existed when it was recorded, and its
 //! requester gets the reply with the last slice. The operations of a project run one after the other; those of
 //! several projects take turns.
@@ -27,7 +27,7 @@ pub struct BulkOperation {
     /// Makes a repeated request harmless.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub idempotency: Option<Idempotency>,
-    /// Where the reply goes; absent if the publisher expects none.
+    /// The reply subject; absent if the publisher expects no reply.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub requester: Option<Requester>,
     /// The event that started it. Set when that is applied.
@@ -56,7 +56,7 @@ pub enum BulkAction {
 }
 
 impl BulkOperation {
-    /// An operation that nobody waits for yet.
+    /// An operation without a requester.
     pub(crate) fn new(project: Id, action: BulkAction, idempotency: Option<Idempotency>) -> Self {
         Self {
             project,

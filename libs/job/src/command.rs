@@ -1,4 +1,4 @@
-//! What can be asked of the fold. A message on COMMANDS carries many of one verb.
+//! Commands. A message on COMMANDS carries many of one verb.
 
 mod bounded;
 
@@ -124,7 +124,7 @@ pub struct SetSchedule {
 pub struct Started {
     /// The job.
     pub job: JobId,
-    /// The run that was begun.
+    /// The run that started.
     pub run: Run,
     /// The worker that started it.
     pub worker: Id,

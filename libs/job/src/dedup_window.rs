@@ -1,4 +1,4 @@
-//! Which messages were folded lately: a message that arrives twice is folded once.
+//! Ids of recent messages: a message that arrives twice is processed once.
 
 use std::collections::{HashSet, VecDeque};
 
@@ -13,7 +13,7 @@ const REMEMBER_MS: i64 = 600_000;
 /// How many ids are remembered at most.
 const REMEMBER_MAX: usize = 200_000;
 
-/// The ids of the messages folded in the last ten minutes.
+/// The ids of the messages processed in the last ten minutes.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(from = "Vec<(Millis, Uuid)>", into = "Vec<(Millis, Uuid)>")]
 pub struct DedupWindow {
@@ -22,12 +22,12 @@ pub struct DedupWindow {
 }
 
 impl DedupWindow {
-    /// Whether this message was folded lately.
+    /// True if this message was processed recently.
     pub fn contains(&self, id: Uuid) -> bool {
         self.ids.contains(&id)
     }
 
-    /// Notes a message folded `at`, and forgets what is old.
+    /// Records a message processed `at`, and forgets old ones.
     pub fn note(&mut self, at: Millis, id: Uuid) {
         if self.ids.insert(id) {
             self.order.push_back((at, id));

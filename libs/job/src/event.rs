@@ -17,7 +17,7 @@ use crate::{
 pub struct Batch {
     /// When they were decided: the later of the leader's clock and the event before.
     pub at: Millis,
-    /// The messages of COMMANDS that were folded, by their ids.
+    /// The ids of the processed messages of COMMANDS.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub commands: Vec<Uuid>,
     /// What happened, in order.
@@ -272,9 +272,9 @@ pub struct Requeued {
     pub why: RequeueReason,
     /// Its next run.
     pub run: Run,
-    /// The attempts that count as begun.
+    /// The attempts that count as started.
     pub attempts: u32,
-    /// How often in a row it was taken back without having begun.
+    /// How often in a row it was taken back without a start.
     #[serde(default)]
     pub take_backs: u32,
     /// Not to be run before this time.

@@ -1,4 +1,4 @@
-//! A job, as the fold knows it and as the bucket holds it.
+//! A job, as state and the bucket hold it.
 //!
 //! ```text
 //!             enqueue, redo
@@ -66,7 +66,7 @@ pub enum Status {
     Completed,
     /// Its attempts are used up, or its handler refused it.
     Failed,
-    /// Somebody asked for it to stop, or a newer job took its place.
+    /// It was canceled by a request, or superseded by a newer job.
     Canceled,
 }
 
@@ -82,7 +82,7 @@ impl Status {
         }
     }
 
-    /// Whether nothing but a manual retry can move the job any more.
+    /// True if only a manual retry can move the job.
     pub fn is_terminal(self) -> bool {
         matches!(self, Self::Completed | Self::Failed | Self::Canceled)
     }
@@ -154,7 +154,7 @@ pub struct Step {
     pub status: Status,
     /// The run it belongs to.
     pub run: Run,
-    /// The attempts that had begun.
+    /// The attempts that had started.
     #[serde(default)]
     pub attempts: u32,
     /// The worker.
@@ -182,7 +182,7 @@ pub struct StoredResult {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct JobHistory {
-    /// How often in a row it was taken back from a processor that had not begun it.
+    /// How often in a row it was taken back from a processor before its start.
     #[serde(skip_serializing_if = "is_zero_u32")]
     pub take_backs: u32,
     /// Deferrals in a row.
@@ -191,8 +191,8 @@ pub struct JobHistory {
     /// When the first of them ended.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub deferred_since: Option<Millis>,
-    /// Whether the end of the current run came from its own worker. Until then a late outcome
-    /// still brings costs that nobody counted.
+    /// True if the end of the current run came from its own worker. Until then a late outcome
+    /// brings usage that is not counted yet.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub closed: bool,
     /// The event that last queued it again by hand.
@@ -277,7 +277,7 @@ pub struct Job {
     pub status: Status,
     /// The current run.
     pub run: Run,
-    /// The attempts begun since it was enqueued or retried by hand.
+    /// The attempts since it was enqueued or retried by hand.
     pub attempts: u32,
     /// The attempts it may use.
     pub max_attempts: u32,

@@ -1,4 +1,4 @@
-//! The jobs that are known, by id: awake in memory, or asleep in the attic.
+//! All jobs by id: in memory, or spilled.
 //!
 //! Only queued jobs sleep. A table of pointers finds a job by the id behind it: half of a large
 //! table is empty, and an empty place costs little.
@@ -12,7 +12,7 @@ use crate::{
     spill::{SpillPolicy, SpillRef},
 };
 
-/// Memory that a job takes in addition to its data, in bytes: measured, including the indexes.
+/// Memory of a job in addition to its data, in bytes: measured, including the indexes.
 const JOB_BYTES: usize = 400;
 
 /// All jobs. Snapshots share them: a change of a shared job copies it.

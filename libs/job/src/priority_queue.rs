@@ -66,7 +66,7 @@ impl PriorityQueue {
         queued.into_iter().chain(returned).min()
     }
 
-    /// Whether nobody stands in it.
+    /// True if the queue is empty.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }

@@ -40,7 +40,7 @@ pub enum Reply {
         /// Why, for a person.
         error: String,
     },
-    /// A processor's message was folded.
+    /// A processor's message was processed.
     Noted,
 }
 

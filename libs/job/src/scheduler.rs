@@ -43,7 +43,8 @@ pub struct Capacity {
 #[derive(Clone, Debug)]
 struct InFlight {
     run: Run,
-    /// Counts the readings of the streams: one begun before the dispatch says nothing about it.
+    /// Counts the readings of the streams: a reading that started before the dispatch does not
+    /// include it.
     reading: u64,
     begun: bool,
     kind: Kind,

@@ -86,7 +86,7 @@ impl Project {
 /// The content of all events, as a snapshot holds it.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct SnapshotState {
-    /// The last message of COMMANDS that is folded.
+    /// The last processed message of COMMANDS.
     pub through: u64,
     /// The last event.
     pub position: Position,
@@ -102,7 +102,7 @@ pub(crate) struct SnapshotState {
     pub dedup: DedupWindow,
     /// Answers that the bucket does not have yet.
     pub answers: HashMap<Digest, (Position, IdempotencyRecord)>,
-    /// How far the message of COMMANDS is folded that comes next.
+    /// The progress in the next message of COMMANDS, if it is partly processed.
     #[serde(default)]
     pub partial: Option<Partial>,
     /// Cancels and retries of many jobs that are in progress.

@@ -1,8 +1,8 @@
-//! The attic: where jobs wait that memory has no room for.
+//! Spill: the store of queued jobs that memory has no room for.
 //!
-//! A million queued jobs are half a gigabyte that nobody looks at before their turn comes. So who
-//! keeps the state may give it an [`SpillStore`]; queued jobs beyond a budget are put there, and only
-//! their ids, versions and places in the queue stay.
+//! A million queued jobs take half a gigabyte that is not read before their turn. The owner of the
+//! state can therefore give it a [`SpillStore`]: queued jobs beyond a budget are stored there, and
+//! only their ids, versions and queue positions stay in memory.
 
 use std::{fmt, io, sync::Arc};
 
@@ -12,7 +12,7 @@ pub trait SpillStore: fmt::Debug + Send + Sync {
     fn put(&self, text: &str) -> Option<SpillRef>;
 }
 
-/// What holds texts that were put away. It goes when nothing in it is wanted any more.
+/// The file of spilled texts. It is deleted when its last text is dropped.
 pub trait SpillFile: fmt::Debug + Send + Sync {
     /// The text at `at`, of `bytes` bytes.
     ///
@@ -35,11 +35,11 @@ pub struct SpillRef {
 impl SpillRef {
     pub(crate) fn read(&self) -> String {
         let text = self.file.read(self.at, self.bytes);
-        text.expect("the attic can be read: without it the state has to be restored")
+        text.expect("a spilled text can be read: otherwise the state must be restored")
     }
 }
 
-/// An attic, and how many bytes of jobs stay in memory.
+/// A spill store, and how many bytes of jobs stay in memory.
 #[derive(Clone, Debug)]
 pub(crate) struct SpillPolicy {
     pub store: Arc<dyn SpillStore>,

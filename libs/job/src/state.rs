@@ -80,7 +80,7 @@ impl State {
         Ok(self)
     }
 
-    /// How far the next message of COMMANDS is folded.
+    /// The progress in the next message of COMMANDS.
     pub fn partial(&self) -> Option<Partial> {
         self.persisted.partial
     }
@@ -248,7 +248,7 @@ impl State {
         own.max().map_or(0, |seconds| i64::from(seconds) * 1_000).max(self.retention_ms)
     }
 
-    /// The last message of COMMANDS that is folded.
+    /// The last processed message of COMMANDS.
     pub fn through(&self) -> u64 {
         self.persisted.through
     }
@@ -268,7 +268,7 @@ impl State {
         self.persisted.at
     }
 
-    /// Whether this message of COMMANDS was folded lately.
+    /// True if this message was processed recently.
     pub fn is_recent(&self, message: Uuid) -> bool {
         self.persisted.dedup.contains(message)
     }

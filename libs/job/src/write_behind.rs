@@ -16,8 +16,8 @@ use crate::{
 const CAPACITY_KEPT: usize = 10_000;
 
 impl State {
-    /// Begins a replay, which [`settle`](Self::settle) ends: until then nobody asks what the
-    /// bucket is behind with.
+    /// Starts a replay, which [`settle`](Self::settle) ends: until then the dirty keys are not
+    /// read.
     pub fn begin_replay(&mut self) {
         self.dirty = DirtyKeys { replaying: true, ..DirtyKeys::default() };
     }

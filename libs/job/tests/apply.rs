@@ -59,7 +59,7 @@ fn written(state: &State) -> Vec<u8> {
     snapshot
 }
 
-/// One thing that happens to the fold.
+/// One action on the state.
 #[derive(Clone, Debug)]
 enum Action {
     Enqueue {

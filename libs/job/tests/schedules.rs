@@ -1,4 +1,4 @@
-//! Schedules in the fold: each time fires once, missed ones as one, also over a restart.
+//! Schedules: each time fires once, missed ones as one, also over a restart.
 
 #![expect(clippy::unwrap_used, reason = "a test ends at the first surprise")]
 

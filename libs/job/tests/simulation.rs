@@ -1,9 +1,9 @@
-//! The fold and the dispatcher on a clock of their own, by seed: random projects, limits,
-//! failures, crashes of leaders and processors, lost and repeated messages.
+//! State and scheduler on a simulated clock, by seed: random projects, limits, failures, crashes of
+//! leaders and processors, lost and repeated messages.
 //!
-//! Limits are never exceeded, no slot stays free while a job may run, nobody starves, and every
-//! job comes to its end. A failing seed is printed; `JOBMESH_SIMULATION_SEED=<seed>` replays it
-//! alone, `JOBMESH_SIMULATION_SEEDS=<count>` says how many are run.
+//! Limits are never exceeded, no slot stays free while a job may run, no project starves, and every
+//! job becomes terminal. A failing seed is printed; `JOBMESH_SIMULATION_SEED=<seed>` replays it
+//! alone, `JOBMESH_SIMULATION_SEEDS=<count>` sets how many run.
 
 #![expect(clippy::unwrap_used, reason = "a test ends at the first surprise")]
 
@@ -24,7 +24,7 @@ use job::{
     time::Millis,
 };
 
-/// How many seeds are run where nobody says otherwise.
+/// The number of seeds by default.
 const SEEDS: u64 = 10_000;
 /// Steps of one world before it is healed.
 const STEPS: usize = 120;
@@ -34,7 +34,7 @@ const HEALING_STEPS: usize = 20_000;
 const RETENTION_MS: i64 = 1_000_000_000;
 /// By how much a permit may come back late.
 const PERMIT_STEP_MS: i64 = 100;
-/// After how long a delivery that nobody acked is handed out again.
+/// How long a delivery stays unacked before it is redelivered.
 const ACK_WAIT_MS: i64 = 10_000;
 
 /// Random numbers by seed: splitmix64 (Steele, Lea, Flood: Fast splittable pseudorandom number
@@ -664,7 +664,7 @@ impl World {
         }
     }
 
-    /// Nothing fails any more, and no limit but the number of slots holds: all jobs end.
+    /// Nothing fails from here on, and only the number of slots is limited: all jobs end.
     fn heal(&mut self) {
         self.healing = true;
         for project in self.projects.clone() {

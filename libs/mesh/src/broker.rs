@@ -120,8 +120,8 @@ impl Broker {
         self.client.connection_state() == State::Connected
     }
 
-    /// Completes when the answer to a request that is sent after this call cannot come any more: the
-    /// connection was replaced since.
+    /// Completes when the answer to a request that is sent after this call can no longer arrive:
+    /// the connection was replaced since.
     pub fn answer_lost(&self) -> impl Future<Output = ()> + Send + use<> {
         let mut connects = self.connects();
         connects.mark_unchanged();

@@ -207,8 +207,8 @@ impl Broker {
     }
 }
 
-/// A value, or none if it cannot be read: somebody else wrote it, and no service can wait for it to
-/// become readable.
+/// A value, or `None` if it cannot be read: a foreign client wrote it, and it will not become
+/// readable.
 fn readable<T>(read: Result<Option<(u64, T)>, Error>) -> Result<Option<T>, Error> {
     match read {
         Err(Error::Decode { key, source, .. }) => {

@@ -45,7 +45,7 @@ pub struct Error {
     why: String,
 }
 
-/// A run in a processor's hands, with the right to ack it.
+/// A run in flight, with the right to ack it.
 #[derive(Debug)]
 pub struct Delivery {
     /// The work to run.
@@ -62,7 +62,7 @@ pub struct Delivery {
 }
 
 impl Delivery {
-    /// Says that the run is still in good hands.
+    /// Extends the ack lease of the run.
     pub async fn extend(&self) {
         self.lease.extend().await;
     }
@@ -91,14 +91,14 @@ impl Lease {
         self.say(AckKind::Ack).await;
     }
 
-    /// Says that the run is still in good hands.
+    /// Extends the ack lease of the run.
     pub async fn extend(&self) {
         self.say(AckKind::Progress).await;
     }
 
     async fn say(&self, what: AckKind) {
-        // A sign of life that is lost is followed by the next; an ack that is lost makes the message
-        // come again: it is reported, and the fold knows it.
+        // A lost lease extension is followed by the next one. A lost ack makes the message come
+        // again: it is reported, and state ignores it.
         let _ = self.client.publish(self.reply.clone(), what.into()).await;
     }
 }
@@ -152,7 +152,7 @@ impl Pullers {
         Ok(Self { broker, client, consumers, kinds, incarnations })
     }
 
-    /// Creates the consumer again if somebody deleted it; every failed pull may be due to that.
+    /// Creates the consumer again if it was deleted, which can be the reason of any failed pull.
     async fn after_failure(&self, class: Class, kind: Kind, error: Error) -> Error {
         match ensure_consumer(&self.broker.js, class, kind).await {
             Ok(consumer) => self.incarnations.note(class, kind, &consumer),

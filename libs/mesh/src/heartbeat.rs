@@ -28,9 +28,9 @@ pub struct Heartbeat {
     pub capacity: usize,
     /// The kinds of work it takes.
     pub kinds: Vec<Kind>,
-    /// The runs in its hands, until their ends are recorded.
+    /// Its runs in flight, until their outcomes are stored.
     pub running: Vec<(JobId, Run)>,
-    /// True if it takes no more work, because it stops.
+    /// True while it stops and takes no further work.
     pub draining: bool,
 }
 
@@ -91,7 +91,7 @@ impl WorkerRegistry {
         self.live(now).find(holds).map(|said| &said.processor)
     }
 
-    /// All runs in live hands.
+    /// All runs in flight at online processors.
     pub fn held(&self, now: Instant) -> impl Iterator<Item = (JobId, Run)> {
         self.live(now).flat_map(|said| said.running.iter().copied())
     }

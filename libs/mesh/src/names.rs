@@ -8,7 +8,7 @@ use job::{Class, Id, JobId, Kind, Run, Status};
 
 use crate::SubjectToken;
 
-/// What was asked: kept until folded.
+/// Commands: kept until they are processed.
 pub const COMMANDS: &str = "COMMANDS";
 /// What happened: the history that everything else follows from.
 pub const EVENTS: &str = "EVENTS";

@@ -56,7 +56,7 @@ pub struct Ack {
     pub duplicate: bool,
 }
 
-/// The broker does not have it, or nobody knows.
+/// The broker does not have it, or that is unknown.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The broker refused the message.

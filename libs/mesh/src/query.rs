@@ -26,7 +26,7 @@ const ANY_PATIENCE: Duration = Duration::from_millis(400);
 /// A question without an answer.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Nobody is there to answer.
+    /// No service answers the subject.
     #[error("no service answers {0}")]
     Away(&'static str),
     /// No answer came in time.
@@ -265,7 +265,7 @@ pub struct ArchivedRun {
     pub at: Millis,
     /// The run.
     pub run: Run,
-    /// The attempts that had begun.
+    /// The attempts that had started.
     pub attempts: u32,
     /// How it ended.
     pub outcome: String,

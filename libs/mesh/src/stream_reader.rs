@@ -128,7 +128,7 @@ impl StreamReader {
 enum End {
     /// A new consumer continues.
     Recreate(&'static str),
-    /// Nobody reads any more.
+    /// The receiver was dropped.
     Closed,
 }
 

@@ -183,7 +183,7 @@ pub struct ProjectionWatermark {
     pub term: u64,
 }
 
-/// A hint to processors: these runs are not wanted any more.
+/// A notification to processors: these runs must stop.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Stop {
     /// Jobs with the last run that is to stop.

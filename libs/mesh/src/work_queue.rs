@@ -51,8 +51,8 @@ pub enum Error {
 }
 
 impl Broker {
-    /// Replaces the fence of a class's stream, so that no leader before can dispatch any more.
-    /// Returns the sequence that dispatches are to expect.
+    /// Replaces the fence of a class's stream, so that no earlier leader can dispatch. Returns the
+    /// sequence that dispatches must expect.
     ///
     /// # Errors
     /// See [`Error`].

@@ -23,10 +23,10 @@ use crate::{body::as_integer, error::Error};
 
 /// How long a service behind the edge may take to answer a question.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// What the answer to a durable but not yet folded command says.
+/// The message of a durable command that is not processed yet.
 const DURABLE: &str = "accepted and durable; not confirmed as queued yet, ask for its status";
 
-/// An answer: 200, or 202 where the command is durable but not folded yet.
+/// An answer: 200, or 202 if the command is durable but not processed yet.
 type Answer<T> = Result<(StatusCode, axum::Json<T>), Error>;
 
 fn ok<T: Serialize>(body: T) -> Answer<T> {

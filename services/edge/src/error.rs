@@ -91,7 +91,7 @@ impl Error {
         Self::new(StatusCode::NOT_FOUND, "batch_not_found", text)
     }
 
-    /// The job has no result, or none any more.
+    /// The job has no result, or its result has expired.
     pub fn result_not_found(text: impl Into<String>) -> Self {
         Self::new(StatusCode::NOT_FOUND, "result_not_found", text)
     }

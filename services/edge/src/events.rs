@@ -87,7 +87,7 @@ impl Changes {
         self.0.next().await;
     }
 
-    /// True once no more events follow.
+    /// True at the end of the events.
     pub fn is_over(&self) -> bool {
         self.0.is_over()
     }
@@ -160,16 +160,16 @@ fn wanted(project: Option<Id>, batch: Option<Id>, job: Option<JobId>) -> Result<
     })
 }
 
-/// One subscriber's way through EVENTS: the past in chunks, then what the hub distributes.
+/// One subscriber's way through EVENTS: the past in chunks, then what the broadcaster sends.
 struct Subscription {
     feed: Feed,
     wanted: Filter,
     after: Option<Position>,
     heard: Option<Box<Received>>,
-    /// What the hub had kept, shared with all who get it.
+    /// The buffered frames, shared with all who get it.
     first: VecDeque<Bytes>,
     begun: bool,
-    /// When the next chunk from the hub may go out.
+    /// When the next chunk may be sent.
     next_chunk: Instant,
 }
 
@@ -218,7 +218,7 @@ impl Subscription {
         }
     }
 
-    /// Joins the hub, or reads a chunk of what was before.
+    /// Joins the broadcaster, or reads a chunk of older events.
     async fn catch_up(&mut self) -> Bytes {
         match self.feed.broadcaster.join(&self.wanted, self.after) {
             JoinResult::From(first, heard) => {

@@ -41,7 +41,7 @@ pub(crate) struct Submitter {
 
 /// The reply to a command.
 enum Heard {
-    /// State folded it.
+    /// State processed it.
     Reply(Reply),
     /// The broker did not take it, as far as is known.
     NotStored(mesh::command_publisher::Error),
@@ -49,9 +49,9 @@ enum Heard {
 
 /// What became of a command that the broker has.
 pub(crate) enum Submitted {
-    /// State folded it.
+    /// State processed it.
     Processed(Reply),
-    /// State did not answer yet: the command is durable and will be folded.
+    /// State did not answer yet: the command is durable and will be processed.
     Durable,
 }
 
@@ -103,8 +103,7 @@ impl Submitter {
         let (answer, mut answered) = oneshot::channel();
         lock(&self.waiting).insert(id, answer);
         let _forget = Forget { waiting: &self.waiting, id };
-        // A reply implies that the broker has the command, so its ack wakes nobody if a reply
-        // comes.
+        // A reply implies that the broker has the command, so its ack need not wake the request.
         let (stored, is_stored) = oneshot::channel();
         let waiting = self.waiting.clone();
         let done = move |end| match end {

@@ -44,7 +44,7 @@ impl CheckpointStore {
         let (revision, checkpoint) = match entry {
             None => (0, Checkpoint { next: 1, pending: None, at: 0 }),
             Some(entry) => {
-                // Somebody else wrote it: ClickHouse tells how far it is.
+                // A foreign client wrote it: the last row in ClickHouse is the checkpoint.
                 let checkpoint =
                     serde_json::from_slice(&entry.value).unwrap_or(Checkpoint::UNKNOWN);
                 (entry.revision, checkpoint)

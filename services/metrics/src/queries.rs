@@ -79,7 +79,7 @@ async fn as_of(broker: &Broker, progress: &Progress, now: Millis) -> anyhow::Res
     if reached.sequence >= last {
         return Ok(now);
     }
-    // Another one pumps, or this one has only begun: the place that was left tells.
+    // Another service ingests, or this one has just started: the stored checkpoint is used.
     let checkpoint = CheckpointStore::open(broker).await?.checkpoint();
     Ok(if checkpoint.next > last { now } else { checkpoint.at.max(reached.at) })
 }

@@ -88,7 +88,7 @@ fn late_row(position: Position, at: Millis, late: &LateRun, reason: &str) -> Run
     row
 }
 
-/// When a run began and ended, by its worker's clock, and when its end was folded.
+/// The start and end of a run by its worker's clock, and the time at which its end was processed.
 struct Times {
     at: Millis,
     started: Option<Millis>,

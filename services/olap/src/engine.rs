@@ -92,7 +92,7 @@ impl Threads {
     }
 }
 
-/// Runs statements on one connection until nobody can ask any more.
+/// Runs statements on one connection until every handle is dropped.
 fn serve(mut open: Open, mut waiting: mpsc::Receiver<Waiting>) {
     while let Some((ask, answer)) = waiting.blocking_recv() {
         if answer.is_closed() {

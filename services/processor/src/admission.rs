@@ -121,7 +121,7 @@ impl AdmissionGuard {
                 delivery.extend().await;
             }
             if self.stop.is_cancelled() {
-                // Nobody can say what these are: they come again, at another processor.
+                // These cannot be decided here: they are redelivered to another processor.
                 return Vec::new();
             }
             tokio::time::sleep(PAUSE).await;
@@ -338,8 +338,7 @@ mod tests {
         Ok(())
     }
 
-    /// A consumer that somebody deletes is created again, and what it hands out once more is
-    /// reported and not run.
+    /// A deleted consumer is created again, and its redeliveries are reported and not run.
     #[tokio::test(flavor = "multi_thread")]
     async fn a_deleted_consumer_comes_back_and_runs_nothing_twice() -> anyhow::Result<()> {
         let nats = Nats::start()?;

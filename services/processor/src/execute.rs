@@ -24,7 +24,7 @@ const PROGRESS_EVERY: Duration = Duration::from_secs(1);
 pub(crate) enum Ended {
     /// The handler had its say.
     Said(End, Usage),
-    /// The run is not wanted any more: nobody waits for its outcome, only for what it cost.
+    /// The run must stop: its outcome is no longer needed, only its usage.
     Stopped(Usage),
     /// The processor stops and hands the run back.
     Released(Usage),
@@ -112,7 +112,7 @@ fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
     text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message")
 }
 
-/// Puts a handler's outcome into the words of the fold, within the bounds of what is kept.
+/// The report of a handler's outcome, within the bounds of commands.
 fn said(outcome: Outcome) -> Ended {
     let error_text = |error: &str| truncate(error, ERROR_BYTES_MAX).into();
     let ms = |after: Option<Duration>| {

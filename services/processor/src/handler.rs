@@ -65,8 +65,8 @@ impl Outcome {
 /// What a handler is given beside its job.
 #[derive(Clone, Debug, Default)]
 pub struct Context {
-    /// Cancelled when the run is not wanted any more. The handler's future is dropped then as
-    /// well; a handler with work outside of its future watches this.
+    /// Canceled when the run must stop. The handler's future is dropped then as well; a handler
+    /// with work outside of its future watches this.
     pub canceled: CancellationToken,
     progress: Option<watch::Sender<Option<Json>>>,
     usage: Arc<Mutex<Usage>>,

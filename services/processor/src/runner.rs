@@ -388,7 +388,7 @@ impl Runner {
         let started = self.started.clone();
         tokio::spawn(async move {
             let _ = started.commit(json).await;
-            // Nobody else sets it.
+            // Only this task sets it.
             let _ = told.set(());
         });
     }
@@ -439,7 +439,7 @@ impl Runner {
         }
     }
 
-    /// Hands back a run that was not begun.
+    /// Hands back a run before its start.
     async fn hand_back(&self, delivery: Delivery) {
         let (job, run) = (delivery.work.job, delivery.work.run);
         let end = if delivery.redelivered { End::Redelivered } else { End::Released };
@@ -500,7 +500,7 @@ impl Runner {
             running: self.in_flight.runs(),
             draining: self.stop.is_cancelled(),
         };
-        let body = serde_json::to_vec(&said).expect("a presence is JSON");
+        let body = serde_json::to_vec(&said).expect("a heartbeat is JSON");
         // A lost heartbeat is followed by another in two seconds.
         let _ = self.broker.client.publish(names::heartbeat(&self.name), body.into()).await;
     }

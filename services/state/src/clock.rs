@@ -1,5 +1,5 @@
-//! The time of decisions. It never goes back. If the machine's clock was set back, time goes on by a clock that
-//! nobody sets, a little slower, until the machine's clock has caught up.
+//! The time of decisions. It never goes back. If the machine's clock was set back, time continues
+//! by the monotonic clock, a little slower, until the machine's clock has caught up.
 
 use std::{
     sync::{Arc, Mutex, PoisonError},

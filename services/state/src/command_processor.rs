@@ -40,6 +40,8 @@ const REPLIES_MAX: usize = 10;
 const FIRE_MAX: usize = 1_000;
 /// Events of bulk operations that are appended at once, but for those of the last slice.
 const SLICES_EVENTS_MAX: usize = 500;
+/// How long to wait after jobs of a bulk operation could not be read.
+const BULK_READ_PAUSE: std::time::Duration = std::time::Duration::from_millis(500);
 /// Runs named in one hint to processors.
 const STOP_RUNS_MAX: usize = 5_000;
 
@@ -280,25 +282,37 @@ impl Leader<'_> {
         self.bulk_reads.is_reading = true;
         let (broker, done) = (self.broker.clone(), self.done.clone());
         tokio::spawn(async move {
-            let mut lookups = Lookups::default();
-            let end = read(&broker, missing, &mut lookups).await;
-            let _ = done.send(Done::BulkRead(end.map(|()| lookups))).await;
+            // Only the operation waits for a bucket that cannot be read, until another service leads.
+            while !done.is_closed() {
+                let mut lookups = Lookups::default();
+                match read(&broker, missing.clone(), &mut lookups).await {
+                    Ok(()) => {
+                        let _ = done.send(Done::BulkRead(lookups)).await;
+                        return;
+                    }
+                    Err(error) => {
+                        tracing::warn!(
+                            error = format!("{error:#}"),
+                            "jobs not read for a bulk operation, trying again"
+                        );
+                        tokio::time::sleep(BULK_READ_PAUSE).await;
+                    }
+                }
+            }
         });
     }
 
-    /// Takes in what was read for a slice.
-    pub(crate) fn bulk_read(&mut self, read: anyhow::Result<Lookups>) -> anyhow::Result<()> {
+    /// Receives the jobs of a slice, without those that have changed since.
+    pub(crate) fn bulk_read(&mut self, mut read: Lookups) {
         self.bulk_reads.is_reading = false;
-        let mut read = read.context("jobs could not be read for a bulk operation")?;
         for job in std::mem::take(&mut self.bulk_reads.changed) {
             read.jobs.remove(&job);
         }
         self.bulk_reads.lookups.jobs.extend(read.jobs);
         self.bulk_reads.lookups.answers.extend(read.answers);
-        Ok(())
     }
 
-    /// Decides what nobody asked for: runs that are lost.
+    /// Requeues lost runs, which no command requests.
     pub(crate) async fn reclaim_lost_runs(
         &mut self,
         lost: Vec<(JobId, Run)>,
@@ -358,7 +372,7 @@ impl Leader<'_> {
             let answers: Vec<Answered> = answers.collect();
             for answers in answers.chunks(REPLIES_MAX) {
                 let payload = serde_json::to_vec(answers).context("replies are JSON")?;
-                // A requester without a reply is told that the command is durable.
+                // A requester without a reply learns from the edge that the command is durable.
                 if let Err(error) = self.broker.client.publish(inbox.clone(), payload.into()).await
                 {
                     tracing::warn!(error = %error, replies = answers.len(), "not replied");
@@ -433,8 +447,8 @@ impl Leader<'_> {
             lookups.answers.insert(key, answer?);
         }
         drop(reads);
-        // A job that was enqueued by a message of this very fold is not in the bucket either:
-        // memory is asked first, so what is read here does not hide it.
+        // A job that was enqueued in this same batch is not in the bucket either: memory is read
+        // first, so what is read here does not hide it.
         if !jobs.is_empty() {
             read(&self.broker, Missing::Jobs(jobs), &mut lookups).await?;
         }

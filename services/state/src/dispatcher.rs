@@ -292,7 +292,7 @@ mod tests {
         assert!(dispatcher.is_out(id));
     }
 
-    /// Nobody waits longer for a stream that refused than its rest.
+    /// Waits for a stream that refused end with its rest.
     #[test]
     fn a_class_that_rests_is_looked_at_when_its_rest_is_over() {
         let mut dispatcher = Dispatcher::new([1, 1, 1]);

@@ -111,7 +111,8 @@ async fn keep_lease(
             match holds {
                 Ok(true) => drop(held.send_replace(Some(asked_at))),
                 Ok(false) => drop(held.send_replace(None)),
-                // Nobody can take it either while the broker is away; the fences hold anyway.
+                // No other service can take it while the broker is away; the fences hold in any
+                // case.
                 Err(error) => tracing::warn!(error = %error, "lease not renewed"),
             }
         }

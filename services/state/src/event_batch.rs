@@ -26,7 +26,7 @@ pub(crate) struct Message {
     pub payload: Bytes,
 }
 
-/// What came of a fold.
+/// The result of processing a batch of commands.
 pub(crate) struct Packed {
     /// The messages, in order.
     pub messages: Vec<Message>,
@@ -34,7 +34,7 @@ pub(crate) struct Packed {
     pub events: Vec<(Position, Event)>,
 }
 
-/// Packs the events of one fold.
+/// Packs the events of one batch of commands.
 pub(crate) struct Packer {
     at: Millis,
     sequence: u64,
@@ -123,7 +123,7 @@ impl Packer {
         }
     }
 
-    /// Ends a command: message `sequence` of COMMANDS with the id `message` is folded.
+    /// Ends a command: message `sequence` of COMMANDS with the id `message` is processed.
     pub fn end_command(&mut self, sequence: u64, message: Option<Uuid>) {
         self.through = sequence;
         self.commands.extend(message);
@@ -301,7 +301,7 @@ mod tests {
             for (sequence, message) in (begun + 1..).zip(&second[..cut]) {
                 take_in(&mut next, sequence, message);
             }
-            assert_eq!(next.through(), 1, "the command counts as folded in part");
+            assert_eq!(next.through(), 1, "the command counts as partly processed");
             let (_, reply) = process(&mut next, 2, &[worst(1 + BATCHES)]);
             assert_eq!(reply, Reply::Enqueued { canceled: 10_000 });
             let counts = next.counts(None);

@@ -57,7 +57,7 @@ pub(crate) async fn stand_by(
         tokio::select! {
             () = stop.cancelled() => return Ok(None),
             held = lease.wait_for(|held| held.is_some()) => {
-                held.context("nobody holds the lease any more")?;
+                held.context("the lease task has ended")?;
                 return Ok(Some(state));
             }
             message = events.recv() => {

@@ -32,9 +32,9 @@ use crate::{
     takeover::Started,
 };
 
-/// Messages of COMMANDS folded at once.
+/// Messages of COMMANDS processed at once.
 const COMMAND_MESSAGES_MAX: usize = 256;
-/// Bytes of commands folded at once.
+/// Bytes of commands processed at once.
 const COMMAND_BYTES_MAX: usize = 8_000_000;
 /// Questions that are answered at once.
 const ANSWERS_MAX: usize = 256;
@@ -48,7 +48,7 @@ pub(crate) enum Done {
     /// A dispatch.
     Dispatched(Sent, Result<publish::Ack, publish::Error>),
     /// What a bulk operation needs.
-    BulkRead(anyhow::Result<job::Lookups>),
+    BulkRead(job::Lookups),
     /// A reading of the work streams.
     Read(Result<Reading, mesh::work_queue::Error>),
     /// A snapshot.
@@ -73,7 +73,7 @@ pub(crate) struct Leader<'a> {
     /// When a bucket that was full is written again.
     pub write_again_at: Instant,
     pub dispatcher: Dispatcher,
-    /// Since when presence can be trusted to be complete.
+    /// Since when heartbeats are received without interruption.
     pub settled_since: Instant,
     pub reading: Option<Reading>,
     pub reading_under_way: bool,
@@ -85,7 +85,7 @@ pub(crate) struct Leader<'a> {
     pub snapshotting: bool,
     /// Whether the snapshot that is being written takes no pauses.
     pub hurry: Arc<AtomicBool>,
-    /// Bytes of commands folded since the last snapshot began.
+    /// Bytes of commands processed since the last snapshot started.
     pub folded_bytes: u64,
     pub bulk_reads: BulkReads,
     pub done: mpsc::Sender<Done>,
@@ -143,7 +143,7 @@ impl<'a> Leader<'a> {
         self.clock.now(self.state.at())
     }
 
-    /// Leads until `stop` is cancelled, or until somebody else does.
+    /// Leads until `stop` is cancelled, or until another replica leads.
     ///
     /// # Errors
     /// If the state in memory can no longer be trusted: the caller starts over.
@@ -179,7 +179,7 @@ impl<'a> Leader<'a> {
         }
     }
 
-    /// Answers a question, if the lease says that this service still leads; notes presence.
+    /// Answers a question, if the lease says that this service still leads; records heartbeats.
     async fn answer(&mut self, came: Incoming) {
         match came {
             Incoming::Heartbeat(payload) => self.queries.note_heartbeat(&payload),
@@ -192,7 +192,8 @@ impl<'a> Leader<'a> {
         }
     }
 
-    /// Answers questions that wait, so that none waits for more than one slice or fold.
+    /// Answers waiting queries, so that none waits for more than one slice or one batch of
+    /// commands.
     async fn answer_waiting(&mut self) {
         for _ in 0..ANSWERS_MAX {
             let Some(came) = self.queries.try_next() else { return };
@@ -251,7 +252,7 @@ impl<'a> Leader<'a> {
                 let leads = self.dispatcher.dispatched(&sent, end);
                 anyhow::ensure!(leads, "another state service dispatches");
             }
-            Done::BulkRead(read) => self.bulk_read(read)?,
+            Done::BulkRead(read) => self.bulk_read(read),
             Done::Read(Ok(reading)) => self.reading = Some(reading),
             Done::Read(Err(error)) => {
                 tracing::warn!(error = %error, "work streams not read, trying again");

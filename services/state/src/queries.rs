@@ -101,7 +101,7 @@ pub(crate) enum Incoming {
 }
 
 impl QueryServer {
-    /// Opens the desk, and asks processors to say that they are there.
+    /// Starts to receive queries, and requests a heartbeat of every processor.
     pub async fn open(broker: &Broker) -> anyhow::Result<Self> {
         let (sender, questions) = mpsc::channel(QUERIES_WAITING_MAX);
         let heartbeat = broker.client.subscribe(names::HEARTBEATS).await?;
@@ -153,7 +153,7 @@ impl QueryServer {
             Ok(said) => {
                 self.workers.note(said, Instant::now());
             }
-            Err(error) => tracing::warn!(error = %error, "presence could not be read"),
+            Err(error) => tracing::warn!(error = %error, "heartbeat could not be read"),
         }
     }
 
@@ -346,8 +346,8 @@ impl QueryContext<'_> {
         JobsAnswer { jobs, next, live, event: self.state.position().sequence }
     }
 
-    /// The runs that a processor which found them in its stream may run: those that nobody is
-    /// known to have begun.
+    /// The runs that a processor found in its stream and may run: those that no worker is known to
+    /// have started.
     fn claim(&self, query: &RunsQuery, workers: &WorkerRegistry) -> RunsAnswer {
         let now = Instant::now();
         let free = |(job, run): &(job::JobId, job::Run)| {

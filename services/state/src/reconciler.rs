@@ -26,8 +26,8 @@ pub(crate) struct Reading {
     pub number: u64,
     pub present: HashSet<(JobId, Run)>,
     pub barrier: u64,
-    /// Runs that nobody had before the barrier was read: a processor stops naming a run once its
-    /// outcome is stored, so theirs would be in front of the barrier.
+    /// Runs that no worker had before the barrier was read: a processor stops reporting a run once
+    /// its outcome is stored, so the outcome would be before the barrier.
     pub lost_runs: Vec<(JobId, Run)>,
 }
 
@@ -69,7 +69,7 @@ impl Leader<'_> {
         });
     }
 
-    /// Judges a reading once the fold has reached its barrier.
+    /// Reconciles with a reading once the commands up to its barrier are processed.
     pub(crate) async fn start_due_reconciliation(&mut self) -> anyhow::Result<()> {
         let reached = |reading: &Reading, through: u64| through >= reading.barrier;
         if !self.reading.as_ref().is_some_and(|reading| reached(reading, self.state.through())) {
@@ -82,8 +82,8 @@ impl Leader<'_> {
         self.watch_workers(&reading.lost_runs).await
     }
 
-    /// Gives up runs that have been processing for a while and that no live processor has, now
-    /// and before the barrier that the fold has passed: no outcome of theirs is on the way.
+    /// Requeues runs that have been processing for a while and that no online processor has, now
+    /// and before the processed barrier: none of their outcomes is on the way.
     async fn watch_workers(&mut self, before: &[(JobId, Run)]) -> anyhow::Result<()> {
         // Heartbeats that arrived before the answers may still be queued.
         self.queries.drain_heartbeats();

@@ -1,7 +1,7 @@
 //! What is kept: snapshots by period, and streams cut below what the older snapshot covers.
 //!
-//! Streams are cut by sequence, never by age: age would delete accepted commands while nobody
-//! folds them.
+//! Streams are trimmed by sequence, never by age: age would delete accepted commands while there is
+//! no leader.
 
 use std::{
     io::{self, Write},
@@ -107,7 +107,7 @@ impl Leader<'_> {
     }
 }
 
-/// Writes a state down while the fold goes on, and goes first.
+/// Writes a snapshot while commands are processed, at a lower priority.
 fn slowly(
     frozen: Snapshot,
     hurry: Arc<AtomicBool>,
@@ -160,7 +160,7 @@ fn be_nice() {
     }
 }
 
-/// Cuts COMMANDS and EVENTS below what `older` covers; EVENTS not where somebody reads it still.
+/// Trims COMMANDS and EVENTS below what `older` covers, but EVENTS not below a reader's position.
 async fn cut(broker: &Broker, older: SnapshotWatermark, young: u64) -> anyhow::Result<()> {
     let commands = broker.js.get_stream_no_info(names::COMMANDS).await?;
     commands.purge().sequence(older.commands + 1).await?;

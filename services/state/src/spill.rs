@@ -1,4 +1,4 @@
-//! The attic: files without a name, which hold queued jobs that memory has no room for.
+//! The spill store: unnamed files with queued jobs that memory has no room for.
 //!
 //! A file is written to its end and never changed. It is deleted when the last job in it was
 //! forgotten, or when the process ends. It need not survive the process: a start reads the snapshot

@@ -144,7 +144,9 @@ async fn look_up(broker: &Broker, job: u128) -> anyhow::Result<Option<Job>> {
             .await
         {
             Ok(answer) => return Ok(answer.job),
-            Err(error) => anyhow::ensure!(begun.elapsed() < PATIENCE, "nobody leads: {error}"),
+            Err(error) => {
+                anyhow::ensure!(begun.elapsed() < PATIENCE, "there is no leader: {error}")
+            }
         }
     }
 }
@@ -244,7 +246,7 @@ async fn a_run_whose_outcome_is_on_the_way_is_not_dispatched_again() -> anyhow::
     until_dispatched(&broker).await?;
     let job = look_up(&broker, 1).await?.unwrap();
     first.stop().await?;
-    // Enough to be folded in more than one go before the outcome is reached.
+    // More than one batch of commands before the outcome is reached.
     for filler in 0..600 {
         say(
             &broker,
@@ -256,7 +258,7 @@ async fn a_run_whose_outcome_is_on_the_way_is_not_dispatched_again() -> anyhow::
     say(&broker, Verb::Outcome, done(&job)).await?;
     let stream = broker.js.get_stream(names::work_stream(Class::Normal)).await?;
     stream.purge().filter(names::work(Class::Normal, job.kind, job.id, 1).to_string()).await?;
-    // A broker that was killed knows no ids of messages any more: nothing else stops a repeat.
+    // A broker that was killed has forgotten the ids of messages: nothing else stops a repeat.
     nats.kill_and_restart()?;
     let last = broker.last_sequence(names::work_stream(Class::Normal)).await?;
     let second = Service::start(&nats.url());
@@ -359,8 +361,8 @@ async fn commands_are_cut_below_the_older_snapshot_and_a_start_needs_no_more() -
     second.stop().await
 }
 
-/// A time that was missed while nobody led fires once, for the last of all missed times, however
-/// many replicas start at once.
+/// Times that were missed without a leader fire once, for the last of them, however many replicas
+/// start at once.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_missed_time_of_a_schedule_fires_once_with_three_replicas() -> anyhow::Result<()> {
     let nats = Nats::start()?;
@@ -456,18 +458,19 @@ async fn a_full_bucket_stops_nobody_and_is_caught_up_with() -> anyhow::Result<()
             .filter(|event| matches!(event, Event::LeaderElected { .. }))
             .count();
     }
-    assert_eq!(terms, 1, "somebody else had to lead");
+    assert_eq!(terms, 1, "another replica had to lead");
     service.stop().await
 }
 
-/// EVENTS that is so full that nobody can claim to lead is cut below what a snapshot covers.
+/// EVENTS that is so full that no replica can claim to lead is trimmed below what a snapshot
+/// covers.
 #[tokio::test(flavor = "multi_thread")]
 async fn full_events_are_cut_and_led_again() -> anyhow::Result<()> {
     let nats = Nats::start()?;
     let broker = Broker::connect(&nats.url(), "test").await?;
     topology::ensure(&broker, Sizes { events_bytes: 60_000, ..Sizes::default() }).await?;
     let service = Service::start(&nats.url());
-    // Fills it to the brim, one message each: what does not fit is folded once there is room.
+    // Fills it to the brim, one message each: the rest is processed once there is room.
     for job in 1..=100 {
         let mut command = one(job);
         command.jobs[0].batch = format!("b{job}").into();
@@ -479,7 +482,7 @@ async fn full_events_are_cut_and_led_again() -> anyhow::Result<()> {
     for job in 1..=100 {
         let begun = Instant::now();
         while look_up(&broker, job).await?.is_none() {
-            assert!(begun.elapsed() < PATIENCE, "job {job} is never folded");
+            assert!(begun.elapsed() < PATIENCE, "job {job} is never processed");
         }
     }
     let first = broker.js.get_stream(names::EVENTS).await?.cached_info().state.first_sequence;
@@ -487,7 +490,7 @@ async fn full_events_are_cut_and_led_again() -> anyhow::Result<()> {
     service.stop().await
 }
 
-/// Hazard 18: nothing that the folding process is built from can call out.
+/// Hazard 18: the crate that decides has no dependency with I/O.
 #[test]
 fn the_folding_process_has_no_client_for_anything_but_nats() {
     for package in ["services/state", "libs/service", "libs/mesh", "libs/job"] {

@@ -279,7 +279,7 @@ impl Loops {
                 written.send((writes, is_end))?;
                 if let Some(caller) = command.subject.strip_prefix("bare.cmd.enqueue.") {
                     js.client().publish(format!("bare.reply.{caller}"), Bytes::new()).await?;
-                    // Nobody dispatches where jobs are only enqueued.
+                    // Without a drain, no run is dispatched.
                     let _ = ready.send(jobs);
                 }
             }

@@ -56,7 +56,7 @@ impl Client {
         self.connect().await?.get(path).await?.json()
     }
 
-    /// A POST of JSON that must be taken, if perhaps not yet folded.
+    /// A POST of JSON that must be accepted, but may not be processed yet.
     pub async fn post(&self, path: &str, body: &Value) -> anyhow::Result<()> {
         let answer = self.connect().await?.ask("POST", path, &body.to_string()).await?;
         ensure!([200, 202].contains(&answer.status), "{path} answered {}", answer.status);

@@ -101,7 +101,7 @@ impl Mesh {
         &self.nats_url
     }
 
-    /// Waits until a state service leads again: until it has folded a new job.
+    /// Waits until a state service leads again and has processed a new job.
     pub async fn until_led(&self, patience: Duration) -> anyhow::Result<()> {
         let begun = Instant::now();
         let body = json!({ "projectId": "led", "batchId": "b" }).to_string();
@@ -109,9 +109,9 @@ impl Mesh {
         loop {
             match connection.ask("POST", "/api/queue/enqueue", &body).await?.status {
                 200 => return Ok(()),
-                // Durable, and folded as soon as somebody leads.
+                // Durable, and processed as soon as there is a leader.
                 202 => break,
-                other => ensure!(begun.elapsed() < patience, "nobody leads: {other}"),
+                other => ensure!(begun.elapsed() < patience, "there is no leader: {other}"),
             }
         }
         while connection.count(Some("led"), "queued").await? == 0 {

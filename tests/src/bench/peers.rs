@@ -209,7 +209,7 @@ fn ids(user: &str) -> anyhow::Result<(u32, u32)> {
 fn until_open(port: u16) -> anyhow::Result<()> {
     let begun = Instant::now();
     while TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_err() {
-        ensure!(begun.elapsed() < START_WITHIN, "nobody listens on port {port}");
+        ensure!(begun.elapsed() < START_WITHIN, "nothing listens on port {port}");
     }
     Ok(())
 }

@@ -29,7 +29,7 @@ const OPERATIONS_MAX: usize = 100;
 pub struct Slice {
     /// The events, in order. They fit one message of EVENTS.
     pub events: Vec<Event>,
-    /// The reply and its requester, if this is the last slice and somebody waits for it.
+    /// The reply and its requester, if this is the last slice and a requester waits for it.
     pub reply: Option<(Requester, Reply)>,
     /// True if the operation ends with it.
     pub is_last: bool,

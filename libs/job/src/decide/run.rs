@@ -75,8 +75,8 @@ impl State {
         Ok(decision)
     }
 
-    /// Gives up a run that no live worker has: its job is queued again, or has failed.
-    /// Nothing happens where the run is not current any more.
+    /// Requeues or fails a job whose run no online worker has. Does nothing if the run is no longer
+    /// current.
     pub fn decide_lost(&self, job: JobId, run: Run) -> Option<Event> {
         let job = self.job(job).filter(|job| job.run == run && !job.status.is_terminal())?;
         Some(self.take_back(&job))
@@ -142,7 +142,7 @@ impl State {
         let error = if begun {
             format!("worker lost: {worker} went away during run {}", job.run)
         } else {
-            format!("worker lost: run {} was handed out and never begun", job.run)
+            format!("worker lost: run {} was dispatched and never started", job.run)
         };
         let to = if attempts >= self.max_attempts(job) {
             Transition::Failed
@@ -208,7 +208,7 @@ fn late(job: Option<&Job>, forgotten: Option<&Job>, said: &Outcome) -> Decision 
         return decision;
     }
     let reason = match job {
-        None => format!("run {} of job {} ended, which nobody knows", said.run, said.job),
+        None => format!("run {} of job {} ended, and the job is unknown", said.run, said.job),
         Some(job) if job.status == Status::Canceled && job.run == said.run => {
             format!("run {} of job {} ended after the job was canceled", said.run, said.job)
         }
@@ -238,14 +238,14 @@ fn late(job: Option<&Job>, forgotten: Option<&Job>, said: &Outcome) -> Decision 
 /// What taking a job back from a lost worker does to its attempts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Take {
-    /// The attempts that count as begun afterwards.
+    /// The attempts that count as started afterwards.
     attempts: u32,
     /// The take-backs in a row afterwards.
     take_backs: u32,
 }
 
 impl Take {
-    /// Takes `job` back; `begun` says whether its current run is known to have begun.
+    /// Takes `job` back; `begun` is true if its current run is known to have started.
     fn back(job: &Job, begun: bool) -> Self {
         if begun {
             return Self { attempts: job.attempts, take_backs: 0 };

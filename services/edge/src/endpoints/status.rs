@@ -28,7 +28,7 @@ pub(crate) struct Response {
     may_be_behind: bool,
 }
 
-/// How long a request that was accepted may take to be folded before the client has to ask again.
+/// How long an accepted request may take until it is processed, before the client must ask again.
 const FOLDED_WITHIN: Duration = Duration::from_secs(1);
 /// How soon state is asked again meanwhile.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);

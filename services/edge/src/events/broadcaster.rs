@@ -64,7 +64,7 @@ impl Filter {
     }
 }
 
-/// A handle to the hub. Cheap to clone.
+/// A handle to the broadcaster. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Broadcaster {
     inner: Arc<Mutex<Inner>>,
@@ -188,7 +188,7 @@ impl Received {
         Some(chunk)
     }
 
-    /// True once no more events follow.
+    /// True at the end of the events.
     pub fn is_over(&self) -> bool {
         self.chunks.is_closed()
     }
@@ -196,12 +196,12 @@ impl Received {
     /// The position up to which this subscriber got everything, if its queue is empty.
     pub fn up_to(&self) -> Option<Position> {
         let inner = self.broadcaster.lock();
-        // The hub distributes behind the same lock.
+        // The broadcaster sends under the same lock.
         self.chunks.is_empty().then(|| Position::new(inner.next.saturating_sub(1), u32::MAX))
     }
 }
 
-/// Whether the hub can go on from a position.
+/// Whether the broadcaster can resume from a position.
 pub(super) enum JoinResult {
     /// It does: these come first.
     From(Vec<Bytes>, Box<Received>),
@@ -264,7 +264,7 @@ impl Inner {
     fn distribute(&mut self, mut message: Kept) {
         let sequence = message.sequence();
         self.next = sequence + 1;
-        // Most edges have nobody to tell.
+        // Most edges have no subscriber.
         if self.wanted.is_empty() {
             return self.keep(message);
         }
@@ -370,7 +370,7 @@ fn coalesce<'a>(mut lines: impl Iterator<Item = &'a &'a Frame>) -> Bytes {
     all.into()
 }
 
-/// Says that messages of EVENTS which were asked for are not kept any more.
+/// Reports that requested messages of EVENTS are no longer retained.
 pub(super) fn gap(from: u64, to: u64) -> Bytes {
     let text = "these messages are not kept any more: ask for the status of what you follow";
     frame(None, "gap", &json!({ "from": from, "to": to, "message": text }))

@@ -89,7 +89,7 @@ impl Doctor {
             Ok(response) => response,
             Err(_) => {
                 let says = format!(
-                    "nobody answers at {}: start one (`jobmesh dev`, `jobmesh serve edge`), or name it by --url",
+                    "no edge answers at {}: start one (`jobmesh dev`, `jobmesh serve edge`), or name it by --url",
                     api.base()
                 );
                 return Ok(vec![Check::new("edge", Err(says))]);

@@ -18,7 +18,7 @@ pub(super) fn answer(
     if json { print(answer.get()) } else { print(show(answer).trim_end()) }
 }
 
-/// Writes a line. Nobody may be there to read it (`| head`): then there is nothing to say.
+/// Writes a line. The reader may have closed the pipe (`| head`): then there is nothing to report.
 ///
 /// # Errors
 /// If it could not be written for any other reason, such as a full disk.

@@ -46,7 +46,7 @@ pub struct Config {
     /// A ClickHouse server to use instead of the engine as a library.
     #[arg(long, env = "JOBMESH_CLICKHOUSE_URL", hide_env_values = true)]
     pub clickhouse_url: Option<Secret>,
-    /// Listen on an address that others can reach, though nobody is asked for a key.
+    /// Allow an address that others can reach, although the API has no keys.
     #[arg(long, env = "JOBMESH_INSECURE")]
     pub insecure: bool,
 }

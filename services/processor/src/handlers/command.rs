@@ -229,7 +229,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_program_is_given_no_variable_that_was_not_meant_for_it() {
-        // Cargo sets it for this test, and nobody would expect it in a program.
+        // Cargo sets it for this test; a program has no use for it.
         let name = "CARGO_MANIFEST_DIR";
         let line = format!(r#"printf '{{"result":"%s %s"}}' "${name}" "$JOBMESH_RUN""#);
         let result = async |command: Command| {

@@ -49,7 +49,7 @@ impl Webhook {
 
     async fn tell(&self, work: &Work) -> Outcome {
         let Some(options) = &work.options else {
-            return Outcome::reject("the project has no webhook any more");
+            return Outcome::reject("the project's webhook was removed");
         };
         // What cannot be read now, a newer processor may read.
         let receiver: Receiver = match serde_json::from_str(options.get()) {
@@ -199,7 +199,7 @@ mod tests {
             assert!(error.contains("not on the public internet"), "{host}: {error}");
         }
         let untold = webhook.tell(&test_work("{}")).await;
-        assert_eq!(untold, Outcome::reject("the project has no webhook any more"));
+        assert_eq!(untold, Outcome::reject("the project's webhook was removed"));
         let nobody = tokio::time::timeout(Duration::ZERO, listener.accept()).await;
         assert!(nobody.is_err(), "somebody connected");
         Ok(())

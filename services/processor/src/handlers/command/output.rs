@@ -18,8 +18,8 @@ const LINE_MARGIN_BYTES: usize = 64 * 1024;
 /// The last line of a program's output that is no progress, or why it has none.
 pub(super) type Last = Result<Vec<u8>, String>;
 
-/// Reads what a program writes, line by line, to its end: a pipe that nobody reads would end the
-/// program. Shows its progress, and returns the last other line.
+/// Reads the output of a program line by line to its end, because a full pipe would block the
+/// program. Publishes its progress, and returns the last other line.
 pub(super) async fn read(
     stdout: impl AsyncRead + Unpin,
     context: &Context,
