@@ -145,15 +145,15 @@ impl Report {
             }
             json
         });
-        json!({ "about": labels, "rows": rows.collect::<Vec<_>>(), "missing": self.missing })
+        json!({ "environment": labels, "rows": rows.collect::<Vec<_>>(), "missing": self.missing })
     }
 
-    /// What it was made on, what has a goal, then all of it by section.
+    /// The environment, the rows with a goal, then all of it by section.
     pub fn markdown(&self) -> String {
         let mut text = String::new();
         // Writing to a string cannot fail, here and below.
-        for (what, said) in &self.labels {
-            let _ = writeln!(text, "- {what}: {said}");
+        for (what, value) in &self.labels {
+            let _ = writeln!(text, "- {what}: {value}");
         }
         for missing in &self.missing {
             let _ = writeln!(text, "- {missing}");
