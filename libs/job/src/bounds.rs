@@ -1,6 +1,8 @@
 //! Bounds of all input. The edge checks requests against them to explain what is wrong; state
 //! applies them again to every command, because anyone with access to NATS can publish one.
 
+use std::fmt;
+
 use crate::{Id, JobId, Json, Usage, time::Millis};
 
 /// The longest id of a project, a batch, a schedule or a processor, in bytes.
@@ -77,6 +79,15 @@ pub fn id(field: &str, value: &str) -> Result<(), String> {
 /// # Errors
 /// See [`DataError`].
 pub fn data(field: &str, data: &Json) -> Result<(), DataError> {
+    data_size(format_args!("{field}"), data)?;
+    crate::json::check(field, data.get()).map_err(|error| DataError::Invalid(error.to_string()))
+}
+
+/// Checks that the data of a job is a JSON object within its bound.
+///
+/// # Errors
+/// See [`DataError`].
+pub fn data_size(field: fmt::Arguments<'_>, data: &Json) -> Result<(), DataError> {
     let text = data.get();
     if !text.starts_with('{') {
         return Err(DataError::Invalid(format!("{field} must be a JSON object")));
@@ -87,7 +98,7 @@ pub fn data(field: &str, data: &Json) -> Result<(), DataError> {
             "{field} has {bytes} bytes, at most {DATA_BYTES_MAX} are allowed"
         )));
     }
-    crate::json::check(field, text).map_err(|error| DataError::Invalid(error.to_string()))
+    Ok(())
 }
 
 /// Data that a job cannot have.

@@ -9,7 +9,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::value::RawValue;
 
 pub use object::object;
-pub use scan::{Unrepresentable, check};
+pub use scan::{Members, Unrepresentable, check, members};
 
 /// A valid JSON text on one line: keys, numbers and strings as they were written. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -30,6 +30,14 @@ impl Json {
     }
 }
 
+impl Json {
+    /// A value that is a part of a valid JSON text, from its first to its last byte.
+    fn part_of(text: &str) -> Self {
+        // SAFETY: the text is valid JSON without white space around it, as the caller says.
+        Self::from(unsafe { RawValue::from_string_unchecked(text.to_owned()) })
+    }
+}
+
 impl Default for Json {
     fn default() -> Self {
         Self::from(RawValue::from_string("{}".into()).expect("an empty object is valid JSON"))
@@ -40,7 +48,8 @@ impl From<Box<RawValue>> for Json {
     /// Removes white space between tokens if the text has line breaks: snapshots and server-sent
     /// events hold one text per line.
     fn from(raw: Box<RawValue>) -> Self {
-        if raw.get().bytes().any(|byte| matches!(byte, b'\n' | b'\r')) {
+        let bytes = raw.get().as_bytes();
+        if bytes.contains(&b'\n') || bytes.contains(&b'\r') {
             let compact = scan::compact(raw.get());
             let compact = RawValue::from_string(compact);
             return Self(Arc::from(compact.expect("white space between tokens has no meaning")));

@@ -122,7 +122,10 @@ impl Loop {
                     None => return,
                 },
             };
-            let mut payload = vec![b'['];
+            // Most messages have one item, which can have megabytes: the closing bracket must not
+            // make the buffer grow.
+            let mut payload = Vec::with_capacity(first.json.len() + 2);
+            payload.push(b'[');
             payload.extend_from_slice(&first.json);
             let mut waiters = vec![first.done];
             while waiters.len() < MESSAGE_ITEMS_MAX {

@@ -17,7 +17,7 @@ use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
 use job::bounds::truncate;
 use percent_encoding::percent_decode_str;
-use serde::de::DeserializeOwned;
+use serde::Deserialize;
 use strict::Failure;
 
 use crate::error::Error;
@@ -79,7 +79,10 @@ fn refused(headers: &HeaderMap, body: &axum::body::Body) -> Option<Error> {
 }
 
 async fn read_all(body: &mut axum::body::Body) -> Result<Bytes, Error> {
-    let mut all = BytesMut::new();
+    // A client that announces a length and sends less costs no memory: pages that are not written
+    // are not there.
+    let announced = body.size_hint().lower().min(BODY_BYTES_MAX as u64);
+    let mut all = BytesMut::with_capacity(usize::try_from(announced).unwrap_or(0));
     loop {
         let frame = tokio::time::timeout(NEXT_BYTES_WITHIN, body.frame()).await;
         match frame.map_err(|_| Error::slow(NEXT_BYTES_WITHIN))? {
@@ -109,28 +112,18 @@ fn too_large() -> Error {
 }
 
 /// Reads a body as a JSON object with the fields of `T` and no others.
-pub(crate) fn read<T: DeserializeOwned>(body: &[u8]) -> Result<T, Error> {
+pub(crate) fn read<'de, T: Deserialize<'de>>(body: &'de [u8]) -> Result<T, Error> {
     // Editors and programs of Windows write a byte order mark first.
     let body = body.strip_prefix(BYTE_ORDER_MARK).unwrap_or(body);
     if body.iter().find(|b| !b.is_ascii_whitespace()) != Some(&b'{') {
         return Err(Error::malformed("the body must be a JSON object"));
     }
-    object(body, "")
-}
-
-/// Reads `text`, which is JSON, as an object with the fields of `T`; errors name it `field`.
-pub(crate) fn object<T: DeserializeOwned>(text: &[u8], field: &str) -> Result<T, Error> {
     let failure = Failure::default();
-    strict::read(text, &failure).map_err(|error| explain(&error, &failure, field))
+    strict::read(body, &failure).map_err(|error| explain(&error, &failure))
 }
 
-fn explain(error: &serde_json::Error, failure: &Failure, field: &str) -> Error {
-    let path = match (field, failure.path()) {
-        ("", path) => path,
-        (field, path) if path.is_empty() => field.to_owned(),
-        (field, path) => format!("{field}.{path}"),
-    };
-    let path = truncate(&path, SHOWN_BYTES_MAX);
+fn explain(error: &serde_json::Error, failure: &Failure) -> Error {
+    let path = truncate(&failure.path(), SHOWN_BYTES_MAX);
     if failure.is_too_many() {
         return Error::too_large(format!("{path} has more than {ITEMS_MAX} items"));
     }

@@ -1,7 +1,11 @@
 //! Looks through a valid JSON text without building a value: whatever its depth, in linear time and
 //! without recursion.
 
-use std::fmt::Write;
+use std::{borrow::Cow, fmt::Write};
+
+use serde_json::value::RawValue;
+
+use super::Json;
 
 /// How deep objects and arrays may be nested. Readers in other languages stop at a thousand or so.
 const DEPTH_MAX: usize = 500;
@@ -22,6 +26,14 @@ pub struct Unrepresentable {
     pub what: String,
 }
 
+impl Unrepresentable {
+    /// The same, in the value at `root`.
+    #[must_use]
+    pub fn within(self, root: &str) -> Self {
+        Self { path: format!("{root}{}", self.path), ..self }
+    }
+}
+
 /// What encloses the current token.
 enum Level<'a> {
     /// An object, with the raw text of the current key.
@@ -37,9 +49,56 @@ enum Level<'a> {
 /// # Errors
 /// The first part that cannot be represented.
 pub fn check(root: &str, text: &str) -> Result<(), Unrepresentable> {
+    value_end(text, 0).map(drop).map_err(|error| error.within(root))
+}
+
+/// The members of a JSON object, in one pass that also checks its values as [`check`] does.
+pub fn members(object: &RawValue) -> Members<'_> {
+    Members { text: object.get(), at: 1 }
+}
+
+/// See [`members`]. Each item is a key and its value; the path of an error begins in the value. There
+/// are no items behind an error.
+pub struct Members<'a> {
+    text: &'a str,
+    at: usize,
+}
+
+impl<'a> Iterator for Members<'a> {
+    type Item = (Cow<'a, str>, Result<Json, Unrepresentable>);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let bytes = self.text.as_bytes();
+        let start_of = |from: usize, is_part: fn(&u8) -> bool| {
+            Some(from + bytes.get(from..)?.iter().position(is_part)?)
+        };
+        let key = start_of(self.at, |byte| matches!(byte, b'"' | b'}'))?;
+        if bytes[key] == b'}' {
+            return None;
+        }
+        let key_end = string_end(bytes, key);
+        let start = start_of(key_end, |byte| !byte.is_ascii_whitespace() && *byte != b':')?;
+        let value = value_end(self.text, start);
+        self.at = *value.as_ref().unwrap_or(&bytes.len());
+        let value = value.map(|end| Json::part_of(&self.text[start..end]));
+        Some((unescaped(&self.text[key..key_end]), value))
+    }
+}
+
+/// A JSON string without its escapes; the text itself if no string can have them.
+fn unescaped(string: &str) -> Cow<'_, str> {
+    if string.contains('\\') {
+        let text = serde_json::from_str(string);
+        return Cow::Owned(text.unwrap_or_else(|_| string.to_owned()));
+    }
+    Cow::Borrowed(&string[1..string.len() - 1])
+}
+
+/// Checks the value that starts at `at`. Returns where it ends.
+fn value_end(text: &str, at: usize) -> Result<usize, Unrepresentable> {
     let mut levels: Vec<Level<'_>> = Vec::new();
     let bytes = text.as_bytes();
-    let mut at = 0;
+    let mut at = at;
     // In an object, strings before a colon are keys.
     let mut expects_key = false;
     while let Some(byte) = bytes.get(at) {
@@ -48,11 +107,12 @@ pub fn check(root: &str, text: &str) -> Result<(), Unrepresentable> {
                 let is_object = *byte == b'{';
                 if levels.len() >= DEPTH_MAX {
                     let what = format!("it is nested deeper than {DEPTH_MAX} levels");
-                    return Err(Unrepresentable { path: root.to_owned(), what });
+                    return Err(Unrepresentable { path: String::new(), what });
                 }
                 levels.push(if is_object { Level::Object(None) } else { Level::Array(0) });
                 expects_key = is_object;
                 at += 1;
+                continue;
             }
             b'}' | b']' => {
                 levels.pop();
@@ -66,6 +126,7 @@ pub fn check(root: &str, text: &str) -> Result<(), Unrepresentable> {
                     None => {}
                 }
                 at += 1;
+                continue;
             }
             b'"' => {
                 let end = string_end(bytes, at);
@@ -78,24 +139,44 @@ pub fn check(root: &str, text: &str) -> Result<(), Unrepresentable> {
                 }
                 if let Some(escape) = lone_surrogate(string) {
                     let what = format!("the string has {escape}, half of a surrogate pair");
-                    return Err(Unrepresentable { path: path(root, &levels), what });
+                    return Err(Unrepresentable { path: path(&levels), what });
                 }
                 at = end;
             }
             b'-' | b'0'..=b'9' => {
+                let length = 1 + bytes[at + 1..].iter().take_while(|b| b.is_ascii_digit()).count();
+                let is_integer =
+                    !matches!(bytes.get(at + length), Some(b'.' | b'e' | b'E' | b'+' | b'-'));
+                if is_integer && length <= PLAIN_DIGITS_MAX {
+                    at += length;
+                    if levels.is_empty() {
+                        return Ok(at);
+                    }
+                    continue;
+                }
                 let end = number_end(bytes, at);
                 let number = &text[at..end];
                 if !is_small(number) && !number.parse::<f64>().is_ok_and(f64::is_finite) {
                     let shown: String = number.chars().take(SHOWN_CHARS_MAX).collect();
                     let what = format!("the number {shown} is too large");
-                    return Err(Unrepresentable { path: path(root, &levels), what });
+                    return Err(Unrepresentable { path: path(&levels), what });
                 }
                 at = end;
             }
-            _ => at += 1,
+            b'a'..=b'z' => {
+                let length = bytes[at..].iter().position(|byte| !byte.is_ascii_lowercase());
+                at = length.map_or(bytes.len(), |length| at + length);
+            }
+            _ => {
+                at += 1;
+                continue;
+            }
+        }
+        if levels.is_empty() {
+            return Ok(at);
         }
     }
-    Ok(())
+    Ok(at)
 }
 
 /// True if a double holds a number, which its digits and its exponent show without reading it.
@@ -176,8 +257,8 @@ fn lone_surrogate(string: &str) -> Option<&str> {
     }
 }
 
-fn path(root: &str, levels: &[Level<'_>]) -> String {
-    let mut path = root.to_owned();
+fn path(levels: &[Level<'_>]) -> String {
+    let mut path = String::new();
     for level in levels {
         // Writing to a string cannot fail.
         let _ = match level {
@@ -211,6 +292,29 @@ mod tests {
             let error = check("data", text).expect_err("it cannot be represented");
             assert_eq!(error.path, path, "{error}");
         }
+    }
+
+    #[test]
+    fn members_are_the_parts_of_an_object() {
+        for (text, members_of) in [
+            ("{}", vec![]),
+            (
+                r#"{ "a" : {"x":[1,{"}":2}]} ,"b":"}" , "c":null}"#,
+                vec![("a", r#"{"x":[1,{"}":2}]}"#), ("b", r#""}""#), ("c", "null")],
+            ),
+            (r#"{"a\u0062":-1.5e3,"":[]}"#, vec![("ab", "-1.5e3"), ("", "[]")]),
+        ] {
+            let object: &RawValue = serde_json::from_str(text).expect("it is JSON");
+            let found: Vec<_> = members(object)
+                .map(|(key, value)| (key, value.expect("it can be represented")))
+                .collect();
+            let found: Vec<_> = found.iter().map(|(key, value)| (&**key, value.get())).collect();
+            assert_eq!(found, members_of, "{text}");
+        }
+        let object = serde_json::from_str(r#"{"a":1,"b":{"c":[0,"\ud800"]}}"#).expect("JSON");
+        let (key, value) = members(object).nth(1).expect("it has two");
+        let error = value.expect_err("it has half of a surrogate pair");
+        assert_eq!((&*key, &*error.within("data").path), ("b", "data.c[1]"));
     }
 
     #[test]

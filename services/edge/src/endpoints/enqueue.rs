@@ -7,6 +7,7 @@ use job::{
     Backoff, Id, JobId, Json, Kind,
     bounds::{self, BATCHES_MAX, DataError},
     command::{Enqueue, NewJob},
+    json::{self, Unrepresentable},
     reply::Reply,
     time::{Millis, parse_rfc3339},
 };
@@ -18,7 +19,7 @@ use utoipa::ToSchema;
 use super::{Answer, DURABLE, accepted, count, max_attempts, ok, priority};
 use crate::{
     app::App,
-    body::{self, Body, NoQuery},
+    body::{self, Body, ITEMS_MAX, NoQuery},
     error::Error,
     ids::{self, Key},
     openapi::{IdempotencyKey, When},
@@ -31,7 +32,7 @@ const PRIORITY_DEFAULT: u16 = 10;
 #[derive(Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, expecting = "a JSON object")]
 #[schema(as = EnqueueRequest)]
-struct Request {
+struct Request<'a> {
     /// One batch; `batchId` or `batchIds` must be there.
     #[schema(min_length = 1, max_length = 128)]
     batch_id: Option<String>,
@@ -44,8 +45,9 @@ struct Request {
     #[schema(value_type = Option<u16>, minimum = 0, maximum = 1_000)]
     priority: Option<serde_json::Number>,
     /// What the handler is given, at most 256 KB; with `batchIds` an object keyed by batch id.
+    #[serde(borrow)]
     #[schema(value_type = Option<Object>)]
-    data: Option<Box<RawValue>>,
+    data: Option<&'a RawValue>,
     /// Not to be run before this time.
     #[schema(value_type = Option<When>)]
     run_at: Option<String>,
@@ -84,7 +86,7 @@ pub(crate) async fn enqueue(
     headers: HeaderMap,
     Body(body): Body,
 ) -> Answer<Response> {
-    let request: Request = body::read(&body)?;
+    let request: Request<'_> = body::read(&body)?;
     let project = request.project_id.as_deref().ok_or_else(|| Error::missing("projectId"))?;
     let project = ids::id("projectId", project)?;
     let key = Key::read(&headers, "enqueue", &project, &body)?;
@@ -137,7 +139,7 @@ pub(crate) async fn enqueue(
 }
 
 /// The batches of a request, each once, `batchId` first.
-fn batches(request: &Request) -> Result<Vec<Id>, Error> {
+fn batches(request: &Request<'_>) -> Result<Vec<Id>, Error> {
     if let Some(kind) = &request.r#type
         && kind != Kind::ProcessBatch.name()
     {
@@ -173,35 +175,48 @@ fn batches(request: &Request) -> Result<Vec<Id>, Error> {
 }
 
 /// The data of each batch: with `batchIds` an object keyed by batch, else the object itself.
-fn data(request: &Request, batches: &[Id]) -> Result<HashMap<Id, Json>, Error> {
-    let Some(data) = &request.data else { return Ok(HashMap::new()) };
+fn data(request: &Request<'_>, batches: &[Id]) -> Result<HashMap<Id, Json>, Error> {
+    let Some(data) = request.data else { return Ok(HashMap::new()) };
     if request.batch_ids.is_none() {
-        return Ok(HashMap::from([(batches[0].clone(), object("data", data.clone())?)]));
+        return Ok(HashMap::from([(
+            batches[0].clone(),
+            object("data", Json::from(data.to_owned()))?,
+        )]));
     }
     if !data.get().starts_with('{') {
         return Err(Error::invalid("data must be an object keyed by batch id"));
     }
-    let keyed: HashMap<String, Box<RawValue>> = body::object(data.get().as_bytes(), "data")?;
-    let named: HashSet<&str> = batches.iter().map(|batch| &**batch).collect();
-    let mut of = HashMap::with_capacity(keyed.len());
-    for (batch, value) in keyed {
-        if !named.contains(&*batch) {
+    let named: HashMap<&str, &Id> = batches.iter().map(|batch| (&**batch, batch)).collect();
+    let mut of = HashMap::with_capacity(batches.len());
+    for (index, (batch, value)) in json::members(data).enumerate() {
+        if index >= ITEMS_MAX {
+            return Err(Error::too_large(format!("data has more than {ITEMS_MAX} items")));
+        }
+        let Some(named) = named.get(&*batch) else {
             return Err(Error::invalid(format!(
                 "data names batch {batch:?}, which batchIds does not"
             )));
-        }
-        let value = object(&format!("data[{batch:?}]"), value)?;
-        of.insert(batch.into(), value);
+        };
+        let unrepresentable = |error: Unrepresentable| {
+            Error::invalid(error.within(&format!("data[{batch:?}]")).to_string())
+        };
+        let value = value.map_err(unrepresentable)?;
+        bounds::data_size(format_args!("data[{batch:?}]"), &value).map_err(refused)?;
+        of.insert(Id::clone(named), value);
     }
     Ok(of)
 }
 
-pub(super) fn object(field: &str, value: Box<RawValue>) -> Result<Json, Error> {
-    let json = Json::from(value);
-    match bounds::data(field, &json) {
-        Ok(()) => Ok(json),
-        Err(DataError::Invalid(text)) => Err(Error::invalid(text)),
-        Err(DataError::TooLarge(text)) => Err(Error::too_large(text)),
+/// Checks the data of a job.
+pub(super) fn object(field: &str, json: Json) -> Result<Json, Error> {
+    bounds::data(field, &json).map_err(refused)?;
+    Ok(json)
+}
+
+fn refused(error: DataError) -> Error {
+    match error {
+        DataError::Invalid(text) => Error::invalid(text),
+        DataError::TooLarge(text) => Error::too_large(text),
     }
 }
 

@@ -12,7 +12,6 @@ use mesh::{
     query::{ProjectQuery, SchedulesAnswer},
 };
 use serde::{Deserialize, Serialize};
-use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
 use super::{Answer, DURABLE, accepted, enqueue, max_attempts, ok, priority};
@@ -54,7 +53,7 @@ struct Request {
     #[schema(value_type = Option<u32>, minimum = 1, maximum = 100)]
     max_attempts: Option<serde_json::Number>,
     #[schema(value_type = Option<Object>)]
-    data: Option<Box<RawValue>>,
+    data: Option<Json>,
     if_live: Option<IfLive>,
 }
 
