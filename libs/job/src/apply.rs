@@ -19,13 +19,16 @@ use crate::{
 const DEFERRAL_MS_MAX: i64 = 60_000;
 
 impl State {
-    /// Takes in message `sequence` of EVENTS, which reaches up to command `through`.
+    /// Applies message `sequence` of EVENTS, which reaches up to command `through`.
     pub fn apply_batch(&mut self, sequence: u64, through: u64, batch: &Batch) {
         // First: a `partial` event in the batch belongs to the message after `through`.
         self.processed(through);
         for (position, event) in batch.at_sequence(sequence) {
             self.apply(batch.at, position, event);
         }
+        // A batch can be empty.
+        self.skip_message(sequence);
+        self.persisted.at = self.persisted.at.max(batch.at);
         for id in &batch.commands {
             self.note(batch.at, *id);
         }

@@ -30,6 +30,9 @@ pub enum Command {
     Outcome(Outcome),
 }
 
+/// The priority of a request that names none.
+pub const PRIORITY_DEFAULT: u16 = 10;
+
 /// New jobs of one project: accepted as a whole, or not.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -59,6 +62,23 @@ pub struct Enqueue {
     pub idempotency: Option<Idempotency>,
 }
 
+impl Enqueue {
+    /// Jobs of batches, of default priority, that supersede the active jobs of the same batches.
+    pub fn new(project: Id, jobs: Vec<NewJob>) -> Self {
+        Self {
+            project,
+            kind: Kind::ProcessBatch,
+            priority: PRIORITY_DEFAULT,
+            run_at: None,
+            max_attempts: None,
+            retry: None,
+            supersede: true,
+            jobs,
+            idempotency: None,
+        }
+    }
+}
+
 /// One new job of an [`Enqueue`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct NewJob {
@@ -69,6 +89,13 @@ pub struct NewJob {
     /// What its handler is given.
     #[serde(default)]
     pub data: Json,
+}
+
+impl NewJob {
+    /// A job without data.
+    pub fn new(id: JobId, batch: Id) -> Self {
+        Self { id, batch, data: Json::default() }
+    }
 }
 
 /// Stop the live jobs of a project, or of some of its batches.

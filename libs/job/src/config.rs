@@ -20,6 +20,9 @@ pub struct Config {
     pub lower_share: f64,
     /// Limits of a project that sets none.
     pub limits: Limits,
+    /// The most bytes of events in one message of EVENTS, unless events that belong together have
+    /// more: half of the broker's `max_payload`.
+    pub message_bytes_max: usize,
 }
 
 impl Default for Config {
@@ -32,6 +35,7 @@ impl Default for Config {
             retention_ms: 7 * 24 * 3_600 * 1_000,
             lower_share: 0.10,
             limits: Limits::default(),
+            message_bytes_max: 4_000_000,
         }
     }
 }

@@ -35,6 +35,7 @@ mod spill;
 mod state;
 pub mod template;
 pub mod time;
+pub mod transaction;
 pub mod webhook;
 mod write_behind;
 

@@ -185,15 +185,10 @@ impl World {
                     jobs.push(NewJob { id, batch, data });
                 }
                 Command::Enqueue(Enqueue {
-                    project: name(project),
                     kind: if *redo { Kind::ProcessRedo } else { Kind::ProcessBatch },
                     priority: *priority,
-                    run_at: None,
-                    max_attempts: None,
-                    retry: None,
                     supersede: !redo,
-                    jobs,
-                    idempotency: None,
+                    ..Enqueue::new(name(project), jobs)
                 })
             }
             Action::Cancel { project, batch } => Command::Cancel(Cancel {
@@ -384,23 +379,10 @@ proptest! {
 fn enqueue(state: &mut State, sequence: u64, project: &str, jobs: &[(u128, u16)]) {
     let mut events = Vec::new();
     for (id, priority) in jobs {
-        let ask = Enqueue {
-            project: project.into(),
-            kind: Kind::ProcessBatch,
-            priority: *priority,
-            run_at: None,
-            max_attempts: None,
-            retry: None,
-            supersede: true,
-            jobs: vec![NewJob {
-                id: JobId::from_u128(*id),
-                batch: format!("{id}").into(),
-                data: Json::default(),
-            }],
-            idempotency: None,
-        };
+        let job = NewJob::new(JobId::from_u128(*id), format!("{id}").into());
+        let enqueue = Enqueue { priority: *priority, ..Enqueue::new(project.into(), vec![job]) };
         let decided =
-            state.decide(&Config::default(), &Lookups::default(), 1, &Command::Enqueue(ask));
+            state.decide(&Config::default(), &Lookups::default(), 1, &Command::Enqueue(enqueue));
         events.extend(decided.unwrap().events);
     }
     state.apply_batch(sequence, sequence, &Batch { at: 1, commands: Vec::new(), events });

@@ -88,6 +88,7 @@ impl Config {
                 requests_per_minute: self.requests_per_minute,
                 tokens_per_minute: self.tokens_per_minute,
             },
+            ..job::Config::default()
         }
     }
 

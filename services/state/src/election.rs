@@ -1,16 +1,10 @@
-//! Leader election. The holder of the lease leads until its append is refused or it loses the
-//! lease. The other replicas follow EVENTS and answer queries.
+//! Leader election: one replica holds the lease, and only with a clock that agrees with the broker's.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use mesh::{Broker, lease, lease::Lease, names};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-
-use crate::{Config, clock::Clock, follower, leader::Leader, queries::QueryServer, takeover};
-
-/// How long a state service that failed waits before it starts over.
-const START_OVER_PAUSE: Duration = Duration::from_millis(200);
 
 /// How far a leader's clock may be off the broker's, in ms.
 const CLOCK_SKEW_MS_MAX: i64 = 1_000;
@@ -19,57 +13,6 @@ const CLOCK_CHECK_TURNS: u32 = 25;
 
 /// When the lease was last renewed, if it is held.
 pub(crate) type LeaseHeld = Option<Instant>;
-
-/// Runs a state service until `stop` is cancelled.
-///
-/// # Errors
-/// If the NATS account cannot be used; temporary errors are retried.
-pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> {
-    let name = service::instance("state");
-    let Some(broker) = config.nats.connect(&name, &stop).await? else { return Ok(()) };
-    let clock = Clock::start();
-    let mut queries = QueryServer::open(&broker).await?;
-    let (held, mut lease) = watch::channel(None);
-    let keeper = tokio::spawn(keep_lease(broker.clone(), name.clone(), held, stop.clone()));
-    while !stop.is_cancelled() {
-        if let Err(error) =
-            serve(&config, &broker, &name, &mut queries, &mut lease, &clock, &stop).await
-        {
-            tracing::warn!(error = format!("{error:#}"), "starting over");
-            tokio::select! {
-                () = stop.cancelled() => {}
-                () = tokio::time::sleep(START_OVER_PAUSE) => {}
-            }
-        }
-    }
-    drop(lease);
-    keeper.await?;
-    queries.close().await;
-    broker.client.flush().await.ok();
-    Ok(())
-}
-
-/// Follows until the lease is held, then leads until it is lost.
-async fn serve(
-    config: &Config,
-    broker: &Broker,
-    name: &str,
-    queries: &mut QueryServer,
-    lease: &mut watch::Receiver<LeaseHeld>,
-    clock: &Clock,
-    stop: &CancellationToken,
-) -> anyhow::Result<()> {
-    let Some(state) = follower::stand_by(config, broker, queries, lease, clock, stop).await? else {
-        return Ok(());
-    };
-    let started = takeover::start(config, broker, state, name, clock).await?;
-    let leader =
-        Leader::new(config.clone(), broker.clone(), queries, lease.clone(), clock.clone(), started);
-    tokio::select! {
-        ended = leader.run(stop.clone()) => ended,
-        _ = lease.wait_for(Option::is_none) => anyhow::bail!("the lease was lost"),
-    }
-}
 
 /// Holds the lease, but not with a clock that is off: retry delays, permits and schedules would
 /// be off with it, and time never goes back for those who lead after.
@@ -88,8 +31,8 @@ async fn hold_by_the_clock(lease: &mut Lease) -> Result<bool, lease::Error> {
     Ok(false)
 }
 
-/// Holds the lease while it can, and says when it last made sure of that.
-async fn keep_lease(
+/// Holds the lease while it can, and publishes in `held` when it was last renewed.
+pub(crate) async fn hold_lease(
     broker: Broker,
     name: String,
     held: watch::Sender<LeaseHeld>,

@@ -18,7 +18,7 @@ use crate::{
     Config,
     clock::Clock,
     election::LeaseHeld,
-    queries::{Incoming, QueryContext, QueryServer},
+    query::{Incoming, QueryContext, QueryServer},
     takeover,
 };
 
@@ -27,11 +27,11 @@ const FORGET_EVERY: Duration = Duration::from_secs(1);
 /// How often questions that came too early are looked at without a new event.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
-/// Follows until the lease is held; returns what is known then, or `None` where `stop` came.
+/// Follows until the lease is held; returns the current state, or `None` if `stop` is cancelled.
 ///
 /// # Errors
 /// If the events have a gap: the caller starts over from the snapshot.
-pub(crate) async fn stand_by(
+pub(crate) async fn run(
     config: &Config,
     broker: &Broker,
     queries: &mut QueryServer,
@@ -53,7 +53,7 @@ pub(crate) async fn stand_by(
     let mut look = tokio::time::interval(LOOK_EVERY);
     look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
-        let mut known = QueryContext { state: &mut state, rules: &rules, clock, leads: false };
+        let mut context = QueryContext { state: &mut state, rules: &rules, clock, leads: false };
         tokio::select! {
             () = stop.cancelled() => return Ok(None),
             held = lease.wait_for(|held| held.is_some()) => {
@@ -62,14 +62,14 @@ pub(crate) async fn stand_by(
             }
             message = events.recv() => {
                 apply(broker, &mut state, &message?).await?;
-                let mut known = QueryContext { state: &mut state, rules: &rules, clock, leads: false };
-                queries.look_again(&mut known).await;
+                let mut context = QueryContext { state: &mut state, rules: &rules, clock, leads: false };
+                queries.look_again(&mut context).await;
             }
-            came = queries.next() => match came {
-                Incoming::Question(question) => queries.take(question, &mut known).await,
+            incoming = queries.next() => match incoming {
+                Incoming::Question(question) => queries.take(question, &mut context).await,
                 Incoming::Heartbeat(payload) => queries.note_heartbeat(&payload),
             },
-            _ = look.tick() => queries.look_again(&mut known).await,
+            _ = look.tick() => queries.look_again(&mut context).await,
             _ = forget.tick() => {
                 // A bucket that cannot be read now is read the next time.
                 if let Ok(fence) = broker.read_fence().await {

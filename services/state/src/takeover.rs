@@ -3,10 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
-use job::{
-    Class, State,
-    event::{Batch, Event},
-};
+use job::{Class, Scheduler, State, event::Batch, transaction::Transaction};
 use mesh::{
     Broker,
     append::{self, Appended},
@@ -21,7 +18,7 @@ use mesh::{
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use crate::{Config, clock::Clock, event_batch::Packer};
+use crate::{Config, clock::Clock};
 
 /// How long the next message of a replay may take.
 const REPLAY_STALL: Duration = Duration::from_secs(10);
@@ -33,8 +30,6 @@ const READ_AHEAD_MESSAGES: usize = 4;
 pub(crate) struct Started {
     /// What is known, up to the own claim.
     pub state: State,
-    /// The last message of EVENTS.
-    pub last: u64,
     /// The right to write the bucket.
     pub bucket: Fence,
     /// The rights to dispatch, by class.
@@ -58,12 +53,12 @@ pub(crate) async fn start(
     name: &str,
     clock: &Clock,
 ) -> anyhow::Result<Started> {
-    let begun = std::time::Instant::now();
+    let started = std::time::Instant::now();
     let from = state.position().sequence;
     let last = replay(broker, &mut state).await?;
     let term = state.term() + 1;
     let snapshots = broker.snapshot_reaches().await?;
-    let last = match claim(broker, &mut state, last, name, term, clock).await {
+    let last = match claim(broker, &mut state, last, name, clock).await {
         Err(error) if is_full(&error) => {
             make_room(config, broker).await.context("EVENTS is full and stays so")?;
             bail!("EVENTS was full: what a snapshot covers is cut");
@@ -82,10 +77,10 @@ pub(crate) async fn start(
         events.last = last,
         commands.through = state.through(),
         jobs = state.counts(None).total(),
-        duration_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX),
+        duration_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
         "leading"
     );
-    Ok(Started { state, last, bucket, fences, snapshots })
+    Ok(Started { state, bucket, fences, snapshots })
 }
 
 /// Applies the events after the snapshot, for the caller to settle; returns the last message of
@@ -161,16 +156,19 @@ async fn claim(
     state: &mut State,
     last: u64,
     name: &str,
-    term: u64,
     clock: &Clock,
 ) -> anyhow::Result<u64> {
     let now = clock.now(state.at());
-    let mut packer = Packer::new(last, state.through(), now);
-    packer.push(state, Event::LeaderElected { term, leader: name.into() });
-    let packed = packer.finish();
-    let message = packed.messages.into_iter().next().context("a claim is one message")?;
-    match broker.append(last, message.through, message.payload).await? {
-        Appended::At(sequence) => Ok(sequence),
+    let (scheduler, rules) = (Scheduler::default(), job::Config::default());
+    let mut transaction = Transaction::begin(state, &scheduler, &rules, now);
+    transaction.claim(name.into());
+    let mut commit = transaction.commit();
+    let message = commit.messages.pop().context("a claim is one message")?;
+    match broker.append(last, message.through, message.payload.into()).await? {
+        Appended::At(sequence) => {
+            commit.stored(state, message.planned, sequence);
+            Ok(sequence)
+        }
         Appended::Lost => bail!("another state service claimed to lead at the same time"),
     }
 }

@@ -104,17 +104,7 @@ async fn say<T: Serialize>(broker: &Broker, verb: Verb, word: T) -> anyhow::Resu
 }
 
 fn one(job: u128) -> Enqueue {
-    Enqueue {
-        project: "p".into(),
-        kind: Kind::ProcessBatch,
-        priority: 10,
-        run_at: None,
-        max_attempts: None,
-        retry: None,
-        supersede: true,
-        jobs: vec![NewJob { id: JobId::from_u128(job), batch: "b".into(), data: Json::default() }],
-        idempotency: None,
-    }
+    Enqueue::new("p".into(), vec![NewJob::new(JobId::from_u128(job), "b".into())])
 }
 
 /// The report that run 1 of a job is done.

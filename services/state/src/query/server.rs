@@ -1,14 +1,12 @@
-//! Questions to a state service, leading or not.
+//! Receives questions, and answers each once this replica has applied the events that the client has
+//! seen.
 //!
 //! A query that any replica can answer goes to one of them, which answers once it has applied the
 //! events that the client has seen. If that takes too long, all replicas are asked, and the first
 //! that is up to date answers. A query that only the leader can answer goes to all, and only a
 //! leader with a fresh lease answers: one that was frozen must check its lease first.
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use async_nats::{
     HeaderMap,
@@ -16,28 +14,20 @@ use async_nats::{
 };
 use bytes::Bytes;
 use futures_util::{FutureExt, StreamExt};
-use job::{Limits, State, time::Millis};
 use mesh::{
     Broker,
     heartbeat::{Heartbeat, WorkerRegistry},
     names::{self, StateQuery},
-    query::{
-        JobAnswer, JobQuery, JobsAnswer, JobsQuery, ProjectAnswer, ProjectQuery, RunsAnswer,
-        RunsQuery, SchedulesAnswer, StatsAnswer, StatsQuery,
-    },
 };
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::sync::mpsc;
 
-use crate::clock::Clock;
+use super::handlers::QueryContext;
 
 /// Questions that wait to be looked at.
 const QUERIES_WAITING_MAX: usize = 1_024;
 /// How long a question may wait for this replica to know enough.
 const KNOW_WITHIN: Duration = Duration::from_millis(250);
-
-/// Jobs of one list.
-const LISTED_MAX: usize = 1_000;
 
 /// What is asked.
 #[derive(Clone, Copy, Debug)]
@@ -165,19 +155,19 @@ impl QueryServer {
     }
 
     /// Answers a question, or keeps it until this replica knows enough.
-    pub async fn take(&mut self, question: Box<Question>, known: &mut QueryContext<'_>) {
-        if known.state.position().sequence < question.seen() {
+    pub async fn take(&mut self, question: Box<Question>, context: &mut QueryContext<'_>) {
+        if context.state.position().sequence < question.seen() {
             self.waiting.push(*question);
         } else {
-            self.answer(*question, known).await;
+            self.answer(*question, context).await;
         }
     }
 
     /// Looks again at the questions that came too early.
-    pub async fn look_again(&mut self, known: &mut QueryContext<'_>) {
+    pub async fn look_again(&mut self, context: &mut QueryContext<'_>) {
         for question in std::mem::take(&mut self.waiting) {
-            if known.state.position().sequence >= question.seen() {
-                self.answer(question, known).await;
+            if context.state.position().sequence >= question.seen() {
+                self.answer(question, context).await;
             } else if question.came_at.elapsed() < KNOW_WITHIN {
                 self.waiting.push(question);
             } else if let Transport::Any(request) = question.via {
@@ -193,20 +183,20 @@ impl QueryServer {
         let _ = self.service.stop().await;
     }
 
-    async fn answer(&self, question: Question, known: &mut QueryContext<'_>) {
+    async fn answer(&self, question: Question, context: &mut QueryContext<'_>) {
         let payload = &question.message().payload;
         let answer = match question.kind {
-            QueryKind::Job => reply(payload, |query| known.job(&query)),
-            QueryKind::Stats => reply(payload, |query| known.stats(&query, &self.workers)),
-            QueryKind::Project => reply(payload, |query| known.project(&query)),
-            QueryKind::Schedules => reply(payload, |query| known.schedules(&query)),
-            QueryKind::Jobs => reply(payload, |query| known.jobs(&query)),
-            QueryKind::Claim | QueryKind::Current if !known.leads => return,
-            QueryKind::Claim => reply(payload, |query| known.claim(&query, &self.workers)),
-            QueryKind::Current => reply(payload, |query| known.not_current(&query)),
+            QueryKind::Job => reply(payload, |query| context.job(&query)),
+            QueryKind::Stats => reply(payload, |query| context.stats(&query, &self.workers)),
+            QueryKind::Project => reply(payload, |query| context.project(&query)),
+            QueryKind::Schedules => reply(payload, |query| context.schedules(&query)),
+            QueryKind::Jobs => reply(payload, |query| context.jobs(&query)),
+            QueryKind::Claim | QueryKind::Current if !context.leads => return,
+            QueryKind::Claim => reply(payload, |query| context.claim(&query, &self.workers)),
+            QueryKind::Current => reply(payload, |query| context.not_current(&query)),
         };
         let mut headers = HeaderMap::new();
-        headers.insert(names::SEEN, known.state.position().sequence.to_string());
+        headers.insert(names::SEEN, context.state.position().sequence.to_string());
         // The requester may be offline.
         match (question.via, answer) {
             (Transport::Any(request), answer) => {
@@ -264,111 +254,6 @@ async fn listen_to_all(
         }
     });
     Ok(())
-}
-
-/// What answers are made from.
-pub(crate) struct QueryContext<'a> {
-    pub state: &'a mut State,
-    pub rules: &'a job::Config,
-    pub clock: &'a Clock,
-    /// Whether this replica leads, and has lately made sure of it.
-    pub leads: bool,
-}
-
-impl QueryContext<'_> {
-    fn now(&self) -> Millis {
-        self.clock.now(self.state.at())
-    }
-
-    fn job(&self, query: &JobQuery) -> JobAnswer {
-        let job = self.state.job(query.job).map(|job| {
-            let max_attempts = self.state.max_attempts(&job);
-            let mut job = Arc::unwrap_or_clone(job);
-            job.max_attempts = max_attempts;
-            job
-        });
-        JobAnswer { job, through: self.state.through() }
-    }
-
-    fn stats(&mut self, query: &StatsQuery, workers: &WorkerRegistry) -> StatsAnswer {
-        let now = self.now();
-        self.state.wake(now);
-        let project = query.project.as_deref();
-        let limits = project.map_or_else(Limits::default, |project| {
-            self.state.settings(project).limits(&self.rules.limits)
-        });
-        let now = Instant::now();
-        StatsAnswer {
-            counts: self.state.counts(project),
-            scheduled: self.state.scheduled(project),
-            processors: workers.live(now).filter(|said| said.takes_jobs()).count() as u64,
-            capacity: workers.capacity(now).total as u64,
-            limits,
-            position: self.state.position(),
-        }
-    }
-
-    fn project(&self, query: &ProjectQuery) -> ProjectAnswer {
-        let mut settings = self.state.settings(&query.project).or(self.rules);
-        settings.forget_secrets();
-        let usage = self.state.usage(&query.project, self.now());
-        ProjectAnswer { settings, usage, deliveries: self.state.deliveries(&query.project) }
-    }
-
-    fn schedules(&self, query: &ProjectQuery) -> SchedulesAnswer {
-        let schedules = self.state.schedules(&query.project);
-        let schedules = schedules.map(|(name, timed)| (name.clone(), timed.clone())).collect();
-        SchedulesAnswer { schedules }
-    }
-
-    fn jobs(&self, query: &JobsQuery) -> JobsAnswer {
-        let limit = query.limit.min(LISTED_MAX);
-        let (jobs, next) = self.state.live_page(
-            &query.project,
-            query.batch.as_ref(),
-            query.before,
-            limit,
-            query.status,
-            query.kind,
-        );
-        let jobs = jobs.into_iter().map(|job| {
-            let max_attempts = self.state.max_attempts(&job);
-            let mut job = Arc::unwrap_or_clone(job).without_data();
-            job.max_attempts = max_attempts;
-            job
-        });
-        let live = query
-            .live
-            .iter()
-            .copied()
-            .filter(|id| self.state.job(*id).is_some_and(|job| !job.status.is_terminal()));
-        let (jobs, live) = (jobs.collect(), live.collect());
-        JobsAnswer { jobs, next, live, event: self.state.position().sequence }
-    }
-
-    /// The runs that a processor found in its stream and may run: those that no worker is known to
-    /// have started.
-    fn claim(&self, query: &RunsQuery, workers: &WorkerRegistry) -> RunsAnswer {
-        let now = Instant::now();
-        let free = |(job, run): &(job::JobId, job::Run)| {
-            let queued = self
-                .state
-                .job(*job)
-                .is_some_and(|job| job.run == *run && job.status == job::Status::Queued);
-            let owner_of = workers.owner_of(*job, *run, now);
-            queued && owner_of.is_none_or(|owner_of| **owner_of == *query.processor)
-        };
-        RunsAnswer { runs: query.runs.iter().copied().filter(free).collect() }
-    }
-
-    /// The runs that must not go on.
-    fn not_current(&self, query: &RunsQuery) -> RunsAnswer {
-        let stale = |(job, run): &(job::JobId, job::Run)| {
-            let current = self.state.job(*job);
-            current.is_none_or(|job| job.run != *run || job.status.is_terminal())
-        };
-        RunsAnswer { runs: query.runs.iter().copied().filter(stale).collect() }
-    }
 }
 
 fn reply<Q: DeserializeOwned, A: Serialize>(

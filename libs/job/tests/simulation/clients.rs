@@ -1,0 +1,88 @@
+//! What clients request.
+
+use job::{
+    Id, JobId, Kind, Patch,
+    command::{Cancel, Command, Enqueue, NewJob, Project, Retry},
+    webhook::Webhook,
+};
+
+use super::world::{Message, World};
+
+impl World {
+    /// Publishes a command.
+    pub fn send(&mut self, command: Command) {
+        self.commands.push(Message { id: None, commands: vec![command] });
+    }
+
+    /// Limits and a webhook that stay as they are until this world is healed.
+    pub fn set_limits(&mut self, project: Id) {
+        let random = &mut self.random;
+        let change = Patch {
+            max_concurrency: random.one_in(2).then(|| Some(random.below(4) as u32)),
+            requests_per_minute: random.one_in(2).then(|| Some(random.below(12) as u32)),
+            tokens_per_minute: random.one_in(4).then(|| Some(random.below(200))),
+            weight: random.one_in(3).then(|| Some(random.below(4) as u32 + 1)),
+            max_attempts: random.one_in(3).then(|| Some(random.below(3) as u32 + 1)),
+            webhook: random.one_in(3).then(|| Some(webhook())),
+            ..Patch::default()
+        };
+        self.send(Command::Project(Project { project, change }));
+    }
+
+    /// Publishes a message with one or a few requests.
+    pub fn client(&mut self) {
+        let count = if self.random.one_in(3) { 3 } else { 1 };
+        let commands = (0..count).map(|_| self.request()).collect();
+        self.commands.push(Message { id: None, commands });
+    }
+
+    fn request(&mut self) -> Command {
+        let project = self.project();
+        match self.random.below(8) {
+            0 => Command::Cancel(Cancel { project, batches: None, idempotency: None }),
+            1 => {
+                let batch = self.batch();
+                Command::Cancel(Cancel { project, batches: Some(vec![batch]), idempotency: None })
+            }
+            2 => Command::Retry(Retry { project, job: None, idempotency: None }),
+            _ => self.enqueue(project),
+        }
+    }
+
+    fn enqueue(&mut self, project: Id) -> Command {
+        let count = self.random.below(6) + 1;
+        let mut jobs = Vec::new();
+        for n in 0..count {
+            let id = JobId::from_u128(self.ids.len() as u128 + 1);
+            self.ids.push(id);
+            let batch = if n == 0 { self.batch() } else { format!("{id}").into() };
+            jobs.push(NewJob::new(id, batch));
+        }
+        let later = self.now + self.random.below(5_000) as i64;
+        Command::Enqueue(Enqueue {
+            kind: if self.random.one_in(4) { Kind::ProcessRedo } else { Kind::ProcessBatch },
+            priority: self.random.below(16) as u16,
+            run_at: self.random.one_in(5).then_some(later),
+            max_attempts: self.random.one_in(5).then_some(2),
+            supersede: self.random.one_in(2),
+            ..Enqueue::new(project, jobs)
+        })
+    }
+
+    pub fn pause_or_resume(&mut self) {
+        let project = self.project();
+        let paused = Some(Some(self.random.one_in(2)));
+        let change = Patch { paused, ..Patch::default() };
+        self.send(Command::Project(Project { project, change }));
+    }
+}
+
+fn webhook() -> Webhook {
+    Webhook {
+        url: "https://example.com".into(),
+        secret: "whsec_".into(),
+        events: None,
+        max_attempts: None,
+        retry: None,
+    }
+}

@@ -1,0 +1,226 @@
+//! From messages of COMMANDS, slices of bulk operations, lost runs and due schedules to transactions.
+
+use std::collections::HashSet;
+
+use job::{
+    JobId, Lookups, Missing, Run, command::Command, event::Event, reply::Code, time::Millis,
+    transaction::Commit,
+};
+use mesh::Broker;
+use uuid::Uuid;
+
+use super::{
+    command_batch::{CommandBatch, CommandMessage, Item},
+    committer::Committer,
+    core::Core,
+    lookups,
+    step_down::StepDown,
+};
+
+/// Schedules fired at once.
+const FIRE_MAX: usize = 1_000;
+/// Events of bulk operations that are appended at once, except for those of the last slice.
+const SLICES_EVENTS_MAX: usize = 500;
+
+/// Makes transactions and commits them.
+pub(super) struct CommandProcessor {
+    broker: Broker,
+    committer: Committer,
+    bulk: BulkLookups,
+}
+
+/// What was read for the next slice of a bulk operation.
+#[derive(Default)]
+struct BulkLookups {
+    lookups: Lookups,
+    /// True while more is being read.
+    is_reading: bool,
+    /// Jobs that changed since the read started.
+    changed: HashSet<JobId>,
+}
+
+impl BulkLookups {
+    /// Drops what an event has made outdated: terminal jobs that memory had evicted.
+    fn note(&mut self, event: &Event) {
+        let job = match event {
+            Event::Retried(retried) => retried.job.id,
+            Event::Refused(refused) => match &refused.ended {
+                Some(late) => late.job,
+                None => return,
+            },
+            _ => return,
+        };
+        self.lookups.jobs.remove(&job);
+        if self.is_reading {
+            self.changed.insert(job);
+        }
+    }
+}
+
+impl CommandProcessor {
+    pub fn new(broker: Broker) -> Self {
+        let committer = Committer::new(broker.clone());
+        Self { broker, committer, bulk: BulkLookups::default() }
+    }
+
+    /// Processes messages of COMMANDS in one transaction. `held` are the runs that online processors
+    /// work on.
+    ///
+    /// # Errors
+    /// If the events may not be on disk: the state in memory must be discarded.
+    pub async fn process(
+        &mut self,
+        core: &mut Core,
+        held: HashSet<(JobId, Run)>,
+        batch: CommandBatch,
+    ) -> Result<(), StepDown> {
+        let unsettled = !core.is_settled();
+        let mut lookups = Lookups { held, unsettled, ..Lookups::default() };
+        lookups::prefetch(&self.broker, &core.state, batch.commands(), &mut lookups).await?;
+        let mut rejected = Vec::new();
+        let mut transaction = core.begin();
+        for message in batch.messages {
+            let expected = transaction.through() + 1;
+            if message.sequence < expected {
+                continue;
+            }
+            message.follows(expected)?;
+            if let Some(first) = transaction.first_item(message.id) {
+                let items = match &message.items {
+                    Ok(items) => items.as_slice(),
+                    Err(error) => {
+                        rejected.push(message.rejected(error.to_string()));
+                        &[]
+                    }
+                };
+                for (index, item) in items.iter().enumerate().skip(first) {
+                    let requester = message.requester(item);
+                    let command = match accepted(&message, item) {
+                        Ok(command) => command,
+                        Err((code, error)) => {
+                            if code == Code::Malformed {
+                                rejected.push(message.rejected(error.clone()));
+                            }
+                            transaction.refuse(index, requester, code, error);
+                            continue;
+                        }
+                    };
+                    while let Err(missing) =
+                        transaction.process(index, command, requester.clone(), &lookups)
+                    {
+                        lookups::read(&self.broker, missing, &mut lookups).await?;
+                    }
+                }
+            }
+            transaction.end_message(message.sequence, message.id);
+        }
+        let commit = transaction.commit();
+        self.broker.set_aside(&rejected).await;
+        self.commit(core, commit).await
+    }
+
+    /// Advances bulk operations: by one large slice, or by the only slices of several operations.
+    /// Returns what must be read before the next slice can be decided.
+    ///
+    /// # Errors
+    /// As [`process`](Self::process).
+    pub async fn advance_bulk(&mut self, core: &mut Core) -> Result<Option<Missing>, StepDown> {
+        let mut transaction = core.begin();
+        let mut missing = None;
+        let mut events = 0;
+        while events < SLICES_EVENTS_MAX {
+            match transaction.advance_bulk(&self.bulk.lookups) {
+                Ok(Some(count)) => events += count,
+                Ok(None) => break,
+                Err(found) => {
+                    missing = Some(found);
+                    break;
+                }
+            }
+            self.bulk.lookups = Lookups::default();
+        }
+        let commit = transaction.commit();
+        self.bulk.is_reading = missing.is_some();
+        self.commit(core, commit).await?;
+        Ok(missing)
+    }
+
+    /// True if [`advance_bulk`](Self::advance_bulk) has work.
+    pub fn has_slice(&self, core: &Core) -> bool {
+        core.state.has_bulk() && !self.bulk.is_reading
+    }
+
+    /// Receives what a slice needs, without jobs that have changed since the read started.
+    pub fn done(&mut self, mut read: Lookups) {
+        self.bulk.is_reading = false;
+        for job in std::mem::take(&mut self.bulk.changed) {
+            read.jobs.remove(&job);
+        }
+        self.bulk.lookups.jobs.extend(read.jobs);
+        self.bulk.lookups.answers.extend(read.answers);
+    }
+
+    /// Fires the schedules whose time has come.
+    ///
+    /// # Errors
+    /// As [`process`](Self::process).
+    pub async fn due(&mut self, core: &mut Core) -> Result<(), StepDown> {
+        if self.deadline(core).is_none_or(|at| at > core.now()) {
+            return Ok(());
+        }
+        let mut transaction = core.begin();
+        let mut fired = 0;
+        while let Some((project, name)) = transaction.due_schedule()
+            && fired < FIRE_MAX
+        {
+            fired += 1;
+            transaction.fire(&project, &name, Uuid::now_v7());
+        }
+        let commit = transaction.commit();
+        self.commit(core, commit).await
+    }
+
+    /// When the next schedule fires.
+    pub fn deadline(&self, core: &Core) -> Option<Millis> {
+        core.state.next_fire()
+    }
+
+    /// Requeues lost runs, which no command requests.
+    ///
+    /// # Errors
+    /// As [`process`](Self::process).
+    pub async fn requeue_lost(
+        &mut self,
+        core: &mut Core,
+        lost: Vec<(JobId, Run)>,
+    ) -> Result<(), StepDown> {
+        let mut transaction = core.begin();
+        for (job, run) in lost {
+            if transaction.requeue_lost(job, run) {
+                tracing::warn!(job.id = %job, run, "worker lost");
+            }
+        }
+        let commit = transaction.commit();
+        self.commit(core, commit).await
+    }
+
+    /// Lets processors know which runs to stop.
+    pub async fn stop_runs(&self, runs: &[(JobId, Run)]) -> Result<(), StepDown> {
+        Ok(self.committer.stop_runs(runs).await?)
+    }
+
+    async fn commit(&mut self, core: &mut Core, commit: Commit) -> Result<(), StepDown> {
+        for (_, event) in commit.events() {
+            self.bulk.note(event);
+        }
+        self.committer.commit(core, commit).await
+    }
+}
+
+/// The command of an item, or why it is refused without a decision.
+fn accepted<'a>(message: &CommandMessage, item: &'a Item) -> Result<&'a Command, (Code, String)> {
+    if message.is_expired() {
+        return Err((Code::Expired, "the request waited longer than its sender".to_owned()));
+    }
+    item.command.as_ref().map_err(|error| (Code::Malformed, error.clone()))
+}

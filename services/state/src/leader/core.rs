@@ -1,0 +1,76 @@
+//! What every component of the leader works on. It has no I/O.
+
+use std::{
+    collections::HashSet,
+    time::{Duration, Instant},
+};
+
+use job::{JobId, Run, Scheduler, State, Status, time::Millis, transaction::Transaction};
+use mesh::heartbeat::{self, WorkerRegistry};
+
+use crate::clock::Clock;
+
+/// The state of all jobs, which runs are in flight, and the rules and the clock of decisions.
+pub(super) struct Core {
+    pub state: State,
+    pub scheduler: Scheduler,
+    pub rules: job::Config,
+    pub clock: Clock,
+    /// Since when heartbeats are received without interruption.
+    connected_since: Instant,
+}
+
+impl Core {
+    pub fn new(state: State, rules: job::Config, clock: Clock) -> Self {
+        let scheduler = Scheduler::default();
+        Self { state, scheduler, rules, clock, connected_since: Instant::now() }
+    }
+
+    /// The time of decisions.
+    pub fn now(&self) -> Millis {
+        self.clock.now(self.state.at())
+    }
+
+    /// Begins a transaction at the time of now.
+    pub fn begin(&mut self) -> Transaction<'_> {
+        let now = self.now();
+        Transaction::begin(&mut self.state, &self.scheduler, &self.rules, now)
+    }
+
+    /// Heartbeats may have been missed: only those from here on are complete.
+    pub fn reconnected(&mut self) {
+        self.connected_since = Instant::now();
+    }
+
+    /// True once heartbeats have been received for long enough to be complete.
+    pub fn is_settled(&self) -> bool {
+        self.connected_since.elapsed() >= heartbeat::GONE_AFTER
+    }
+
+    /// Runs that have been processing for a while and that no online processor has.
+    pub fn lost_runs(&self, workers: &WorkerRegistry) -> Vec<(JobId, Run)> {
+        if !self.is_settled() {
+            return Vec::new();
+        }
+        let held: HashSet<(JobId, Run)> = workers.held(Instant::now()).collect();
+        let long_ago = self.now() - millis(heartbeat::GONE_AFTER);
+        let in_flight = self.scheduler.out().filter_map(|id| self.state.job(id));
+        in_flight
+            .filter(|job| job.status == Status::Processing)
+            .filter(|job| job.history().timeline.last().is_none_or(|step| step.at < long_ago))
+            .map(|job| (job.id, job.run))
+            .filter(|run| !held.contains(run))
+            .collect()
+    }
+}
+
+/// A duration in ms, at most the largest number.
+pub(super) fn millis(duration: Duration) -> i64 {
+    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
+}
+
+/// When `at` comes, from `now` on.
+pub(super) fn instant_of(at: Millis, now: Millis) -> Instant {
+    let left_ms = u64::try_from(at.saturating_sub(now)).unwrap_or(0);
+    Instant::now() + Duration::from_millis(left_ms)
+}

@@ -1,0 +1,275 @@
+//! Dispatch: puts the runs that [`job::Scheduler`] chooses into the streams of ready work.
+//!
+//! After a dispatch whose result is unknown, the streams must be read again; until then its runs
+//! count as in flight.
+
+use std::time::{Duration, Instant};
+
+use job::{Capacity, Class, internal};
+use mesh::{
+    publish::{self, Ack, DUPLICATE_ID, LIMITS, Message, WRONG_LAST_SEQUENCE},
+    work_queue,
+};
+
+use super::{core::Core, step_down::StepDown};
+
+/// Runs in one dispatch.
+const DISPATCH_RUNS_MAX: usize = 500;
+/// Bytes in one dispatch.
+const DISPATCH_BYTES_MAX: usize = 4_000_000;
+/// How long a class pauses after its stream refused a dispatch.
+const REFUSED_PAUSE: Duration = Duration::from_millis(250);
+
+/// Dispatches, one at a time for each class.
+#[derive(Debug)]
+pub(super) struct Dispatcher {
+    fences: [u64; 3],
+    is_busy: [bool; 3],
+    /// The last message of each stream, if known: only this leader writes there.
+    last: [Option<u64>; 3],
+    /// When a class is dispatched again after its stream refused a dispatch.
+    resume_at: [Option<Instant>; 3],
+    /// True until the streams have been read: they may not have the runs that count as in flight.
+    is_in_doubt: bool,
+}
+
+/// A dispatch that was made.
+pub(super) struct Sent {
+    pub class: Class,
+    pub runs: u64,
+}
+
+/// A dispatch to make.
+pub(super) struct Dispatch {
+    pub class: Class,
+    pub fence: u64,
+    pub messages: Vec<Message>,
+}
+
+impl Dispatcher {
+    /// Dispatches behind these fences, once the streams were read.
+    pub fn new(fences: [u64; 3]) -> Self {
+        Self {
+            fences,
+            is_busy: [false; 3],
+            last: [None; 3],
+            resume_at: [None; 3],
+            is_in_doubt: true,
+        }
+    }
+
+    /// The dispatches to make now, given the capacity of the online processors. Their runs are in
+    /// flight from here on.
+    pub fn due(&mut self, core: &mut Core, capacity: Capacity) -> Vec<Dispatch> {
+        let now = core.now();
+        let Core { state, scheduler, rules, .. } = core;
+        let mut taken: [(Vec<Message>, usize); 3] = Default::default();
+        let pauses = self.resume_at.map(|at| at.is_some_and(|at| Instant::now() < at));
+        loop {
+            let busy = [0, 1, 2].map(|class: usize| {
+                let (messages, bytes) = &taken[class];
+                self.is_busy[class]
+                    || messages.len() >= DISPATCH_RUNS_MAX
+                    || *bytes >= DISPATCH_BYTES_MAX
+            });
+            let next = scheduler.next(state, rules, now, capacity, busy, pauses);
+            let Some(job) = next.and_then(|id| state.job(id)) else { break };
+            let owner = internal::receiver_of(&job.project).unwrap_or(&job.project);
+            let settings = state.settings(owner);
+            let retention_s = u32::try_from(state.retention_ms(owner) / 1_000).unwrap_or(u32::MAX);
+            let message =
+                work_queue::message(&job, state.max_attempts(&job), retention_s, &settings);
+            let (messages, bytes) = &mut taken[job.class as usize];
+            *bytes += message.payload.len();
+            messages.push(message);
+        }
+        let mut dispatches = Vec::new();
+        for (class, (messages, _)) in Class::ALL.into_iter().zip(taken) {
+            if !messages.is_empty() {
+                self.is_busy[class as usize] = true;
+                dispatches.push(Dispatch { class, fence: self.fences[class as usize], messages });
+            }
+        }
+        dispatches
+    }
+
+    /// Receives the result of a dispatch.
+    ///
+    /// # Errors
+    /// If another leader has moved the fence of the stream.
+    pub fn done(
+        &mut self,
+        sent: &Sent,
+        result: Result<Ack, publish::Error>,
+    ) -> Result<(), StepDown> {
+        let class = sent.class;
+        self.is_busy[class as usize] = false;
+        let last = self.last[class as usize].take();
+        let error = match result {
+            Ok(ack) => {
+                // If messages are written one by one, the broker may have skipped some.
+                if last.is_some_and(|last| ack.sequence != last + sent.runs) {
+                    tracing::warn!(class = class.name(), "not all runs were taken");
+                    self.is_in_doubt = true;
+                }
+                self.last[class as usize] = Some(ack.sequence);
+                return Ok(());
+            }
+            Err(error) => error,
+        };
+        if error.is(WRONG_LAST_SEQUENCE) {
+            return Err(StepDown::DispatchRefused);
+        }
+        let expected = error.is(LIMITS) || error.is(DUPLICATE_ID);
+        // A full stream stays full for a moment; one that has a run already is read first.
+        self.resume_at[class as usize] = Some(Instant::now() + REFUSED_PAUSE);
+        tracing::warn!(error = %error, class = class.name(), expected, "runs not dispatched");
+        self.is_in_doubt = true;
+        Ok(())
+    }
+
+    /// When a class is next dispatched after its stream refused a dispatch.
+    pub fn deadline(&self) -> Option<Instant> {
+        let now = Instant::now();
+        self.resume_at.into_iter().flatten().filter(|at| *at > now).min()
+    }
+
+    /// The streams may not have the runs that count as in flight.
+    pub fn doubt(&mut self) {
+        self.is_in_doubt = true;
+    }
+
+    /// Returns true once if the streams should be read.
+    pub fn take_doubt(&mut self) -> bool {
+        std::mem::take(&mut self.is_in_doubt)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use job::{
+        Config, JobId, Lookups, State,
+        command::{Command, Enqueue, NewJob},
+    };
+
+    use super::*;
+    use crate::clock::Clock;
+
+    const CAPACITY: Capacity = Capacity { total: 1, kinds: [1, 1, 0] };
+
+    fn sent(class: Class, runs: u64) -> Sent {
+        Sent { class, runs }
+    }
+
+    fn ack(sequence: u64) -> Result<Ack, publish::Error> {
+        Ok(Ack { sequence, duplicate: false })
+    }
+
+    fn refused(code: u64) -> Result<Ack, publish::Error> {
+        let subject = "jobmesh.work.high".into();
+        Err(publish::Error::Refused { subject, code, description: "refused".into() })
+    }
+
+    fn runs(dispatches: &[Dispatch]) -> usize {
+        dispatches.iter().map(|dispatch| dispatch.messages.len()).sum()
+    }
+
+    /// A leader with one queued job.
+    fn core(id: JobId) -> Core {
+        let mut core = Core::new(State::new(1_000), Config::default(), Clock::start());
+        let enqueue = Enqueue::new("p".into(), vec![NewJob::new(id, "b".into())]);
+        let mut transaction = core.begin();
+        let command = Command::Enqueue(enqueue);
+        transaction.process(0, &command, None, &Lookups::default()).expect("nothing is missing");
+        transaction.end_message(1, None);
+        let commit = transaction.commit();
+        commit.finish(&mut core.state, &mut core.scheduler);
+        core
+    }
+
+    /// A leader with one queued job, and a dispatcher that has put it into its stream.
+    fn dispatched() -> (Core, Dispatcher, JobId) {
+        let id = JobId::from_u128(1);
+        let (mut core, mut dispatcher) = (core(id), Dispatcher::new([1, 1, 1]));
+        assert!(dispatcher.due(&mut core, CAPACITY).is_empty(), "nothing goes before a reading");
+        read(&mut core, &[]);
+        let dispatches = dispatcher.due(&mut core, CAPACITY);
+        assert_eq!(runs(&dispatches), 1);
+        dispatcher.done(&sent(dispatches[0].class, 1), ack(1)).expect("it leads");
+        (core, dispatcher, id)
+    }
+
+    /// Reads the streams and reconciles; returns the unwanted runs.
+    fn read(core: &mut Core, present: &[(JobId, u32)]) -> Vec<(JobId, u32)> {
+        let reading = core.scheduler.begin_reading();
+        core.scheduler.reconcile(&mut core.state, reading, &present.iter().copied().collect())
+    }
+
+    #[test]
+    fn gap_in_the_sequences_puts_the_streams_in_doubt() {
+        let mut dispatcher = Dispatcher::new([1, 1, 1]);
+        assert!(dispatcher.take_doubt(), "nothing was read yet");
+        dispatcher.done(&sent(Class::Low, 5), ack(9)).expect("it leads");
+        dispatcher.done(&sent(Class::Low, 3), ack(12)).expect("it leads");
+        assert!(!dispatcher.take_doubt());
+        dispatcher.done(&sent(Class::Low, 3), ack(14)).expect("it leads");
+        assert!(dispatcher.take_doubt());
+    }
+
+    /// Hazard 5: a second batch behind the same fence waits for the end of the first.
+    #[test]
+    fn each_class_has_one_dispatch_in_flight() {
+        let (mut core, mut dispatcher, id) = dispatched();
+        read(&mut core, &[]);
+        dispatcher.is_busy[Class::Normal as usize] = true;
+        assert!(dispatcher.due(&mut core, CAPACITY).is_empty());
+        dispatcher.done(&sent(Class::Normal, 1), ack(2)).expect("it leads");
+        assert_eq!(dispatcher.due(&mut core, CAPACITY).len(), 1);
+        assert!(core.scheduler.is_out(id));
+    }
+
+    /// Hazard 2: a run that a reading did not find may have been dispatched after it started.
+    #[test]
+    fn run_dispatched_during_a_reading_is_not_missing_from_it() {
+        let (mut core, mut dispatcher, id) = dispatched();
+        // The first reading started before the dispatch.
+        core.scheduler.reconcile(&mut core.state, 1, &HashSet::new());
+        assert!(core.scheduler.is_out(id));
+        assert!(dispatcher.due(&mut core, CAPACITY).is_empty());
+    }
+
+    #[test]
+    fn run_missing_from_a_later_reading_is_dispatched_again() {
+        let (mut core, mut dispatcher, id) = dispatched();
+        read(&mut core, &[]);
+        assert!(!core.scheduler.is_out(id));
+        assert_eq!(runs(&dispatcher.due(&mut core, CAPACITY)), 1);
+    }
+
+    #[test]
+    fn unknown_run_in_a_stream_is_unwanted() {
+        let (mut core, _, id) = dispatched();
+        let unknown = (JobId::from_u128(9), 1);
+        assert_eq!(read(&mut core, &[(id, 1), unknown]), [unknown]);
+        assert!(core.scheduler.is_out(id));
+    }
+
+    #[test]
+    fn class_is_retried_after_its_pause() {
+        let mut dispatcher = Dispatcher::new([1, 1, 1]);
+        assert_eq!(dispatcher.deadline(), None);
+        let before = Instant::now();
+        dispatcher.done(&sent(Class::High, 1), refused(LIMITS)).expect("it leads");
+        let deadline = dispatcher.deadline().expect("it is tried again");
+        assert!(deadline >= before + REFUSED_PAUSE && deadline <= Instant::now() + REFUSED_PAUSE);
+    }
+
+    #[test]
+    fn moved_fence_ends_leading() {
+        let mut dispatcher = Dispatcher::new([1, 1, 1]);
+        let result = dispatcher.done(&sent(Class::High, 1), refused(WRONG_LAST_SEQUENCE));
+        assert!(matches!(result, Err(StepDown::DispatchRefused)));
+    }
+}

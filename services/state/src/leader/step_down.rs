@@ -1,0 +1,21 @@
+//! Why a leader stops leading before it is told to.
+
+/// Why a leader stops leading. The replica then follows, and may lead again.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum StepDown {
+    /// The lease was not renewed in time.
+    #[error("the lease was lost")]
+    LeaseLost,
+    /// The broker refused an append: EVENTS has a message of another leader.
+    #[error("another state service leads")]
+    AppendRefused,
+    /// The broker refused a dispatch: another leader has moved the fence of the stream.
+    #[error("another state service dispatches")]
+    DispatchRefused,
+    /// The broker refused a write of the bucket `jobs`: another leader has moved its fence.
+    #[error("another state service writes the bucket")]
+    WriteRefused,
+    /// The state in memory may differ from the disk.
+    #[error(transparent)]
+    Failed(#[from] anyhow::Error),
+}

@@ -1,0 +1,122 @@
+//! The leader's tasks in the background. They end with it.
+
+use std::time::Duration;
+
+use job::{Lookups, Missing};
+use mesh::{
+    Broker,
+    publish::{self, Writes},
+    snapshot::SnapshotWatermark,
+    work_queue,
+};
+use tokio::task::JoinSet;
+
+use super::{
+    dispatcher::{Dispatch, Sent},
+    lookups,
+    projection::{BucketWrite, Written},
+    reconciler::{Reading, ReadingRequest},
+    snapshotter::PlannedSnapshot,
+    stream_trimmer::{self, Trim},
+};
+
+/// How long to wait after jobs of a bulk operation could not be read.
+const BULK_READ_PAUSE: Duration = Duration::from_millis(500);
+
+/// The result of a task.
+pub(super) enum Done {
+    /// A write of the bucket.
+    Written(Written),
+    /// A dispatch.
+    Dispatched(Sent, Result<publish::Ack, publish::Error>),
+    /// What a slice of a bulk operation needs.
+    BulkRead(Lookups),
+    /// A reading of the work streams.
+    Read(Result<Reading, work_queue::Error>),
+    /// A snapshot.
+    Snapshot(SnapshotWatermark, Result<(), mesh::snapshot::Error>),
+    /// The streams are trimmed, or will be after the next snapshot.
+    Trimmed,
+}
+
+/// Makes the writes and reads that the components request.
+pub(super) struct Tasks {
+    broker: Broker,
+    writes: Writes,
+    running: JoinSet<Done>,
+}
+
+impl Tasks {
+    pub fn new(broker: Broker, writes: Writes) -> Self {
+        Self { broker, writes, running: JoinSet::new() }
+    }
+
+    /// The next result; `None` if no task is running. Cancel safe.
+    ///
+    /// # Errors
+    /// If a task panicked.
+    pub async fn next(&mut self) -> Option<anyhow::Result<Done>> {
+        Some(self.running.join_next().await?.map_err(anyhow::Error::from))
+    }
+
+    pub fn write(&mut self, write: BucketWrite) {
+        let (broker, how) = (self.broker.clone(), self.writes);
+        self.running.spawn(async move {
+            let BucketWrite { fence, watermark, writes, keys } = write;
+            let result = broker.write_bucket(fence, watermark, writes, how).await;
+            Done::Written(Written { keys, result })
+        });
+    }
+
+    pub fn dispatch(&mut self, dispatch: Dispatch) {
+        let (broker, writes) = (self.broker.clone(), self.writes);
+        self.running.spawn(async move {
+            let Dispatch { class, fence, messages } = dispatch;
+            let sent = Sent { class, runs: messages.len() as u64 };
+            Done::Dispatched(sent, broker.dispatch(class, fence, messages, writes).await)
+        });
+    }
+
+    /// Reads until it succeeds: only the operation waits for a bucket that cannot be read.
+    pub fn read_for_bulk(&mut self, missing: Missing) {
+        let broker = self.broker.clone();
+        self.running.spawn(async move {
+            loop {
+                let mut lookups = Lookups::default();
+                match lookups::read(&broker, missing.clone(), &mut lookups).await {
+                    Ok(()) => return Done::BulkRead(lookups),
+                    Err(error) => {
+                        tracing::warn!(
+                            error = format!("{error:#}"),
+                            "jobs not read for a bulk operation, trying again"
+                        );
+                        tokio::time::sleep(BULK_READ_PAUSE).await;
+                    }
+                }
+            }
+        });
+    }
+
+    pub fn read_streams(&mut self, request: ReadingRequest) {
+        let broker = self.broker.clone();
+        self.running.spawn(async move { Done::Read(request.make(&broker).await) });
+    }
+
+    pub fn write_snapshot(&mut self, snapshot: PlannedSnapshot) {
+        let broker = self.broker.clone();
+        self.running.spawn(async move {
+            let (watermark, result) = snapshot.write(&broker).await;
+            Done::Snapshot(watermark, result)
+        });
+    }
+
+    pub fn trim(&mut self, trim: Trim) {
+        let broker = self.broker.clone();
+        self.running.spawn(async move {
+            if let Err(error) = stream_trimmer::trim(&broker, trim).await {
+                tracing::warn!(error = format!("{error:#}"), "streams not trimmed");
+            }
+            Done::Trimmed
+        });
+    }
+}

@@ -1,0 +1,95 @@
+//! One replica of the state service: it follows until it holds the lease, and leads until it loses
+//! it.
+
+use std::time::Duration;
+
+use job::State;
+use mesh::Broker;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    Config,
+    clock::Clock,
+    election::{self, LeaseHeld},
+    follower,
+    leader::{Leader, StepDown},
+    query::QueryServer,
+    takeover,
+};
+
+/// How long a replica that failed waits before it starts over.
+const START_OVER_PAUSE: Duration = Duration::from_millis(200);
+
+/// What a replica does.
+enum Role {
+    /// It loads the state, follows EVENTS, and answers questions.
+    Follower,
+    /// It holds the lease. The state is what it knew as a follower.
+    Leader(Box<State>),
+}
+
+/// What both roles use.
+struct Replica {
+    config: Config,
+    name: String,
+    broker: Broker,
+    queries: QueryServer,
+    lease: watch::Receiver<LeaseHeld>,
+    clock: Clock,
+}
+
+/// Runs a state service until `stop` is cancelled.
+///
+/// # Errors
+/// If the NATS account cannot be used; temporary errors are retried.
+pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> {
+    let name = service::instance("state");
+    let Some(broker) = config.nats.connect(&name, &stop).await? else { return Ok(()) };
+    let queries = QueryServer::open(&broker).await?;
+    let (held, lease) = watch::channel(None);
+    let election = election::hold_lease(broker.clone(), name.clone(), held, stop.clone());
+    let election = tokio::spawn(election);
+    let clock = Clock::start();
+    let mut replica = Replica { config, name, broker, queries, lease, clock };
+    let mut role = Role::Follower;
+    while !stop.is_cancelled() {
+        role = match replica.act(role, &stop).await {
+            Ok(next) => next,
+            Err(error) => {
+                tracing::warn!(error = format!("{error:#}"), "starting over");
+                let pause = tokio::time::sleep(START_OVER_PAUSE);
+                tokio::select! { () = stop.cancelled() => {} () = pause => {} }
+                Role::Follower
+            }
+        };
+    }
+    let Replica { broker, queries, lease, .. } = replica;
+    drop(lease);
+    election.await?;
+    queries.close().await;
+    broker.client.flush().await.ok();
+    Ok(())
+}
+
+impl Replica {
+    /// Acts in a role until it ends; returns the next one.
+    async fn act(&mut self, role: Role, stop: &CancellationToken) -> Result<Role, StepDown> {
+        let Self { config, name, broker, queries, lease, clock } = self;
+        let state = match role {
+            Role::Follower => {
+                let followed = follower::run(config, broker, queries, lease, clock, stop).await?;
+                return Ok(followed.map_or(Role::Follower, |state| Role::Leader(Box::new(state))));
+            }
+            Role::Leader(state) => state,
+        };
+        let started = takeover::start(config, broker, *state, name, clock).await?;
+        let (connection, lease_held) = (broker.clone(), lease.clone());
+        let leader = Leader::new(config, connection, queries, lease_held, clock.clone(), started);
+        tokio::select! {
+            ended = leader.run(stop.clone()) => ended?,
+            _ = lease.wait_for(Option::is_none) => return Err(StepDown::LeaseLost),
+        }
+        Ok(Role::Follower)
+    }
+}
