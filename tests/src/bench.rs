@@ -5,8 +5,10 @@
 mod ceiling;
 mod client;
 mod drain;
+mod gauge;
 mod load;
 mod mesh;
+mod options;
 mod parts;
 mod peers;
 pub mod pickup;
@@ -14,19 +16,18 @@ mod report;
 mod requests;
 
 use std::{
-    collections::BTreeSet,
     fs,
     io::Write,
-    path::PathBuf,
     process::ExitCode,
     time::{Duration, Instant},
 };
 
 use anyhow::Context;
 
-use ceiling::{Gauge, Traffic};
+use gauge::{Gauge, Traffic};
 use load::Latencies;
 use mesh::{Durability, Mesh, Usage};
+use options::{Options, USAGE};
 use peers::{Peer, Peers};
 use report::{Goal, Report};
 
@@ -74,8 +75,6 @@ const BARE: [&str; 2] = ["nats-server", "the client"];
 const SMALL_BACKLOG_JOBS: usize = 10_000;
 /// How many jobs wait in the medium backlog.
 const MEDIUM_BACKLOG_JOBS: usize = 100_000;
-/// The size of the large backlog, by default.
-const BACKLOG_JOBS: usize = 1_000_000;
 /// Writes that are synced to know the disk, and their size.
 const FSYNCS: usize = 500;
 const FSYNC_BYTES: usize = 512;
@@ -87,59 +86,6 @@ const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/benchmark.md");
 const PAGE_BEGIN: &str = "<!-- what `bench --write` found -->\n";
 const PAGE_END: &str = "<!-- end -->\n";
 const JSON: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/benchmark.json");
-
-const USAGE: &str = "\
-usage: bench [--only <part>,<part>…] [--backlog <jobs>] [--json <file>] [--write]
-
-  --only     measures these parts alone: life, singles, pickup, answers, many, projects, backlog,
-             requests, always, peers; what is compared needs both of its sides
-  --backlog  how many jobs wait in the large backlog (1000000)
-  --json     writes what was found into a file
-  --write    puts what was found into docs/benchmark.md and docs/benchmark.json";
-
-/// The parts.
-const PARTS: [&str; 10] = [
-    "life", "singles", "pickup", "answers", "many", "projects", "backlog", "requests", "always",
-    "peers",
-];
-
-/// What to measure, and where to write the results.
-#[derive(Debug)]
-struct Options {
-    only: Option<BTreeSet<String>>,
-    backlog: usize,
-    json: Option<PathBuf>,
-    write: bool,
-}
-
-impl Options {
-    fn read(mut words: impl Iterator<Item = String>) -> Result<Self, String> {
-        let mut options = Self { only: None, backlog: BACKLOG_JOBS, json: None, write: false };
-        while let Some(word) = words.next() {
-            match word.as_str() {
-                "--only" => {
-                    let parts = words.next().ok_or("--only names no part")?;
-                    if let Some(odd) = parts.split(',').find(|part| !PARTS.contains(part)) {
-                        return Err(format!("there is no part {odd:?}"));
-                    }
-                    options.only = Some(parts.split(',').map(Into::into).collect());
-                }
-                "--backlog" => {
-                    let jobs = words.next().and_then(|jobs| jobs.parse().ok());
-                    options.backlog = jobs.ok_or("--backlog needs a number of jobs")?;
-                }
-                "--json" => options.json = Some(words.next().ok_or("--json names no file")?.into()),
-                "--write" => options.write = true,
-                odd => return Err(format!("unknown argument {odd:?}")),
-            }
-        }
-        Ok(options)
-    }
-
-    fn has(&self, part: &str) -> bool {
-        self.only.as_ref().is_none_or(|only| only.contains(part))
-    }
-}
 
 /// Runs the benchmark with the arguments behind its name.
 pub fn main() -> ExitCode {

@@ -123,7 +123,7 @@ impl<'a> Transaction<'a> {
         Ok(Some(count))
     }
 
-    /// Requeues a run whose worker is lost. Returns false if the run has ended.
+    /// Requeues a run whose worker is lost; returns false if the run has ended.
     pub fn requeue_lost(&mut self, job: JobId, run: Run) -> bool {
         let event = self.state.decide_lost(job, run);
         let is_lost = event.is_some();

@@ -10,16 +10,15 @@ use std::{
 };
 
 use job::{
-    Class, Config, Counts, Gate, Job, JobId, JobLabels, Json, Kind, Lookups, Missing, Position,
-    SpillFile, SpillRef, SpillStore, State, Status, Usage,
+    Class, Config, Counts, Job, JobId, JobLabels, Json, Kind, Lookups, Missing, Position,
+    Scheduler, SpillFile, SpillRef, SpillStore, State, Status, Usage,
     command::{Cancel, Command, End, Enqueue, NewJob, Outcome, Retry, Started},
-    event::{Batch, Event},
+    event::Batch,
     time::Millis,
+    transaction::Transaction,
 };
 use proptest::prelude::*;
 
-/// All classes and kinds may be taken.
-const ALL: job::OpenJobTypes = [[true; 3]; 3];
 /// How long ended jobs are kept here.
 const RETENTION_MS: i64 = 1_000_000;
 /// How long after its change an active job is written to the bucket.
@@ -118,7 +117,8 @@ struct World {
     now: Millis,
     next_id: u128,
     ids: Vec<JobId>,
-    history: Vec<Batch>,
+    /// EVENTS: each message with the last processed message of COMMANDS.
+    history: Vec<(u64, Batch)>,
     snapshot: (usize, Vec<u8>),
     bucket: HashMap<JobId, Arc<Job>>,
     covered: Position,
@@ -150,16 +150,15 @@ impl World {
             Action::Lost { nth } => {
                 let Some(job) = self.pick(*nth) else { return };
                 let run = self.state.job(job).map_or(1, |job| job.run);
-                let lost = self.state.decide_lost(job, run);
-                self.append(lost.into_iter().collect());
+                self.transact(|transaction, _| Ok(transaction.requeue_lost(job, run)));
             }
-            asked => {
-                let Some(command) = self.command(asked) else { return };
-                self.decide(&command);
-                // Said twice, a processor's word changes nothing more than once.
-                let word = matches!(command, Command::Started(_) | Command::Outcome(_));
-                if word && self.history.len().is_multiple_of(3) {
-                    self.decide(&command);
+            request => {
+                let Some(command) = self.command(request) else { return };
+                self.process(&command);
+                // A report that is published twice changes nothing more than once.
+                let is_report = matches!(command, Command::Started(_) | Command::Outcome(_));
+                if is_report && self.history.len().is_multiple_of(3) {
+                    self.process(&command);
                 }
             }
         }
@@ -240,58 +239,50 @@ impl World {
         self.state.job(id).or_else(|| self.bucket.get(&id).cloned())
     }
 
-    fn decide(&mut self, command: &Command) {
-        let mut lookups = Lookups::default();
-        let decision = loop {
-            match self.state.decide(&Config::default(), &lookups, self.now, command) {
-                Ok(decision) => break decision,
-                Err(Missing::Jobs(ids)) => {
-                    lookups
-                        .jobs
-                        .extend(ids.into_iter().map(|id| (id, self.bucket.get(&id).cloned())));
-                }
-                Err(Missing::Reply(key)) => drop(lookups.answers.insert(key, None)),
-            }
-        };
-        self.append(decision.events);
-        while let Some(slice) = self.slice() {
-            self.append(slice);
+    /// Processes a command and all slices of the bulk operations that it starts.
+    fn process(&mut self, command: &Command) {
+        self.transact(|transaction, lookups| {
+            transaction.process(0, command, None, lookups)?;
+            transaction.end_message(transaction.through() + 1, None);
+            Ok(false)
+        });
+        while self.transact(|transaction, lookups| Ok(transaction.advance_bulk(lookups)?.is_some()))
+        {
         }
     }
 
-    /// The events of the next slice of a bulk operation.
-    fn slice(&self) -> Option<Vec<Event>> {
+    /// Makes a transaction of one step; reads what that is missing, as the leader does.
+    fn transact(
+        &mut self,
+        step: impl Fn(&mut Transaction<'_>, &Lookups) -> Result<bool, Missing>,
+    ) -> bool {
+        let (scheduler, config) = (Scheduler::default(), Config::default());
+        let mut transaction = Transaction::begin(&mut self.state, &scheduler, &config, self.now);
         let mut lookups = Lookups::default();
-        loop {
-            match self.state.decide_slice(&lookups, self.now) {
-                Ok(slice) => return slice.map(|slice| slice.events),
+        let result = loop {
+            match step(&mut transaction, &lookups) {
+                Ok(result) => break result,
                 Err(Missing::Jobs(ids)) => {
                     let jobs = ids.into_iter().map(|id| (id, self.bucket.get(&id).cloned()));
                     lookups.jobs.extend(jobs);
                 }
                 Err(Missing::Reply(_)) => unreachable!("no request has an idempotency key"),
             }
-        }
-    }
-
-    fn append(&mut self, events: Vec<Event>) {
-        if events.is_empty() {
-            return;
-        }
-        for event in &events {
-            if let Some(change) = event.change()
-                && change.status == Status::Completed
-            {
+        };
+        let commit = transaction.commit();
+        for (_, change) in commit.changes() {
+            if change.status == Status::Completed {
                 *self.completed.entry(change.job).or_default() += 1;
             }
         }
-        let batch = Batch { at: self.now, commands: Vec::new(), events };
-        self.history.push(batch);
-        let sequence = self.history.len() as u64;
-        self.state.apply_batch(sequence, sequence, &self.history[self.history.len() - 1]);
-        if sequence.is_multiple_of(5) {
-            self.snapshot = (self.history.len(), written(&self.state));
+        for message in commit.messages {
+            let batch = serde_json::from_slice(&message.payload).unwrap();
+            self.history.push((message.through, batch));
+            if self.history.len().is_multiple_of(5) {
+                self.snapshot = (self.history.len(), written(&self.state));
+            }
         }
+        result
     }
 
     /// Writes what the bucket is behind with, as the projection does.
@@ -318,12 +309,14 @@ impl World {
     fn restart(&mut self) {
         let (at, bytes) = &self.snapshot;
         let mut state = empty().restore(&**bytes).unwrap();
-        for (index, batch) in self.history.iter().enumerate().skip(*at) {
-            let sequence = index as u64 + 1;
+        for (sequence, (through, batch)) in (1..).zip(&self.history).skip(*at) {
             // A message that is applied twice changes nothing.
-            state.apply_batch(sequence, sequence, batch);
-            state.apply_batch(sequence, sequence, batch);
+            state.apply_batch(sequence, *through, batch);
+            state.apply_batch(sequence, *through, batch);
         }
+        // Commands without events are processed again.
+        assert!(state.through() <= self.state.through());
+        state.processed(self.state.through());
         state.settle(self.covered);
         let jobs = |state: &State| {
             let live =
@@ -341,7 +334,6 @@ impl World {
         self.state.settle(self.covered);
         assert_eq!(state.snapshot(), self.state.snapshot(), "a restart changed what is known");
         assert_eq!(state.position(), self.state.position());
-        assert_eq!(state.through(), self.state.through());
         self.state = state;
     }
 
@@ -374,56 +366,4 @@ proptest! {
         }
         world.restart();
     }
-}
-
-fn enqueue(state: &mut State, sequence: u64, project: &str, jobs: &[(u128, u16)]) {
-    let mut events = Vec::new();
-    for (id, priority) in jobs {
-        let job = NewJob::new(JobId::from_u128(*id), format!("{id}").into());
-        let enqueue = Enqueue { priority: *priority, ..Enqueue::new(project.into(), vec![job]) };
-        let decided =
-            state.decide(&Config::default(), &Lookups::default(), 1, &Command::Enqueue(enqueue));
-        events.extend(decided.unwrap().events);
-    }
-    state.apply_batch(sequence, sequence, &Batch { at: 1, commands: Vec::new(), events });
-}
-
-#[test]
-fn dispatch_goes_by_class_then_round_robin_over_projects_then_by_number_and_age() {
-    let mut state = State::new(RETENTION_MS);
-    enqueue(&mut state, 1, "a", &[(1, 9), (2, 7), (3, 7), (4, 8)]);
-    enqueue(&mut state, 2, "b", &[(5, 10), (6, 10)]);
-    enqueue(&mut state, 3, "b", &[(7, 0)]);
-    let order: Vec<u128> =
-        std::iter::from_fn(|| state.ready().next(0.0, ALL, [false; 3], |_| Gate::Open(1)))
-            .map(|id| id.as_u128())
-            .collect();
-    assert_eq!(order, [7, 2, 5, 3, 6, 4, 1]);
-}
-
-#[test]
-fn a_heavier_project_has_as_many_more_turns() {
-    let mut state = State::new(RETENTION_MS);
-    let jobs = |from: u128| (from..from + 8).map(|id| (id, 10)).collect::<Vec<_>>();
-    enqueue(&mut state, 1, "a", &jobs(1));
-    enqueue(&mut state, 2, "b", &jobs(101));
-    let weight = |project: &job::Id| Gate::Open(if &**project == "a" { 3 } else { 1 });
-    let turns = std::iter::from_fn(|| state.ready().next(0.0, ALL, [false; 3], weight)).take(8);
-    let of_b: Vec<usize> =
-        (0..).zip(turns).filter(|(_, id)| id.as_u128() > 100).map(|(turn, _)| turn).collect();
-    assert_eq!(of_b, [3, 7]);
-}
-
-#[test]
-fn a_lower_class_keeps_its_share_of_the_turns() {
-    let mut state = State::new(RETENTION_MS);
-    let high: Vec<(u128, u16)> = (1..=200).map(|id| (id, 0)).collect();
-    let low: Vec<(u128, u16)> = (1_001..=1_200).map(|id| (id, 500)).collect();
-    enqueue(&mut state, 1, "a", &high);
-    enqueue(&mut state, 2, "a", &low);
-    let first: Vec<u128> = (0..100)
-        .filter_map(|_| state.ready().next(0.1, ALL, [false; 3], |_| Gate::Open(1)))
-        .map(|id| id.as_u128())
-        .collect();
-    assert_eq!(first.iter().filter(|id| **id > 1_000).count(), 10);
 }

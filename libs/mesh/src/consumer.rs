@@ -290,16 +290,3 @@ async fn ensure_consumer(
 fn is_of(kind: Kind, class: Class) -> bool {
     !kind.is_internal() || class == Class::Low
 }
-
-/// Runs a delivery, records its outcome, and only then acks it. If the record fails, the message
-/// stays unacked and is redelivered.
-pub async fn run_record_ack<O, E>(
-    delivery: Delivery,
-    run: impl AsyncFnOnce(&Work) -> O,
-    record: impl AsyncFnOnce(&Work, O) -> Result<(), E>,
-) -> Result<(), E> {
-    let outcome = run(&delivery.work).await;
-    record(&delivery.work, outcome).await?;
-    delivery.ack().await;
-    Ok(())
-}

@@ -2,6 +2,7 @@
 
 pub(crate) mod cancel;
 pub(crate) mod enqueue;
+pub(crate) mod events;
 pub(crate) mod health;
 pub(crate) mod jobs;
 pub(crate) mod metrics;

@@ -15,11 +15,10 @@ use crate::{
     app::App,
     browser,
     endpoints::{
-        cancel, enqueue, health, jobs, metrics, projects, redo, result, retry, schedules, stats,
-        status,
+        cancel, enqueue, events, health, jobs, metrics, projects, redo, result, retry, schedules,
+        stats, status,
     },
     error::Error,
-    events,
     openapi::Document,
     request_id,
 };

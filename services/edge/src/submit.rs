@@ -65,7 +65,7 @@ impl Submitter {
         let (answered, heard) = (waiting.clone(), seen.clone());
         tokio::spawn(async move {
             while let Some(message) = replies.next().await {
-                hand_out(&answered, &heard, &message.payload);
+                deliver_replies(&answered, &heard, &message.payload);
             }
         });
         let asker = ReplyTo { inbox, patience: config.confirm() };
@@ -154,7 +154,7 @@ impl Drop for Forget<'_> {
     }
 }
 
-fn hand_out(waiting: &Waiting, seen: &ReadToken, payload: &[u8]) {
+fn deliver_replies(waiting: &Waiting, seen: &ReadToken, payload: &[u8]) {
     let answers: Vec<Answered> = match serde_json::from_slice(payload) {
         Ok(answers) => answers,
         Err(error) => return tracing::error!(error = %error, "replies could not be read"),

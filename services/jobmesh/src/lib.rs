@@ -1,6 +1,8 @@
 //! The one binary of Jobmesh: each service as a subcommand, and `dev`, which runs them all.
 
 mod client;
+#[cfg(test)]
+mod configuration;
 mod dev;
 mod handlers;
 

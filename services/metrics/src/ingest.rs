@@ -77,7 +77,7 @@ pub(crate) async fn run(
         let ingest = async {
             tokio::select! {
                 () = stop.cancelled() => Ok(()),
-                ended = pump_while_held(broker, client, name, progress) => ended,
+                ended = ingest_while_held(broker, client, name, progress) => ended,
             }
         };
         if let Err(error) = ingest.await {
@@ -91,7 +91,7 @@ pub(crate) async fn run(
 }
 
 /// Pumps for as long as the lease is held; others stand by.
-async fn pump_while_held(
+async fn ingest_while_held(
     broker: &Broker,
     client: &clickhouse::Client,
     name: &str,

@@ -64,7 +64,7 @@ impl AdmissionGuard {
     }
 
     /// The deliveries that may be run; the others are reported and acked.
-    pub async fn judge(&mut self, deliveries: Vec<Delivery>) -> Vec<Delivery> {
+    pub async fn admit(&mut self, deliveries: Vec<Delivery>) -> Vec<Delivery> {
         self.look_for_reconnect().await;
         let mut runnable = Vec::with_capacity(deliveries.len());
         let mut waiting = Vec::new();
@@ -282,7 +282,7 @@ mod tests {
         while first.len() < RUNS {
             first.extend(pullers.take(Class::Normal, Kind::ProcessBatch, 1).await?);
         }
-        assert_eq!(claims.judge(first).await.len(), RUNS);
+        assert_eq!(claims.admit(first).await.len(), RUNS);
         nats.kill_and_restart()?;
         let mut again = Vec::new();
         while again.len() < RUNS {
@@ -292,7 +292,7 @@ mod tests {
         }
         let forgotten = again.iter().filter(|delivery| !delivery.redelivered).count();
         assert!(forgotten > 0, "the broker forgot no delivery: nothing is shown");
-        assert!(claims.judge(again).await.is_empty());
+        assert!(claims.admit(again).await.is_empty());
         let mut reported = 0;
         let commands = broker.js.get_stream(names::COMMANDS).await?;
         for sequence in 1..=broker.last_sequence(names::COMMANDS).await? {
@@ -306,7 +306,7 @@ mod tests {
         // Messages after the reconnect are run.
         broker.dispatch(Class::Normal, fence, vec![run(RUNS)], Writes::Atomic).await?;
         let new = pullers.take(Class::Normal, Kind::ProcessBatch, 1).await?;
-        assert_eq!(claims.judge(new).await.len(), 1);
+        assert_eq!(claims.admit(new).await.len(), 1);
         Ok(())
     }
 
@@ -349,15 +349,15 @@ mod tests {
         let fence = broker.take_fence(Class::Normal, 1).await?;
         broker.dispatch(Class::Normal, fence, vec![run(1)], Writes::Atomic).await?;
         let first = take_one(&pullers).await;
-        assert_eq!(claims.judge(vec![first]).await.len(), 1);
+        assert_eq!(claims.admit(vec![first]).await.len(), 1);
         let name = names::work_consumer(Kind::ProcessBatch);
         broker.js.delete_consumer_from_stream(name, names::work_stream(Class::Normal)).await?;
         let again = take_one(&pullers).await;
         assert!(!again.redelivered, "the new consumer knows of the delivery: nothing is shown");
-        assert!(claims.judge(vec![again]).await.is_empty());
+        assert!(claims.admit(vec![again]).await.is_empty());
         broker.dispatch(Class::Normal, fence, vec![run(2)], Writes::Atomic).await?;
         let new = take_one(&pullers).await;
-        assert_eq!(claims.judge(vec![new]).await.len(), 1);
+        assert_eq!(claims.admit(vec![new]).await.len(), 1);
         Ok(())
     }
 
@@ -385,7 +385,7 @@ mod tests {
                 answering.client.publish(reply, answer).await.expect("it is connected");
             }
         });
-        let runnable = claims.judge(waiting).await;
+        let runnable = claims.admit(waiting).await;
         let jobs: Vec<u128> = runnable.iter().map(|run| run.work.job.as_u128()).collect();
         assert_eq!(jobs, [2]);
         Ok(())

@@ -2,9 +2,9 @@
 
 mod command_batch;
 mod command_processor;
-mod committer;
 mod core;
 mod dispatcher;
+mod event_appender;
 mod lookups;
 mod projection;
 mod reconciler;

@@ -3,13 +3,15 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::ensure;
-use serde_json::json;
+use anyhow::{Context, ensure};
+use serde_json::{Value, json};
 
 use super::{
     BATCH_FOLLOWERS, BEHIND_DRAIN_JOBS, ENQUEUE_JOBS, FOLLOWERS, MANY_JOBS, MEDIUM_BACKLOG_JOBS,
-    PART_JOBS, PATIENCE, PROJECTS, REQUEST_JOBS, SMALL_BACKLOG_JOBS, TIMED, drain,
-    load::{self, Followers},
+    PART_JOBS, PATIENCE, PROJECTS, REQUEST_JOBS, SMALL_BACKLOG_JOBS, TIMED,
+    client::Client,
+    drain,
+    load::{self, Followers, Latencies},
     mesh::Mesh,
     report::{Goal, Report},
 };
@@ -91,39 +93,59 @@ pub async fn many(mesh: &Mesh, report: &mut Report) -> anyhow::Result<()> {
         let what = format!("{path}, of {MANY_JOBS} active jobs");
         report.latency(&what, times, [None, Some(Goal::AtMost(50.0))]);
     }
-    let begun = Instant::now();
-    let cancel = async {
-        client.post("/api/queue/cancel", &json!({ "projectId": "many" })).await?;
-        while client.count(Some("many"), "canceled").await? < MANY_JOBS as u64 {
-            ensure!(begun.elapsed() < PATIENCE, "not all were canceled");
-        }
-        Ok(begun.elapsed())
-    };
-    let (took, times) = load::enqueue_while(client, "other", UNDER_LOAD_EVERY, cancel).await?;
+    let cancel = json!({ "projectId": "many" });
+    let cancel = bulk_operation(client, "/api/queue/cancel", cancel, "canceled", MANY_JOBS as u64);
+    let ((took, stats), times) =
+        load::enqueue_while(client, "other", UNDER_LOAD_EVERY, cancel).await?;
     report.seconds(&format!("cancel of {MANY_JOBS} queued jobs"), took, None);
-    let goal = Some(Goal::AtMost(200.0));
+    let (goal, stats_goal) = (Some(Goal::AtMost(200.0)), Some(Goal::AtMost(50.0)));
     report.latency("enqueue of another project, during that", &times, [None, goal]);
+    report.latency("stats, during that", &stats, [None, stats_goal]);
     client.set("failing", json!({ "handler": "missing", "maxAttempts": 1 })).await?;
     load::bulk(client, &["failing"], MANY_JOBS).await?;
     mesh.drain_rest().await?;
     client.set("failing", json!({ "paused": true })).await?;
-    let begun = Instant::now();
-    let retry = async {
-        client
-            .post("/api/queue/retry", &json!({ "projectId": "failing", "retryAll": true }))
-            .await?;
-        while client.count(Some("failing"), "failed").await? > 0 {
-            ensure!(begun.elapsed() < PATIENCE, "not all were retried");
-        }
-        Ok(begun.elapsed())
-    };
-    let (took, times) = load::enqueue_while(client, "other", UNDER_LOAD_EVERY, retry).await?;
+    let retry = json!({ "projectId": "failing", "retryAll": true });
+    let retry = bulk_operation(client, "/api/queue/retry", retry, "failed", 0);
+    let ((took, stats), times) =
+        load::enqueue_while(client, "other", UNDER_LOAD_EVERY, retry).await?;
     report.seconds(&format!("retryAll of {MANY_JOBS} failed jobs"), took, None);
     report.latency("enqueue of another project, during that", &times, [None, goal]);
+    report.latency("stats, during that", &stats, [None, stats_goal]);
     for project in ["failing", "other"] {
         client.post("/api/queue/cancel", &json!({ "projectId": project })).await?;
     }
     mesh.drain_rest().await
+}
+
+/// Requests a bulk operation, and asks for the counts of its project, over and over, until so many of
+/// its jobs have a status. Returns how long that took, and how long each answer took.
+async fn bulk_operation(
+    client: &Client,
+    path: &str,
+    request: Value,
+    status: &str,
+    count: u64,
+) -> anyhow::Result<(Duration, Latencies)> {
+    let project = request["projectId"].as_str().context("the request names a project")?.to_owned();
+    let started = Instant::now();
+    let requested = client.post(path, &request);
+    let mut connection = client.connect().await?;
+    let watched = async {
+        let mut times = Vec::new();
+        loop {
+            ensure!(started.elapsed() < PATIENCE, "{path} does not end");
+            let asked_at = Instant::now();
+            let counted = connection.count(Some(&project), status).await?;
+            times.push(asked_at.elapsed().as_secs_f64() * 1e3);
+            if counted == count {
+                return Ok((started.elapsed(), Latencies::new(times)));
+            }
+        }
+    };
+    let (requested, watched) = tokio::join!(requested, watched);
+    requested?;
+    watched
 }
 
 /// What limits cost, and many projects.

@@ -3,13 +3,14 @@
 //! lists and objects of a bounded length. It accepts numbers such as `10.0` and `1e1` as the
 //! integers that they are. Its errors contain the path of the value.
 
+mod access;
+
 use std::{cell::RefCell, fmt};
 
+use access::{Fields, Items};
 use serde::{
     Deserialize, Deserializer,
-    de::{
-        DeserializeSeed, IntoDeserializer, MapAccess, SeqAccess, Visitor, value::StrDeserializer,
-    },
+    de::{IntoDeserializer, MapAccess, SeqAccess, Visitor, value::StrDeserializer},
 };
 
 /// The most items of a list, or fields of an object.
@@ -232,136 +233,17 @@ impl<'de, V: Visitor<'de>> Visitor<'de> for Watch<'_, V> {
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, inner: A) -> Result<V::Value, A::Error> {
-        self.visitor.visit_seq(Items { inner, failure: self.failure, index: 0 })
+        self.visitor.visit_seq(Items::new(inner, self.failure))
     }
 
     fn visit_map<A: MapAccess<'de>>(self, inner: A) -> Result<V::Value, A::Error> {
-        let key = String::new();
-        self.visitor.visit_map(Fields { inner, failure: self.failure, key, count: 0 })
+        self.visitor.visit_map(Fields::new(inner, self.failure))
     }
 }
 
 /// The integer that a number such as `10.0` or `1e1` is, as long as a double holds it exactly.
 pub(crate) fn as_integer(value: f64) -> Option<i64> {
     (value.fract() == 0.0 && value.abs() <= EXACT_MAX).then_some(value as i64)
-}
-
-struct Inside<'a, S> {
-    seed: S,
-    failure: &'a Failure,
-}
-
-impl<'de, S: DeserializeSeed<'de>> DeserializeSeed<'de> for Inside<'_, S> {
-    type Value = S::Value;
-
-    fn deserialize<D: Deserializer<'de>>(self, inner: D) -> Result<S::Value, D::Error> {
-        self.seed.deserialize(Strict::new(inner, self.failure))
-    }
-}
-
-/// The items of a list.
-struct Items<'a, A> {
-    inner: A,
-    failure: &'a Failure,
-    index: usize,
-}
-
-impl<'de, A: SeqAccess<'de>> SeqAccess<'de> for Items<'_, A> {
-    type Error = A::Error;
-
-    fn next_element_seed<S: DeserializeSeed<'de>>(
-        &mut self,
-        seed: S,
-    ) -> Result<Option<S::Value>, A::Error> {
-        let has_room = self.index < ITEMS_MAX;
-        let item = self.inner.next_element_seed(Bounded { seed, failure: self.failure, has_room });
-        if item.is_err() && has_room {
-            self.failure.at(format!("[{}]", self.index));
-        }
-        self.index += 1;
-        item
-    }
-}
-
-/// Reads one more item, if there may be one more.
-struct Bounded<'a, S> {
-    seed: S,
-    failure: &'a Failure,
-    has_room: bool,
-}
-
-impl<'de, S: DeserializeSeed<'de>> DeserializeSeed<'de> for Bounded<'_, S> {
-    type Value = S::Value;
-
-    fn deserialize<D: Deserializer<'de>>(self, inner: D) -> Result<S::Value, D::Error> {
-        if !self.has_room {
-            return Err(too_many(self.failure));
-        }
-        Inside { seed: self.seed, failure: self.failure }.deserialize(inner)
-    }
-}
-
-fn too_many<E: serde::de::Error>(failure: &Failure) -> E {
-    *failure.too_many.borrow_mut() = true;
-    E::custom(format_args!("more than {ITEMS_MAX} items"))
-}
-
-/// The fields of an object.
-struct Fields<'a, A> {
-    inner: A,
-    failure: &'a Failure,
-    key: String,
-    count: usize,
-}
-
-impl<'de, A: MapAccess<'de>> MapAccess<'de> for Fields<'_, A> {
-    type Error = A::Error;
-
-    fn next_key_seed<S: DeserializeSeed<'de>>(
-        &mut self,
-        seed: S,
-    ) -> Result<Option<S::Value>, A::Error> {
-        let Some(()) = self.inner.next_key_seed(Key(&mut self.key))? else { return Ok(None) };
-        if self.count >= ITEMS_MAX {
-            return Err(too_many(self.failure));
-        }
-        self.count += 1;
-        let key: StrDeserializer<'_, A::Error> = self.key.as_str().into_deserializer();
-        seed.deserialize(key).map(Some)
-    }
-
-    fn next_value_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<S::Value, A::Error> {
-        let value = self.inner.next_value_seed(Inside { seed, failure: self.failure });
-        if value.is_err() {
-            self.failure.at(std::mem::take(&mut self.key));
-        }
-        value
-    }
-}
-
-/// Reads a key into a buffer.
-struct Key<'a>(&'a mut String);
-
-impl<'de> DeserializeSeed<'de> for Key<'_> {
-    type Value = ();
-
-    fn deserialize<D: Deserializer<'de>>(self, inner: D) -> Result<(), D::Error> {
-        inner.deserialize_str(self)
-    }
-}
-
-impl Visitor<'_> for Key<'_> {
-    type Value = ();
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a key")
-    }
-
-    fn visit_str<E: serde::de::Error>(self, key: &str) -> Result<(), E> {
-        self.0.clear();
-        self.0.push_str(key);
-        Ok(())
-    }
 }
 
 /// Reads a value that must end where the text ends.

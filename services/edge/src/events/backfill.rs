@@ -8,10 +8,7 @@ use mesh::{Broker, names, stream_reader::StreamReader, wire};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-use super::{
-    broadcaster::{Filter, gap},
-    frame::Message,
-};
+use super::{broadcaster::gap, filter::Filter, frame::Message};
 
 /// Readers at the same time.
 const READERS_MAX: usize = 4;

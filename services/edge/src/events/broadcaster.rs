@@ -14,13 +14,17 @@ use std::{
 };
 
 use axum::body::Bytes;
-use job::{Id, JobId, Position};
+use job::Position;
 use mesh::{Broker, names, query::ReadToken, stream_reader::StreamReader, wire};
 use serde_json::json;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::frame::{Frame, Message, frame};
+use super::{
+    buffered::Buffered,
+    filter::Filter,
+    frame::{Frame, Message, frame},
+};
 
 /// Messages of EVENTS that a subscriber may be behind.
 const BEHIND_MESSAGES_MAX: usize = 1_024;
@@ -36,33 +40,6 @@ const KEPT_MESSAGES_MAX: usize = 20_000;
 const WARM_MESSAGES: u64 = 512;
 /// How long to wait before the end of EVENTS is asked for again.
 const PAUSE: Duration = Duration::from_millis(250);
-
-/// Which changes a subscriber wants.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum Filter {
-    /// Every change.
-    All,
-    /// Those of a project.
-    Project(Id),
-    /// Those of a batch of a project.
-    Batch(Id, Id),
-    /// Subscribers of a job, if it belongs to their project.
-    Job(JobId, Option<Id>),
-}
-
-impl Filter {
-    pub(super) fn wants(&self, frame: &Frame) -> bool {
-        match self {
-            Self::All => true,
-            Self::Project(project) => frame.project == *project,
-            Self::Batch(project, batch) => frame.project == *project && frame.batch == *batch,
-            Self::Job(job, project) => {
-                frame.job == *job
-                    && project.as_ref().is_none_or(|project| frame.project == *project)
-            }
-        }
-    }
-}
 
 /// A handle to the broadcaster. Cheap to clone.
 #[derive(Clone)]
@@ -81,59 +58,13 @@ struct Inner {
     next: u64,
     /// End of EVENTS when this edge started. Subscribers without a cursor start after it.
     before: u64,
-    kept: VecDeque<Kept>,
+    kept: VecDeque<Buffered>,
     kept_lines: usize,
     kept_bytes: usize,
     subscribers: HashMap<u64, Subscriber>,
     wanted: HashMap<Filter, Vec<u64>>,
     /// Whether the end of EVENTS is known.
     open: bool,
-}
-
-/// A message of EVENTS that is kept.
-enum Kept {
-    /// Not parsed yet: there was no subscriber.
-    Unread { sequence: u64, payload: Bytes },
-    /// What there is to hear.
-    Read(Message),
-}
-
-impl Kept {
-    fn sequence(&self) -> u64 {
-        match self {
-            Self::Unread { sequence, .. } => *sequence,
-            Self::Read(message) => message.sequence,
-        }
-    }
-
-    fn lines(&self) -> &[Frame] {
-        match self {
-            Self::Unread { .. } => &[],
-            Self::Read(message) => &message.lines,
-        }
-    }
-
-    fn bytes(&self) -> usize {
-        match self {
-            Self::Unread { payload, .. } => payload.len(),
-            Self::Read(message) => message.bytes(),
-        }
-    }
-
-    fn read(&mut self) {
-        if let Self::Unread { sequence, payload } = self {
-            *self = Self::Read(read(*sequence, payload));
-        }
-    }
-}
-
-/// The frames of a message.
-fn read(sequence: u64, payload: &[u8]) -> Message {
-    match wire::batch(sequence, payload) {
-        Ok(batch) => Message::of(sequence, &batch),
-        // State sets it aside.
-        Err(_) => Message { sequence, lines: Vec::new() },
-    }
 }
 
 struct Subscriber {
@@ -226,14 +157,14 @@ impl Broadcaster {
         if after < now {
             inner.read_kept();
         }
-        let first_kept = inner.kept.front().map_or(inner.next, Kept::sequence);
+        let first_kept = inner.kept.front().map_or(inner.next, Buffered::sequence);
         // The rest of the message of the position itself is wanted too, unless it has none.
         let first_wanted = after.sequence.saturating_add(u64::from(after.index == u32::MAX));
         // One from beyond the end is of another stream, or this edge is behind: EVENTS tells.
         if !inner.open || first_wanted < first_kept || first_wanted > inner.next {
             return JoinResult::Elsewhere;
         }
-        let kept = inner.kept.iter().flat_map(Kept::lines);
+        let kept = inner.kept.iter().flat_map(Buffered::lines);
         let kept = kept.filter(|frame| frame.position > after && wanted.wants(frame));
         let first: Vec<Bytes> = kept.map(|frame| frame.frame.clone()).collect();
         let (chunks, heard) = mpsc::channel(BEHIND_MESSAGES_MAX);
@@ -261,7 +192,7 @@ impl Broadcaster {
 }
 
 impl Inner {
-    fn distribute(&mut self, mut message: Kept) {
+    fn distribute(&mut self, mut message: Buffered) {
         let sequence = message.sequence();
         self.next = sequence + 1;
         // Most edges have no subscriber.
@@ -306,7 +237,7 @@ impl Inner {
         self.keep(message);
     }
 
-    fn keep(&mut self, message: Kept) {
+    fn keep(&mut self, message: Buffered) {
         self.kept_lines += message.lines().len();
         self.kept_bytes += message.bytes();
         self.kept.push_back(message);
@@ -315,9 +246,9 @@ impl Inner {
 
     /// Parses a buffered message for a subscriber.
     fn read_kept(&mut self) {
-        self.kept.iter_mut().for_each(Kept::read);
+        self.kept.iter_mut().for_each(Buffered::read);
         self.kept_lines = self.kept.iter().map(|message| message.lines().len()).sum();
-        self.kept_bytes = self.kept.iter().map(Kept::bytes).sum();
+        self.kept_bytes = self.kept.iter().map(Buffered::bytes).sum();
         self.trim();
     }
 
@@ -423,9 +354,9 @@ async fn distribute(broadcaster: &Broadcaster) -> anyhow::Result<()> {
         let payload = Bytes::copy_from_slice(&message.payload);
         let sequence = message.sequence;
         let mut kept = if wire::is_append(sequence, message.headers.as_ref()) {
-            Kept::Unread { sequence, payload }
+            Buffered::Unread { sequence, payload }
         } else {
-            Kept::Read(Message { sequence, lines: Vec::new() })
+            Buffered::Read(Message { sequence, lines: Vec::new() })
         };
         let is_wanted = !broadcaster.lock().wanted.is_empty();
         if is_wanted {

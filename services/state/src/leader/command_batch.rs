@@ -73,7 +73,7 @@ impl CommandMessage {
         }
     }
 
-    /// Where the reply to an item goes.
+    /// The requester of an item, which receives its reply.
     pub fn requester(&self, item: &Item) -> Option<Requester> {
         self.inbox.clone().map(|inbox| Requester { inbox, item: item.id })
     }

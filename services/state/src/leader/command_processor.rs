@@ -11,8 +11,8 @@ use uuid::Uuid;
 
 use super::{
     command_batch::{CommandBatch, CommandMessage, Item},
-    committer::Committer,
     core::Core,
+    event_appender::EventAppender,
     lookups,
     step_down::StepDown,
 };
@@ -25,7 +25,7 @@ const SLICES_EVENTS_MAX: usize = 500;
 /// Makes transactions and commits them.
 pub(super) struct CommandProcessor {
     broker: Broker,
-    committer: Committer,
+    appender: EventAppender,
     bulk: BulkLookups,
 }
 
@@ -59,8 +59,8 @@ impl BulkLookups {
 
 impl CommandProcessor {
     pub fn new(broker: Broker) -> Self {
-        let committer = Committer::new(broker.clone());
-        Self { broker, committer, bulk: BulkLookups::default() }
+        let appender = EventAppender::new(broker.clone());
+        Self { broker, appender, bulk: BulkLookups::default() }
     }
 
     /// Processes messages of COMMANDS in one transaction. `held` are the runs that online processors
@@ -206,14 +206,14 @@ impl CommandProcessor {
 
     /// Lets processors know which runs to stop.
     pub async fn stop_runs(&self, runs: &[(JobId, Run)]) -> Result<(), StepDown> {
-        Ok(self.committer.stop_runs(runs).await?)
+        Ok(self.appender.stop_runs(runs).await?)
     }
 
     async fn commit(&mut self, core: &mut Core, commit: Commit) -> Result<(), StepDown> {
         for (_, event) in commit.events() {
             self.bulk.note(event);
         }
-        self.committer.commit(core, commit).await
+        self.appender.commit(core, commit).await
     }
 }
 

@@ -31,7 +31,7 @@ impl Core {
         self.clock.now(self.state.at())
     }
 
-    /// Begins a transaction at the time of now.
+    /// Begins a transaction at the current time.
     pub fn begin(&mut self) -> Transaction<'_> {
         let now = self.now();
         Transaction::begin(&mut self.state, &self.scheduler, &self.rules, now)

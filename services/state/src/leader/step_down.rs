@@ -1,4 +1,4 @@
-//! Why a leader stops leading before it is told to.
+//! Why a leader stops leading although the service is not stopped.
 
 /// Why a leader stops leading. The replica then follows, and may lead again.
 #[derive(Debug, thiserror::Error)]

@@ -26,11 +26,11 @@ const STOP_RUNS_MAX: usize = 5_000;
 
 /// Appends to EVENTS.
 #[derive(Clone)]
-pub(super) struct Committer {
+pub(super) struct EventAppender {
     broker: Broker,
 }
 
-impl Committer {
+impl EventAppender {
     pub fn new(broker: Broker) -> Self {
         Self { broker }
     }
