@@ -31,9 +31,12 @@ impl Json {
 }
 
 impl Json {
-    /// A value that is a part of a valid JSON text, from its first to its last byte.
-    fn part_of(text: &str) -> Self {
-        // SAFETY: the text is valid JSON without white space around it, as the caller says.
+    /// A value that is a part of a valid JSON text.
+    ///
+    /// # Safety
+    /// `text` must be a valid JSON value from its first to its last byte, without white space around it.
+    unsafe fn part_of(text: &str) -> Self {
+        // SAFETY: the caller ensures what this function requires.
         Self::from(unsafe { RawValue::from_string_unchecked(text.to_owned()) })
     }
 }

@@ -164,7 +164,8 @@ impl<'a> Transaction<'a> {
     /// The messages to append, and the effects that follow.
     pub fn commit(self) -> Commit {
         let (messages, events) = self.packer.finish();
-        Commit { messages, events, replies: self.replies, stale: self.stale }
+        let (replies, stale) = (self.replies, self.stale);
+        Commit { messages, events, replies, stale, sequences: Vec::new() }
     }
 }
 
@@ -174,26 +175,29 @@ pub struct Commit {
     pub messages: Vec<Message>,
     /// The replies to send once they are stored.
     pub replies: Vec<(Requester, Reply)>,
+    /// The events at the positions that were planned for them.
     events: Vec<(Position, Event)>,
+    /// The sequences at which the messages are stored, in order.
+    sequences: Vec<u64>,
     stale: Vec<(JobId, Run)>,
 }
 
 impl Commit {
-    /// Notes that EVENTS stored the message with the planned sequence `planned` as message
-    /// `sequence`. They differ if a message that no state service appended came in between.
-    pub fn stored(&mut self, state: &mut State, planned: u64, sequence: u64) {
+    /// Notes that EVENTS stored the next message as message `sequence`. It is not the planned one if
+    /// a message that no state service appended came in between.
+    pub fn stored(&mut self, state: &mut State, sequence: u64) {
         state.skip_message(sequence);
-        if planned != sequence {
-            let of_message = |(position, _): &&mut (Position, Event)| position.sequence == planned;
-            for (position, _) in self.events.iter_mut().filter(of_message) {
-                *position = Position::new(sequence, position.index);
-            }
-        }
+        self.sequences.push(sequence);
     }
 
-    /// The events, in order, each at its position.
+    /// The events, in order, each at its position: the planned one until its message is stored.
     pub fn events(&self) -> impl Iterator<Item = (Position, &Event)> {
-        self.events.iter().map(|(position, event)| (*position, event))
+        let first = self.events.first().map_or(0, |(position, _)| position.sequence);
+        self.events.iter().map(move |(planned, event)| {
+            let message = usize::try_from(planned.sequence - first).unwrap_or(usize::MAX);
+            let sequence = self.sequences.get(message).copied().unwrap_or(planned.sequence);
+            (Position::new(sequence, planned.index), event)
+        })
     }
 
     /// The changes of status that subscribers see, in order.

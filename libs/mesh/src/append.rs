@@ -1,4 +1,5 @@
-//! The fenced append to EVENTS: the one place where a leader learns that it was replaced.
+//! The fenced append to EVENTS, which is refused if another service leads. Writes of the bucket and dispatches
+//! have fences of their own.
 
 use async_nats::{HeaderMap, jetstream::stream::RawMessageErrorKind};
 use bytes::Bytes;

@@ -26,7 +26,7 @@ use crate::{Config, error::Error};
 const CLIENT_VERBS: [Verb; 6] =
     [Verb::Enqueue, Verb::Redo, Verb::Cancel, Verb::Retry, Verb::Project, Verb::Schedule];
 
-type Waiting = Arc<Mutex<HashMap<Uuid, oneshot::Sender<Heard>>>>;
+type Waiting = Arc<Mutex<HashMap<Uuid, oneshot::Sender<Received>>>>;
 
 /// A handle to the committers of all verbs of clients. Cheap to clone.
 #[derive(Clone)]
@@ -40,7 +40,7 @@ pub(crate) struct Submitter {
 }
 
 /// The reply to a command.
-enum Heard {
+enum Received {
     /// State processed it.
     Reply(Reply),
     /// The broker did not take it, as far as is known.
@@ -62,10 +62,10 @@ impl Submitter {
         let mut replies = broker.client.subscribe(inbox.clone()).await?;
         let waiting = Waiting::default();
         let seen = ReadToken::default();
-        let (answered, heard) = (waiting.clone(), seen.clone());
+        let (answered, received) = (waiting.clone(), seen.clone());
         tokio::spawn(async move {
             while let Some(message) = replies.next().await {
-                deliver_replies(&answered, &heard, &message.payload);
+                deliver_replies(&answered, &received, &message.payload);
             }
         });
         let asker = ReplyTo { inbox, patience: config.confirm() };
@@ -108,37 +108,39 @@ impl Submitter {
         let waiting = self.waiting.clone();
         let done = move |end| match end {
             Ok(_) => drop(stored.send(())),
-            Err(error) => tell(&waiting, id, Heard::NotStored(error)),
+            Err(error) => notify(&waiting, id, Received::NotStored(error)),
         };
         committer.commit_then(json, done).await.map_err(not_confirmed)?;
-        let heard = match tokio::time::timeout(self.patience, &mut answered).await {
-            Ok(heard) => heard.ok(),
+        let received = match tokio::time::timeout(self.patience, &mut answered).await {
+            Ok(received) => received.ok(),
             Err(_) => tokio::select! {
                 biased;
-                heard = answered => heard.ok(),
+                received = answered => received.ok(),
                 stored = is_stored => match stored {
                     Ok(()) => None,
-                    Err(_) => Some(Heard::NotStored(mesh::command_publisher::Error::Stopped)),
+                    Err(_) => Some(Received::NotStored(mesh::command_publisher::Error::Stopped)),
                 },
             },
         };
-        match heard {
-            Some(Heard::Reply(Reply::Refused { code, error })) => Err(Error::refused(code, error)),
-            Some(Heard::Reply(reply)) => Ok(Submitted::Processed(reply)),
-            Some(Heard::NotStored(error)) => Err(not_confirmed(error)),
+        match received {
+            Some(Received::Reply(Reply::Refused { code, error })) => {
+                Err(Error::refused(code, error))
+            }
+            Some(Received::Reply(reply)) => Ok(Submitted::Processed(reply)),
+            Some(Received::NotStored(error)) => Err(not_confirmed(error)),
             None => Ok(Submitted::Durable),
         }
     }
 }
 
-fn lock(waiting: &Waiting) -> MutexGuard<'_, HashMap<Uuid, oneshot::Sender<Heard>>> {
+fn lock(waiting: &Waiting) -> MutexGuard<'_, HashMap<Uuid, oneshot::Sender<Received>>> {
     waiting.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn tell(waiting: &Waiting, id: Uuid, heard: Heard) {
+fn notify(waiting: &Waiting, id: Uuid, received: Received) {
     if let Some(waiter) = lock(waiting).remove(&id) {
         // The requester may have given up meanwhile.
-        let _ = waiter.send(heard);
+        let _ = waiter.send(received);
     }
 }
 
@@ -161,6 +163,6 @@ fn deliver_replies(waiting: &Waiting, seen: &ReadToken, payload: &[u8]) {
     };
     for answer in answers {
         seen.note(answer.event);
-        tell(waiting, answer.id, Heard::Reply(answer.reply));
+        notify(waiting, answer.id, Received::Reply(answer.reply));
     }
 }

@@ -7,8 +7,9 @@ use clap::{Arg, Command, CommandFactory};
 const HEAD: &str = "\
 # Configuration
 
-Every option of a service is a flag or an environment variable; the flag goes first. The services that
-`jobmesh dev` starts inherit its variables, of the secrets only the ones that they need. This page is made from the code: `JOBMESH_BLESS=1 cargo test -p jobmesh` writes it again.
+Each option has a flag and an environment variable; the flag takes precedence. `JOBMESH_LOG` (a level, such as `debug`) and
+`JOBMESH_LOG_FORMAT` are variables only. Under `jobmesh dev` processors inherit almost the whole environment, other services
+only the variables that they need. This page is made from the code: `JOBMESH_BLESS=1 cargo test -p jobmesh` writes it again.
 ";
 
 /// The page.

@@ -18,7 +18,7 @@ pub struct Config {
     pub processor: processor::Config,
     #[command(flatten)]
     pub webhooks: processor::Webhooks,
-    /// Which handler runs which kind of work: process_batch=tokenize, process_redo=http, ...
+    /// Which handler runs which kind of work: process_batch=tokenize,process_redo=http
     #[arg(long = "handler", env = "JOBMESH_HANDLERS", value_delimiter = ',')]
     handlers: Vec<String>,
     /// The URL to which the handler `http` posts jobs.

@@ -23,7 +23,7 @@ const PROGRESS_EVERY: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(crate) enum Ended {
     /// The handler had its say.
-    Said(End, Usage),
+    Reported(End, Usage),
     /// The run must stop: its outcome is no longer needed, only its usage.
     Stopped(Usage),
     /// The processor stops and hands the run back.
@@ -128,7 +128,7 @@ fn said(outcome: Outcome) -> Ended {
         }
         Outcome::Reject { error, usage } => (End::Reject { error: error_text(&error) }, usage),
     };
-    Ended::Said(end, usage)
+    Ended::Reported(end, usage)
 }
 
 /// The report of a run for COMMANDS.
@@ -175,7 +175,7 @@ mod tests {
 
     fn error(ended: &Ended) -> String {
         match ended {
-            Ended::Said(End::Retry { error, .. }, _) => error.to_string(),
+            Ended::Reported(End::Retry { error, .. }, _) => error.to_string(),
             other => panic!("it ended otherwise: {other:?}"),
         }
     }

@@ -261,8 +261,9 @@ impl<'a> Leader<'a> {
 
     /// Writes dirty keys, so that clients find active jobs while there is no leader.
     async fn flush(&mut self) -> Result<(), StepDown> {
+        let stopping_at = Instant::now();
         loop {
-            let write = self.projection.flush(&mut self.core)?;
+            let write = self.projection.flush(&mut self.core, stopping_at)?;
             write.into_iter().for_each(|write| self.tasks.write(write));
             if !self.projection.is_writing() {
                 return Ok(());

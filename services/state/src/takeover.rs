@@ -166,7 +166,7 @@ async fn claim(
     let message = commit.messages.pop().context("a claim is one message")?;
     match broker.append(last, message.through, message.payload.into()).await? {
         Appended::At(sequence) => {
-            commit.stored(state, message.planned, sequence);
+            commit.stored(state, sequence);
             Ok(sequence)
         }
         Appended::Lost => bail!("another state service claimed to lead at the same time"),

@@ -52,9 +52,11 @@ pub fn check(root: &str, text: &str) -> Result<(), Unrepresentable> {
     value_end(text, 0).map(drop).map_err(|error| error.within(root))
 }
 
-/// The members of a JSON object, in one pass that also checks its values as [`check`] does.
+/// The members of a JSON object, in one pass that also checks its values as [`check`] does. Another
+/// value has none.
 pub fn members(object: &RawValue) -> Members<'_> {
-    Members { text: object.get(), at: 1 }
+    let text = object.get();
+    Members { text, at: if text.starts_with('{') { 1 } else { text.len() } }
 }
 
 /// See [`members`]. Each item is a key and its value; the path of an error begins in the value. There
@@ -78,20 +80,26 @@ impl<'a> Iterator for Members<'a> {
         }
         let key_end = string_end(bytes, key);
         let start = start_of(key_end, |byte| !byte.is_ascii_whitespace() && *byte != b':')?;
+        let name = &self.text[key..key_end];
+        let Some(key) = unescaped(name) else {
+            self.at = bytes.len();
+            let what = "the name of a member has half of a surrogate pair".to_owned();
+            return Some((name.into(), Err(Unrepresentable { path: String::new(), what })));
+        };
         let value = value_end(self.text, start);
         self.at = *value.as_ref().unwrap_or(&bytes.len());
-        let value = value.map(|end| Json::part_of(&self.text[start..end]));
-        Some((unescaped(&self.text[key..key_end]), value))
+        // SAFETY: a member of a valid JSON object is valid JSON, and the range is exactly its value.
+        let value = value.map(|end| unsafe { Json::part_of(&self.text[start..end]) });
+        Some((key, value))
     }
 }
 
-/// A JSON string without its escapes; the text itself if no string can have them.
-fn unescaped(string: &str) -> Cow<'_, str> {
+/// A JSON string without its escapes; `None` if they have half of a surrogate pair.
+fn unescaped(string: &str) -> Option<Cow<'_, str>> {
     if string.contains('\\') {
-        let text = serde_json::from_str(string);
-        return Cow::Owned(text.unwrap_or_else(|_| string.to_owned()));
+        return serde_json::from_str(string).ok().map(Cow::Owned);
     }
-    Cow::Borrowed(&string[1..string.len() - 1])
+    Some(Cow::Borrowed(&string[1..string.len() - 1]))
 }
 
 /// Checks the value that starts at `at`. Returns where it ends.
@@ -315,6 +323,11 @@ mod tests {
         let (key, value) = members(object).nth(1).expect("it has two");
         let error = value.expect_err("it has half of a surrogate pair");
         assert_eq!((&*key, &*error.within("data").path), ("b", "data.c[1]"));
+        let array: &RawValue = serde_json::from_str(r#"["a","b"]"#).expect("JSON");
+        assert_eq!(members(array).count(), 0);
+        let half: &RawValue = serde_json::from_str(r#"{"\ud800":1,"b":2}"#).expect("JSON");
+        let found: Vec<bool> = members(half).map(|(_, value)| value.is_ok()).collect();
+        assert_eq!(found, [false]);
     }
 
     #[test]

@@ -86,7 +86,12 @@ impl World {
             let batch = serde_json::from_slice(&message.payload).unwrap();
             self.history.push(Some((message.through, batch)));
             let sequence = self.history.len() as u64;
-            commit.stored(&mut self.leader.state, message.planned, sequence);
+            commit.stored(&mut self.leader.state, sequence);
+        }
+        for (position, event) in commit.events() {
+            let message = self.history[position.sequence as usize - 1].as_ref();
+            let (_, batch) = message.expect("a state service appended it");
+            assert_eq!(batch.events[position.index as usize], *event, "at {position}");
         }
         if !self.is_healing && self.random.one_in(100) {
             return self.crash_leader();

@@ -27,8 +27,8 @@ use crate::{
         ("projectId" = Option<String>, Query, min_length = 1, max_length = 128),
         ("batchId" = Option<String>, Query, description = "With its project.", min_length = 1, max_length = 128),
         ("jobId" = Option<uuid::Uuid>, Query),
-        ("after" = Option<String>, Query, description = "The position to go on behind.", pattern = "^[0-9]{1,19}[.][0-9]{1,10}$"),
-        ("Last-Event-ID" = Option<String>, Header, description = "The last event that was seen: goes before `after`.", pattern = "^[0-9]{1,19}[.][0-9]{1,10}$"),
+        ("after" = Option<String>, Query, description = "The position to resume behind.", pattern = "^[0-9]{1,19}[.][0-9]{1,10}$"),
+        ("Last-Event-ID" = Option<String>, Header, description = "The last event that was seen: takes precedence over `after`.", pattern = "^[0-9]{1,19}[.][0-9]{1,10}$"),
     ),
     responses((status = 200, description = "Changes of jobs, as they happen.", body = String, content_type = "text/event-stream"), QuestionError),
 )]

@@ -33,7 +33,6 @@ impl Runner {
         let work = Arc::new(delivery.work.clone());
         let (started_at, started) = (service::now_ms(), Instant::now());
         let ended = self.execute(&work, started_at, stop).await;
-        let took_ms = i64::try_from(started.elapsed().as_millis()).unwrap_or(i64::MAX);
         let recorded = match outcome(ended) {
             None => Ok(()),
             Some((end, usage)) => {
@@ -41,6 +40,7 @@ impl Runner {
                 let end = results::store_large(&self.broker, &work, end, bytes_max).await;
                 let class = delivery.class;
                 let mut report = execute::report(&work, &self.name, class, started_at, end, usage);
+                let took_ms = i64::try_from(started.elapsed().as_millis()).unwrap_or(i64::MAX);
                 // The end by the clock that does not jump.
                 report.finished_at = started_at.saturating_add(took_ms);
                 admission::commit(&self.outcomes, report).await
@@ -119,7 +119,7 @@ impl Runner {
 /// The outcome to record; `None` if the run was stopped and cost nothing.
 fn outcome(ended: Ended) -> Option<(End, Usage)> {
     match ended {
-        Ended::Said(end, usage) => Some((end, usage)),
+        Ended::Reported(end, usage) => Some((end, usage)),
         Ended::Released(usage) => Some((End::Released, usage)),
         Ended::Stopped(usage) if usage.is_nothing() => None,
         // State refuses the outcome of a run that is over, and counts its usage.

@@ -25,7 +25,6 @@ const REPLIES_MAX: usize = 10;
 const STOP_RUNS_MAX: usize = 5_000;
 
 /// Appends to EVENTS.
-#[derive(Clone)]
 pub(super) struct EventAppender {
     broker: Broker,
 }
@@ -50,7 +49,7 @@ impl EventAppender {
                 Appended::At(sequence) => sequence,
                 Appended::Lost => return Err(StepDown::AppendRefused),
             };
-            commit.stored(&mut core.state, message.planned, last);
+            commit.stored(&mut core.state, last);
         }
         self.reply(std::mem::take(&mut commit.replies), last).await?;
         for (position, change) in commit.changes() {

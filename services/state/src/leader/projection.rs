@@ -25,7 +25,7 @@ const WRITE_BYTES_MAX: usize = 8_000_000;
 const WRITE_EVERY: Duration = Duration::from_millis(50);
 /// How long after its change a live job is written, in ms.
 const LIVE_AFTER_MS: Millis = 2_000;
-/// Live jobs of one write: 2,000 a second where nothing else is written.
+/// Live jobs of one write: 2,000 a second if nothing else is written.
 const LIVE_KEYS_MAX: usize = 100;
 /// Live jobs of a write that has much else to write.
 const LIVE_KEYS_MIN: usize = 10;
@@ -74,10 +74,14 @@ impl Projection {
         self.next_write(&mut core.state, live_before, LIVE_KEYS_MAX)
     }
 
-    /// The next write of a leader that stops: active jobs too, so that clients find them while there
-    /// is no leader. `None` if all is written, or if the bucket is full.
-    pub fn flush(&mut self, core: &mut Core) -> anyhow::Result<Option<BucketWrite>> {
-        if self.is_writing || Instant::now() < self.resume_at {
+    /// The next write of a leader that stops since `stopping_at`: active jobs too, so that clients find
+    /// them while there is no leader. `None` if all is written, or if the bucket was found full since.
+    pub fn flush(
+        &mut self,
+        core: &mut Core,
+        stopping_at: Instant,
+    ) -> anyhow::Result<Option<BucketWrite>> {
+        if self.is_writing || self.resume_at > stopping_at + FULL_PAUSE {
             return Ok(None);
         }
         self.next_write(&mut core.state, Millis::MAX, WRITE_KEYS_MAX)
@@ -235,20 +239,26 @@ mod tests {
     #[test]
     fn one_write_is_in_progress_and_evicts_what_it_has_stored() {
         let (mut core, mut projection) = (core(3), Projection::new(fence(1)));
-        let write = projection.flush(&mut core).expect("jobs are JSON").expect("keys are dirty");
+        let write = projection
+            .flush(&mut core, Instant::now())
+            .expect("jobs are JSON")
+            .expect("keys are dirty");
         assert_eq!((write.keys.len(), write.fence), (3, fence(1)));
-        assert!(projection.flush(&mut core).expect("jobs are JSON").is_none());
+        assert!(projection.flush(&mut core, Instant::now()).expect("jobs are JSON").is_none());
         assert!(projection.deadline(&core).is_none() && core.state.has(JobId::from_u128(1)));
         let written = Written { keys: write.keys, result: Ok(fence(2)) };
         projection.done(&mut core, written).expect("it leads");
         assert!(!core.state.has(JobId::from_u128(1)) && !core.state.is_behind());
-        assert!(projection.flush(&mut core).expect("jobs are JSON").is_none());
+        assert!(projection.flush(&mut core, Instant::now()).expect("jobs are JSON").is_none());
     }
 
     #[test]
     fn full_bucket_is_written_again_after_a_pause() {
         let (mut core, mut projection) = (core(3), Projection::new(fence(1)));
-        let write = projection.flush(&mut core).expect("jobs are JSON").expect("keys are dirty");
+        let write = projection
+            .flush(&mut core, Instant::now())
+            .expect("jobs are JSON")
+            .expect("keys are dirty");
         let before = Instant::now();
         let written = Written { keys: write.keys, result: Err(refused(LIMITS)) };
         projection.done(&mut core, written).expect("it leads");

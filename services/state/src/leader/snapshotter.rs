@@ -144,7 +144,8 @@ impl Snapshotter {
         let duration_ms = super::core::millis(self.took);
         tracing::debug!(events.last = written.events, duration_ms, "snapshot written");
         self.kept.push(written);
-        if self.kept.len() > 2 {
+        // After a crash between a snapshot and the deletion of an older one, there may be more.
+        while self.kept.len() > 2 {
             self.kept.remove(0);
         }
         let [older, _] = self.kept[..] else { return None };
@@ -249,6 +250,7 @@ mod tests {
         assert!(snapshotter.done(&first, watermark(&first), Ok(())).is_none());
         assert!(snapshotter.due(&first).is_none(), "nothing changed");
         snapshotter.took = Duration::ZERO;
+        snapshotter.kept.extend([watermark(&first); 2]);
         let second = changed(2);
         assert!(snapshotter.due(&second).is_some());
         let trim = snapshotter.done(&second, watermark(&second), Ok(()));

@@ -1,5 +1,4 @@
-//! Receives questions, and answers each once this replica has applied the events that the client has
-//! seen.
+//! Receives questions and heartbeats.
 //!
 //! A query that any replica can answer goes to one of them, which answers once it has applied the
 //! events that the client has seen. If that takes too long, all replicas are asked, and the first
