@@ -5,6 +5,7 @@ use std::collections::HashSet;
 
 use job::{
     JobId, Lookups, Missing, Run, Scheduler, State, Status,
+    event::Event,
     transaction::{Commit, Transaction},
 };
 
@@ -76,7 +77,11 @@ impl World {
     /// Appends the messages of a transaction; the leader may crash after any of them. Hints reach the
     /// processors at once here.
     fn append(&mut self, mut commit: Commit) {
-        for message in std::mem::take(&mut commit.messages) {
+        let messages = std::mem::take(&mut commit.messages);
+        if let Some(last) = messages.last() {
+            assert_eq!(last.through, self.leader.state.through(), "commands are processed twice");
+        }
+        for message in messages {
             if !self.is_healing && self.random.one_in(40) {
                 return self.restart_leader();
             }
@@ -96,8 +101,21 @@ impl World {
         if !self.is_healing && self.random.one_in(100) {
             return self.crash_leader();
         }
-        let Leader { state, scheduler, .. } = &mut self.leader;
+        let canceled: Vec<(JobId, Run)> = commit
+            .events()
+            .filter_map(|(_, event)| match event {
+                Event::Ended(ended) if ended.to.status() == Status::Canceled => {
+                    Some((ended.job, ended.run))
+                }
+                _ => None,
+            })
+            .collect();
+        let running = self.held();
+        let Leader { state, scheduler, reading, is_in_doubt } = &mut self.leader;
+        let knows_streams = reading.is_none() && !*is_in_doubt;
         let stop = commit.finish(state, scheduler);
+        let missed = canceled.iter().find(|run| running.contains(run) && !stop.contains(run));
+        assert!(!knows_streams || missed.is_none(), "{missed:?} is canceled and not stopped");
         self.stop(&stop);
     }
 
