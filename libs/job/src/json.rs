@@ -28,9 +28,7 @@ impl Json {
     pub fn of<T: Serialize + ?Sized>(value: &T) -> Result<Self, serde_json::Error> {
         serde_json::value::to_raw_value(value).map(Self::from)
     }
-}
 
-impl Json {
     /// A value that is a part of a valid JSON text.
     ///
     /// # Safety
