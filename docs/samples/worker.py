@@ -69,7 +69,7 @@ class Worker:
         said = {
             "processor": self.name,
             "capacity": SLOTS,
-            "kinds": [TYPE],
+            "types": [TYPE],
             "running": [[job, run] for job, run in self.in_flight],
             "draining": False,
         }

@@ -161,14 +161,14 @@ async fn canceled_work_behind_a_busy_slot_is_never_run() -> anyhow::Result<()> {
 async fn retries_and_schedules_go_on_where_the_clock_was_set_back() -> anyhow::Result<()> {
     let receiver = Receiver::start().await?;
     let mesh = receiver.mesh(&[])?;
-    let broker = ::mesh::Broker::connect(&mesh.nats_url()?, "test").await?;
+    let broker = nats::Broker::connect(&mesh.nats_url()?, "test").await?;
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?;
     let two_days_ahead = now.as_millis() + 2 * 24 * 3_600_000;
     let batch = format!(r#"{{"at":{two_days_ahead},"events":[]}}"#);
     until("appended", async || {
-        let last = broker.last_sequence(::mesh::names::EVENTS).await?;
+        let last = broker.last_sequence(nats::names::EVENTS).await?;
         let appended = broker.append(last, 0, batch.clone().into()).await?;
-        let is_in = matches!(appended, ::mesh::append::Appended::At(_));
+        let is_in = matches!(appended, nats::append::Appended::At(_));
         Ok(if is_in { Ok(()) } else { Err("a state service was first".to_owned()) })
     })
     .await?;

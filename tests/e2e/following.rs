@@ -145,9 +145,9 @@ async fn a_start_older_than_what_is_kept_gets_a_gap() -> anyhow::Result<()> {
         Ok(if job["status"] == "completed" { Ok(()) } else { Err(job.to_string()) })
     })
     .await?;
-    let broker = ::mesh::Broker::connect(&mesh.nats_url()?, "test").await?;
-    let events = broker.js.get_stream(::mesh::names::EVENTS).await?;
-    let last = broker.last_sequence(::mesh::names::EVENTS).await?;
+    let broker = nats::Broker::connect(&mesh.nats_url()?, "test").await?;
+    let events = broker.js.get_stream(nats::names::EVENTS).await?;
+    let last = broker.last_sequence(nats::names::EVENTS).await?;
     events.purge().sequence(last).await?;
     // An edge that keeps nothing of what was purged.
     mesh.signal("edge", libc::SIGKILL)?;

@@ -6,7 +6,7 @@ use std::{
     ops::Bound,
 };
 
-use crate::{Id, Job, JobId, Kind, Status};
+use crate::{Id, Job, JobId, JobType, Status};
 
 /// The statuses of active jobs.
 const ACTIVE: [Status; 2] = [Status::Queued, Status::Processing];
@@ -17,13 +17,13 @@ pub(crate) struct ActiveJobs {
     /// By the [`key`](batch_key) of their batch.
     batches: BTreeSet<(u64, JobId)>,
     /// By type and status.
-    listed: [[BTreeSet<JobId>; ACTIVE.len()]; Kind::EVERY.len()],
+    listed: [[BTreeSet<JobId>; ACTIVE.len()]; JobType::EVERY.len()],
 }
 
 impl ActiveJobs {
     /// Adds an active job; does nothing for a terminal one.
     pub fn insert(&mut self, job: &Job) {
-        if let Some(listed) = self.listed(job.kind, job.status) {
+        if let Some(listed) = self.listed(job.job_type, job.status) {
             listed.insert(job.id);
             self.batches.insert((batch_key(&job.batch), job.id));
         }
@@ -34,23 +34,23 @@ impl ActiveJobs {
         if before == job.status {
             return;
         }
-        if let Some(listed) = self.listed(job.kind, before) {
+        if let Some(listed) = self.listed(job.job_type, before) {
             listed.remove(&job.id);
         }
-        match self.listed(job.kind, job.status) {
+        match self.listed(job.job_type, job.status) {
             Some(listed) => drop(listed.insert(job.id)),
             None => drop(self.batches.remove(&(batch_key(&job.batch), job.id))),
         }
     }
 
-    fn listed(&mut self, kind: Kind, status: Status) -> Option<&mut BTreeSet<JobId>> {
+    fn listed(&mut self, job_type: JobType, status: Status) -> Option<&mut BTreeSet<JobId>> {
         let at = ACTIVE.iter().position(|active| *active == status)?;
-        Some(&mut self.listed[kind as usize][at])
+        Some(&mut self.listed[job_type as usize][at])
     }
 
     /// Whether an active job is of a type.
-    pub fn is_of(&self, kind: Kind, id: JobId) -> bool {
-        self.listed[kind as usize].iter().any(|listed| listed.contains(&id))
+    pub fn is_of(&self, job_type: JobType, id: JobId) -> bool {
+        self.listed[job_type as usize].iter().any(|listed| listed.contains(&id))
     }
 
     /// The jobs behind a place, by batch key and id.
@@ -72,12 +72,14 @@ impl ActiveJobs {
     /// The jobs of a type and status, of all if absent, whose id is below `before`, the newest first.
     pub fn newest(
         &self,
-        kind: Option<Kind>,
+        job_type: Option<JobType>,
         status: Option<Status>,
         before: JobId,
     ) -> impl Iterator<Item = JobId> {
-        let kinds = Kind::EVERY.into_iter().filter(move |of| kind.is_none_or(|kind| kind == *of));
-        let sets = kinds.flat_map(|of| ACTIVE.into_iter().zip(&self.listed[of as usize]));
+        let job_types = JobType::EVERY
+            .into_iter()
+            .filter(move |of| job_type.is_none_or(|job_type| job_type == *of));
+        let sets = job_types.flat_map(|of| ACTIVE.into_iter().zip(&self.listed[of as usize]));
         let sets = sets.filter(|(of, _)| status.is_none_or(|status| status == *of));
         Newest::of(sets.map(|(_, set)| set.range(..before).rev().copied()))
     }

@@ -3,8 +3,8 @@
 use uuid::Uuid;
 
 use crate::{
-    DirtyKey, Gate, Id, Job, JobId, OpenJobTypes, Partial, Position, ReadyQueue, RequeueReason,
-    State, Status,
+    ByClass, DirtyKey, Gate, Id, Job, JobId, OpenJobTypes, Partial, Position, ReadyQueue,
+    RequeueReason, State, Status,
     bulk::{BulkOperation, BulkProgress},
     delivery::Receiver,
     event::{Batch, Ended, Enqueued, Event, LateRun, Requeued, Retried, Transition},
@@ -142,13 +142,13 @@ impl State {
     /// Takes the next job to be dispatched; `gate` says whether a project may start a run.
     pub(crate) fn next_ready(
         &mut self,
-        lower_share: f64,
+        lower_share_percent: u8,
         open: OpenJobTypes,
-        busy: [bool; 3],
+        busy: ByClass<bool>,
         mut gate: impl FnMut(&Id, &Project) -> Gate,
     ) -> Option<JobId> {
         let Self { persisted, ready, .. } = self;
-        ready.next(lower_share, open, busy, |id| {
+        ready.next(lower_share_percent, open, busy, |id| {
             persisted.projects.get(id).map_or(Gate::Open(1), |project| gate(id, project))
         })
     }
@@ -223,7 +223,7 @@ impl State {
             job.step(at, why);
         });
         self.note_deferral(at, ended);
-        if ended.labels.kind.is_internal() {
+        if ended.labels.job_type.is_internal() {
             let project = self.persisted.projects.entry(ended.labels.project.clone()).or_default();
             project.failing = ended.error.is_some();
             project.last_error.clone_from(&ended.error);
@@ -254,9 +254,9 @@ impl State {
         self.persisted.jobs.remove(job.id);
         let project = self.persisted.projects.entry(job.project.clone()).or_default();
         project.failed.remove(&job.id);
-        project.counts.leave(retried.was, job.class);
-        if !job.kind.is_internal() {
-            self.persisted.total.leave(retried.was, job.class);
+        project.counts.leave(retried.was, job.priority_class);
+        if !job.job_type.is_internal() {
+            self.persisted.total.leave(retried.was, job.priority_class);
         }
         // The bucket has it as one that ended, and would let it go.
         self.dirty.push(position, DirtyKey::Job(job.id));
@@ -304,9 +304,9 @@ impl State {
     /// Takes in a job that is queued.
     fn enter(&mut self, job: Job) {
         let project = self.persisted.projects.entry(job.project.clone()).or_default();
-        project.counts.enter(job.status, job.class);
-        if !job.kind.is_internal() {
-            self.persisted.total.enter(job.status, job.class);
+        project.counts.enter(job.status, job.priority_class);
+        if !job.job_type.is_internal() {
+            self.persisted.total.enter(job.status, job.priority_class);
         }
         project.live.insert(&job);
         self.ready.insert(&job, self.persisted.at);
@@ -323,20 +323,20 @@ impl State {
     fn change(&mut self, id: JobId, position: Position, change: impl FnOnce(&mut Job)) {
         let Some(job) = self.persisted.jobs.get_mut(id) else { return };
         let project = self.persisted.projects.entry(job.project.clone()).or_default();
-        let counted = !job.kind.is_internal();
+        let counted = !job.job_type.is_internal();
         let before = job.status;
-        project.counts.leave(before, job.class);
+        project.counts.leave(before, job.priority_class);
         if counted {
-            self.persisted.total.leave(before, job.class);
+            self.persisted.total.leave(before, job.priority_class);
         }
         if before == Status::Queued {
             self.ready.remove(job);
         }
         change(job);
         job.version = position;
-        project.counts.enter(job.status, job.class);
+        project.counts.enter(job.status, job.priority_class);
         if counted {
-            self.persisted.total.enter(job.status, job.class);
+            self.persisted.total.enter(job.status, job.priority_class);
         }
         if job.status == Status::Queued {
             self.ready.insert(job, self.persisted.at);

@@ -64,7 +64,7 @@ impl BulkOperation {
             idempotency,
             requester: None,
             // All jobs of this moment exist before it.
-            started: Position::new(u64::MAX, u32::MAX),
+            started: Position::end_of(u64::MAX),
             started_at: Millis::MAX,
             progress: BulkProgress::default(),
         }

@@ -5,7 +5,7 @@ mod bounded;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Backoff, Id, Idempotency, JobId, JobLabels, Json, Kind, Patch, Run, StoredResult, Usage,
+    Backoff, Id, Idempotency, JobId, JobLabels, JobType, Json, Patch, Run, StoredResult, Usage,
     schedule::Schedule, time::Millis,
 };
 
@@ -41,7 +41,7 @@ pub struct Enqueue {
     pub project: Id,
     /// What kind of work they are.
     #[serde(rename = "type")]
-    pub kind: Kind,
+    pub job_type: JobType,
     /// 0 to 1000, lower first.
     pub priority: u16,
     /// Not to be run before this time.
@@ -67,7 +67,7 @@ impl Enqueue {
     pub fn new(project: Id, jobs: Vec<NewJob>) -> Self {
         Self {
             project,
-            kind: Kind::ProcessBatch,
+            job_type: JobType::ProcessBatch,
             priority: PRIORITY_DEFAULT,
             run_at: None,
             max_attempts: None,

@@ -16,8 +16,8 @@ pub struct Config {
     pub max_deferral_ms: i64,
     /// How long a job is kept after it ended, in ms.
     pub retention_ms: i64,
-    /// The share of dispatches kept for each class below the first one that waits, from 0 to 1.
-    pub lower_share: f64,
+    /// The share of dispatches that each class below the first one with queued jobs keeps, in percent.
+    pub lower_share_percent: u8,
     /// Limits of a project that sets none.
     pub limits: Limits,
     /// The most bytes of events in one message of EVENTS, unless events that belong together have
@@ -33,7 +33,7 @@ impl Default for Config {
             backoff: Backoff::default(),
             max_deferral_ms: 24 * 3_600 * 1_000,
             retention_ms: 7 * 24 * 3_600 * 1_000,
-            lower_share: 0.10,
+            lower_share_percent: 10,
             limits: Limits::default(),
             message_bytes_max: 4_000_000,
         }

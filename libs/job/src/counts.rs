@@ -2,16 +2,16 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Class, Status};
+use crate::{ByClass, PriorityClass, Status};
 
 /// Jobs by status. `queued` and `processing` count the present; the others count all ends so far,
 /// less those that were retried.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counts {
     /// Waiting, by class: high, normal, low.
-    pub queued: [u64; 3],
+    pub queued: ByClass<u64>,
     /// Running, by class.
-    pub processing: [u64; 3],
+    pub processing: ByClass<u64>,
     /// Done.
     pub completed: u64,
     /// Failed.
@@ -22,26 +22,26 @@ pub struct Counts {
 
 impl Counts {
     /// Counts a job in.
-    pub fn enter(&mut self, status: Status, class: Class) {
+    pub fn enter(&mut self, status: Status, class: PriorityClass) {
         *self.cell(status, class) += 1;
     }
 
     /// Counts a job out.
-    pub fn leave(&mut self, status: Status, class: Class) {
+    pub fn leave(&mut self, status: Status, class: PriorityClass) {
         let cell = self.cell(status, class);
         *cell = cell.saturating_sub(1);
     }
 
     /// All jobs.
     pub fn total(&self) -> u64 {
-        let live: u64 = self.queued.iter().chain(&self.processing).sum();
+        let live: u64 = self.queued.iter().chain(self.processing.iter()).sum();
         live + self.completed + self.failed + self.canceled
     }
 
-    fn cell(&mut self, status: Status, class: Class) -> &mut u64 {
+    fn cell(&mut self, status: Status, class: PriorityClass) -> &mut u64 {
         match status {
-            Status::Queued => &mut self.queued[class as usize],
-            Status::Processing => &mut self.processing[class as usize],
+            Status::Queued => &mut self.queued[class],
+            Status::Processing => &mut self.processing[class],
             Status::Completed => &mut self.completed,
             Status::Failed => &mut self.failed,
             Status::Canceled => &mut self.canceled,

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::{
-    Backoff, Class, Id, JobId, Json, Kind, Limits, Run, State, Status,
+    Backoff, Id, JobId, JobType, Json, Limits, PriorityClass, Run, State, Status,
     event::{Ended, Enqueued, Event},
     internal::project_of,
     snapshot::Project,
@@ -85,7 +85,7 @@ struct Told<'a> {
     job_id: JobId,
     project_id: &'a Id,
     batch_id: &'a Id,
-    r#type: Kind,
+    r#type: JobType,
     status: Status,
     attempts: u32,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -117,9 +117,9 @@ impl State {
             job: delivery_of(ended.job, ended.run),
             project: project_of(&ended.labels.project),
             batch: ended.labels.batch.clone(),
-            kind: Kind::Webhook,
+            job_type: JobType::Webhook,
             priority: 0,
-            class: Class::Low,
+            priority_class: PriorityClass::Low,
             max_attempts: webhook.max_attempts.unwrap_or(ATTEMPTS),
             own_attempts: true,
             retry: Some(webhook.retry.unwrap_or(RETRY)),
@@ -152,7 +152,7 @@ impl State {
             return Deliveries::default();
         };
         let counts = &persisted.counts;
-        let pending = counts.queued.iter().chain(&counts.processing).sum();
+        let pending = counts.queued.iter().chain(counts.processing.iter()).sum();
         Deliveries {
             pending,
             delivered: counts.completed,
@@ -177,7 +177,7 @@ impl State {
                 job_id: ended.job,
                 project_id: &ended.labels.project,
                 batch_id: &ended.labels.batch,
-                r#type: ended.labels.kind,
+                r#type: ended.labels.job_type,
                 status,
                 attempts: ended.labels.attempt,
                 worker: ended.worker.as_ref(),
@@ -209,9 +209,9 @@ mod tests {
             job: JobId::from_u128(7),
             project,
             batch: "b".into(),
-            kind: Kind::ProcessBatch,
+            job_type: JobType::ProcessBatch,
             priority: 10,
-            class: Class::Normal,
+            priority_class: PriorityClass::Normal,
             max_attempts: 3,
             own_attempts: false,
             retry: None,
@@ -283,7 +283,7 @@ mod tests {
         let mut state = told(webhook(None));
         let own = project_of("p");
         let counts = &mut state.persisted.projects.entry(own).or_default().counts;
-        counts.queued[Class::Low as usize] = PENDING_MAX;
+        counts.queued[PriorityClass::Low] = PENDING_MAX;
         let ended = end(&state, Transition::Failed);
         assert_eq!(state.delivery(5, &ended), None);
         state.apply(5, Position::new(2, 0), &ended);

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::{
-    Backoff, Digest, Id, IdempotencyRecord, Job, JobId, JobLabels, Json, Kind, Position,
+    Backoff, Digest, Id, IdempotencyRecord, Job, JobId, JobLabels, JobType, Json, Position,
     RequeueReason, Run, Settings, Status, StoredResult, Usage,
     bulk::{BulkOperation, BulkProgress},
     schedule::ScheduleState,
@@ -163,11 +163,12 @@ pub struct Enqueued {
     pub batch: Id,
     /// What kind of work it is.
     #[serde(rename = "type")]
-    pub kind: Kind,
+    pub job_type: JobType,
     /// 0 to 1000, lower first.
     pub priority: u16,
     /// The class that its priority put it in.
-    pub class: crate::Class,
+    #[serde(rename = "class")]
+    pub priority_class: crate::PriorityClass,
     /// The attempts it may use.
     pub max_attempts: u32,
     /// Whether its request named that number: a project's setting changes nothing of it then.
@@ -190,9 +191,9 @@ impl Enqueued {
             id: self.job,
             project: self.project.clone(),
             batch: self.batch.clone(),
-            kind: self.kind,
+            job_type: self.job_type,
             priority: self.priority,
-            class: self.class,
+            priority_class: self.priority_class,
             data: self.data.clone(),
             status: Status::Queued,
             run: 1,

@@ -15,7 +15,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Backoff, Class, Id, JobId, Json, Position, Run, time::Millis};
+use crate::{Backoff, Id, JobId, Json, Position, PriorityClass, Run, time::Millis};
 
 /// How many steps of its life a job keeps beside its first; the oldest go first.
 const TIMELINE_STEPS_MAX: usize = 40;
@@ -23,7 +23,7 @@ const TIMELINE_STEPS_MAX: usize = 40;
 /// What kind of work a job is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Kind {
+pub enum JobType {
     /// A whole batch.
     ProcessBatch,
     /// Some columns of one row of a batch again.
@@ -32,7 +32,7 @@ pub enum Kind {
     Webhook,
 }
 
-impl Kind {
+impl JobType {
     /// The kinds of work that clients ask for.
     pub const ALL: [Self; 2] = [Self::ProcessBatch, Self::ProcessRedo];
     /// Those, and the mesh's own.
@@ -266,11 +266,12 @@ pub struct Job {
     pub batch: Id,
     /// What kind of work it is.
     #[serde(rename = "type")]
-    pub kind: Kind,
+    pub job_type: JobType,
     /// 0 to 1000, lower first.
     pub priority: u16,
     /// The class that its priority put it in.
-    pub class: Class,
+    #[serde(rename = "class")]
+    pub priority_class: PriorityClass,
     /// What its handler is given.
     pub data: Json,
     /// Its status.

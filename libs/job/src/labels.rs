@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Class, Id, Job, Kind, time::Millis};
+use crate::{Id, Job, JobType, PriorityClass, time::Millis};
 
 /// The labels under which a run is counted. Events of ends carry them, so that a consumer needs no
 /// memory of the job.
@@ -15,9 +15,10 @@ pub struct JobLabels {
     pub batch: Id,
     /// What kind of work it is.
     #[serde(rename = "type")]
-    pub kind: Kind,
+    pub job_type: JobType,
     /// The class it was queued in.
-    pub class: Class,
+    #[serde(rename = "class")]
+    pub priority_class: PriorityClass,
     /// The attempt that ended, from 1; 0 where none began.
     pub attempt: u32,
     /// When it last became queued.
@@ -30,8 +31,8 @@ impl JobLabels {
         Self {
             project: job.project.clone(),
             batch: job.batch.clone(),
-            kind: job.kind,
-            class: job.class,
+            job_type: job.job_type,
+            priority_class: job.priority_class,
             attempt: job.attempts,
             queued_at: job.queued_at,
         }

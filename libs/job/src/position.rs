@@ -19,6 +19,16 @@ impl Position {
     pub fn new(sequence: u64, index: u32) -> Self {
         Self { sequence, index }
     }
+
+    /// A position after all events of message `sequence`, and before those of the next one.
+    pub fn end_of(sequence: u64) -> Self {
+        Self::new(sequence, u32::MAX)
+    }
+
+    /// True if it is the end of a message.
+    pub fn is_end(self) -> bool {
+        self.index == u32::MAX
+    }
 }
 
 impl fmt::Display for Position {

@@ -10,7 +10,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 
 use crate::{
-    Class, Id, Job, JobId, Kind, internal,
+    ByClass, Id, Job, JobId, JobType, PriorityClass, internal,
     priority_queue::{PriorityQueue, QueueKey, queue_key},
     time::Millis,
 };
@@ -19,21 +19,21 @@ use crate::{
 const DUE_MAX: usize = 2_000;
 
 /// Which kinds of work may be taken, by class.
-pub type OpenJobTypes = [[bool; Kind::EVERY.len()]; Class::ALL.len()];
+pub type OpenJobTypes = ByClass<[bool; JobType::EVERY.len()]>;
 
 /// Whether a project may start a run now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Gate {
-    /// It may, and has so many turns where others have one.
+    /// It may, and takes this number of turns in a row.
     Open(u32),
-    /// It may not: it is parked.
-    Closed,
+    /// It may not, and is throttled until something changes or, if that is known, until a time.
+    Closed(Option<Millis>),
 }
 
 /// The jobs that wait to be dispatched, and those that wait for their time.
 #[derive(Debug, Default)]
 pub struct ReadyQueue {
-    class_queues: [ClassQueue; Class::ALL.len()],
+    class_queues: ByClass<ClassQueue>,
     /// The mesh's own work, which takes turns from no class.
     own: ClassQueue,
     timers: BTreeMap<(Millis, JobId), Id>,
@@ -41,7 +41,8 @@ pub struct ReadyQueue {
     /// How many of them are the mesh's own.
     internal: u64,
     throttled: HashSet<Id>,
-    turn: f64,
+    /// Counts the jobs that were taken.
+    turn: u64,
 }
 
 /// One class: a ring of the projects that have something ready and are not parked. What a
@@ -50,13 +51,13 @@ pub struct ReadyQueue {
 struct ClassQueue {
     ring: VecDeque<Id>,
     projects: HashMap<Id, ProjectQueue>,
-    jobs: [usize; Kind::EVERY.len()],
+    jobs: [usize; JobType::EVERY.len()],
 }
 
 /// A project's jobs in one class.
 #[derive(Debug, Default)]
 struct ProjectQueue {
-    queues: [PriorityQueue; Kind::EVERY.len()],
+    queues: [PriorityQueue; JobType::EVERY.len()],
     in_ring: bool,
     /// Turns left before the next project's.
     turns: u32,
@@ -98,10 +99,10 @@ impl ReadyQueue {
     }
 
     fn class_queue(&mut self, job: &Job) -> &mut ClassQueue {
-        if job.kind.is_internal() {
+        if job.job_type.is_internal() {
             &mut self.own
         } else {
-            &mut self.class_queues[job.class as usize]
+            &mut self.class_queues[job.priority_class]
         }
     }
 
@@ -133,8 +134,8 @@ impl ReadyQueue {
     }
 
     /// How many jobs wait to be dispatched in `class`.
-    pub fn depth_of(&self, class: Class) -> usize {
-        self.class_queues[class as usize].jobs.iter().sum()
+    pub fn depth_of(&self, class: PriorityClass) -> usize {
+        self.class_queues[class].jobs.iter().sum()
     }
 
     /// Lets a parked project be asked again.
@@ -146,18 +147,18 @@ impl ReadyQueue {
         }
     }
 
-    /// Takes the next job to dispatch from what `open` allows. `lower_share` of the turns (from 0 to
-    /// 1.0) go to each class below the first one that waits. A class that is `busy` can take
-    /// nothing now, and keeps its turns: no lower one takes them meanwhile. `gate` says of a
-    /// project whether it may start a run; a project that may not is parked.
+    /// Takes the next job to dispatch from what `open` allows. Each class below the first one with
+    /// queued jobs gets `lower_share_percent` of the turns. A class that is `busy` can take nothing
+    /// now and keeps its turns: no lower one takes them meanwhile. `gate` decides whether a project
+    /// may start a run; a project that may not is throttled.
     pub fn next(
         &mut self,
-        lower_share: f64,
+        lower_share_percent: u8,
         open: OpenJobTypes,
-        busy: [bool; Class::ALL.len()],
+        busy: ByClass<bool>,
         mut gate: impl FnMut(&Id) -> Gate,
     ) -> Option<JobId> {
-        let low = Class::Low as usize;
+        let low = PriorityClass::Low;
         while !busy[low] && self.own.may_have(open[low]) {
             match self.own.take(open[low], &mut self.throttled, &mut gate) {
                 Turn::Took(id) => return Some(id),
@@ -165,16 +166,15 @@ impl ReadyQueue {
                 Turn::Nothing => break,
             }
         }
-        let mut asked =
-            [0, 1, 2].map(|class: usize| self.class_queues[class].may_have(open[class]));
+        let mut asked = ByClass::from_fn(|class| self.class_queues[class].may_have(open[class]));
         loop {
-            let class = self.class_in_turn(lower_share, asked)?;
+            let class = self.class_in_turn(lower_share_percent, asked)?;
             if busy[class] {
                 return None;
             }
             match self.class_queues[class].take(open[class], &mut self.throttled, &mut gate) {
                 Turn::Took(id) => {
-                    self.turn = (self.turn + 1.0) % 1_000.0;
+                    self.turn += 1;
                     return Some(id);
                 }
                 Turn::Again => {}
@@ -184,11 +184,11 @@ impl ReadyQueue {
     }
 
     /// The class whose turn it is among those that may have something.
-    fn class_in_turn(&self, lower_share: f64, asked: [bool; 3]) -> Option<usize> {
-        let mut waiting = (0..3).filter(|class| asked[*class]);
+    fn class_in_turn(&self, percent: u8, asked: ByClass<bool>) -> Option<PriorityClass> {
+        let mut waiting = PriorityClass::ALL.into_iter().filter(|class| asked[*class]);
         let first = waiting.next()?;
-        for (nth, class) in waiting.enumerate() {
-            if is_shared_turn(self.turn + 1.0, lower_share, nth) {
+        for (nth, class) in (0..).zip(waiting) {
+            if is_shared_turn(self.turn + 1, percent.into(), nth) {
                 return Some(class);
             }
         }
@@ -206,21 +206,21 @@ impl ReadyQueue {
     }
 }
 
-/// Whether this turn belongs to the `nth` class below the first one that waits: every
-/// 1/share-th turn does, each class's shifted by some turns against the other's.
-fn is_shared_turn(turn: f64, share: f64, nth: usize) -> bool {
-    if share <= 0.0 {
+/// True if this turn belongs to the `nth` class below the first one with queued jobs. Of 100 turns
+/// `percent` do, evenly spread, and those of one class lie between those of the other.
+fn is_shared_turn(turn: u64, percent: u64, nth: u64) -> bool {
+    if percent == 0 {
         return false;
     }
-    let shifted = turn + nth as f64 * (0.5 / share).floor();
-    (shifted * share).floor() > ((shifted - 1.0) * share).floor()
+    let shifted = turn + nth * (50 / percent);
+    shifted * percent / 100 > (shifted - 1) * percent / 100
 }
 
 impl ClassQueue {
     fn insert(&mut self, job: &Job, throttled: bool) {
         let waiting = self.projects.entry(job.project.clone()).or_default();
-        if waiting.queues[job.kind as usize].insert(queue_key(job)) {
-            self.jobs[job.kind as usize] += 1;
+        if waiting.queues[job.job_type as usize].insert(queue_key(job)) {
+            self.jobs[job.job_type as usize] += 1;
         }
         if !throttled && !waiting.in_ring {
             waiting.in_ring = true;
@@ -230,8 +230,8 @@ impl ClassQueue {
 
     fn remove(&mut self, job: &Job) {
         let Some(waiting) = self.projects.get_mut(&job.project) else { return };
-        if waiting.queues[job.kind as usize].remove(&queue_key(job)) {
-            self.jobs[job.kind as usize] -= 1;
+        if waiting.queues[job.job_type as usize].remove(&queue_key(job)) {
+            self.jobs[job.job_type as usize] -= 1;
         }
         if waiting.is_empty() && !waiting.in_ring {
             self.projects.remove(&job.project);
@@ -248,7 +248,7 @@ impl ClassQueue {
         }
     }
 
-    fn may_have(&self, open: [bool; Kind::EVERY.len()]) -> bool {
+    fn may_have(&self, open: [bool; JobType::EVERY.len()]) -> bool {
         let open_jobs = self.jobs.iter().zip(open).any(|(jobs, open)| open && *jobs > 0);
         open_jobs && !self.ring.is_empty()
     }
@@ -256,7 +256,7 @@ impl ClassQueue {
     /// Asks the projects in turn for a job of an open kind.
     fn take(
         &mut self,
-        open: [bool; Kind::EVERY.len()],
+        open: [bool; JobType::EVERY.len()],
         throttled: &mut HashSet<Id>,
         gate: &mut impl FnMut(&Id) -> Gate,
     ) -> Turn {
@@ -270,7 +270,7 @@ impl ClassQueue {
                 }
                 return Turn::Again;
             }
-            let Some((kind, next)) = waiting.first(open) else {
+            let Some((job_type, next)) = waiting.first(open) else {
                 self.ring.push_back(project);
                 continue;
             };
@@ -279,8 +279,8 @@ impl ClassQueue {
                 throttled.insert(project);
                 return Turn::Again;
             };
-            waiting.queues[kind].remove(&next);
-            self.jobs[kind] -= 1;
+            waiting.queues[job_type].remove(&next);
+            self.jobs[job_type] -= 1;
             if waiting.turns == 0 {
                 waiting.turns = weight.max(1);
             }
@@ -309,10 +309,10 @@ impl ProjectQueue {
     }
 
     /// The first job of an open kind, with its kind.
-    fn first(&self, open: [bool; Kind::EVERY.len()]) -> Option<(usize, QueueKey)> {
-        let firsts = self.queues.iter().enumerate().filter(|(kind, _)| open[*kind]);
+    fn first(&self, open: [bool; JobType::EVERY.len()]) -> Option<(usize, QueueKey)> {
+        let firsts = self.queues.iter().enumerate().filter(|(job_type, _)| open[*job_type]);
         firsts
-            .filter_map(|(kind, priority_queue)| Some((kind, priority_queue.first()?)))
+            .filter_map(|(job_type, priority_queue)| Some((job_type, priority_queue.first()?)))
             .min_by_key(|(_, p)| *p)
     }
 }

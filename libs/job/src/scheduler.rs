@@ -12,7 +12,7 @@
 use std::collections::{BTreeSet, HashMap, HashSet};
 
 use crate::{
-    Config, Id, Job, JobId, Kind, Limits, RequeueReason, Run, State, Status, delivery,
+    ByClass, Config, Id, Job, JobId, JobType, Limits, RequeueReason, Run, State, Status, delivery,
     event::{Event, Transition},
     internal,
     ready_queue::{Gate, OpenJobTypes},
@@ -36,7 +36,7 @@ pub struct Capacity {
     /// Over the kinds of work that clients ask for.
     pub total: usize,
     /// Of each kind: the slots of the processors that take it.
-    pub kinds: [usize; Kind::EVERY.len()],
+    pub job_types: [usize; JobType::EVERY.len()],
 }
 
 /// A run that was dispatched and has not ended.
@@ -47,7 +47,7 @@ struct InFlight {
     /// include it.
     reading: u64,
     begun: bool,
-    kind: Kind,
+    job_type: JobType,
     project: Id,
 }
 
@@ -62,7 +62,7 @@ struct ProjectSlots {
 #[derive(Debug, Default)]
 pub struct Scheduler {
     out: HashMap<JobId, InFlight>,
-    kinds: [usize; Kind::EVERY.len()],
+    job_types: [usize; JobType::EVERY.len()],
     projects: HashMap<Id, ProjectSlots>,
     /// When projects that wait for a permit are checked again.
     reopen: BTreeSet<(Millis, Id)>,
@@ -129,38 +129,41 @@ impl Scheduler {
         config: &Config,
         now: Millis,
         capacity: Capacity,
-        busy: [bool; 3],
-        rests: [bool; 3],
+        busy: ByClass<bool>,
+        rests: ByClass<bool>,
     ) -> Option<JobId> {
         self.reopen(state, now);
         let ahead = self.rate.ahead(now);
         // The mesh's own work has slots of its own.
-        let jobs = self.out.len() - self.kinds[Kind::Webhook as usize];
+        let jobs = self.out.len() - self.job_types[JobType::Webhook as usize];
         let full = capacity.total == 0 || jobs >= capacity.total + ahead;
-        let kinds = Kind::EVERY.map(|kind| {
-            let (out, slots) = (self.kinds[kind as usize], capacity.kinds[kind as usize]);
-            if kind.is_internal() { out < slots } else { slots > 0 && out < slots + ahead && !full }
+        let job_types = JobType::EVERY.map(|job_type| {
+            let (out, slots) =
+                (self.job_types[job_type as usize], capacity.job_types[job_type as usize]);
+            if job_type.is_internal() {
+                out < slots
+            } else {
+                slots > 0 && out < slots + ahead && !full
+            }
         });
-        if !self.ready || kinds == [false; Kind::EVERY.len()] {
+        if !self.ready || job_types == [false; JobType::EVERY.len()] {
             return None;
         }
-        let open: OpenJobTypes = rests.map(|rests| kinds.map(|open| open && !rests));
+        let open: OpenJobTypes = rests.map(|rests| job_types.map(|open| open && !rests));
         let Self { projects, reopen, .. } = self;
-        let gate = |id: &Id, project: &Project| {
+        let check = |id: &Id, project: &Project| {
             let limits = if internal::is_internal(id) {
                 delivery::limits(project)
             } else {
                 project.settings.limits(&config.limits)
             };
-            match closed(projects.get(id), project, &limits, now) {
-                None => Gate::Open(project.settings.weight.unwrap_or(1)),
-                Some(until) => {
-                    reopen.extend(until.map(|at| (at, id.clone())));
-                    Gate::Closed
-                }
+            let gate = gate(projects.get(id), project, &limits, now);
+            if let Gate::Closed(Some(at)) = gate {
+                reopen.insert((at, id.clone()));
             }
+            gate
         };
-        let id = state.next_ready(config.lower_share, open, busy, gate)?;
+        let id = state.next_ready(config.lower_share_percent, open, busy, check)?;
         let job = state.load(id)?;
         self.mark_in_flight(id, out_of(&job, self.readings));
         Some(id)
@@ -225,13 +228,13 @@ impl Scheduler {
         let slots = self.projects.entry(out.project.clone()).or_default();
         slots.out += 1;
         slots.not_started += u32::from(!out.begun);
-        self.kinds[out.kind as usize] += 1;
+        self.job_types[out.job_type as usize] += 1;
         self.out.insert(id, out);
     }
 
     fn release(&mut self, id: JobId) -> Option<InFlight> {
         let out = self.out.remove(&id)?;
-        self.kinds[out.kind as usize] -= 1;
+        self.job_types[out.job_type as usize] -= 1;
         if let Some(slots) = self.projects.get_mut(&out.project) {
             slots.out -= 1;
             slots.not_started -= u32::from(!out.begun);
@@ -253,7 +256,7 @@ impl Scheduler {
             return;
         }
         if let Some(out) = self.release(job) {
-            self.rate.ended += u64::from(!out.kind.is_internal());
+            self.rate.ended += u64::from(!out.job_type.is_internal());
             if self.out_of(&out.project) == 0 {
                 self.projects.remove(&out.project);
             }
@@ -277,46 +280,40 @@ fn out_of(job: &Job, reading: u64) -> InFlight {
         run: job.run,
         reading,
         begun: job.status == Status::Processing,
-        kind: job.kind,
+        job_type: job.job_type,
         project: job.project.clone(),
     }
 }
 
-/// Whether a project may start nothing now, and until when where only time is to pass.
-#[expect(clippy::option_option, reason = "closed, and if so perhaps until a known time")]
-fn closed(
-    slots: Option<&ProjectSlots>,
-    project: &Project,
-    limits: &Limits,
-    now: Millis,
-) -> Option<Option<Millis>> {
+/// Whether a project may start a run now.
+fn gate(slots: Option<&ProjectSlots>, project: &Project, limits: &Limits, now: Millis) -> Gate {
     if project.settings.paused {
-        return Some(None);
+        return Gate::Closed(None);
     }
     let (out, not_started) = slots.map_or((0, 0), |slots| (slots.out, slots.not_started));
     if let Some(until) = project.deferred_until {
         if now < until {
-            return Some(Some(until));
+            return Gate::Closed(Some(until));
         }
         // One run at a time finds out whether the work goes on.
         if out > 0 {
-            return Some(None);
+            return Gate::Closed(None);
         }
     }
     if limits.max_concurrency > 0 && out >= limits.max_concurrency {
-        return Some(None);
+        return Gate::Closed(None);
     }
     if limits.requests_per_minute > 0 {
         let limit = u64::from(limits.requests_per_minute);
         if u64::from(not_started) + project.starts.sum(now) >= limit {
-            return Some(project.starts.next_less(now));
+            return Gate::Closed(project.starts.next_less(now));
         }
     }
     let limit = limits.tokens_per_minute;
     if limit > 0 && project.tokens.sum(now) >= limit {
-        return Some(project.tokens.below_at(limit, now));
+        return Gate::Closed(project.tokens.below_at(limit, now));
     }
-    None
+    Gate::Open(project.settings.weight.unwrap_or(1))
 }
 
 /// How fast runs end.

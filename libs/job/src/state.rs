@@ -9,7 +9,7 @@ use std::{
 use uuid::Uuid;
 
 use crate::{
-    Counts, Digest, Id, IdempotencyRecord, Job, JobId, Kind, Partial, Position, ProjectUsage,
+    Counts, Digest, Id, IdempotencyRecord, Job, JobId, JobType, Partial, Position, ProjectUsage,
     ReadyQueue, Settings, Snapshot, SpillStore, Status, active_jobs::batch_key,
     dirty_keys::DirtyKeys, internal, schedule::ScheduleState, snapshot::SnapshotState,
     spill::SpillPolicy, time::Millis,
@@ -27,6 +27,8 @@ pub struct State {
     /// When which schedule of which project fires next.
     pub(crate) calendar: BTreeSet<(Millis, Id, Id)>,
     pub(crate) retention_ms: i64,
+    /// Ids of processed messages without events: the next message of EVENTS records them.
+    pub(crate) unrecorded: Vec<Uuid>,
     /// The spill store for queued jobs that memory has no room for.
     pub(crate) spill: Option<SpillPolicy>,
 }
@@ -107,7 +109,7 @@ impl State {
         let persisted = self.persisted.projects.get(project);
         let perhaps = persisted.into_iter().flat_map(move |persisted| {
             let ids = persisted.perhaps_of(batch);
-            ids.filter(|id| persisted.live.is_of(Kind::ProcessBatch, *id))
+            ids.filter(|id| persisted.live.is_of(JobType::ProcessBatch, *id))
         });
         perhaps.filter_map(|id| self.job(id)).filter(move |job| job.batch == *batch)
     }
@@ -121,7 +123,7 @@ impl State {
         before: Option<JobId>,
         limit: usize,
         status: Option<Status>,
-        kind: Option<Kind>,
+        job_type: Option<JobType>,
     ) -> (Vec<Arc<Job>>, Option<JobId>) {
         let Some(project) = self.persisted.projects.get(project).filter(|_| limit > 0) else {
             return (Vec::new(), None);
@@ -130,7 +132,7 @@ impl State {
         let mut page = Vec::new();
         let mut last = None;
         let Some(batch) = batch else {
-            for id in project.live.newest(kind, status, before) {
+            for id in project.live.newest(job_type, status, before) {
                 if page.len() >= limit {
                     return (page, last);
                 }
@@ -147,7 +149,7 @@ impl State {
             // Before it is read: most may sleep.
             if status.is_none_or(|status| self.persisted.jobs.status(id) == Some(status)) {
                 let is_of = |job: &Arc<Job>| {
-                    job.batch == *batch && kind.is_none_or(|kind| job.kind == kind)
+                    job.batch == *batch && job_type.is_none_or(|job_type| job.job_type == job_type)
                 };
                 page.extend(self.job(id).filter(is_of));
             }

@@ -163,7 +163,7 @@ impl<'a> Transaction<'a> {
 
     /// The messages to append, and the effects that follow.
     pub fn commit(self) -> Commit {
-        let (messages, events) = self.packer.finish();
+        let (messages, events) = self.packer.finish(self.state);
         let (replies, stale) = (self.replies, self.stale);
         Commit { messages, events, replies, stale, sequences: Vec::new() }
     }

@@ -95,7 +95,7 @@ impl State {
         match self.dirty.order.front() {
             None => self.persisted.position,
             Some((first, _)) if first.index > 0 => Position::new(first.sequence, first.index - 1),
-            Some((first, _)) => Position::new(first.sequence - 1, u32::MAX),
+            Some((first, _)) => Position::end_of(first.sequence - 1),
         }
     }
 

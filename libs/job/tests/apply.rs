@@ -10,8 +10,8 @@ use std::{
 };
 
 use job::{
-    Class, Config, Counts, Job, JobId, JobLabels, Json, Kind, Lookups, Missing, Position,
-    Scheduler, SpillFile, SpillRef, SpillStore, State, Status, Usage,
+    Config, Counts, Job, JobId, JobLabels, JobType, Json, Lookups, Missing, Position,
+    PriorityClass, Scheduler, SpillFile, SpillRef, SpillStore, State, Status, Usage,
     command::{Cancel, Command, End, Enqueue, NewJob, Outcome, Retry, Started},
     event::Batch,
     time::Millis,
@@ -184,7 +184,7 @@ impl World {
                     jobs.push(NewJob { id, batch, data });
                 }
                 Command::Enqueue(Enqueue {
-                    kind: if *redo { Kind::ProcessRedo } else { Kind::ProcessBatch },
+                    job_type: if *redo { JobType::ProcessRedo } else { JobType::ProcessBatch },
                     priority: *priority,
                     supersede: !redo,
                     ..Enqueue::new(name(project), jobs)
@@ -341,14 +341,15 @@ impl World {
         let mut counted = Counts::default();
         for id in &self.ids {
             let Some(job) = self.look(*id) else { continue };
-            counted.enter(job.status, job.class);
+            counted.enter(job.status, job.priority_class);
             assert!(job.attempts <= job.max_attempts, "{job:?}");
             assert!(job.run >= 1 && job.version >= job.order);
             assert_eq!(job.data.get(), format!("\"data of {id}\""));
         }
         assert_eq!(counted, self.state.counts(None), "counts differ from the jobs");
         assert!(self.completed.values().all(|times| *times == 1), "a job completed twice");
-        let queued: usize = Class::ALL.iter().map(|c| self.state.ready().depth_of(*c)).sum();
+        let queued: usize =
+            PriorityClass::ALL.iter().map(|c| self.state.ready().depth_of(*c)).sum();
         let waiting = self.state.scheduled(None) as usize;
         let live = self.state.jobs().filter(|job| job.status == Status::Queued).count();
         assert_eq!(queued + waiting, live, "the queue differs from the jobs");

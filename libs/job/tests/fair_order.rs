@@ -3,13 +3,15 @@
 #![expect(clippy::unwrap_used, reason = "a test ends at the first surprise")]
 
 use job::{
-    Config, Gate, JobId, Lookups, OpenJobTypes, Scheduler, State,
+    ByClass, Config, Gate, JobId, Lookups, OpenJobTypes, Scheduler, State,
     command::{Command, Enqueue, NewJob},
     transaction::Transaction,
 };
 
 /// All classes and kinds may be dispatched.
-const ALL: OpenJobTypes = [[true; 3]; 3];
+fn all() -> OpenJobTypes {
+    ByClass::from_fn(|_| [true; 3])
+}
 
 fn enqueue(state: &mut State, sequence: u64, project: &str, jobs: &[(u128, u16)]) {
     let (scheduler, config) = (Scheduler::default(), Config::default());
@@ -31,7 +33,7 @@ fn dispatch_goes_by_class_then_round_robin_over_projects_then_by_number_and_age(
     enqueue(&mut state, 2, "b", &[(5, 10), (6, 10)]);
     enqueue(&mut state, 3, "b", &[(7, 0)]);
     let order: Vec<u128> =
-        std::iter::from_fn(|| state.ready().next(0.0, ALL, [false; 3], |_| Gate::Open(1)))
+        std::iter::from_fn(|| state.ready().next(0, all(), ByClass::default(), |_| Gate::Open(1)))
             .map(|id| id.as_u128())
             .collect();
     assert_eq!(order, [7, 2, 5, 3, 6, 4, 1]);
@@ -44,7 +46,8 @@ fn a_heavier_project_has_as_many_more_turns() {
     enqueue(&mut state, 1, "a", &jobs(1));
     enqueue(&mut state, 2, "b", &jobs(101));
     let weight = |project: &job::Id| Gate::Open(if &**project == "a" { 3 } else { 1 });
-    let turns = std::iter::from_fn(|| state.ready().next(0.0, ALL, [false; 3], weight)).take(8);
+    let turns =
+        std::iter::from_fn(|| state.ready().next(0, all(), ByClass::default(), weight)).take(8);
     let of_b: Vec<usize> =
         (0..).zip(turns).filter(|(_, id)| id.as_u128() > 100).map(|(turn, _)| turn).collect();
     assert_eq!(of_b, [3, 7]);
@@ -58,7 +61,7 @@ fn a_lower_class_keeps_its_share_of_the_turns() {
     enqueue(&mut state, 1, "a", &high);
     enqueue(&mut state, 2, "a", &low);
     let first: Vec<u128> = (0..100)
-        .filter_map(|_| state.ready().next(0.1, ALL, [false; 3], |_| Gate::Open(1)))
+        .filter_map(|_| state.ready().next(10, all(), ByClass::default(), |_| Gate::Open(1)))
         .map(|id| id.as_u128())
         .collect();
     assert_eq!(first.iter().filter(|id| **id > 1_000).count(), 10);

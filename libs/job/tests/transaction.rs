@@ -3,7 +3,7 @@
 #![expect(clippy::expect_used, reason = "a test ends at the first surprise")]
 
 use job::{
-    Config, Id, JobId, Json, Lookups, Patch, Scheduler, State,
+    Config, Id, JobId, Json, Lookups, Patch, PriorityClass, Scheduler, State,
     bulk::Requester,
     command::{Cancel, Command, Enqueue, NewJob, Project},
     event::Batch,
@@ -109,7 +109,7 @@ fn worst_request_fits_and_continues_after_a_crash_between_any_of_its_messages() 
         let (_, reply) = process(&mut next, 2, &[worst(1 + BATCHES)]);
         assert_eq!(reply, Reply::Enqueued { canceled: 10_000 });
         let counts = next.counts(None);
-        assert_eq!((counts.canceled, counts.queued[1]), (10_000, 10_000));
+        assert_eq!((counts.canceled, counts.queued[PriorityClass::Normal]), (10_000, 10_000));
     }
 }
 
@@ -162,7 +162,7 @@ fn interrupted_cancel(has_webhook: bool) {
     let replies = std::iter::from_fn(|| next.has_bulk().then(|| slice(&mut next).1));
     let replies: Vec<Reply> = replies.flatten().collect();
     assert_eq!(replies, [Reply::Canceled { jobs: 10_000, batches: 10_000 }]);
-    assert_eq!(next.counts(None).queued[1], 100);
+    assert_eq!(next.counts(None).queued[PriorityClass::Normal], 100);
     let pending = next.deliveries(&long("project-".into())).pending;
     assert_eq!(pending, if has_webhook { 10_000 } else { 0 });
 }
@@ -196,7 +196,7 @@ fn each_item_of_a_message_is_processed_once_wherever_the_leader_fails() {
         let (_, reply) = process(&mut third, 2, &again);
         assert_eq!(reply, Reply::Enqueued { canceled: 100 });
         let counts = third.counts(None);
-        assert_eq!((counts.canceled, counts.queued[1]), (4_000, 4_000));
+        assert_eq!((counts.canceled, counts.queued[PriorityClass::Normal]), (4_000, 4_000));
     }
 }
 

@@ -3,7 +3,7 @@
 use std::{ffi::OsString, path::PathBuf};
 
 use anyhow::{Context, bail};
-use mesh::{
+use nats::{
     Broker,
     access::{Access, Login, Secret, Tls},
     topology::{self, Sizes},

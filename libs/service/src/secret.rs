@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use anyhow::{Context, bail};
-use mesh::access::Secret;
+use nats::access::Secret;
 
 /// The secret that is in the environment variable `variable`, or else in `file`, without the line break
 /// at its end; `None` if neither is set.

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use mesh::{
+use nats::{
     Broker,
     names::{self, StateQuery},
     storage::Unstored,
@@ -75,7 +75,7 @@ impl Parts {
         &self,
         to: StateQuery,
         question: &Q,
-    ) -> Result<A, mesh::query::Error> {
+    ) -> Result<A, nats::query::Error> {
         self.broker.ask_state(to, question, &self.submitter.seen, STATE_PATIENCE).await
     }
 

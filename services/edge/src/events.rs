@@ -30,8 +30,8 @@ pub(crate) struct Feed {
 impl Feed {
     /// Starts to follow EVENTS; `seen` records what subscribers have seen.
     pub fn start(
-        broker: mesh::Broker,
-        seen: mesh::query::ReadToken,
+        broker: nats::Broker,
+        seen: nats::query::ReadToken,
         stop: tokio_util::sync::CancellationToken,
     ) -> Self {
         Self {

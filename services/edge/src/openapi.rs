@@ -86,7 +86,7 @@ pub(crate) struct IdempotencyKey {
 #[derive(ToSchema)]
 #[schema(as = JobType, rename_all = "snake_case")]
 #[expect(dead_code, reason = "it stands for text in schemas")]
-pub(crate) enum JobType {
+pub(crate) enum ClientJobType {
     /// A whole batch.
     ProcessBatch,
     /// Some columns of one row of a batch again.

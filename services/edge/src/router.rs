@@ -83,7 +83,7 @@ pub(crate) fn router(app: App) -> Router {
 
 #[cfg(test)]
 mod tests {
-    /// `JOBMESH_BLESS=1 cargo test -p edge` writes it again, for review and commit.
+    /// `JOBMESH_BLESS=1 cargo test -p jobmesh-edge` writes it again, for review and commit.
     #[test]
     fn the_document_in_the_repository_is_that_of_the_code() {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/openapi.json");

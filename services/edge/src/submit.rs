@@ -8,7 +8,7 @@ use std::{
 
 use futures_util::StreamExt;
 use job::reply::Reply;
-use mesh::{
+use nats::{
     Broker,
     command_publisher::{CommandPublisher, ReplyTo},
     names::Verb,
@@ -44,7 +44,7 @@ enum Received {
     /// State processed it.
     Reply(Reply),
     /// The broker did not take it, as far as is known.
-    NotStored(mesh::command_publisher::Error),
+    NotStored(nats::command_publisher::Error),
 }
 
 /// What became of a command that the broker has.
@@ -118,7 +118,7 @@ impl Submitter {
                 received = answered => received.ok(),
                 stored = is_stored => match stored {
                     Ok(()) => None,
-                    Err(_) => Some(Received::NotStored(mesh::command_publisher::Error::Stopped)),
+                    Err(_) => Some(Received::NotStored(nats::command_publisher::Error::Stopped)),
                 },
             },
         };

@@ -4,11 +4,11 @@ use job::{
     Id, Job, JobId, Json, RequeueReason, Status, Usage,
     time::{Millis, rfc3339},
 };
-use mesh::query::Archived;
+use nats::query::Archived;
 use serde::{Serialize, Serializer};
 use utoipa::ToSchema;
 
-use crate::openapi::{Anything, JobType, When};
+use crate::openapi::{Anything, ClientJobType, When};
 
 /// A job in an answer. A time that has not happened is absent.
 #[derive(Debug, Serialize, ToSchema)]
@@ -21,7 +21,7 @@ pub(crate) struct JobView {
     project_id: Id,
     #[schema(value_type = String)]
     batch_id: Id,
-    #[schema(value_type = JobType)]
+    #[schema(value_type = ClientJobType)]
     r#type: String,
     #[schema(value_type = Status)]
     status: String,
@@ -122,7 +122,7 @@ impl JobView {
             Tokens { input: history.usage.input_tokens, output: history.usage.output_tokens };
         Self {
             id: job.id,
-            r#type: job.kind.name().to_owned(),
+            r#type: job.job_type.name().to_owned(),
             status: job.status.name().to_owned(),
             priority: Some(job.priority),
             data: Some(job.data.clone()),
@@ -192,7 +192,7 @@ impl JobView {
             id,
             project_id: job.project.into(),
             batch_id: job.batch.into(),
-            r#type: job.kind,
+            r#type: job.job_type,
             status: job.outcome,
             priority: None,
             data: None,

@@ -46,7 +46,7 @@ async fn supervise(config: Config) -> anyhow::Result<()> {
         let access = config.login.access(url.reveal())?;
         let connected = tokio::select! {
             () = stop.cancelled() => return Ok(()),
-            connected = mesh::Broker::connect_with(&access, "dev") => connected,
+            connected = nats::Broker::connect_with(&access, "dev") => connected,
         };
         connected.context("NATS cannot be used")?;
     }

@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 
 use anyhow::Context;
-use job::{Kind, MaxTokensField};
-use mesh::access::Secret;
+use job::{JobType, MaxTokensField};
+use nats::access::Secret;
 use processor::{
     Registry,
     handlers::{Command, Endpoint, Http, Llm, Noop, Tokenize},
@@ -106,17 +106,18 @@ impl Config {
             };
             registry = registry.named("llm", Llm::new(&endpoint)?);
         }
-        for kind in Kind::ALL {
-            registry = registry.also(kind, DEFAULT).context("the default handler is there")?;
+        for job_type in JobType::ALL {
+            registry = registry.also(job_type, DEFAULT).context("the default handler is there")?;
         }
         for setting in self.handlers.iter().filter(|setting| !setting.is_empty()) {
             let named = setting.split_once('=');
-            let (kind, name) = named.with_context(|| format!("{setting:?} is not kind=handler"))?;
-            let found = Kind::ALL.into_iter().find(|known| known.name() == kind);
-            let kind = found.with_context(|| {
-                format!("{kind:?} is no kind of work; known are process_batch and process_redo")
+            let (job_type, name) =
+                named.with_context(|| format!("{setting:?} is not kind=handler"))?;
+            let found = JobType::ALL.into_iter().find(|known| known.name() == job_type);
+            let job_type = found.with_context(|| {
+                format!("{job_type:?} is not a job type; known are process_batch and process_redo")
             })?;
-            let also = registry.also(kind, name);
+            let also = registry.also(job_type, name);
             registry = also.with_context(|| format!("no handler {name:?}: {}", needs(name)))?;
         }
         Ok(registry)

@@ -6,7 +6,7 @@
 
 use async_nats::jetstream::kv::{Operation, Store};
 use job::time::Millis;
-use mesh::{Broker, names};
+use nats::{Broker, names};
 use serde::{Deserialize, Serialize};
 
 /// What the bucket of leases holds under the name of metrics.

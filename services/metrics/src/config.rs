@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::{Context, bail};
-use mesh::access::Secret;
+use nats::access::Secret;
 use percent_encoding::percent_decode_str;
 use service::Nats;
 use url::Url;

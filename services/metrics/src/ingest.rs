@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use anyhow::{bail, ensure};
 use job::time::Millis;
-use mesh::{
+use nats::{
     Broker,
     lease::Lease,
     names,
@@ -99,11 +99,11 @@ async fn ingest_while_held(
 ) -> anyhow::Result<()> {
     let mut lease = Lease::open(broker, LEASE, name).await?;
     while !lease.hold().await? {
-        tokio::time::sleep(mesh::lease::RENEW_EVERY).await;
+        tokio::time::sleep(nats::lease::RENEW_EVERY).await;
     }
     let keep = async {
         while lease.hold().await? {
-            tokio::time::sleep(mesh::lease::RENEW_EVERY).await;
+            tokio::time::sleep(nats::lease::RENEW_EVERY).await;
         }
         anyhow::bail!("another metrics service pumps")
     };

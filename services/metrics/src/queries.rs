@@ -9,7 +9,7 @@ use async_nats::service::{Request, ServiceExt, error::Error as Refusal};
 use clickhouse::{Client, Row};
 use futures_util::StreamExt;
 use job::{Position, time::Millis};
-use mesh::{
+use nats::{
     Broker, names,
     query::{
         Archived, ArchivedAnswer, ArchivedRun, EndedAnswer, EndedJobsQuery, JobQuery, MetricsQuery,
@@ -65,7 +65,7 @@ async fn answer_sums(
     client: &Client,
     progress: &Progress,
     ask: MetricsQuery,
-) -> anyhow::Result<mesh::analytics::Totals> {
+) -> anyhow::Result<nats::analytics::Totals> {
     let now = service::now_ms();
     let as_of = as_of(broker, progress, now).await?;
     Ok(rollups::rollups(client, &ask, now, as_of).await?)
@@ -93,7 +93,7 @@ struct EndRow {
     idx: u32,
     project: String,
     batch: String,
-    kind: String,
+    job_type: String,
     outcome: String,
     last: u8,
     run: u32,
@@ -109,7 +109,7 @@ struct EndRow {
 }
 
 /// The columns of an [`EndRow`].
-const END_COLUMNS: &str = "job, sequence, idx, project, batch, toString(type) AS kind,
+const END_COLUMNS: &str = "job, sequence, idx, project, batch, toString(type) AS job_type,
     toString(outcome) AS outcome, final AS last, run, attempt,
     toUnixTimestamp64Milli(queued_at) AS queued_at,
     toUnixTimestamp64Milli(started_at) AS started_at,
@@ -127,7 +127,7 @@ impl EndRow {
         Archived {
             project: self.project,
             batch: self.batch,
-            kind: self.kind,
+            job_type: self.job_type,
             outcome: self.outcome,
             attempts: self.attempt,
             queued_at: self.queued_at,
@@ -196,7 +196,7 @@ async fn answer_ended(
             AND (sequence, idx) < ({{sequence:UInt64}}, {{idx:UInt32}})
             AND ({{batch:String}} = '' OR batch = {{batch:String}})
             AND ({{outcome:String}} = '' OR outcome = {{outcome:String}})
-            AND ({{kind:String}} = '' OR type = {{kind:String}})
+            AND ({{job_type:String}} = '' OR type = {{job_type:String}})
         ORDER BY sequence DESC, idx DESC LIMIT {}",
         ask.limit + 1
     );
@@ -207,7 +207,7 @@ async fn answer_ended(
         .param("idx", before.index)
         .param("batch", ask.batch.unwrap_or_default())
         .param("outcome", ask.outcome.unwrap_or_default())
-        .param("kind", ask.kind.unwrap_or_default());
+        .param("job_type", ask.job_type.unwrap_or_default());
     let mut rows: Vec<EndRow> = query.fetch_all().await?;
     let more = rows.len() > ask.limit;
     rows.truncate(ask.limit);

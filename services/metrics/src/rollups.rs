@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use clickhouse::{Client, Row};
 use job::time::{Millis, rfc3339};
-use mesh::{
+use nats::{
     analytics::{Part, Period, Totals},
     query::{MetricsQuery, Range},
 };
@@ -19,7 +19,7 @@ const NO_MINIMUM: u64 = u64::MAX;
 #[derive(Clone, Debug, Default, Row, Deserialize)]
 struct Cell {
     hour: u32,
-    kind: String,
+    job_type: String,
     model: String,
     completed: u64,
     failed: u64,
@@ -93,7 +93,7 @@ pub(crate) async fn rollups(
     let mut by_model: BTreeMap<String, Cell> = BTreeMap::new();
     for cell in &cells {
         total.add(cell);
-        by_type.entry(cell.kind.clone()).or_insert_with(Cell::nothing).add(cell);
+        by_type.entry(cell.job_type.clone()).or_insert_with(Cell::nothing).add(cell);
         if !cell.model.is_empty() {
             by_model.entry(cell.model.clone()).or_insert_with(Cell::nothing).add(cell);
         }
@@ -185,7 +185,7 @@ async fn cells(
 ) -> clickhouse::error::Result<Vec<Cell>> {
     let (table, condition) = source(ask);
     let sql = format!(
-        "SELECT toUInt32(hour) AS hour, toString(type) AS kind, toString(model) AS model,
+        "SELECT toUInt32(hour) AS hour, toString(type) AS job_type, toString(model) AS model,
             sum(completed) AS completed, sum(failed) AS failed, sum(canceled) AS canceled,
             sum(runs) AS runs, sum(duration_sum) AS duration_sum,
             min(duration_min) AS duration_min, max(duration_max) AS duration_max,

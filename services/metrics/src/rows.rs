@@ -19,8 +19,9 @@ pub(crate) struct RunRow {
     #[serde(with = "clickhouse::serde::uuid")]
     job: uuid::Uuid,
     #[serde(rename = "type")]
-    kind: String,
-    class: String,
+    job_type: String,
+    #[serde(rename = "class")]
+    priority_class: String,
     run: u32,
     attempt: u32,
     outcome: String,
@@ -43,10 +44,10 @@ pub(crate) struct RunRow {
 pub(crate) fn rows(sequence: u64, batch: &Batch) -> Vec<RunRow> {
     let rows = batch.at_sequence(sequence).filter_map(|(position, event)| match event {
         // Internal jobs are not billed.
-        Event::Ended(ended) if ended.labels.kind.is_internal() => None,
+        Event::Ended(ended) if ended.labels.job_type.is_internal() => None,
         Event::Ended(ended) => Some(ended_row(position, batch.at, ended)),
         Event::Refused(refused) => {
-            let late = refused.ended.as_ref().filter(|late| !late.labels.kind.is_internal())?;
+            let late = refused.ended.as_ref().filter(|late| !late.labels.job_type.is_internal())?;
             Some(late_row(position, batch.at, late, &refused.reason))
         }
         _ => None,
@@ -112,8 +113,8 @@ fn row(
         project: labels.project.to_string(),
         batch: labels.batch.to_string(),
         job,
-        kind: labels.kind.name().to_owned(),
-        class: labels.class.name().to_owned(),
+        job_type: labels.job_type.name().to_owned(),
+        priority_class: labels.priority_class.name().to_owned(),
         run,
         attempt: labels.attempt,
         outcome: String::new(),

@@ -2,7 +2,7 @@
 
 use std::{process::ExitCode, sync::Arc};
 
-use processor::{Context, Handler, Json, Kind, Outcome, Registry, Work};
+use processor::{Context, Handler, JobType, Json, Outcome, Registry, Work};
 
 struct Shout;
 
@@ -14,5 +14,5 @@ impl Handler for Shout {
 }
 
 fn main() -> ExitCode {
-    processor::main(Registry::new().with(Kind::ProcessBatch, Shout))
+    processor::main(Registry::new().with(JobType::ProcessBatch, Shout))
 }

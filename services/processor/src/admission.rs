@@ -11,10 +11,10 @@ use std::{
 };
 
 use job::{
-    Class, JobLabels, Usage,
+    ByClass, JobLabels, PriorityClass, Usage,
     command::{End, Outcome},
 };
-use mesh::{
+use nats::{
     Broker,
     command_publisher::CommandPublisher,
     consumer::{Delivery, Pullers},
@@ -43,8 +43,8 @@ pub(crate) struct AdmissionGuard {
     pullers: Pullers,
     /// Connections made and consumers replaced when the ends of the streams were last read.
     seen: (u64, u64),
-    at_start: [u64; 3],
-    at_reconnect: [u64; 3],
+    at_start: ByClass<u64>,
+    at_reconnect: ByClass<u64>,
 }
 
 impl AdmissionGuard {
@@ -59,7 +59,7 @@ impl AdmissionGuard {
     ) -> Self {
         let seen = (connects(&broker), pullers.replacements());
         let at_start = ends(&broker, &stop).await;
-        let at_reconnect = [0; 3];
+        let at_reconnect = ByClass::default();
         Self { broker, pullers, processor, outcomes, in_flight, stop, seen, at_start, at_reconnect }
     }
 
@@ -69,7 +69,7 @@ impl AdmissionGuard {
         let mut runnable = Vec::with_capacity(deliveries.len());
         let mut waiting = Vec::new();
         for delivery in deliveries {
-            let class = delivery.class as usize;
+            let class = delivery.priority_class;
             let again =
                 self.in_flight.adopt(delivery.work.job, delivery.work.run, delivery.lease());
             if again {
@@ -137,17 +137,18 @@ impl AdmissionGuard {
         runnable
     }
 
-    /// Reports a delivery that is not to be run, then acks it.
+    /// Reports a delivery that must not run, then acks it.
     async fn report(&self, delivery: Delivery) {
-        let outcome = outcome(&delivery.work, &self.processor, End::Redelivered, delivery.class);
+        let outcome =
+            outcome(&delivery.work, &self.processor, End::Redelivered, delivery.priority_class);
         if commit(&self.outcomes, outcome).await.is_ok() {
             delivery.ack().await;
         }
     }
 }
 
-/// The word on a run that never began here.
-pub(crate) fn outcome(work: &Work, processor: &str, end: End, class: Class) -> Outcome {
+/// The outcome of a run that did not start here.
+pub(crate) fn outcome(work: &Work, processor: &str, end: End, class: PriorityClass) -> Outcome {
     Outcome {
         job: work.job,
         run: work.run,
@@ -155,8 +156,8 @@ pub(crate) fn outcome(work: &Work, processor: &str, end: End, class: Class) -> O
         labels: JobLabels {
             project: work.project.clone(),
             batch: work.batch.clone(),
-            kind: work.kind,
-            class,
+            job_type: work.job_type,
+            priority_class: class,
             attempt: work.attempt,
             queued_at: work.queued_at,
         },
@@ -171,7 +172,7 @@ pub(crate) fn outcome(work: &Work, processor: &str, end: End, class: Class) -> O
 pub(crate) async fn commit(
     outcomes: &CommandPublisher,
     outcome: Outcome,
-) -> Result<(), mesh::command_publisher::Error> {
+) -> Result<(), nats::command_publisher::Error> {
     let item = Item { id: Uuid::now_v7(), command: outcome };
     let json = serde_json::to_vec(&item).expect("an outcome is JSON");
     outcomes.commit(json).await.map(|_| ())
@@ -183,10 +184,10 @@ fn connects(broker: &Broker) -> u64 {
 
 /// The last sequences of the work streams; waits until the broker tells them. Where `stop` comes
 /// first, nothing counts as new.
-async fn ends(broker: &Broker, stop: &CancellationToken) -> [u64; 3] {
-    let mut ends = [0; 3];
-    for class in Class::ALL {
-        ends[class as usize] = loop {
+async fn ends(broker: &Broker, stop: &CancellationToken) -> ByClass<u64> {
+    let mut ends = ByClass::default();
+    for class in PriorityClass::ALL {
+        ends[class] = loop {
             match broker.last_sequence(names::work_stream(class)).await {
                 Ok(end) => break end,
                 Err(error) => {
@@ -205,8 +206,8 @@ async fn ends(broker: &Broker, stop: &CancellationToken) -> [u64; 3] {
 #[cfg(test)]
 mod tests {
     use async_nats::HeaderMap;
-    use job::{JobId, Json, Kind};
-    use mesh::{
+    use job::{JobId, JobType, Json};
+    use nats::{
         names::Verb,
         publish::{Message, Writes},
         topology::{self, Sizes},
@@ -228,7 +229,7 @@ mod tests {
             max_attempts: 3,
             project: "p".into(),
             batch: "b".into(),
-            kind: Kind::ProcessBatch,
+            job_type: JobType::ProcessBatch,
             priority: 10,
             queued_at: 1,
             handler: None,
@@ -237,29 +238,22 @@ mod tests {
             data: Json::default(),
         };
         let payload = serde_json::to_vec(&work).expect("it is JSON").into();
-        let subject = names::work(Class::Normal, Kind::ProcessBatch, job, 1);
+        let subject = names::work(PriorityClass::Normal, JobType::ProcessBatch, job, 1);
         Message { subject, headers: HeaderMap::new(), payload }
     }
 
     async fn claims(broker: &Broker, pullers: &Pullers, name: &str) -> AdmissionGuard {
         let stop = CancellationToken::new();
+        let (broker, pullers) = (broker.clone(), pullers.clone());
         let (outcomes, _) =
             CommandPublisher::start(broker.clone(), Verb::Outcome, None, stop.clone());
-        AdmissionGuard::new(
-            broker.clone(),
-            pullers.clone(),
-            name.into(),
-            outcomes,
-            Arc::default(),
-            stop,
-        )
-        .await
+        AdmissionGuard::new(broker, pullers, name.into(), outcomes, Arc::default(), stop).await
     }
 
     /// Takes one run, which is there or comes soon.
     async fn take_one(pullers: &Pullers) -> Delivery {
         loop {
-            let taken = pullers.take(Class::Normal, Kind::ProcessBatch, 1).await;
+            let taken = pullers.take(PriorityClass::Normal, JobType::ProcessBatch, 1).await;
             if let Some(delivery) = taken.unwrap_or_default().pop() {
                 return delivery;
             }
@@ -273,21 +267,26 @@ mod tests {
         let mut nats = Nats::start()?;
         let broker = Broker::connect(&nats.url(), "test").await?;
         topology::ensure(&broker, Sizes::default()).await?;
-        let pullers = Pullers::ensure(&broker, vec![Kind::ProcessBatch]).await?;
+        let pullers = Pullers::ensure(&broker, vec![JobType::ProcessBatch]).await?;
         let mut claims = claims(&broker, &pullers, "one").await;
-        let fence = broker.take_fence(Class::Normal, 1).await?;
-        broker.dispatch(Class::Normal, fence, (0..RUNS).map(run).collect(), Writes::Atomic).await?;
+        let fence = broker.take_fence(PriorityClass::Normal, 1).await?;
+        broker
+            .dispatch(PriorityClass::Normal, fence, (0..RUNS).map(run).collect(), Writes::Atomic)
+            .await?;
         // One by one: the broker writes down the first deliveries, and the others a moment later.
         let mut first = Vec::new();
         while first.len() < RUNS {
-            first.extend(pullers.take(Class::Normal, Kind::ProcessBatch, 1).await?);
+            first.extend(pullers.take(PriorityClass::Normal, JobType::ProcessBatch, 1).await?);
         }
         assert_eq!(claims.admit(first).await.len(), RUNS);
         nats.kill_and_restart()?;
         let mut again = Vec::new();
         while again.len() < RUNS {
             again.extend(
-                pullers.take(Class::Normal, Kind::ProcessBatch, RUNS).await.unwrap_or_default(),
+                pullers
+                    .take(PriorityClass::Normal, JobType::ProcessBatch, RUNS)
+                    .await
+                    .unwrap_or_default(),
             );
         }
         let forgotten = again.iter().filter(|delivery| !delivery.redelivered).count();
@@ -302,10 +301,10 @@ mod tests {
             reported += items.iter().filter(|item| is_report(item)).count();
         }
         assert_eq!(reported, RUNS);
-        assert!(broker.list_work(Class::Normal).await?.is_empty());
+        assert!(broker.list_work(PriorityClass::Normal).await?.is_empty());
         // Messages after the reconnect are run.
-        broker.dispatch(Class::Normal, fence, vec![run(RUNS)], Writes::Atomic).await?;
-        let new = pullers.take(Class::Normal, Kind::ProcessBatch, 1).await?;
+        broker.dispatch(PriorityClass::Normal, fence, vec![run(RUNS)], Writes::Atomic).await?;
+        let new = pullers.take(PriorityClass::Normal, JobType::ProcessBatch, 1).await?;
         assert_eq!(claims.admit(new).await.len(), 1);
         Ok(())
     }
@@ -317,12 +316,12 @@ mod tests {
         let nats = Nats::start()?;
         let broker = Broker::connect(&nats.url(), "test").await?;
         topology::ensure(&broker, Sizes::default()).await?;
-        let pullers = Pullers::ensure(&broker, vec![Kind::ProcessBatch]).await?;
-        let fence = broker.take_fence(Class::Normal, 1).await?;
+        let pullers = Pullers::ensure(&broker, vec![JobType::ProcessBatch]).await?;
+        let fence = broker.take_fence(PriorityClass::Normal, 1).await?;
         let in_flight = InFlightRuns::default();
         in_flight.stop(JobId::from_u128(1), 1);
-        broker.dispatch(Class::Normal, fence, vec![run(1), run(2)], Writes::Atomic).await?;
-        let came = pullers.take(Class::Normal, Kind::ProcessBatch, 2).await?;
+        broker.dispatch(PriorityClass::Normal, fence, vec![run(1), run(2)], Writes::Atomic).await?;
+        let came = pullers.take(PriorityClass::Normal, JobType::ProcessBatch, 2).await?;
         let mut taken = Vec::new();
         for delivery in came {
             let job = delivery.work.job;
@@ -344,18 +343,21 @@ mod tests {
         let nats = Nats::start()?;
         let broker = Broker::connect(&nats.url(), "test").await?;
         topology::ensure(&broker, Sizes::default()).await?;
-        let pullers = Pullers::ensure(&broker, vec![Kind::ProcessBatch]).await?;
+        let pullers = Pullers::ensure(&broker, vec![JobType::ProcessBatch]).await?;
         let mut claims = claims(&broker, &pullers, "one").await;
-        let fence = broker.take_fence(Class::Normal, 1).await?;
-        broker.dispatch(Class::Normal, fence, vec![run(1)], Writes::Atomic).await?;
+        let fence = broker.take_fence(PriorityClass::Normal, 1).await?;
+        broker.dispatch(PriorityClass::Normal, fence, vec![run(1)], Writes::Atomic).await?;
         let first = take_one(&pullers).await;
         assert_eq!(claims.admit(vec![first]).await.len(), 1);
-        let name = names::work_consumer(Kind::ProcessBatch);
-        broker.js.delete_consumer_from_stream(name, names::work_stream(Class::Normal)).await?;
+        let name = names::work_consumer(JobType::ProcessBatch);
+        broker
+            .js
+            .delete_consumer_from_stream(name, names::work_stream(PriorityClass::Normal))
+            .await?;
         let again = take_one(&pullers).await;
         assert!(!again.redelivered, "the new consumer knows of the delivery: nothing is shown");
         assert!(claims.admit(vec![again]).await.is_empty());
-        broker.dispatch(Class::Normal, fence, vec![run(2)], Writes::Atomic).await?;
+        broker.dispatch(PriorityClass::Normal, fence, vec![run(2)], Writes::Atomic).await?;
         let new = take_one(&pullers).await;
         assert_eq!(claims.admit(vec![new]).await.len(), 1);
         Ok(())
@@ -369,11 +371,11 @@ mod tests {
         let nats = Nats::start()?;
         let broker = Broker::connect(&nats.url(), "test").await?;
         topology::ensure(&broker, Sizes::default()).await?;
-        let pullers = Pullers::ensure(&broker, vec![Kind::ProcessBatch]).await?;
-        let fence = broker.take_fence(Class::Normal, 1).await?;
-        broker.dispatch(Class::Normal, fence, vec![run(1), run(2)], Writes::Atomic).await?;
+        let pullers = Pullers::ensure(&broker, vec![JobType::ProcessBatch]).await?;
+        let fence = broker.take_fence(PriorityClass::Normal, 1).await?;
+        broker.dispatch(PriorityClass::Normal, fence, vec![run(1), run(2)], Writes::Atomic).await?;
         let mut claims = claims(&broker, &pullers, "late").await;
-        let waiting = pullers.take(Class::Normal, Kind::ProcessBatch, 2).await?;
+        let waiting = pullers.take(PriorityClass::Normal, JobType::ProcessBatch, 2).await?;
         let mut questions = broker.client.subscribe(names::QUERY_CLAIM).await?;
         let answering = broker.clone();
         tokio::spawn(async move {

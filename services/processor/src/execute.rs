@@ -7,7 +7,7 @@ use job::{
     bounds::{ERROR_BYTES_MAX, PROGRESS_BYTES_MAX, truncate},
     command::{End, Outcome as Said},
 };
-use mesh::wire::Work;
+use nats::wire::Work;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -135,7 +135,7 @@ fn said(outcome: Outcome) -> Ended {
 pub(crate) fn report(
     work: &Work,
     processor: &str,
-    class: job::Class,
+    class: job::PriorityClass,
     started_at: i64,
     end: End,
     usage: Usage,
@@ -146,7 +146,7 @@ pub(crate) fn report(
 
 #[cfg(test)]
 mod tests {
-    use job::Kind;
+    use job::JobType;
 
     use super::*;
     use crate::Handler;
@@ -183,10 +183,10 @@ mod tests {
     #[tokio::test]
     async fn a_panic_and_a_run_without_end_are_failures_that_may_be_retried() {
         let forever = CancellationToken::new;
-        let panics = Registry::new().with(Kind::ProcessBatch, Panics);
+        let panics = Registry::new().with(JobType::ProcessBatch, Panics);
         let ended_so = ended(panics, 60_000, forever()).await;
         assert_eq!(error(&ended_so), "handler panicked: no such page");
-        let hangs = Registry::new().with(Kind::ProcessBatch, Hangs);
+        let hangs = Registry::new().with(JobType::ProcessBatch, Hangs);
         let ended_so = ended(hangs.clone(), 10, forever()).await;
         assert!(error(&ended_so).contains("time limit"));
         let ended_so = ended(Registry::new(), 10, forever()).await;

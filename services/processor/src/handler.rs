@@ -8,7 +8,7 @@ use std::{
 };
 
 use job::{Json, Usage};
-use mesh::wire::Work;
+use nats::wire::Work;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -135,7 +135,7 @@ pub(crate) fn test_work(data: &str) -> Work {
         max_attempts: 3,
         project: "p".into(),
         batch: "b".into(),
-        kind: job::Kind::ProcessBatch,
+        job_type: job::JobType::ProcessBatch,
         priority: 10,
         queued_at: 1,
         handler: None,

@@ -8,7 +8,7 @@ use std::{
 };
 
 use job::{JobId, Run};
-use mesh::consumer::Lease;
+use nats::consumer::Lease;
 use tokio_util::sync::CancellationToken;
 
 /// How long a hint to stop is remembered: work that was dispatched before it may arrive after it.

@@ -6,7 +6,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use job::{Class, Kind};
+use job::{ByClass, JobType, PriorityClass};
 
 /// Every so many turns the lowest class is asked first, so that it never starves behind the others.
 const LOW_FIRST_TURN: usize = 10;
@@ -14,34 +14,39 @@ const LOW_FIRST_TURN: usize = 10;
 /// Which lanes flow.
 #[derive(Debug)]
 pub(crate) struct Lanes {
-    /// By class, then job type. Whether there is work at the start is found by pulling.
-    flowing: [[AtomicBool; Kind::EVERY.len()]; Class::ALL.len()],
+    /// For each class and job type. Whether there is work at the start is found by pulling.
+    flowing: ByClass<[AtomicBool; JobType::EVERY.len()]>,
 }
 
 impl Default for Lanes {
     fn default() -> Self {
-        Self { flowing: [const { [const { AtomicBool::new(true) }; Kind::EVERY.len()] }; 3] }
+        Self {
+            flowing: ByClass::from_fn(|_| [const { AtomicBool::new(true) }; JobType::EVERY.len()]),
+        }
     }
 }
 
 impl Lanes {
     /// The lanes to be asked in this turn, in their order.
-    pub fn to_ask(&self, turn: usize) -> Vec<(Class, Kind)> {
-        let mut classes = Class::ALL;
+    pub fn to_ask(&self, turn: usize) -> Vec<(PriorityClass, JobType)> {
+        let mut classes = PriorityClass::ALL;
         if turn.is_multiple_of(LOW_FIRST_TURN) {
             classes.reverse();
         }
-        let lanes = classes.into_iter().flat_map(|class| Kind::EVERY.map(|kind| (class, kind)));
-        lanes.filter(|(class, kind)| self.lane(*class, *kind).load(Ordering::Relaxed)).collect()
+        let lanes =
+            classes.into_iter().flat_map(|class| JobType::EVERY.map(|job_type| (class, job_type)));
+        lanes
+            .filter(|(class, job_type)| self.lane(*class, *job_type).load(Ordering::Relaxed))
+            .collect()
     }
 
     /// Notes whether a lane flows.
-    pub fn note(&self, class: Class, kind: Kind, flows: bool) {
-        self.lane(class, kind).store(flows, Ordering::Relaxed);
+    pub fn note(&self, class: PriorityClass, job_type: JobType, flows: bool) {
+        self.lane(class, job_type).store(flows, Ordering::Relaxed);
     }
 
-    fn lane(&self, class: Class, kind: Kind) -> &AtomicBool {
-        &self.flowing[class as usize][kind as usize]
+    fn lane(&self, class: PriorityClass, job_type: JobType) -> &AtomicBool {
+        &self.flowing[class][job_type as usize]
     }
 }
 
@@ -52,14 +57,17 @@ mod tests {
     #[test]
     fn a_dry_lane_is_left_out_until_it_flows_and_the_lowest_class_comes_first_at_times() {
         let lanes = Lanes::default();
-        assert_eq!(lanes.to_ask(1).len(), Class::ALL.len() * Kind::EVERY.len());
-        for class in Class::ALL {
-            for kind in Kind::EVERY {
-                lanes.note(class, kind, false);
+        assert_eq!(lanes.to_ask(1).len(), PriorityClass::ALL.len() * JobType::EVERY.len());
+        for class in PriorityClass::ALL {
+            for job_type in JobType::EVERY {
+                lanes.note(class, job_type, false);
             }
         }
         assert!(lanes.to_ask(1).is_empty());
-        let (high, low) = ((Class::High, Kind::ProcessRedo), (Class::Low, Kind::ProcessBatch));
+        let (high, low) = (
+            (PriorityClass::High, JobType::ProcessRedo),
+            (PriorityClass::Low, JobType::ProcessBatch),
+        );
         lanes.note(high.0, high.1, true);
         lanes.note(low.0, low.1, true);
         assert_eq!(lanes.to_ask(1), [high, low]);

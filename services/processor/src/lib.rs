@@ -17,8 +17,8 @@ mod webhooks;
 
 pub use config::Config;
 pub use handler::{Context, Handler, Outcome};
-pub use job::{Json, Kind, Usage};
-pub use mesh::wire::Work;
+pub use job::{JobType, Json, Usage};
+pub use nats::wire::Work;
 pub use registry::Registry;
 pub use runner::run;
 pub use webhooks::{Webhooks, deliver};

@@ -5,15 +5,15 @@ use std::{
     sync::Arc,
 };
 
-use job::Kind;
-use mesh::wire::Work;
+use job::JobType;
+use nats::wire::Work;
 
 use crate::handler::{AnyHandler, Handler};
 
 /// Handlers by the kind of work they take.
 #[derive(Clone, Default)]
 pub struct Registry {
-    handlers: HashMap<Kind, Arc<dyn AnyHandler>>,
+    handlers: HashMap<JobType, Arc<dyn AnyHandler>>,
     named: BTreeMap<String, Arc<dyn AnyHandler>>,
 }
 
@@ -25,14 +25,14 @@ impl Registry {
 
     /// Registers `handler` for this job type, and replaces the previous one.
     #[must_use]
-    pub fn with(mut self, kind: Kind, handler: impl Handler) -> Self {
-        self.handlers.insert(kind, Arc::new(handler));
+    pub fn with(mut self, job_type: JobType, handler: impl Handler) -> Self {
+        self.handlers.insert(job_type, Arc::new(handler));
         self
     }
 
     /// The kinds that have a handler, in a fixed order.
-    pub fn kinds(&self) -> Vec<Kind> {
-        Kind::EVERY.into_iter().filter(|kind| self.handlers.contains_key(kind)).collect()
+    pub fn job_types(&self) -> Vec<JobType> {
+        JobType::EVERY.into_iter().filter(|job_type| self.handlers.contains_key(job_type)).collect()
     }
 
     /// Lets `handler` run the work of projects that name it.
@@ -44,9 +44,9 @@ impl Registry {
 
     /// Registers the handler of this name for this job type as well; `None` if there is none.
     #[must_use]
-    pub fn also(mut self, kind: Kind, name: &str) -> Option<Self> {
+    pub fn also(mut self, job_type: JobType, name: &str) -> Option<Self> {
         let handler = self.named.get(name)?.clone();
-        self.handlers.insert(kind, handler);
+        self.handlers.insert(job_type, handler);
         Some(self)
     }
 
@@ -57,14 +57,14 @@ impl Registry {
     pub(crate) fn handler(&self, work: &Work) -> Result<Arc<dyn AnyHandler>, String> {
         let found = match &work.handler {
             Some(name) => self.named.get(&**name),
-            None => self.handlers.get(&work.kind),
+            None => self.handlers.get(&work.job_type),
         };
         found.cloned().ok_or_else(|| match &work.handler {
             Some(name) => {
                 let known: Vec<&str> = self.named.keys().map(String::as_str).collect();
                 format!("this processor has no handler {name:?}; it has {}", known.join(", "))
             }
-            None => format!("this processor has no handler for {}", work.kind.name()),
+            None => format!("this processor has no handler for {}", work.job_type.name()),
         })
     }
 }

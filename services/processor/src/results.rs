@@ -8,7 +8,7 @@ use job::{
     bounds::{INLINE_RESULT_BYTES_MAX, result_too_large},
     command::End,
 };
-use mesh::{Broker, wire::Work};
+use nats::{Broker, wire::Work};
 
 /// How often a result is offered to the broker before the run counts as failed.
 const STORE_ATTEMPTS: u32 = 5;
@@ -36,7 +36,7 @@ pub(crate) async fn store_large(broker: &Broker, work: &Work, end: End, bytes_ma
     }
 }
 
-async fn store(broker: &Broker, work: &Work, result: &Json) -> Result<(), mesh::results::Error> {
+async fn store(broker: &Broker, work: &Work, result: &Json) -> Result<(), nats::results::Error> {
     let ttl = Duration::from_secs(u64::from(work.retention_s));
     let bytes = Bytes::copy_from_slice(result.get().as_bytes());
     let mut attempt = 1;

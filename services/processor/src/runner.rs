@@ -8,8 +8,8 @@ mod run_task;
 
 use std::{sync::Arc, time::Duration};
 
-use job::Class;
-use mesh::{Broker, command_publisher::CommandPublisher, consumer::Pullers, names::Verb};
+use job::PriorityClass;
+use nats::{Broker, command_publisher::CommandPublisher, consumer::Pullers, names::Verb};
 use tokio::sync::{Semaphore, mpsc};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -73,7 +73,7 @@ async fn ensure_pullers(
     stop: &CancellationToken,
 ) -> Option<Pullers> {
     loop {
-        match Pullers::ensure(broker, registry.kinds()).await {
+        match Pullers::ensure(broker, registry.job_types()).await {
             Ok(pullers) => return Some(pullers),
             Err(error) => tracing::warn!(error = %error, "consumers not ensured yet, trying again"),
         }
@@ -107,9 +107,9 @@ impl Runner {
         let upkeep = tokio::spawn(self.clone().extend_leases(done.clone()));
         let listening = tokio::spawn(self.clone().listen(done.clone()));
         let (sender, mut arrivals) = mpsc::channel(1);
-        for class in Class::ALL {
-            for kind in self.pullers.kinds_of(class) {
-                self.tasks.spawn(self.clone().wait_for_work(class, kind, sender.clone()));
+        for class in PriorityClass::ALL {
+            for job_type in self.pullers.job_types_of(class) {
+                self.tasks.spawn(self.clone().wait_for_work(class, job_type, sender.clone()));
             }
         }
         drop(sender);

@@ -1,6 +1,6 @@
 //! Deliveries to webhooks: a runner beside that of jobs, with slots of its own.
 
-use job::Kind;
+use job::JobType;
 use tokio_util::sync::CancellationToken;
 
 use crate::{Config, Registry, handlers, run};
@@ -43,6 +43,6 @@ pub async fn deliver(
         return Ok(());
     }
     let webhook = handlers::Webhook::new(webhooks.webhook_private)?;
-    let registry = Registry::new().with(Kind::Webhook, webhook);
+    let registry = Registry::new().with(JobType::Webhook, webhook);
     run(webhooks.runner(config), registry, stop).await
 }

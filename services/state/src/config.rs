@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
-use mesh::publish::Writes;
+use nats::publish::Writes;
 use service::Nats;
 
 use crate::spill::SpillStore;
@@ -82,7 +82,7 @@ impl Config {
             },
             max_deferral_ms: i64::from(self.max_deferral_s) * 1_000,
             retention_ms: i64::from(self.retention_s) * 1_000,
-            lower_share: f64::from(self.lower_share_percent) / 100.0,
+            lower_share_percent: self.lower_share_percent,
             limits: job::Limits {
                 max_concurrency: self.max_concurrency,
                 requests_per_minute: self.requests_per_minute,

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use mesh::{Broker, lease, lease::Lease, names};
+use nats::{Broker, lease, lease::Lease, names};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 

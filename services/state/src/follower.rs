@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use job::State;
-use mesh::{
+use nats::{
     Broker, names,
     rejected::Rejected,
     stream_reader::{self, StreamReader},

@@ -16,7 +16,7 @@ mod tasks;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use mesh::{
+use nats::{
     Broker, lease, names,
     stream_reader::{self, StreamReader},
 };

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use job::State;
-use mesh::Broker;
+use nats::Broker;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 

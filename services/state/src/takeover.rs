@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
-use job::{Class, Scheduler, State, event::Batch, transaction::Transaction};
-use mesh::{
+use job::{ByClass, PriorityClass, Scheduler, State, event::Batch, transaction::Transaction};
+use nats::{
     Broker,
     append::{self, Appended},
     bucket::Fence,
@@ -33,7 +33,7 @@ pub(crate) struct Started {
     /// The right to write the bucket.
     pub bucket: Fence,
     /// The rights to dispatch, by class.
-    pub fences: [u64; 3],
+    pub fences: ByClass<u64>,
     /// The snapshots that are kept, oldest first.
     pub snapshots: Vec<SnapshotWatermark>,
 }
@@ -67,9 +67,9 @@ pub(crate) async fn start(
     };
     let bucket = fence_bucket(broker, term).await?;
     state.settle(bucket.through.position);
-    let mut fences = [0; 3];
-    for class in Class::ALL {
-        fences[class as usize] = broker.take_fence(class, term).await?;
+    let mut fences = ByClass::default();
+    for class in PriorityClass::ALL {
+        fences[class] = broker.take_fence(class, term).await?;
     }
     tracing::info!(
         term,

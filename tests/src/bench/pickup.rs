@@ -10,7 +10,7 @@ use std::{
 };
 
 use anyhow::{Context, ensure};
-use processor::{Handler, Kind, Outcome, Registry, Work};
+use processor::{Handler, JobType, Outcome, Registry, Work};
 
 use super::{PATIENCE, PICKUP_EVERY, PICKUP_JOBS, PICKUP_WARM_JOBS, load::Latencies, mesh::Mesh};
 
@@ -29,7 +29,7 @@ impl Handler for Stamp {
 
 /// Runs that processor.
 pub fn serve() -> ExitCode {
-    processor::main(Registry::new().with(Kind::ProcessBatch, Stamp))
+    processor::main(Registry::new().with(JobType::ProcessBatch, Stamp))
 }
 
 /// Enqueues jobs at a steady pace and returns how long each waited behind its answer; less than

@@ -41,8 +41,8 @@ impl Command {
 
 fn enqueue(mut command: Enqueue) -> Result<Enqueue, String> {
     id("project", &command.project)?;
-    if command.kind.is_internal() {
-        return Err(format!("type {} is not for clients", command.kind.name()));
+    if command.job_type.is_internal() {
+        return Err(format!("type {} is not for clients", command.job_type.name()));
     }
     priority(command.priority)?;
     attempts(command.max_attempts)?;
@@ -204,7 +204,7 @@ impl Backoff {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Class, JobId, Kind, Usage, command::NewJob};
+    use crate::{JobId, JobType, PriorityClass, Usage, command::NewJob};
 
     fn report(end: End) -> Outcome {
         Outcome {
@@ -214,8 +214,8 @@ mod tests {
             labels: JobLabels {
                 project: "p".repeat(1_000).into(),
                 batch: "b".into(),
-                kind: Kind::ProcessBatch,
-                class: Class::Normal,
+                job_type: JobType::ProcessBatch,
+                priority_class: PriorityClass::Normal,
                 attempt: u32::MAX,
                 queued_at: i64::MIN,
             },
@@ -270,7 +270,7 @@ mod tests {
         };
         let enqueue = Enqueue {
             project: "p".into(),
-            kind: Kind::ProcessBatch,
+            job_type: JobType::ProcessBatch,
             priority: 10,
             run_at: Some(i64::MAX),
             max_attempts: None,
@@ -283,7 +283,7 @@ mod tests {
         let lone = serde_json::from_str(r#"{"t":"\ud800"}"#).expect("it is JSON");
         for (field, command) in [
             ("project", Enqueue { project: "\u{1}webhook:p".into(), ..enqueue.clone() }),
-            ("type", Enqueue { kind: Kind::Webhook, ..enqueue.clone() }),
+            ("type", Enqueue { job_type: JobType::Webhook, ..enqueue.clone() }),
             ("priority", Enqueue { priority: 1_001, ..enqueue.clone() }),
             ("maxAttempts", Enqueue { max_attempts: Some(0), ..enqueue.clone() }),
             ("twice", Enqueue { jobs: vec![new(1, "b"), new(1, "c")], ..enqueue.clone() }),

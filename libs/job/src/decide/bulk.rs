@@ -238,7 +238,7 @@ fn last(
 mod tests {
     use super::*;
     use crate::{
-        Config, Json, Kind, Run,
+        Config, JobType, Json, Run,
         command::{Cancel, Command, End, Enqueue, NewJob, Outcome, Retry},
         event::Batch,
     };
@@ -283,7 +283,7 @@ mod tests {
             });
             self.decide(Command::Enqueue(Enqueue {
                 project: "p".into(),
-                kind: Kind::ProcessBatch,
+                job_type: JobType::ProcessBatch,
                 priority: 10,
                 run_at: None,
                 max_attempts: None,

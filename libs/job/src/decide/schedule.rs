@@ -2,7 +2,7 @@
 
 use super::Decision;
 use crate::{
-    Config, Id, JobId, Kind, State,
+    Config, Id, JobId, JobType, State,
     command::{Enqueue, NewJob, SetSchedule},
     event::Event,
     reply::{Code, Reply},
@@ -92,7 +92,7 @@ fn enqueue(project: &Id, schedule: &Schedule, id: JobId) -> Enqueue {
     let job = NewJob { id, batch: schedule.batch_id.clone(), data: schedule.data.clone() };
     Enqueue {
         project: project.clone(),
-        kind: Kind::ProcessBatch,
+        job_type: JobType::ProcessBatch,
         priority: schedule.priority,
         run_at: None,
         max_attempts: schedule.max_attempts,

@@ -29,13 +29,13 @@ impl Event {
     pub fn change(&self) -> Option<Change<'_>> {
         match self {
             // Internal jobs are not shown.
-            Self::Enqueued(new) if new.kind.is_internal() => None,
+            Self::Enqueued(new) if new.job_type.is_internal() => None,
             Self::Started { of, .. } | Self::Progressed { of, .. }
                 if internal::is_internal(&of.project) =>
             {
                 None
             }
-            Self::Ended(ended) if ended.labels.kind.is_internal() => None,
+            Self::Ended(ended) if ended.labels.job_type.is_internal() => None,
             Self::Enqueued(new) => Some(Change {
                 job: new.job,
                 project: &new.project,

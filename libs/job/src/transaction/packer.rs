@@ -16,6 +16,9 @@ use crate::{
     time::Millis,
 };
 
+/// Ids of commands without events that are kept for the next message of EVENTS.
+const UNRECORDED_MAX: usize = 1_000;
+
 /// One message of EVENTS, to be appended.
 #[derive(Clone, Debug)]
 pub struct Message {
@@ -66,7 +69,7 @@ impl Item {
 impl Packer {
     /// Packs behind the last event of `state`. A message has at most `bytes_max` bytes of events,
     /// unless events that belong together have more.
-    pub fn new(state: &State, bytes_max: usize, at: Millis) -> Self {
+    pub fn new(state: &mut State, bytes_max: usize, at: Millis) -> Self {
         Self {
             at,
             bytes_max,
@@ -74,7 +77,7 @@ impl Packer {
             through: state.through(),
             json: Vec::new(),
             count: 0,
-            commands: Vec::new(),
+            commands: std::mem::take(&mut state.unrecorded),
             item: None,
             messages: Vec::new(),
             events: Vec::new(),
@@ -116,11 +119,14 @@ impl Packer {
         }
     }
 
-    /// The messages and their events.
-    pub fn finish(mut self) -> (Vec<Message>, Vec<(Position, Event)>) {
+    /// The messages and their events. Ids of commands that no message records are left to the next
+    /// transaction.
+    pub fn finish(mut self, state: &mut State) -> (Vec<Message>, Vec<(Position, Event)>) {
         if self.count > 0 {
             self.close();
         }
+        let kept = self.commands.len().saturating_sub(UNRECORDED_MAX);
+        state.unrecorded = self.commands.split_off(kept);
         (self.messages, self.events)
     }
 

@@ -1,10 +1,12 @@
 //! What clients request.
 
 use job::{
-    Id, JobId, Kind, Patch,
+    Id, JobId, JobType, Patch,
     command::{Cancel, Command, Enqueue, NewJob, Project, Retry},
     webhook::Webhook,
 };
+
+use uuid::Uuid;
 
 use super::world::{Message, World};
 
@@ -33,7 +35,17 @@ impl World {
     pub fn client(&mut self) {
         let count = if self.random.one_in(3) { 3 } else { 1 };
         let commands = (0..count).map(|_| self.request()).collect();
-        self.commands.push(Message { id: None, commands });
+        let number = self.commands.len() as u128 + 1;
+        let id = self.random.one_in(2).then(|| Uuid::from_u128(number));
+        self.commands.push(Message { id, commands });
+    }
+
+    /// Publishes a recent message again, as after an ack that was lost.
+    pub fn repeat(&mut self) {
+        let recent = self.commands.iter().rev().take(5).filter(|message| message.id.is_some());
+        if let Some(message) = recent.last().cloned() {
+            self.commands.push(message);
+        }
     }
 
     fn request(&mut self) -> Command {
@@ -60,7 +72,11 @@ impl World {
         }
         let later = self.now + self.random.below(5_000) as i64;
         Command::Enqueue(Enqueue {
-            kind: if self.random.one_in(4) { Kind::ProcessRedo } else { Kind::ProcessBatch },
+            job_type: if self.random.one_in(4) {
+                JobType::ProcessRedo
+            } else {
+                JobType::ProcessBatch
+            },
             priority: self.random.below(16) as u16,
             run_at: self.random.one_in(5).then_some(later),
             max_attempts: self.random.one_in(5).then_some(2),

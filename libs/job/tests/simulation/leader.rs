@@ -4,15 +4,20 @@
 use std::collections::HashSet;
 
 use job::{
-    JobId, Lookups, Missing, Run, Scheduler, State, Status,
+    ByClass, JobId, Lookups, Missing, Run, Scheduler, State, Status,
+    bulk::Requester,
     event::Event,
     transaction::{Commit, Transaction},
 };
+use uuid::Uuid;
 
 use super::{PERMIT_STEP_MS, processors::Ready, world::World};
 
 /// How long a terminal job is kept: all stay in memory.
 const RETENTION_MS: i64 = 1_000_000_000;
+
+/// How long a message's id is remembered.
+const REMEMBER_MS: i64 = 600_000;
 
 /// A reading of the streams that is not reconciled yet.
 pub struct Reading {
@@ -47,6 +52,11 @@ pub fn written(state: &State) -> Vec<u8> {
     snapshot
 }
 
+/// The requester of item `index` of the message at `at`.
+fn requester(at: usize, index: usize) -> Requester {
+    Requester { inbox: at.to_string(), item: Uuid::from_u128(index as u128) }
+}
+
 impl World {
     /// Processes a slice of a bulk operation and some messages, in one transaction.
     pub fn process(&mut self) {
@@ -59,11 +69,23 @@ impl World {
         for _ in 0..=self.random.below(8) {
             let at = transaction.through() as usize;
             let Some(message) = self.commands.get(at) else { break };
-            let first = transaction.first_item(message.id).unwrap_or(usize::MAX);
+            let first = transaction.first_item(message.id);
+            if let Some(id) = message.id {
+                let before = self.processed.get(&id);
+                let is_repeated = before.is_some_and(|(_, when)| self.now - when <= REMEMBER_MS);
+                assert_eq!(first.is_none(), is_repeated, "message {id}, processed {before:?}");
+                if !is_repeated {
+                    self.processed.insert(id, (at, self.now));
+                }
+            }
+            let first = first.unwrap_or(usize::MAX);
             for (index, command) in message.commands.iter().enumerate().skip(first) {
                 // Terminal jobs stay in memory: one that is not there does not exist.
                 let mut lookups = lookups.clone();
-                while let Err(missing) = transaction.process(index, command, None, &lookups) {
+                let requester = Some(requester(at, index));
+                while let Err(missing) =
+                    transaction.process(index, command, requester.clone(), &lookups)
+                {
                     let Missing::Jobs(ids) = missing else { unreachable!("no request has a key") };
                     lookups.jobs.extend(ids.into_iter().map(|id| (id, None)));
                 }
@@ -89,6 +111,7 @@ impl World {
                 self.history.push(None);
             }
             let batch = serde_json::from_slice(&message.payload).unwrap();
+            self.note_stored(&batch);
             self.history.push(Some((message.through, batch)));
             let sequence = self.history.len() as u64;
             commit.stored(&mut self.leader.state, sequence);
@@ -100,6 +123,9 @@ impl World {
         }
         if !self.is_healing && self.random.one_in(100) {
             return self.crash_leader();
+        }
+        for (requester, reply) in &commit.replies {
+            self.check_reply(requester, reply);
         }
         let canceled: Vec<(JobId, Run)> = commit
             .events()
@@ -124,7 +150,7 @@ impl World {
         for processor in &mut self.processors {
             processor.running.retain(|running| !runs.contains(&(running.job, running.run)));
         }
-        for stream in &mut self.streams {
+        for stream in self.streams.iter_mut() {
             stream.retain(|ready| {
                 ready.delivered.is_none() || !runs.contains(&(ready.job, ready.run))
             });
@@ -139,8 +165,14 @@ impl World {
             // A permit comes back within a step: before that a job may start, after it it must.
             let (may, must) = (self.eligible(0), self.eligible(PERMIT_STEP_MS));
             let Leader { state, scheduler, .. } = &mut self.leader;
-            let next =
-                scheduler.next(state, &self.config, self.now, capacity, [false; 3], [false; 3]);
+            let next = scheduler.next(
+                state,
+                &self.config,
+                self.now,
+                capacity,
+                ByClass::default(),
+                ByClass::default(),
+            );
             let Some(id) = next else {
                 self.check_conserving(&must);
                 return;
@@ -154,7 +186,7 @@ impl World {
             }
             let (project, run) = (job.project.clone(), job.run);
             let ready = Ready { job: id, run, project, delivered: None };
-            self.streams[job.class as usize].push(ready);
+            self.streams[job.priority_class].push(ready);
         }
     }
 
@@ -172,7 +204,7 @@ impl World {
             Some(read) if state.through() as usize >= read.barrier => {
                 let unwanted = scheduler.reconcile(state, read.number, &read.present);
                 self.stop(&unwanted);
-                for stream in &mut self.streams {
+                for stream in self.streams.iter_mut() {
                     stream.retain(|ready| !unwanted.contains(&(ready.job, ready.run)));
                 }
                 self.requeue_lost();
@@ -225,6 +257,8 @@ impl World {
                 None => state.skip_message(sequence),
             }
         }
+        let through = state.through() as usize;
+        self.processed.retain(|_, (at, _)| *at < through);
         self.leader = Leader::new(state);
     }
 }

@@ -7,13 +7,41 @@ use std::{
 
 use job::{
     Id, Job, JobId, RequeueReason, Run, Status,
-    event::{Event, Transition},
+    bulk::Requester,
+    command::Command,
+    event::{Batch, Event, Transition},
+    reply::Reply,
     time::Millis,
 };
 
 use super::world::World;
 
 impl World {
+    /// Counts the superseded jobs of a message of EVENTS.
+    pub fn note_stored(&mut self, batch: &Batch) {
+        for event in &batch.events {
+            if let Event::Ended(ended) = event
+                && let Transition::Canceled { superseded_by: Some(by) } = ended.to
+            {
+                *self.superseded.entry(by).or_default() += 1;
+            }
+        }
+    }
+
+    /// A reply counts exactly the jobs that its enqueue superseded, whichever leaders processed it.
+    pub fn check_reply(&self, requester: &Requester, reply: &Reply) {
+        let Reply::Enqueued { canceled } = reply else { return };
+        let at: usize = requester.inbox.parse().expect("a number");
+        let message = &self.commands[at];
+        if message.id.is_some() && self.commands[..at].iter().any(|other| other.id == message.id) {
+            return;
+        }
+        let command = &message.commands[requester.item.as_u128() as usize];
+        let Command::Enqueue(enqueue) = command else { panic!("{command:?} enqueued jobs") };
+        let superseded = enqueue.jobs.iter().filter_map(|new| self.superseded.get(&new.id));
+        assert_eq!(*canceled, superseded.sum::<u64>(), "superseded by {enqueue:?}");
+    }
+
     /// What really runs and really started is within the limits. A run that was canceled does not
     /// count: a processor that received no hint may still stop it.
     pub fn check(&self) {
@@ -44,11 +72,13 @@ impl World {
 
     /// The projects of a class that waited while another was served.
     pub fn note_turn(&mut self, served: &Job, eligible: &HashSet<JobId>) {
-        let class = served.class as usize;
+        let class = served.priority_class as usize;
         let waiting: HashSet<Id> = eligible
             .iter()
             .filter_map(|id| self.leader.state.job(*id))
-            .filter(|job| job.class == served.class && job.project != served.project)
+            .filter(|job| {
+                job.priority_class == served.priority_class && job.project != served.project
+            })
             .map(|job| job.project.clone())
             .collect();
         self.passed_over.retain(|(of, project), _| *of != class || waiting.contains(project));

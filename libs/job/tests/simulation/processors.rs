@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use job::{
-    Capacity, Id, JobId, JobLabels, Run, Usage,
+    Capacity, Id, JobId, JobLabels, PriorityClass, Run, Usage,
     command::{Command, End, Outcome, Started},
     time::Millis,
 };
@@ -44,7 +44,7 @@ pub struct Processor {
 impl World {
     pub fn capacity(&self) -> Capacity {
         let total = self.processors.iter().map(|processor| processor.capacity).sum();
-        Capacity { total, kinds: [total, total, 0] }
+        Capacity { total, job_types: [total, total, 0] }
     }
 
     /// The runs that processors work on.
@@ -90,8 +90,9 @@ impl World {
     }
 
     /// The next message to deliver: never delivered, or not acked for too long.
-    fn next_ready(&self) -> Option<(usize, usize)> {
-        for (class, stream) in self.streams.iter().enumerate() {
+    fn next_ready(&self) -> Option<(PriorityClass, usize)> {
+        for class in PriorityClass::ALL {
+            let stream = &self.streams[class];
             let free = stream.iter().position(|ready| match ready.delivered {
                 None => true,
                 Some((to, at)) => {
@@ -132,7 +133,7 @@ impl World {
                 let outcome = self.outcome(&ready, labels, Some(started_at), end, tokens);
                 self.report(outcome);
                 if self.is_healing || !self.random.one_in(10) {
-                    for stream in &mut self.streams {
+                    for stream in self.streams.iter_mut() {
                         stream.retain(|ready| ready.job != job || ready.run != run);
                     }
                 }

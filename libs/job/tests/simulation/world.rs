@@ -3,11 +3,12 @@
 use std::{collections::HashMap, sync::Arc};
 
 use job::{
-    Backoff, Config, Id, Job, JobId, Patch,
+    Backoff, ByClass, Config, Id, Job, JobId, Patch,
     command::{Command, Project},
     event::Batch,
     time::Millis,
 };
+use uuid::Uuid;
 
 use super::{
     leader::{Leader, empty, written},
@@ -19,6 +20,7 @@ use super::{
 const HEALING_STEPS: usize = 20_000;
 
 /// A message of COMMANDS.
+#[derive(Clone)]
 pub struct Message {
     pub id: Option<uuid::Uuid>,
     pub commands: Vec<Command>,
@@ -37,10 +39,14 @@ pub struct World {
     pub history: Vec<Option<Stored>>,
     /// The length of `history` at the last snapshot, and the snapshot.
     pub snapshot: (usize, Vec<u8>),
-    pub streams: [Vec<Ready>; 3],
+    pub streams: ByClass<Vec<Ready>>,
     pub processors: Vec<Processor>,
     pub leader: Leader,
     pub ids: Vec<JobId>,
+    /// How many jobs each job superseded, as EVENTS has it.
+    pub superseded: HashMap<JobId, u64>,
+    /// The messages that are processed: the place in `commands`, and when.
+    pub processed: HashMap<Uuid, (usize, Millis)>,
     pub is_healing: bool,
     /// The true starts of each project.
     pub starts: HashMap<Id, Vec<Millis>>,
@@ -70,10 +76,12 @@ impl World {
             commands: Vec::new(),
             history: Vec::new(),
             snapshot: (0, written(&state)),
-            streams: [Vec::new(), Vec::new(), Vec::new()],
+            streams: ByClass::default(),
             processors,
             leader: Leader::new(state),
             ids: Vec::new(),
+            superseded: HashMap::new(),
+            processed: HashMap::new(),
             is_healing: false,
             starts: HashMap::new(),
             passed_over: HashMap::new(),
@@ -85,7 +93,7 @@ impl World {
     }
 
     pub fn step(&mut self) {
-        match self.random.below(if self.is_healing { 6 } else { 14 }) {
+        match self.random.below(if self.is_healing { 6 } else { 15 }) {
             0 | 1 => self.process(),
             2 => self.pull(),
             3 => self.end_runs(),
@@ -96,6 +104,7 @@ impl World {
             10 if self.random.one_in(4) => self.crash_leader(),
             11 if self.random.one_in(4) => self.crash_processor(),
             12 => self.write_snapshot(),
+            13 => self.repeat(),
             _ => self.process(),
         }
         self.dispatch();
@@ -138,7 +147,7 @@ impl World {
 
     /// The jobs without deliveries, which no processor of this world takes.
     pub fn clients_jobs(&self) -> impl Iterator<Item = Arc<Job>> {
-        self.leader.state.jobs().filter(|job| !job.kind.is_internal())
+        self.leader.state.jobs().filter(|job| !job.job_type.is_internal())
     }
 
     /// True if the leader has processed all commands.

@@ -2,7 +2,7 @@
 
 use axum::{extract::State, http::HeaderMap};
 use job::{bounds::BATCHES_MAX, command::Cancel, reply::Reply};
-use mesh::names::Verb;
+use nats::names::Verb;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 

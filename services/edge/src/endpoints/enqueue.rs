@@ -4,14 +4,14 @@ use std::collections::{HashMap, HashSet};
 
 use axum::{extract::State, http::HeaderMap};
 use job::{
-    Backoff, Id, JobId, Json, Kind,
+    Backoff, Id, JobId, JobType, Json,
     bounds::{self, BATCHES_MAX, DataError},
     command::{Enqueue, NewJob},
     json::{self, Unrepresentable},
     reply::Reply,
     time::{Millis, parse_rfc3339},
 };
-use mesh::names::Verb;
+use nats::names::Verb;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use utoipa::ToSchema;
@@ -101,7 +101,7 @@ pub(crate) async fn enqueue(
     }
     let ask = Enqueue {
         project,
-        kind: Kind::ProcessBatch,
+        job_type: JobType::ProcessBatch,
         priority: priority(request.priority.as_ref(), PRIORITY_DEFAULT)?,
         run_at: run_at(request.run_at.as_deref())?,
         max_attempts: max_attempts(request.max_attempts.as_ref())?,
@@ -140,8 +140,8 @@ pub(crate) async fn enqueue(
 
 /// The batches of a request, each once, `batchId` first.
 fn batches(request: &Request<'_>) -> Result<Vec<Id>, Error> {
-    if let Some(kind) = &request.r#type
-        && kind != Kind::ProcessBatch.name()
+    if let Some(job_type) = &request.r#type
+        && job_type != JobType::ProcessBatch.name()
     {
         return Err(Error::invalid("type must be process_batch"));
     }

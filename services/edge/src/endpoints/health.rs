@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use axum::{Json, extract::State, http::StatusCode};
-use mesh::{
+use nats::{
     names,
     query::{MetricsQuery, Range, StatsAnswer, StatsQuery},
 };

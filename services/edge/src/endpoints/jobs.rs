@@ -9,8 +9,8 @@ use axum::{
     extract::{Path, State, rejection::PathRejection},
     http::Uri,
 };
-use job::{Id, JobId, Kind, Position, Status};
-use mesh::{
+use job::{Id, JobId, JobType, Position, Status};
+use nats::{
     names,
     query::{EndedAnswer, EndedJobsQuery, JobsAnswer, JobsQuery},
 };
@@ -23,7 +23,7 @@ use crate::{
     body,
     error::Error,
     ids,
-    openapi::{JobType, QuestionError},
+    openapi::{ClientJobType, QuestionError},
     view::JobView,
 };
 
@@ -72,7 +72,7 @@ struct Filter {
     project: Id,
     batch: Option<Id>,
     status: Option<Status>,
-    kind: Option<Kind>,
+    job_type: Option<JobType>,
     limit: usize,
 }
 
@@ -112,21 +112,21 @@ impl Cursor {
         ("projectId" = String, Query, min_length = 1, max_length = 128),
         ("batchId" = Option<String>, Query, min_length = 1, max_length = 128),
         ("status" = Option<Status>, Query),
-        ("type" = Option<JobType>, Query),
+        ("type" = Option<ClientJobType>, Query),
         ("limit" = Option<u32>, Query, description = "50 where absent.", minimum = 1, maximum = 200),
         ("cursor" = Option<String>, Query, description = "The `nextCursor` of the page before."),
     ),
     responses((status = 200, description = "As it is now.", body = Listed), QuestionError),
 )]
 pub(crate) async fn list_jobs(State(app): State<App>, uri: Uri) -> Answer<Listed> {
-    let [project, batch, status, kind, limit, cursor] =
+    let [project, batch, status, job_type, limit, cursor] =
         body::query(&uri, ["projectId", "batchId", "status", "type", "limit", "cursor"])?;
     let project = project.ok_or_else(|| Error::missing("projectId"))?;
     let filter = Filter {
         project: ids::id("projectId", &project)?,
         batch: batch.map(|id| ids::id("batchId", &id)).transpose()?,
         status: status.as_deref().map(named_status).transpose()?,
-        kind: kind.as_deref().map(named_kind).transpose()?,
+        job_type: job_type.as_deref().map(named_job_type).transpose()?,
         limit: limit.as_deref().map_or(Ok(LIMIT_DEFAULT), limit_of)?,
     };
     let cursor = match cursor {
@@ -164,7 +164,7 @@ pub(crate) async fn get_batch(
         project: ids::id("projectId", &project)?,
         batch: Some(ids::id("batchId", &id)?),
         status: None,
-        kind: None,
+        job_type: None,
         limit: BATCH_JOBS_MAX,
     };
     let (mut jobs, _) = live(&app, &filter, None).await?;
@@ -222,7 +222,7 @@ async fn ended(
         project: filter.project.to_string(),
         batch: filter.batch.as_ref().map(ToString::to_string),
         outcome: filter.status.map(|status| status.name().to_owned()),
-        kind: filter.kind.map(|kind| kind.name().to_owned()),
+        job_type: filter.job_type.map(|job_type| job_type.name().to_owned()),
         before,
         limit: filter.limit,
         event,
@@ -251,7 +251,7 @@ async fn ask_state(
         project: filter.project.clone(),
         batch: filter.batch.clone(),
         status: filter.status,
-        kind: filter.kind,
+        job_type: filter.job_type,
         before,
         limit,
         live,
@@ -268,9 +268,9 @@ fn named_status(name: &str) -> Result<Status, Error> {
     found.ok_or_else(|| Error::invalid(format!("status must be one of {names}")))
 }
 
-fn named_kind(name: &str) -> Result<Kind, Error> {
-    let found = Kind::ALL.into_iter().find(|kind| kind.name() == name);
-    let names = Kind::ALL.map(Kind::name).join(", ");
+fn named_job_type(name: &str) -> Result<JobType, Error> {
+    let found = JobType::ALL.into_iter().find(|job_type| job_type.name() == name);
+    let names = JobType::ALL.map(JobType::name).join(", ");
     found.ok_or_else(|| Error::invalid(format!("type must be one of {names}")))
 }
 

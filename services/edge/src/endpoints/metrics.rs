@@ -1,7 +1,7 @@
 //! GET /api/queue/metrics: durations, tokens and outcomes over a range of time.
 
 use axum::{extract::State, http::Uri};
-use mesh::{
+use nats::{
     names,
     query::{MetricsQuery, Range},
 };
@@ -16,7 +16,7 @@ use crate::{app::App, body, error::Error, ids, openapi::QuestionError};
 #[schema(as = Metrics)]
 pub(crate) struct Response {
     success: bool,
-    #[schema(value_type = mesh::analytics::Totals)]
+    #[schema(value_type = nats::analytics::Totals)]
     stats: Box<RawValue>,
 }
 

@@ -5,7 +5,7 @@ use axum::extract::{Path, State, rejection::PathRejection};
 use job::{
     Backoff, Id, Patch, Settings, Status, command::Project, delivery::Deliveries, reply::Reply,
 };
-use mesh::{
+use nats::{
     names::{self, Verb},
     query::{ProjectAnswer, ProjectQuery},
 };

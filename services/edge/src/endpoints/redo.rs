@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 
 use axum::{extract::State, http::HeaderMap};
 use job::{
-    JobId, Json, Kind,
+    JobId, JobType, Json,
     bounds::DATA_BYTES_MAX,
     command::{Enqueue, NewJob},
     reply::Reply,
 };
-use mesh::names::Verb;
+use nats::names::Verb;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -93,7 +93,7 @@ pub(crate) async fn redo(
     let id = ids::new_job(key.as_ref(), &batch);
     let ask = Enqueue {
         project,
-        kind: Kind::ProcessRedo,
+        job_type: JobType::ProcessRedo,
         priority,
         run_at: None,
         max_attempts: None,

@@ -7,7 +7,7 @@ use job::{
     reply::Reply,
     schedule::{IfLive, Schedule, ScheduleState},
 };
-use mesh::{
+use nats::{
     names::{self, Verb},
     query::{ProjectQuery, SchedulesAnswer},
 };

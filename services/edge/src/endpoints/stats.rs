@@ -1,8 +1,8 @@
 //! GET /api/queue/stats: current, exact counts.
 
 use axum::{extract::State, http::Uri};
-use job::Class;
-use mesh::{
+use job::PriorityClass;
+use nats::{
     names,
     query::{StatsAnswer, StatsQuery},
 };
@@ -73,9 +73,9 @@ pub(crate) async fn stats(State(app): State<App>, uri: Uri) -> Answer<Response> 
             Error::away("state", "state does not answer, and only it knows the counts")
         })?;
     let counts = answer.counts;
-    let live = |class: Class| Live {
-        queued: counts.queued[class as usize],
-        processing: counts.processing[class as usize],
+    let live = |class: PriorityClass| Live {
+        queued: counts.queued[class],
+        processing: counts.processing[class],
     };
     let processing = counts.processing.iter().sum();
     ok(Response {
@@ -89,9 +89,9 @@ pub(crate) async fn stats(State(app): State<App>, uri: Uri) -> Answer<Response> 
             scheduled: answer.scheduled,
             total_jobs: counts.total(),
             by_class: ByClass {
-                high: live(Class::High),
-                normal: live(Class::Normal),
-                low: live(Class::Low),
+                high: live(PriorityClass::High),
+                normal: live(PriorityClass::Normal),
+                low: live(PriorityClass::Low),
             },
         },
         worker: Worker {

@@ -7,7 +7,7 @@ use axum::{
     http::Uri,
 };
 use job::{Job, JobId};
-use mesh::{
+use nats::{
     names,
     query::{self, Archived, ArchivedAnswer, JobAnswer, JobQuery},
 };
@@ -168,7 +168,7 @@ async fn look_up(app: &App, id: JobId) -> Result<(Found, bool), Error> {
 async fn in_state(app: &App, id: JobId) -> Result<JobAnswer, query::Error> {
     let mut answer = app.ask_state::<_, JobAnswer>(names::QUERY_JOB, &JobQuery { job: id }).await;
     if let Ok(answer) = &mut answer {
-        answer.job = answer.job.take().filter(|job| !job.kind.is_internal());
+        answer.job = answer.job.take().filter(|job| !job.job_type.is_internal());
     }
     answer.inspect_err(|error| tracing::warn!(error = %error, "status without state"))
 }
@@ -179,7 +179,7 @@ async fn elsewhere(app: &App, id: JobId) -> Result<Option<Found>, Error> {
         tracing::warn!(error = %error, "status without the bucket");
         Error::unanswered()
     })?;
-    if let Some(job) = read.filter(|job| !job.kind.is_internal()) {
+    if let Some(job) = read.filter(|job| !job.job_type.is_internal()) {
         return Ok(Some(Found::Job(Box::new(job))));
     }
     match archived(app, id).await {

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use axum::body::Bytes;
 use job::Position;
-use mesh::{Broker, names, stream_reader::StreamReader, wire};
+use nats::{Broker, names, stream_reader::StreamReader, wire};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
@@ -45,19 +45,16 @@ impl Backfill {
     pub async fn read(&self, wanted: &Filter, after: Position, end: u64) -> anyhow::Result<Chunk> {
         let _reader = self.readers.acquire().await?;
         let (first, last) = self.broker.bounds(names::EVENTS).await?;
-        let from = after.sequence.saturating_add(u64::from(after.index == u32::MAX));
+        let from = after.sequence.saturating_add(u64::from(after.is_end()));
         if after.sequence > last {
             // The cursor belongs to an earlier stream of the same name.
-            return Ok(Chunk {
-                frames: vec![gap(from, last)],
-                up_to: Position::new(end, u32::MAX),
-            });
+            return Ok(Chunk { frames: vec![gap(from, last)], up_to: Position::end_of(end) });
         }
         let mut chunk = Chunk { frames: Vec::new(), up_to: after };
         // Before the first message there was none.
         if from.max(1) < first {
             chunk.frames.push(gap(from, first - 1));
-            chunk.up_to = Position::new(first - 1, u32::MAX);
+            chunk.up_to = Position::end_of(first - 1);
         }
         let start = from.max(first);
         let mut next = start;
@@ -80,7 +77,7 @@ impl Backfill {
             };
             let new = lines.iter().filter(|frame| frame.position > after && wanted.wants(frame));
             chunk.frames.extend(new.map(|frame| frame.frame.clone()));
-            chunk.up_to = Position::new(message.sequence, u32::MAX);
+            chunk.up_to = Position::end_of(message.sequence);
             next = message.sequence + 1;
         }
         Ok(chunk)

@@ -15,7 +15,7 @@ use std::{
 
 use axum::body::Bytes;
 use job::Position;
-use mesh::{Broker, names, query::ReadToken, stream_reader::StreamReader, wire};
+use nats::{Broker, names, query::ReadToken, stream_reader::StreamReader, wire};
 use serde_json::json;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -128,7 +128,7 @@ impl Received {
     pub fn up_to(&self) -> Option<Position> {
         let inner = self.broadcaster.lock();
         // The broadcaster sends under the same lock.
-        self.chunks.is_empty().then(|| Position::new(inner.next.saturating_sub(1), u32::MAX))
+        self.chunks.is_empty().then(|| Position::end_of(inner.next.saturating_sub(1)))
     }
 }
 

@@ -1,7 +1,7 @@
 //! Messages of EVENTS in the buffer of the broadcaster.
 
 use axum::body::Bytes;
-use mesh::wire;
+use nats::wire;
 
 use super::frame::{Frame, Message};
 

@@ -3,7 +3,7 @@
 use std::{process::ExitCode, time::Duration};
 
 use clap::Args;
-use mesh::{
+use nats::{
     Broker,
     access::{Access, Secret},
     names,

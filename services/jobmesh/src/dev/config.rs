@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, path::PathBuf};
 
-use mesh::access::Secret;
+use nats::access::Secret;
 use service::{NatsLogin, NatsUrl};
 
 /// When acked messages are on disk.

@@ -16,7 +16,7 @@ mod output;
 use std::sync::Arc;
 
 use job::Usage;
-use mesh::wire::Work;
+use nats::wire::Work;
 use tokio::{io::AsyncWriteExt, process::Command as Process};
 
 use super::answer::{self, Answer};

@@ -7,7 +7,7 @@
 
 use std::sync::Arc;
 
-use mesh::wire::Work;
+use nats::wire::Work;
 
 use super::{answer, client};
 use crate::handler::{Context, Handler, Outcome};

@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use job::{Json, LlmOptions, MaxTokensField, json::object};
-use mesh::wire::Work;
+use nats::wire::Work;
 use reqwest::{
     Url,
     header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue},

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use job::Usage;
-use mesh::wire::Work;
+use nats::wire::Work;
 
 use crate::handler::{Context, Handler, Outcome};
 

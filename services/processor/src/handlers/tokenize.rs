@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use job::{Json, Usage};
-use mesh::wire::Work;
+use nats::wire::Work;
 
 use crate::handler::{Context, Handler, Outcome};
 

@@ -14,7 +14,7 @@ use anyhow::Context as _;
 use base64::{Engine, prelude::BASE64_STANDARD};
 use hmac::{Hmac, Mac};
 use job::{Usage, webhook::Webhook as Receiver};
-use mesh::wire::Work;
+use nats::wire::Work;
 use reqwest::{
     StatusCode, Url,
     dns::{Addrs, Name, Resolve, Resolving},

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use futures_util::StreamExt;
-use mesh::{
+use nats::{
     consumer,
     heartbeat::{self, Heartbeat},
     names,
@@ -57,7 +57,7 @@ impl Runner {
         let heartbeat = Heartbeat {
             processor: self.name.as_str().into(),
             capacity: self.config.concurrency,
-            kinds: self.pullers.kinds().to_vec(),
+            job_types: self.pullers.job_types().to_vec(),
             running: self.in_flight.runs(),
             draining: self.stop.is_cancelled(),
         };

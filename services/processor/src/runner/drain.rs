@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use job::{JobId, Run, command::End};
-use mesh::consumer::Delivery;
+use nats::consumer::Delivery;
 use tokio::sync::mpsc;
 
 use super::{Runner, pull::Arrival};
@@ -45,7 +45,7 @@ impl Runner {
     pub(super) async fn hand_back(&self, delivery: Delivery) {
         let (job, run) = (delivery.work.job, delivery.work.run);
         let end = if delivery.redelivered { End::Redelivered } else { End::Released };
-        let outcome = admission::outcome(&delivery.work, &self.name, end, delivery.class);
+        let outcome = admission::outcome(&delivery.work, &self.name, end, delivery.priority_class);
         if admission::commit(&self.outcomes, outcome).await.is_ok() {
             delivery.ack().await;
         }

@@ -7,8 +7,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use job::{Class, Kind};
-use mesh::consumer::Delivery;
+use job::{JobType, PriorityClass};
+use nats::consumer::Delivery;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -142,14 +142,14 @@ impl Runner {
         while let Ok(arrival) = arrivals.try_recv() {
             taken.push(arrival);
         }
-        for (class, kind) in self.lanes.to_ask(turn) {
+        for (class, job_type) in self.lanes.to_ask(turn) {
             let asked = free.saturating_sub(taken.len());
             if asked == 0 || self.stop.is_cancelled() {
                 break;
             }
-            match self.pullers.take(class, kind, asked).await {
+            match self.pullers.take(class, job_type, asked).await {
                 Ok(more) => {
-                    self.lanes.note(class, kind, more.len() >= asked);
+                    self.lanes.note(class, job_type, more.len() >= asked);
                     taken.extend(more.into_iter().map(|delivery| self.arrival(delivery)));
                 }
                 Err(error) => {
@@ -169,8 +169,8 @@ impl Runner {
     /// Waits for work of one class and kind, one run at a time, for as long as slots are free.
     pub(super) async fn wait_for_work(
         self: Arc<Self>,
-        class: Class,
-        kind: Kind,
+        class: PriorityClass,
+        job_type: JobType,
         sender: mpsc::Sender<Arrival>,
     ) {
         while !self.stop.is_cancelled() {
@@ -181,11 +181,11 @@ impl Runner {
             };
             drop(free);
             // A pull that waits is not cut off: what it brings after the stop is handed back.
-            match self.pullers.wait(class, kind).await {
+            match self.pullers.wait(class, job_type).await {
                 Ok(None) => {}
                 Ok(Some(delivery)) => {
                     if delivery.behind > 0 {
-                        self.lanes.note(class, kind, true);
+                        self.lanes.note(class, job_type, true);
                     }
                     if sender.send(self.arrival(delivery)).await.is_err() {
                         return;

@@ -11,7 +11,7 @@ use job::{
     command::{End, Progress, Started},
     time::Millis,
 };
-use mesh::wire::{Item, Work};
+use nats::wire::{Item, Work};
 use tokio::sync::{OwnedSemaphorePermit, SetOnce};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -38,7 +38,7 @@ impl Runner {
             Some((end, usage)) => {
                 let bytes_max = self.config.result_bytes_max();
                 let end = results::store_large(&self.broker, &work, end, bytes_max).await;
-                let class = delivery.class;
+                let class = delivery.priority_class;
                 let mut report = execute::report(&work, &self.name, class, started_at, end, usage);
                 let took_ms = i64::try_from(started.elapsed().as_millis()).unwrap_or(i64::MAX);
                 // The end by the clock that does not jump.

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use job::{bulk::Requester, command::Command, time::Millis};
-use mesh::{
+use nats::{
     names,
     rejected::Rejected,
     stream_reader::{self, StreamReader},

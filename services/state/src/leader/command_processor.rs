@@ -6,7 +6,7 @@ use job::{
     JobId, Lookups, Missing, Run, command::Command, event::Event, reply::Code, time::Millis,
     transaction::Commit,
 };
-use mesh::Broker;
+use nats::Broker;
 use uuid::Uuid;
 
 use super::{

@@ -6,7 +6,7 @@ use std::{
 };
 
 use job::{JobId, Run, Scheduler, State, Status, time::Millis, transaction::Transaction};
-use mesh::heartbeat::{self, WorkerRegistry};
+use nats::heartbeat::{self, WorkerRegistry};
 
 use crate::clock::Clock;
 

@@ -5,8 +5,8 @@
 
 use std::time::{Duration, Instant};
 
-use job::{Capacity, Class, internal};
-use mesh::{
+use job::{ByClass, Capacity, PriorityClass, internal};
+use nats::{
     publish::{self, Ack, DUPLICATE_ID, LIMITS, Message, WRONG_LAST_SEQUENCE},
     work_queue,
 };
@@ -23,37 +23,37 @@ const REFUSED_PAUSE: Duration = Duration::from_millis(250);
 /// Dispatches, one at a time for each class.
 #[derive(Debug)]
 pub(super) struct Dispatcher {
-    fences: [u64; 3],
-    is_busy: [bool; 3],
+    fences: ByClass<u64>,
+    is_busy: ByClass<bool>,
     /// The last message of each stream, if known: only this leader writes there.
-    last: [Option<u64>; 3],
+    last: ByClass<Option<u64>>,
     /// When a class is dispatched again after its stream refused a dispatch.
-    resume_at: [Option<Instant>; 3],
+    resume_at: ByClass<Option<Instant>>,
     /// True until the streams have been read: they may not have the runs that count as in flight.
     is_in_doubt: bool,
 }
 
 /// A dispatch that was made.
 pub(super) struct Sent {
-    pub class: Class,
+    pub priority_class: PriorityClass,
     pub runs: u64,
 }
 
 /// A dispatch to make.
 pub(super) struct Dispatch {
-    pub class: Class,
+    pub priority_class: PriorityClass,
     pub fence: u64,
     pub messages: Vec<Message>,
 }
 
 impl Dispatcher {
     /// Dispatches behind these fences, once the streams were read.
-    pub fn new(fences: [u64; 3]) -> Self {
+    pub fn new(fences: ByClass<u64>) -> Self {
         Self {
             fences,
-            is_busy: [false; 3],
-            last: [None; 3],
-            resume_at: [None; 3],
+            is_busy: ByClass::default(),
+            last: ByClass::default(),
+            resume_at: ByClass::default(),
             is_in_doubt: true,
         }
     }
@@ -63,10 +63,10 @@ impl Dispatcher {
     pub fn due(&mut self, core: &mut Core, capacity: Capacity) -> Vec<Dispatch> {
         let now = core.now();
         let Core { state, scheduler, rules, .. } = core;
-        let mut taken: [(Vec<Message>, usize); 3] = Default::default();
+        let mut taken: ByClass<(Vec<Message>, usize)> = ByClass::default();
         let pauses = self.resume_at.map(|at| at.is_some_and(|at| Instant::now() < at));
         loop {
-            let busy = [0, 1, 2].map(|class: usize| {
+            let busy = ByClass::from_fn(|class| {
                 let (messages, bytes) = &taken[class];
                 self.is_busy[class]
                     || messages.len() >= DISPATCH_RUNS_MAX
@@ -79,15 +79,19 @@ impl Dispatcher {
             let retention_s = u32::try_from(state.retention_ms(owner) / 1_000).unwrap_or(u32::MAX);
             let message =
                 work_queue::message(&job, state.max_attempts(&job), retention_s, &settings);
-            let (messages, bytes) = &mut taken[job.class as usize];
+            let (messages, bytes) = &mut taken[job.priority_class];
             *bytes += message.payload.len();
             messages.push(message);
         }
         let mut dispatches = Vec::new();
-        for (class, (messages, _)) in Class::ALL.into_iter().zip(taken) {
+        for (class, (messages, _)) in taken.into_entries() {
             if !messages.is_empty() {
-                self.is_busy[class as usize] = true;
-                dispatches.push(Dispatch { class, fence: self.fences[class as usize], messages });
+                self.is_busy[class] = true;
+                dispatches.push(Dispatch {
+                    priority_class: class,
+                    fence: self.fences[class],
+                    messages,
+                });
             }
         }
         dispatches
@@ -102,9 +106,9 @@ impl Dispatcher {
         sent: &Sent,
         result: Result<Ack, publish::Error>,
     ) -> Result<(), StepDown> {
-        let class = sent.class;
-        self.is_busy[class as usize] = false;
-        let last = self.last[class as usize].take();
+        let class = sent.priority_class;
+        self.is_busy[class] = false;
+        let last = self.last[class].take();
         let error = match result {
             Ok(ack) => {
                 // If messages are written one by one, the broker may have skipped some.
@@ -112,7 +116,7 @@ impl Dispatcher {
                     tracing::warn!(class = class.name(), "not all runs were taken");
                     self.is_in_doubt = true;
                 }
-                self.last[class as usize] = Some(ack.sequence);
+                self.last[class] = Some(ack.sequence);
                 return Ok(());
             }
             Err(error) => error,
@@ -122,7 +126,7 @@ impl Dispatcher {
         }
         let expected = error.is(LIMITS) || error.is(DUPLICATE_ID);
         // A full stream stays full for a moment; one that has a run already is read first.
-        self.resume_at[class as usize] = Some(Instant::now() + REFUSED_PAUSE);
+        self.resume_at[class] = Some(Instant::now() + REFUSED_PAUSE);
         tracing::warn!(error = %error, class = class.name(), expected, "runs not dispatched");
         self.is_in_doubt = true;
         Ok(())
@@ -131,7 +135,7 @@ impl Dispatcher {
     /// When a class is next dispatched after its stream refused a dispatch.
     pub fn deadline(&self) -> Option<Instant> {
         let now = Instant::now();
-        self.resume_at.into_iter().flatten().filter(|at| *at > now).min()
+        self.resume_at.iter().flatten().copied().filter(|at| *at > now).min()
     }
 
     /// The streams may not have the runs that count as in flight.
@@ -157,10 +161,10 @@ mod tests {
     use super::*;
     use crate::clock::Clock;
 
-    const CAPACITY: Capacity = Capacity { total: 1, kinds: [1, 1, 0] };
+    const CAPACITY: Capacity = Capacity { total: 1, job_types: [1, 1, 0] };
 
-    fn sent(class: Class, runs: u64) -> Sent {
-        Sent { class, runs }
+    fn sent(class: PriorityClass, runs: u64) -> Sent {
+        Sent { priority_class: class, runs }
     }
 
     fn ack(sequence: u64) -> Result<Ack, publish::Error> {
@@ -192,12 +196,12 @@ mod tests {
     /// A leader with one queued job, and a dispatcher that has put it into its stream.
     fn dispatched() -> (Core, Dispatcher, JobId) {
         let id = JobId::from_u128(1);
-        let (mut core, mut dispatcher) = (core(id), Dispatcher::new([1, 1, 1]));
+        let (mut core, mut dispatcher) = (core(id), Dispatcher::new(ByClass::from_fn(|_| 1)));
         assert!(dispatcher.due(&mut core, CAPACITY).is_empty(), "nothing goes before a reading");
         read(&mut core, &[]);
         let dispatches = dispatcher.due(&mut core, CAPACITY);
         assert_eq!(runs(&dispatches), 1);
-        dispatcher.done(&sent(dispatches[0].class, 1), ack(1)).expect("it leads");
+        dispatcher.done(&sent(dispatches[0].priority_class, 1), ack(1)).expect("it leads");
         (core, dispatcher, id)
     }
 
@@ -209,12 +213,12 @@ mod tests {
 
     #[test]
     fn gap_in_the_sequences_puts_the_streams_in_doubt() {
-        let mut dispatcher = Dispatcher::new([1, 1, 1]);
+        let mut dispatcher = Dispatcher::new(ByClass::from_fn(|_| 1));
         assert!(dispatcher.take_doubt(), "nothing was read yet");
-        dispatcher.done(&sent(Class::Low, 5), ack(9)).expect("it leads");
-        dispatcher.done(&sent(Class::Low, 3), ack(12)).expect("it leads");
+        dispatcher.done(&sent(PriorityClass::Low, 5), ack(9)).expect("it leads");
+        dispatcher.done(&sent(PriorityClass::Low, 3), ack(12)).expect("it leads");
         assert!(!dispatcher.take_doubt());
-        dispatcher.done(&sent(Class::Low, 3), ack(14)).expect("it leads");
+        dispatcher.done(&sent(PriorityClass::Low, 3), ack(14)).expect("it leads");
         assert!(dispatcher.take_doubt());
     }
 
@@ -223,9 +227,9 @@ mod tests {
     fn each_class_has_one_dispatch_in_flight() {
         let (mut core, mut dispatcher, id) = dispatched();
         read(&mut core, &[]);
-        dispatcher.is_busy[Class::Normal as usize] = true;
+        dispatcher.is_busy[PriorityClass::Normal] = true;
         assert!(dispatcher.due(&mut core, CAPACITY).is_empty());
-        dispatcher.done(&sent(Class::Normal, 1), ack(2)).expect("it leads");
+        dispatcher.done(&sent(PriorityClass::Normal, 1), ack(2)).expect("it leads");
         assert_eq!(dispatcher.due(&mut core, CAPACITY).len(), 1);
         assert!(core.scheduler.is_out(id));
     }
@@ -258,18 +262,18 @@ mod tests {
 
     #[test]
     fn class_is_retried_after_its_pause() {
-        let mut dispatcher = Dispatcher::new([1, 1, 1]);
+        let mut dispatcher = Dispatcher::new(ByClass::from_fn(|_| 1));
         assert_eq!(dispatcher.deadline(), None);
         let before = Instant::now();
-        dispatcher.done(&sent(Class::High, 1), refused(LIMITS)).expect("it leads");
+        dispatcher.done(&sent(PriorityClass::High, 1), refused(LIMITS)).expect("it leads");
         let deadline = dispatcher.deadline().expect("it is tried again");
         assert!(deadline >= before + REFUSED_PAUSE && deadline <= Instant::now() + REFUSED_PAUSE);
     }
 
     #[test]
     fn moved_fence_ends_leading() {
-        let mut dispatcher = Dispatcher::new([1, 1, 1]);
-        let result = dispatcher.done(&sent(Class::High, 1), refused(WRONG_LAST_SEQUENCE));
+        let mut dispatcher = Dispatcher::new(ByClass::from_fn(|_| 1));
+        let result = dispatcher.done(&sent(PriorityClass::High, 1), refused(WRONG_LAST_SEQUENCE));
         assert!(matches!(result, Err(StepDown::DispatchRefused)));
     }
 }

@@ -9,7 +9,7 @@ use job::{
     Id, JobId, Json, Position, Run, Status, bulk::Requester, event::Change, reply::Reply,
     transaction::Commit,
 };
-use mesh::{
+use nats::{
     Broker,
     append::Appended,
     names,

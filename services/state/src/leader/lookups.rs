@@ -7,7 +7,7 @@ use job::{
     JobId, Lookups, Missing, State,
     command::{Command, Outcome},
 };
-use mesh::Broker;
+use nats::Broker;
 
 /// Reads of the bucket at the same time.
 const READS_MAX: usize = 64;

@@ -5,7 +5,7 @@
 use std::time::{Duration, Instant};
 
 use job::{DirtyKey, Position, State, time::Millis};
-use mesh::{
+use nats::{
     bucket::{Fence, WRITE_KEYS_MAX, Write},
     names,
     publish::{self, LIMITS, WRONG_LAST_SEQUENCE},

@@ -9,8 +9,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use job::{Class, JobId, Run};
-use mesh::{Broker, heartbeat::WorkerRegistry, names, work_queue};
+use job::{JobId, PriorityClass, Run};
+use nats::{Broker, heartbeat::WorkerRegistry, names, work_queue};
 
 use super::core::Core;
 
@@ -53,7 +53,7 @@ impl ReadingRequest {
         let Self { number, mut lost_runs } = self;
         let started = Instant::now();
         let mut present = HashSet::new();
-        for class in Class::ALL {
+        for class in PriorityClass::ALL {
             present.extend(broker.list_work(class).await?);
         }
         let barrier = broker.last_sequence(names::COMMANDS).await?;

@@ -11,7 +11,7 @@ use std::{
 };
 
 use job::{Snapshot, State};
-use mesh::{Broker, snapshot::SnapshotWatermark};
+use nats::{Broker, snapshot::SnapshotWatermark};
 
 use super::stream_trimmer::Trim;
 use crate::Config;
@@ -38,7 +38,7 @@ impl PlannedSnapshot {
     pub async fn write(
         self,
         broker: &Broker,
-    ) -> (SnapshotWatermark, Result<(), mesh::snapshot::Error>) {
+    ) -> (SnapshotWatermark, Result<(), nats::snapshot::Error>) {
         let Self { watermark, snapshot, hurry } = self;
         (watermark, broker.put_snapshot(watermark, slowly(snapshot, hurry)).await)
     }
@@ -47,7 +47,7 @@ impl PlannedSnapshot {
     pub async fn write_now(
         self,
         broker: &Broker,
-    ) -> Result<SnapshotWatermark, mesh::snapshot::Error> {
+    ) -> Result<SnapshotWatermark, nats::snapshot::Error> {
         let Self { watermark, snapshot, .. } = self;
         broker.put_snapshot(watermark, move |to| snapshot.write(to)).await?;
         Ok(watermark)
@@ -133,7 +133,7 @@ impl Snapshotter {
         &mut self,
         state: &State,
         written: SnapshotWatermark,
-        result: Result<(), mesh::snapshot::Error>,
+        result: Result<(), nats::snapshot::Error>,
     ) -> Option<Trim> {
         self.is_writing = false;
         self.took = self.started_at.elapsed();

@@ -3,7 +3,7 @@
 //! Streams are trimmed by sequence, never by age: age would delete accepted commands while there is
 //! no leader.
 
-use mesh::{Broker, names, snapshot::SnapshotWatermark};
+use nats::{Broker, names, snapshot::SnapshotWatermark};
 use serde::Deserialize;
 
 /// Above this share of its size EVENTS has only what is needed.

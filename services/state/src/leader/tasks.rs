@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use job::{Lookups, Missing};
-use mesh::{
+use nats::{
     Broker,
     publish::{self, Writes},
     snapshot::SnapshotWatermark,
@@ -34,7 +34,7 @@ pub(super) enum Done {
     /// A reading of the work streams.
     Read(Result<Reading, work_queue::Error>),
     /// A snapshot.
-    Snapshot(SnapshotWatermark, Result<(), mesh::snapshot::Error>),
+    Snapshot(SnapshotWatermark, Result<(), nats::snapshot::Error>),
     /// The streams are trimmed, or will be after the next snapshot.
     Trimmed,
 }
@@ -71,8 +71,8 @@ impl Tasks {
     pub fn dispatch(&mut self, dispatch: Dispatch) {
         let (broker, writes) = (self.broker.clone(), self.writes);
         self.running.spawn(async move {
-            let Dispatch { class, fence, messages } = dispatch;
-            let sent = Sent { class, runs: messages.len() as u64 };
+            let Dispatch { priority_class: class, fence, messages } = dispatch;
+            let sent = Sent { priority_class: class, runs: messages.len() as u64 };
             Done::Dispatched(sent, broker.dispatch(class, fence, messages, writes).await)
         });
     }

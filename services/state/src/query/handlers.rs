@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Instant};
 
 use job::{Limits, State, time::Millis};
-use mesh::{
+use nats::{
     heartbeat::WorkerRegistry,
     query::{
         JobAnswer, JobQuery, JobsAnswer, JobsQuery, ProjectAnswer, ProjectQuery, RunsAnswer,
@@ -79,7 +79,7 @@ impl QueryContext<'_> {
             query.before,
             limit,
             query.status,
-            query.kind,
+            query.job_type,
         );
         let jobs = jobs.into_iter().map(|job| {
             let max_attempts = self.state.max_attempts(&job);

@@ -6,11 +6,11 @@ use async_nats::HeaderMap;
 use clap::Parser;
 use futures_util::StreamExt;
 use job::{
-    Class, Job, JobId, JobLabels, Kind, Usage,
+    Job, JobId, JobLabels, JobType, PriorityClass, Usage,
     command::{End, Enqueue, NewJob, Outcome},
     reply::Reply,
 };
-use mesh::{
+use nats::{
     Broker,
     heartbeat::Heartbeat,
     names::{self, Verb},
@@ -139,11 +139,11 @@ pub async fn until_dispatched(broker: &Broker) -> anyhow::Result<()> {
     let heartbeat = Heartbeat {
         processor: "tester".into(),
         capacity: 1,
-        kinds: Kind::ALL.to_vec(),
+        job_types: JobType::ALL.to_vec(),
         running: Vec::new(),
         draining: false,
     };
-    while broker.list_work(Class::Normal).await?.is_empty() {
+    while broker.list_work(PriorityClass::Normal).await?.is_empty() {
         anyhow::ensure!(begun.elapsed() < PATIENCE, "nothing was dispatched");
         let said = serde_json::to_vec(&heartbeat)?;
         broker.client.publish(names::heartbeat("tester"), said.into()).await?;

@@ -11,13 +11,13 @@ use std::{
 
 use futures_util::StreamExt;
 use job::{
-    Class, Job, JobId, Json, Kind, Status,
+    Job, JobId, JobType, Json, PriorityClass, Status,
     command::{Cancel, Started},
     event::{self, Event},
     reply::{Code, Reply},
     schedule::{IfLive, Schedule, ScheduleState},
 };
-use mesh::{
+use nats::{
     Broker,
     append::Appended,
     names::{self, Verb},
@@ -115,18 +115,21 @@ async fn a_run_whose_outcome_is_on_the_way_is_not_dispatched_again() -> anyhow::
         .await?;
     }
     say(&broker, Verb::Outcome, done(&job)).await?;
-    let stream = broker.js.get_stream(names::work_stream(Class::Normal)).await?;
-    stream.purge().filter(names::work(Class::Normal, job.kind, job.id, 1).to_string()).await?;
+    let stream = broker.js.get_stream(names::work_stream(PriorityClass::Normal)).await?;
+    stream
+        .purge()
+        .filter(names::work(PriorityClass::Normal, job.job_type, job.id, 1).to_string())
+        .await?;
     // A broker that was killed has forgotten the ids of messages: nothing else stops a repeat.
     nats.kill_and_restart()?;
-    let last = broker.last_sequence(names::work_stream(Class::Normal)).await?;
+    let last = broker.last_sequence(names::work_stream(PriorityClass::Normal)).await?;
     let second = Service::start(&nats.url());
     request(&broker, Verb::Enqueue, one(2), in_a_while()).await?;
     until_dispatched(&broker).await?;
-    let work = broker.list_work(Class::Normal).await?;
+    let work = broker.list_work(PriorityClass::Normal).await?;
     assert_eq!(work.into_iter().collect::<Vec<_>>(), [(JobId::from_u128(2), 1)]);
     // One for the new fence, one for the new job.
-    assert_eq!(broker.last_sequence(names::work_stream(Class::Normal)).await?, last + 2);
+    assert_eq!(broker.last_sequence(names::work_stream(PriorityClass::Normal)).await?, last + 2);
     second.stop().await
 }
 
@@ -140,9 +143,9 @@ async fn a_takeover_writes_what_the_leader_before_it_left_behind() -> anyhow::Re
         job,
         project: "p".into(),
         batch: "b".into(),
-        kind: Kind::ProcessBatch,
+        job_type: JobType::ProcessBatch,
         priority: 10,
-        class: Class::Normal,
+        priority_class: PriorityClass::Normal,
         max_attempts: 3,
         own_attempts: false,
         retry: None,
@@ -352,7 +355,7 @@ async fn full_events_are_cut_and_led_again() -> anyhow::Result<()> {
 /// Hazard 18: the crate that decides has no dependency with I/O.
 #[test]
 fn the_folding_process_has_no_client_for_anything_but_nats() {
-    for package in ["services/state", "libs/service", "libs/mesh", "libs/job"] {
+    for package in ["services/state", "libs/service", "libs/nats", "libs/job"] {
         let root = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
         let manifest = std::fs::read_to_string(format!("{root}/{package}/Cargo.toml")).unwrap();
         let (_, dependencies) = manifest.split_once("[dependencies]").unwrap();

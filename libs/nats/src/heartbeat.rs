@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use job::{Capacity, Id, JobId, Kind, Run, bounds::ID_BYTES_MAX};
+use job::{Capacity, Id, JobId, JobType, Run, bounds::ID_BYTES_MAX};
 use serde::{Deserialize, Serialize};
 
 /// How often a processor says that it is there.
@@ -27,7 +27,8 @@ pub struct Heartbeat {
     /// How many jobs it runs at once.
     pub capacity: usize,
     /// The kinds of work it takes.
-    pub kinds: Vec<Kind>,
+    #[serde(alias = "kinds", rename = "types")]
+    pub job_types: Vec<JobType>,
     /// Its runs in flight, until their outcomes are stored.
     pub running: Vec<(JobId, Run)>,
     /// True while it stops and takes no further work.
@@ -37,7 +38,7 @@ pub struct Heartbeat {
 impl Heartbeat {
     /// Whether it takes work that clients ask for.
     pub fn takes_jobs(&self) -> bool {
-        self.kinds.iter().any(|kind| !kind.is_internal())
+        self.job_types.iter().any(|job_type| !job_type.is_internal())
     }
 }
 
@@ -59,7 +60,7 @@ impl WorkerRegistry {
         }
         said.capacity = said.capacity.min(SLOTS_MAX);
         said.running.truncate(SLOTS_MAX * 2);
-        said.kinds.truncate(Kind::EVERY.len());
+        said.job_types.truncate(JobType::EVERY.len());
         self.heard.insert(said.processor.clone(), (now, said));
         self.heard.retain(|_, (at, _)| now.duration_since(*at) < GONE_AFTER);
         before != self.capacity(now)
@@ -78,8 +79,8 @@ impl WorkerRegistry {
             if said.takes_jobs() {
                 capacity.total += said.capacity;
             }
-            for kind in &said.kinds {
-                capacity.kinds[*kind as usize] += said.capacity;
+            for job_type in &said.job_types {
+                capacity.job_types[*job_type as usize] += said.capacity;
             }
         }
         capacity
@@ -108,13 +109,13 @@ mod tests {
         let said = Heartbeat {
             processor: "p".into(),
             capacity: 4,
-            kinds: Kind::EVERY.to_vec(),
+            job_types: JobType::EVERY.to_vec(),
             running: vec![run],
             draining: false,
         };
         let mut workers = WorkerRegistry::default();
         assert!(workers.note(said, start));
-        assert_eq!(workers.capacity(start + PERIOD), Capacity { total: 4, kinds: [4, 4, 4] });
+        assert_eq!(workers.capacity(start + PERIOD), Capacity { total: 4, job_types: [4, 4, 4] });
         assert!(workers.owner_of(run.0, run.1, start + PERIOD).is_some());
         assert_eq!(workers.capacity(start + GONE_AFTER), Capacity::default());
         assert!(workers.owner_of(run.0, run.1, start + GONE_AFTER).is_none());

@@ -21,7 +21,7 @@ use async_nats::{
     },
 };
 use futures_util::StreamExt;
-use job::{Class, Kind};
+use job::{JobType, PriorityClass};
 use tokio::time::timeout;
 
 use crate::{Broker, names, rejected::Rejected, wire::Work};
@@ -51,7 +51,7 @@ pub struct Delivery {
     /// The work to run.
     pub work: Work,
     /// The class of the stream it came from.
-    pub class: Class,
+    pub priority_class: PriorityClass,
     /// Its sequence in that stream.
     pub sequence: u64,
     /// Whether it was handed out before.
@@ -108,8 +108,8 @@ impl Lease {
 pub struct Pullers {
     broker: Broker,
     client: Arc<Client>,
-    consumers: HashMap<(Class, Kind), PullConsumer>,
-    kinds: Vec<Kind>,
+    consumers: HashMap<(PriorityClass, JobType), PullConsumer>,
+    job_types: Vec<JobType>,
     incarnations: Arc<Incarnations>,
 }
 
@@ -118,16 +118,20 @@ pub struct Pullers {
 #[derive(Debug, Default)]
 struct Incarnations {
     /// When each consumer was created, in ns since 1970.
-    created: Mutex<HashMap<(Class, Kind), i128>>,
+    created: Mutex<HashMap<(PriorityClass, JobType), i128>>,
     replaced: AtomicU64,
 }
 
 impl Incarnations {
-    fn note(&self, class: Class, kind: Kind, consumer: &PullConsumer) {
+    fn note(&self, class: PriorityClass, job_type: JobType, consumer: &PullConsumer) {
         let created = consumer.cached_info().created.unix_timestamp_nanos();
         let mut known = self.created.lock().unwrap_or_else(PoisonError::into_inner);
-        if known.insert((class, kind), created).is_some_and(|before| before != created) {
-            tracing::warn!(class = class.name(), kind = kind.name(), "consumer was replaced");
+        if known.insert((class, job_type), created).is_some_and(|before| before != created) {
+            tracing::warn!(
+                class = class.name(),
+                job_type = job_type.name(),
+                "consumer was replaced"
+            );
             self.replaced.fetch_add(1, Ordering::AcqRel);
         }
     }
@@ -138,24 +142,24 @@ impl Pullers {
     ///
     /// # Errors
     /// If one cannot be created.
-    pub async fn ensure(broker: &Broker, kinds: Vec<Kind>) -> Result<Self, Error> {
+    pub async fn ensure(broker: &Broker, job_types: Vec<JobType>) -> Result<Self, Error> {
         let mut consumers = HashMap::new();
         let incarnations = Arc::<Incarnations>::default();
-        for class in Class::ALL {
-            for kind in kinds.iter().filter(|kind| is_of(**kind, class)) {
-                let consumer = ensure_consumer(&broker.js, class, *kind).await?;
-                incarnations.note(class, *kind, &consumer);
-                consumers.insert((class, *kind), consumer);
+        for class in PriorityClass::ALL {
+            for job_type in job_types.iter().filter(|job_type| is_of(**job_type, class)) {
+                let consumer = ensure_consumer(&broker.js, class, *job_type).await?;
+                incarnations.note(class, *job_type, &consumer);
+                consumers.insert((class, *job_type), consumer);
             }
         }
         let (broker, client) = (broker.clone(), Arc::new(broker.client.clone()));
-        Ok(Self { broker, client, consumers, kinds, incarnations })
+        Ok(Self { broker, client, consumers, job_types, incarnations })
     }
 
     /// Creates the consumer again if it was deleted, which can be the reason of any failed pull.
-    async fn after_failure(&self, class: Class, kind: Kind, error: Error) -> Error {
-        match ensure_consumer(&self.broker.js, class, kind).await {
-            Ok(consumer) => self.incarnations.note(class, kind, &consumer),
+    async fn after_failure(&self, class: PriorityClass, job_type: JobType, error: Error) -> Error {
+        match ensure_consumer(&self.broker.js, class, job_type).await {
+            Ok(consumer) => self.incarnations.note(class, job_type, &consumer),
             Err(error) => tracing::debug!(%error, "consumer not ensured"),
         }
         error
@@ -167,21 +171,26 @@ impl Pullers {
     }
 
     /// The kinds of work that are pulled.
-    pub fn kinds(&self) -> &[Kind] {
-        &self.kinds
+    pub fn job_types(&self) -> &[JobType] {
+        &self.job_types
     }
 
     /// The kinds of work that are pulled of a class.
-    pub fn kinds_of(&self, class: Class) -> impl Iterator<Item = Kind> {
-        self.kinds.iter().copied().filter(move |kind| is_of(*kind, class))
+    pub fn job_types_of(&self, class: PriorityClass) -> impl Iterator<Item = JobType> {
+        self.job_types.iter().copied().filter(move |job_type| is_of(*job_type, class))
     }
 
     /// Takes up to `max` runs of a class and kind that are there now, without waiting.
     ///
     /// # Errors
     /// If the broker did not answer.
-    pub async fn take(&self, class: Class, kind: Kind, max: usize) -> Result<Vec<Delivery>, Error> {
-        let Some(consumer) = self.consumers.get(&(class, kind)) else { return Ok(Vec::new()) };
+    pub async fn take(
+        &self,
+        class: PriorityClass,
+        job_type: JobType,
+        max: usize,
+    ) -> Result<Vec<Delivery>, Error> {
+        let Some(consumer) = self.consumers.get(&(class, job_type)) else { return Ok(Vec::new()) };
         let mut taken = Vec::new();
         match self.take_from(consumer, class, max, &mut taken).await {
             Ok(()) => Ok(taken),
@@ -192,7 +201,7 @@ impl Pullers {
             }
             Err(why) => {
                 let error = Error { class: class.name(), why };
-                Err(self.after_failure(class, kind, error).await)
+                Err(self.after_failure(class, job_type, error).await)
             }
         }
     }
@@ -201,8 +210,12 @@ impl Pullers {
     ///
     /// # Errors
     /// If the broker did not answer.
-    pub async fn wait(&self, class: Class, kind: Kind) -> Result<Option<Delivery>, Error> {
-        let Some(consumer) = self.consumers.get(&(class, kind)) else { return Ok(None) };
+    pub async fn wait(
+        &self,
+        class: PriorityClass,
+        job_type: JobType,
+    ) -> Result<Option<Delivery>, Error> {
+        let Some(consumer) = self.consumers.get(&(class, job_type)) else { return Ok(None) };
         let pull = consumer.batch().max_messages(1).expires(PULL_EXPIRES).messages();
         let why = match pull.await {
             Err(error) => error.to_string(),
@@ -213,14 +226,14 @@ impl Pullers {
             },
         };
         let error = Error { class: class.name(), why };
-        Err(self.after_failure(class, kind, error).await)
+        Err(self.after_failure(class, job_type, error).await)
     }
 
     /// Takes what one consumer has now.
     async fn take_from(
         &self,
         consumer: &PullConsumer,
-        class: Class,
+        class: PriorityClass,
         max: usize,
         taken: &mut Vec<Delivery>,
     ) -> Result<(), String> {
@@ -236,7 +249,11 @@ impl Pullers {
 
     /// Reads a delivered message. One that cannot be read is set aside and acked: if it was a run, the
     /// state service finds it missing and dispatches it again.
-    async fn delivery(&self, class: Class, message: jetstream::Message) -> Option<Delivery> {
+    async fn delivery(
+        &self,
+        class: PriorityClass,
+        message: jetstream::Message,
+    ) -> Option<Delivery> {
         let info = match message.info() {
             Ok(info) => (info.stream_sequence, info.delivered > 1, info.pending),
             Err(error) => {
@@ -248,7 +265,7 @@ impl Pullers {
         match serde_json::from_slice(&message.payload) {
             Ok(work) => {
                 let (sequence, redelivered, behind) = info;
-                Some(Delivery { work, class, sequence, redelivered, behind, lease })
+                Some(Delivery { work, priority_class: class, sequence, redelivered, behind, lease })
             }
             Err(error) => {
                 self.broker
@@ -269,14 +286,14 @@ impl Pullers {
 
 async fn ensure_consumer(
     js: &jetstream::Context,
-    class: Class,
-    kind: Kind,
+    class: PriorityClass,
+    job_type: JobType,
 ) -> Result<PullConsumer, Error> {
     let config = pull::Config {
-        durable_name: Some(names::work_consumer(kind).to_owned()),
+        durable_name: Some(names::work_consumer(job_type).to_owned()),
         ack_policy: AckPolicy::Explicit,
         ack_wait: ACK_WAIT,
-        filter_subject: names::work_filter(class, kind),
+        filter_subject: names::work_filter(class, job_type),
         max_ack_pending: ACK_PENDING_MAX,
         // State counts attempts: a message given up by the broker would stay in the stream.
         max_deliver: -1,
@@ -287,6 +304,6 @@ async fn ensure_consumer(
 }
 
 /// Whether work of a kind may be of a class: the mesh's own is of the lowest.
-fn is_of(kind: Kind, class: Class) -> bool {
-    !kind.is_internal() || class == Class::Low
+fn is_of(job_type: JobType, class: PriorityClass) -> bool {
+    !job_type.is_internal() || class == PriorityClass::Low
 }

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use mesh::{
+use nats::{
     Broker,
     append::Appended,
     names,

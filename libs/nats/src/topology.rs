@@ -8,7 +8,7 @@ use async_nats::jetstream::{
     kv, object_store,
     stream::{Config, DiscardPolicy, RetentionPolicy, StorageType},
 };
-use job::Class;
+use job::PriorityClass;
 
 use crate::{Broker, names};
 
@@ -213,7 +213,7 @@ fn streams(sizes: Sizes) -> Vec<Config> {
             ..base.clone()
         },
     ];
-    for class in Class::ALL {
+    for class in PriorityClass::ALL {
         streams.push(Config {
             name: names::work_stream(class).into(),
             subjects: vec![names::work_subjects(class)],

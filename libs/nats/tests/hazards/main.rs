@@ -6,8 +6,8 @@ mod readers;
 use std::time::{Duration, Instant};
 
 use async_nats::{HeaderMap, jetstream::stream};
-use job::{Class, Kind, Position, event::Event};
-use mesh::{
+use job::{JobType, Position, PriorityClass, event::Event};
+use nats::{
     Broker,
     append::Appended,
     bucket::Write,
@@ -37,9 +37,9 @@ fn batch() -> bytes::Bytes {
     format!(r#"{{"at":1,"commands":[],"events":[{event}]}}"#).into()
 }
 
-fn run_of(job: u128, class: Class) -> Message {
+fn run_of(job: u128, class: PriorityClass) -> Message {
     let id = job::JobId::from_u128(job);
-    let subject = names::work(class, Kind::ProcessBatch, id, 1);
+    let subject = names::work(class, JobType::ProcessBatch, id, 1);
     Message { subject, headers: HeaderMap::new(), payload: "{}".into() }
 }
 
@@ -115,7 +115,7 @@ async fn a_pipelined_write_that_is_taken_in_part_moves_no_fence() -> anyhow::Res
 async fn dispatch_is_fenced_and_refused_whole_where_a_run_is_there() -> anyhow::Result<()> {
     let nats = Nats::start()?;
     let broker = connect(&nats.url()).await?;
-    let class = Class::Normal;
+    let class = PriorityClass::Normal;
     let closed = broker.dispatch(class, 1, vec![run_of(1, class)], Writes::Atomic).await;
     assert!(closed.is_err_and(|error| error.is(WRONG_LAST_SEQUENCE)), "no fence must be closed");
     let old = broker.take_fence(class, 1).await?;
@@ -218,7 +218,7 @@ async fn a_full_stream_refuses_and_keeps_what_it_has() -> anyhow::Result<()> {
         }
         assert!(stored < 100, "the stream never fills");
     };
-    assert!(matches!(error, mesh::publish::Error::Refused { .. }), "{error}");
+    assert!(matches!(error, nats::publish::Error::Refused { .. }), "{error}");
     let info = broker.js.get_stream(names::COMMANDS).await?.cached_info().clone();
     assert_eq!((info.state.messages, info.state.first_sequence), (stored, 1));
     Ok(())
@@ -289,9 +289,9 @@ fn a_dispatch_carries_the_id_of_its_run() {
         job: job::JobId::from_u128(7),
         project: "p".into(),
         batch: "b".into(),
-        kind: Kind::ProcessRedo,
+        job_type: JobType::ProcessRedo,
         priority: 3,
-        class: Class::High,
+        priority_class: PriorityClass::High,
         max_attempts: 3,
         own_attempts: false,
         retry: None,

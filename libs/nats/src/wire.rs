@@ -2,7 +2,7 @@
 
 use async_nats::{HeaderMap, header::NATS_EXPECTED_LAST_SEQUENCE};
 use job::{
-    Id, JobId, Json, Kind, Run,
+    Id, JobId, JobType, Json, Run,
     command::{Cancel, Command, Enqueue, Outcome, Progress, Project, Retry, SetSchedule, Started},
     event::Batch,
     reply::Reply,
@@ -156,7 +156,7 @@ pub struct Work {
     pub batch: Id,
     /// What kind of work it is.
     #[serde(rename = "type")]
-    pub kind: Kind,
+    pub job_type: JobType,
     /// 0 to 1000, lower first.
     pub priority: u16,
     /// When it became queued.

@@ -10,7 +10,7 @@ use std::{
 
 use async_nats::{HeaderMap, client::RequestErrorKind};
 use job::{
-    Counts, Id, Job, JobId, Kind, Limits, Position, ProjectUsage, Run, Settings, Status,
+    Counts, Id, Job, JobId, JobType, Limits, Position, ProjectUsage, Run, Settings, Status,
     delivery::Deliveries, schedule::ScheduleState, time::Millis,
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -118,7 +118,7 @@ pub struct JobsQuery {
     /// In this status alone.
     pub status: Option<Status>,
     /// Of this kind alone.
-    pub kind: Option<Kind>,
+    pub job_type: Option<JobType>,
     /// Whose ids come before this one: the page before ended there.
     pub before: Option<JobId>,
     /// At most this many jobs.
@@ -150,7 +150,7 @@ pub struct EndedJobsQuery {
     /// With this outcome alone: completed, failed or canceled.
     pub outcome: Option<String>,
     /// Of this kind alone.
-    pub kind: Option<String>,
+    pub job_type: Option<String>,
     /// Which ended before this event.
     pub before: Option<Position>,
     /// At most this many jobs.
@@ -234,7 +234,7 @@ pub struct Archived {
     /// The batch.
     pub batch: String,
     /// What kind of work it was.
-    pub kind: String,
+    pub job_type: String,
     /// How it ended.
     pub outcome: String,
     /// The attempts that it used.

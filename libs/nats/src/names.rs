@@ -4,7 +4,7 @@
 //! subject and every stream's name; only this module would change.
 
 use async_nats::{HeaderMap, Subject};
-use job::{Class, Id, JobId, Kind, Run, Status};
+use job::{Id, JobId, JobType, PriorityClass, Run, Status};
 
 use crate::SubjectToken;
 
@@ -173,32 +173,32 @@ pub fn seen(headers: &HeaderMap) -> Option<u64> {
 }
 
 /// The stream of ready work of a class.
-pub fn work_stream(class: Class) -> &'static str {
+pub fn work_stream(class: PriorityClass) -> &'static str {
     match class {
-        Class::High => "WORK_HIGH",
-        Class::Normal => "WORK_NORMAL",
-        Class::Low => "WORK_LOW",
+        PriorityClass::High => "WORK_HIGH",
+        PriorityClass::Normal => "WORK_NORMAL",
+        PriorityClass::Low => "WORK_LOW",
     }
 }
 
 /// What the stream of a class takes.
-pub fn work_subjects(class: Class) -> String {
+pub fn work_subjects(class: PriorityClass) -> String {
     format!("jobmesh.work.{}.>", class.name())
 }
 
 /// What the consumer of one kind of work reads. It never matches the fence.
-pub fn work_filter(class: Class, kind: Kind) -> String {
-    format!("jobmesh.work.{}.{}.*.*", class.name(), kind.name())
+pub fn work_filter(class: PriorityClass, job_type: JobType) -> String {
+    format!("jobmesh.work.{}.{}.*.*", class.name(), job_type.name())
 }
 
 /// The durable consumer of one kind of work in a class.
-pub fn work_consumer(kind: Kind) -> &'static str {
-    kind.name()
+pub fn work_consumer(job_type: JobType) -> &'static str {
+    job_type.name()
 }
 
 /// The subject of one run of a job.
-pub fn work(class: Class, kind: Kind, job: JobId, run: Run) -> Subject {
-    format!("jobmesh.work.{}.{}.{job}.{run}", class.name(), kind.name()).into()
+pub fn work(class: PriorityClass, job_type: JobType, job: JobId, run: Run) -> Subject {
+    format!("jobmesh.work.{}.{}.{job}.{run}", class.name(), job_type.name()).into()
 }
 
 /// The job and run that a subject of ready work names.
@@ -210,7 +210,7 @@ pub fn work_run(subject: &str) -> Option<(JobId, Run)> {
 }
 
 /// The fence of a class's stream: the leader that replaced it last may dispatch.
-pub fn fence(class: Class) -> Subject {
+pub fn fence(class: PriorityClass) -> Subject {
     format!("jobmesh.work.{}._fence", class.name()).into()
 }
 
@@ -261,10 +261,10 @@ mod tests {
     #[test]
     fn a_work_subject_names_its_run_and_the_fence_names_none() {
         let job = JobId::from_u128(5);
-        let subject = work(Class::High, Kind::ProcessBatch, job, 3);
+        let subject = work(PriorityClass::High, JobType::ProcessBatch, job, 3);
         assert_eq!(subject.as_str(), format!("jobmesh.work.high.process_batch.{job}.3"));
         assert_eq!(work_run(&subject), Some((job, 3)));
-        assert_eq!(work_run(&fence(Class::High)), None);
+        assert_eq!(work_run(&fence(PriorityClass::High)), None);
     }
 
     #[test]

@@ -11,7 +11,7 @@ use async_nats::{
     header::{NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, NATS_MESSAGE_ID, NATS_ROLLUP},
 };
 use futures_util::TryStreamExt;
-use job::{Class, Job, JobId, Json, Kind, Run, Settings};
+use job::{Job, JobId, JobType, Json, PriorityClass, Run, Settings};
 
 use crate::{
     Broker, names,
@@ -56,7 +56,7 @@ impl Broker {
     ///
     /// # Errors
     /// See [`Error`].
-    pub async fn take_fence(&self, class: Class, term: u64) -> Result<u64, Error> {
+    pub async fn take_fence(&self, class: PriorityClass, term: u64) -> Result<u64, Error> {
         let stream = names::work_stream(class);
         let subject = names::fence(class);
         let read = |why: String| Error::Read { stream, why };
@@ -87,7 +87,7 @@ impl Broker {
     /// runs is in the stream already, 10201 where one was there lately.
     pub async fn dispatch(
         &self,
-        class: Class,
+        class: PriorityClass,
         fence: u64,
         work: Vec<Message>,
         writes: Writes,
@@ -118,7 +118,7 @@ impl Broker {
     ///
     /// # Errors
     /// If the stream could not be read.
-    pub async fn list_work(&self, class: Class) -> Result<HashSet<(JobId, Run)>, Error> {
+    pub async fn list_work(&self, class: PriorityClass) -> Result<HashSet<(JobId, Run)>, Error> {
         let stream = names::work_stream(class);
         let read = |why: String| Error::Read { stream, why };
         let handle = self.js.get_stream_no_info(stream).await;
@@ -167,12 +167,12 @@ impl Broker {
 /// where the project names one; a delivery is given the project's webhook. The message's id makes a repeat within the
 /// broker's window for duplicates harmless.
 pub fn message(job: &Job, max_attempts: u32, retention_s: u32, settings: &Settings) -> Message {
-    let (handler, options) = match job.kind {
-        Kind::Webhook => {
+    let (handler, options) = match job.job_type {
+        JobType::Webhook => {
             let webhook = settings.webhook.as_ref().map(Json::of);
             (None, webhook.map(|json| json.expect("texts and numbers are JSON")))
         }
-        Kind::ProcessBatch | Kind::ProcessRedo => {
+        JobType::ProcessBatch | JobType::ProcessRedo => {
             (settings.handler.clone(), settings.options.clone())
         }
     };
@@ -183,7 +183,7 @@ pub fn message(job: &Job, max_attempts: u32, retention_s: u32, settings: &Settin
         max_attempts,
         project: job.project.clone(),
         batch: job.batch.clone(),
-        kind: job.kind,
+        job_type: job.job_type,
         priority: job.priority,
         queued_at: job.queued_at,
         handler,
@@ -193,7 +193,7 @@ pub fn message(job: &Job, max_attempts: u32, retention_s: u32, settings: &Settin
     };
     let mut headers = HeaderMap::new();
     headers.insert(NATS_MESSAGE_ID, format!("{}.{}", job.id, job.run));
-    let subject = names::work(job.class, job.kind, job.id, job.run);
+    let subject = names::work(job.priority_class, job.job_type, job.id, job.run);
     let payload = serde_json::to_vec(&work).expect("ids, numbers and JSON are JSON");
     Message { subject, headers, payload: payload.into() }
 }
