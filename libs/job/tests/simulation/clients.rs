@@ -42,8 +42,8 @@ impl World {
 
     /// Publishes a recent message again, as after an ack that was lost.
     pub fn repeat(&mut self) {
-        let recent = self.commands.iter().rev().take(5).filter(|message| message.id.is_some());
-        if let Some(message) = recent.last().cloned() {
+        let mut recent = self.commands.iter().rev().take(5).filter(|message| message.id.is_some());
+        if let Some(message) = recent.next_back().cloned() {
             self.commands.push(message);
         }
     }
