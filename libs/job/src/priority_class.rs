@@ -10,9 +10,9 @@ use serde::{Deserialize, Serialize};
 pub enum PriorityClass {
     /// Run first.
     High,
-    /// Run when nothing of class high waits.
+    /// Run when class high has nothing queued, and in the share of starts that is kept for it.
     Normal,
-    /// Run when nothing else waits, and in the share that is kept for it.
+    /// Run when no other class has anything queued, and in the share that is kept for it.
     Low,
 }
 

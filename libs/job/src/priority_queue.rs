@@ -1,4 +1,4 @@
-//! A line of jobs: by priority number, then age.
+//! The queued jobs of a project in a class: the lowest priority number first, then the oldest.
 //!
 //! Most jobs join at the end of their number's queue and leave from its front, so a plain queue
 //! holds those, at half the memory of a tree. The few that return from a retry are kept in a tree.
@@ -7,7 +7,8 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use crate::{Job, JobId, Position};
 
-/// A job's place among those of its project: number, age, id.
+/// What decides which of two queued jobs of a project runs first, the smaller key: priority number,
+/// then age, then id.
 pub(crate) type QueueKey = (u16, Position, JobId);
 
 /// The key of a job in the queue.
@@ -15,7 +16,7 @@ pub(crate) fn queue_key(job: &Job) -> QueueKey {
     (job.priority, job.order, job.id)
 }
 
-/// The line. A job that leaves from the middle of the queue leaves a hole.
+/// A queue in the order of its keys. A job that leaves from the middle leaves a tombstone.
 #[derive(Debug, Default)]
 pub(crate) struct PriorityQueue {
     queues: BTreeMap<u16, VecDeque<(Position, JobId)>>,

@@ -34,19 +34,19 @@ pub enum Gate {
 #[derive(Debug, Default)]
 pub struct ReadyQueue {
     class_queues: ByClass<ClassQueue>,
-    /// The mesh's own work, which takes turns from no class.
+    /// Jobs of Jobmesh itself (webhook deliveries), which take turns from no class.
     own: ClassQueue,
     timers: BTreeMap<(Millis, JobId), Id>,
     scheduled: HashMap<Id, u64>,
-    /// How many of them are the mesh's own.
+    /// How many of them are internal.
     internal: u64,
     throttled: HashSet<Id>,
     /// Counts the jobs that were taken.
     turn: u64,
 }
 
-/// One class: a ring of the projects that have something ready and are not parked. What a
-/// project in the ring lost since is found out when its turn comes.
+/// One class: a ring of the projects that have ready jobs and are not throttled. A project in the
+/// ring whose jobs have left meanwhile is removed at its turn.
 #[derive(Debug, Default)]
 struct ClassQueue {
     ring: VecDeque<Id>,
@@ -63,16 +63,16 @@ struct ProjectQueue {
     turns: u32,
 }
 
-/// What came of asking a lane.
+/// The result of asking a class for its next job.
 enum Turn {
     Took(JobId),
-    /// A project was parked or had nothing left: ask again.
+    /// A project was throttled or had nothing left: ask again.
     Again,
     Nothing,
 }
 
 impl ReadyQueue {
-    /// Takes in a queued job.
+    /// Adds a queued job.
     pub fn insert(&mut self, job: &Job, now: Millis) {
         match job.run_at {
             Some(at) if at > now => {
@@ -138,7 +138,7 @@ impl ReadyQueue {
         self.class_queues[class].jobs.iter().sum()
     }
 
-    /// Lets a parked project be asked again.
+    /// Lets a throttled project be asked again.
     pub fn unthrottle(&mut self, project: &Id) {
         if self.throttled.remove(project) {
             for class_queue in self.class_queues.iter_mut().chain([&mut self.own]) {
@@ -218,32 +218,32 @@ fn is_shared_turn(turn: u64, percent: u64, nth: u64) -> bool {
 
 impl ClassQueue {
     fn insert(&mut self, job: &Job, throttled: bool) {
-        let waiting = self.projects.entry(job.project.clone()).or_default();
-        if waiting.queues[job.job_type as usize].insert(queue_key(job)) {
+        let queue = self.projects.entry(job.project.clone()).or_default();
+        if queue.queues[job.job_type as usize].insert(queue_key(job)) {
             self.jobs[job.job_type as usize] += 1;
         }
-        if !throttled && !waiting.in_ring {
-            waiting.in_ring = true;
+        if !throttled && !queue.in_ring {
+            queue.in_ring = true;
             self.ring.push_back(job.project.clone());
         }
     }
 
     fn remove(&mut self, job: &Job) {
-        let Some(waiting) = self.projects.get_mut(&job.project) else { return };
-        if waiting.queues[job.job_type as usize].remove(&queue_key(job)) {
+        let Some(queue) = self.projects.get_mut(&job.project) else { return };
+        if queue.queues[job.job_type as usize].remove(&queue_key(job)) {
             self.jobs[job.job_type as usize] -= 1;
         }
-        if waiting.is_empty() && !waiting.in_ring {
+        if queue.is_empty() && !queue.in_ring {
             self.projects.remove(&job.project);
         }
     }
 
     fn join_ring(&mut self, project: &Id) {
-        if let Some(waiting) = self.projects.get_mut(project)
-            && !waiting.in_ring
-            && !waiting.is_empty()
+        if let Some(queue) = self.projects.get_mut(project)
+            && !queue.in_ring
+            && !queue.is_empty()
         {
-            waiting.in_ring = true;
+            queue.in_ring = true;
             self.ring.push_back(project.clone());
         }
     }
@@ -262,32 +262,32 @@ impl ClassQueue {
     ) -> Turn {
         for _ in 0..self.ring.len() {
             let Some(project) = self.ring.pop_front() else { return Turn::Nothing };
-            let Some(waiting) = self.projects.get_mut(&project) else { continue };
-            if waiting.is_empty() || throttled.contains(&project) {
-                waiting.leave_ring();
-                if waiting.is_empty() {
+            let Some(queue) = self.projects.get_mut(&project) else { continue };
+            if queue.is_empty() || throttled.contains(&project) {
+                queue.leave_ring();
+                if queue.is_empty() {
                     self.projects.remove(&project);
                 }
                 return Turn::Again;
             }
-            let Some((job_type, next)) = waiting.first(open) else {
+            let Some((job_type, next)) = queue.first(open) else {
                 self.ring.push_back(project);
                 continue;
             };
             let Gate::Open(weight) = gate(&project) else {
-                waiting.leave_ring();
+                queue.leave_ring();
                 throttled.insert(project);
                 return Turn::Again;
             };
-            waiting.queues[job_type].remove(&next);
+            queue.queues[job_type].remove(&next);
             self.jobs[job_type] -= 1;
-            if waiting.turns == 0 {
-                waiting.turns = weight.max(1);
+            if queue.turns == 0 {
+                queue.turns = weight.max(1);
             }
-            waiting.turns -= 1;
-            if waiting.is_empty() {
+            queue.turns -= 1;
+            if queue.is_empty() {
                 self.projects.remove(&project);
-            } else if waiting.turns > 0 {
+            } else if queue.turns > 0 {
                 self.ring.push_front(project);
             } else {
                 self.ring.push_back(project);

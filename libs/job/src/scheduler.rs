@@ -1,9 +1,9 @@
 //! Dispatch: which queued jobs go to the processors now.
 //!
-//! It is level-triggered and derived. What is out (in a stream of ready work, or with a
-//! processor) is known from what was dispatched and from readings of the streams; the slots and
-//! permits of a project are counted from what is out and from what the fold knows of the last
-//! minute, so that none can leak, whatever crashes.
+//! It is level-triggered and derived. The runs in flight (in a work stream, or in a processor) are
+//! known from dispatches and from readings of the streams. The slots and permits of a project are
+//! counted from its runs in flight and from the events of the last minute, so that none can leak,
+//! whatever crashes.
 //!
 //! The work streams are kept just full enough: as many runs as the online processors have slots,
 //! and as many more as are likely to end before a dispatch would arrive. Jobs that are not
@@ -51,14 +51,14 @@ struct InFlight {
     project: Id,
 }
 
-/// What a project has out.
+/// The runs in flight of a project.
 #[derive(Debug, Default)]
 struct ProjectSlots {
     out: u32,
     not_started: u32,
 }
 
-/// What is out, and what may go out.
+/// The runs in flight, and which run is next.
 #[derive(Debug, Default)]
 pub struct Scheduler {
     out: HashMap<JobId, InFlight>,

@@ -21,14 +21,14 @@ const READS_MAX: usize = 64;
 pub enum Appended {
     /// The events are in the stream, as this message.
     At(u64),
-    /// Another state service appended first: this one no longer leads.
-    Lost,
+    /// Another state service appended first: this one is a stale leader.
+    Stale,
 }
 
 /// The result of an append is unknown.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The broker refused it, for another reason than its place.
+    /// The broker refused it, and not because the stream has another end.
     #[error("events could not be appended")]
     Publish(#[from] publish::Error),
     /// The end of EVENTS could not be read.
@@ -37,9 +37,9 @@ pub enum Error {
 }
 
 impl Broker {
-    /// Appends `batch` (JSON of a [`Batch`](job::event::Batch)) behind message `last` of EVENTS. After
-    /// an answer that leaves its fate open the stream is read: the append's own id says whose a
-    /// message is. Messages in between that no state service appended are set aside, and the append
+    /// Appends `batch` (JSON of a [`Batch`](job::event::Batch)) behind message `last` of EVENTS. If
+    /// the answer leaves open whether it is stored, the stream is read: each message has the id of its
+    /// append. Messages in between that no state service appended are set aside, and the append
     /// goes behind them.
     ///
     /// # Errors
@@ -61,7 +61,7 @@ impl Broker {
             };
             match self.what_follows(last, &id).await? {
                 Follows::Own(sequence) => return Ok(Appended::At(sequence)),
-                Follows::Append => return Ok(Appended::Lost),
+                Follows::Append => return Ok(Appended::Stale),
                 Follows::Foreign(sequence) if error.is(WRONG_LAST_SEQUENCE) => last = sequence,
                 // Not stored, and the broker may yet store it: only a new start is safe.
                 Follows::Foreign(_) | Follows::Nothing => return Err(error.into()),

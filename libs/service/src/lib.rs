@@ -1,14 +1,16 @@
-//! What every process of Jobmesh does in the same way: find the broker, tell what happens, and
-//! stop when asked to.
+//! What every process of Jobmesh does in the same way: find the broker, log, retry, and stop when
+//! asked to.
 
 mod broker;
 mod clock;
+mod retry;
 pub mod secret;
 pub mod shutdown;
 pub mod telemetry;
 
 pub use broker::{Nats, NatsLogin, NatsUrl};
 pub use clock::now_ms;
+pub use retry::retry_until;
 
 /// A name for this process alone: what it is, and eight digits that no other has.
 pub fn instance(role: &str) -> String {

@@ -1,6 +1,7 @@
 //! The endpoints, one module a resource: extract, check, ask, answer.
 
 pub(crate) mod cancel;
+mod command;
 pub(crate) mod enqueue;
 pub(crate) mod events;
 pub(crate) mod health;
@@ -24,18 +25,12 @@ use crate::{body::as_integer, error::Error};
 
 /// How long a service behind the edge may take to answer a question.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// The message of a durable command that is not processed yet.
-const DURABLE: &str = "accepted and durable; not confirmed as queued yet, ask for its status";
 
 /// An answer: 200, or 202 if the command is durable but not processed yet.
 type Answer<T> = Result<(StatusCode, axum::Json<T>), Error>;
 
 fn ok<T: Serialize>(body: T) -> Answer<T> {
     Ok((StatusCode::OK, axum::Json(body)))
-}
-
-fn accepted<T: Serialize>(body: T) -> Answer<T> {
-    Ok((StatusCode::ACCEPTED, axum::Json(body)))
 }
 
 /// The integer that a number is, in whatever way it was written.

@@ -1,4 +1,4 @@
-//! The pump: EVENTS in, blocks of rows out, each exactly once.
+//! Reads ended runs from EVENTS and inserts them into ClickHouse in blocks, each exactly once.
 
 use std::{sync::Arc, time::Duration};
 
@@ -255,15 +255,10 @@ impl Block {
 /// Inserts a block, again under the same token until ClickHouse has it: an insert into a table
 /// with views is no transaction, and an answer that was lost says nothing.
 async fn insert_until_done(client: &clickhouse::Client, rows: &[RunRow], token: &str) {
-    loop {
-        match insert(client, rows, token).await {
-            Ok(()) => return,
-            Err(error) => {
-                tracing::warn!(error = %error, rows = rows.len(), "rows not inserted, trying again");
-            }
-        }
-        tokio::time::sleep(INSERT_PAUSE).await;
-    }
+    // A restart would insert the same block: the token makes that harmless.
+    let never = CancellationToken::new();
+    let insert = || insert(client, rows, token);
+    service::retry_until(&never, INSERT_PAUSE, "rows not inserted", insert).await;
 }
 
 async fn insert(

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use anyhow::Context;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::ClickHouse;
@@ -13,21 +14,15 @@ const PAUSE: Duration = Duration::from_millis(500);
 
 /// Makes database and tables; waits for ClickHouse. `None` where `stop` came first.
 pub(crate) async fn ensure(clickhouse: &ClickHouse, stop: &CancellationToken) -> Option<()> {
-    loop {
-        match try_ensure(clickhouse).await {
-            Ok(()) => return Some(()),
-            Err(error) => {
-                tracing::warn!(error = %error, url = clickhouse.shown, "tables not ensured yet, trying again");
-            }
-        }
-        tokio::select! {
-            () = stop.cancelled() => return None,
-            () = tokio::time::sleep(PAUSE) => {}
-        }
-    }
+    service::retry_until(stop, PAUSE, "tables not ensured yet", || try_ensure(clickhouse)).await
 }
 
-async fn try_ensure(clickhouse: &ClickHouse) -> clickhouse::error::Result<()> {
+async fn try_ensure(clickhouse: &ClickHouse) -> anyhow::Result<()> {
+    let at = || format!("ClickHouse at {}", clickhouse.shown);
+    create(clickhouse).await.with_context(at)
+}
+
+async fn create(clickhouse: &ClickHouse) -> clickhouse::error::Result<()> {
     let database = clickhouse.database.replace('`', "");
     let create = format!("CREATE DATABASE IF NOT EXISTS `{database}`");
     clickhouse.server.query_raw(&create).execute().await?;

@@ -182,23 +182,14 @@ fn connects(broker: &Broker) -> u64 {
     broker.client.statistics().connects.load(Ordering::Acquire)
 }
 
-/// The last sequences of the work streams; waits until the broker tells them. Where `stop` comes
-/// first, nothing counts as new.
+/// The last sequences of the work streams; waits until the broker answers. If `stop` comes first,
+/// no run counts as new.
 async fn ends(broker: &Broker, stop: &CancellationToken) -> ByClass<u64> {
     let mut ends = ByClass::default();
     for class in PriorityClass::ALL {
-        ends[class] = loop {
-            match broker.last_sequence(names::work_stream(class)).await {
-                Ok(end) => break end,
-                Err(error) => {
-                    tracing::warn!(error = %error, "end of ready work not read, trying again")
-                }
-            }
-            if stop.is_cancelled() {
-                break u64::MAX;
-            }
-            tokio::time::sleep(PAUSE).await;
-        };
+        let last = || broker.last_sequence(names::work_stream(class));
+        let end = service::retry_until(stop, PAUSE, "end of ready work not read", last).await;
+        ends[class] = end.unwrap_or(u64::MAX);
     }
     ends
 }

@@ -1,8 +1,8 @@
 //! Lanes: one per class and job type, and whether it has work.
 //!
-//! To ask each of them for every free slot would cost a round trip a lane. So a lane is asked
-//! only while it gives what it is asked for; one that ran dry is only waited at, and flows again
-//! when the first run comes with others behind it.
+//! To ask each lane for every free slot would cost a round trip per lane. So a lane is asked only
+//! while it has enough runs. An empty lane has one pull that waits, and is asked again when a run
+//! arrives with others behind it.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 

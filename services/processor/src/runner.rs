@@ -72,16 +72,8 @@ async fn ensure_pullers(
     registry: &Registry,
     stop: &CancellationToken,
 ) -> Option<Pullers> {
-    loop {
-        match Pullers::ensure(broker, registry.job_types()).await {
-            Ok(pullers) => return Some(pullers),
-            Err(error) => tracing::warn!(error = %error, "consumers not ensured yet, trying again"),
-        }
-        tokio::select! {
-            () = stop.cancelled() => return None,
-            () = tokio::time::sleep(PULL_PAUSE) => {}
-        }
-    }
+    let ensure = || Pullers::ensure(broker, registry.job_types());
+    service::retry_until(stop, PULL_PAUSE, "consumers not ensured yet", ensure).await
 }
 
 struct Runner {

@@ -169,7 +169,7 @@ async fn claim(
             commit.stored(state, sequence);
             Ok(sequence)
         }
-        Appended::Lost => bail!("another state service claimed to lead at the same time"),
+        Appended::Stale => bail!("another state service claimed to lead at the same time"),
     }
 }
 

@@ -8,7 +8,7 @@ use crate::{
     time::Millis,
 };
 
-/// Reclaims in a row, without a start, after which an attempt counts as used. A job that kills its
+/// Take-backs in a row, without a start, after which an attempt counts as used. A job that kills its
 /// worker before the start is reported must not be retried without limit.
 const TAKE_BACKS_PER_ATTEMPT: u32 = 2;
 
@@ -158,6 +158,7 @@ impl State {
             started_at: job.history().started_at,
             finished_at: None,
             usage: crate::Usage::default(),
+            // The scheduler sets it, which knows whether the run was in flight.
             doubtful: false,
             error: Some(error.into()),
             to,

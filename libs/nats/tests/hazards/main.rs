@@ -165,9 +165,9 @@ async fn an_append_acked_into_the_void_is_found_and_another_leaders_is_not_taken
         proxy.cut();
     });
     assert_eq!(appended?, Appended::At(2));
-    assert_eq!(direct.append(1, 0, batch()).await?, Appended::Lost);
+    assert_eq!(direct.append(1, 0, batch()).await?, Appended::Stale);
     assert_eq!(direct.append(2, 0, batch()).await?, Appended::At(3));
-    assert_eq!(broker.append(2, 0, batch()).await?, Appended::Lost);
+    assert_eq!(broker.append(2, 0, batch()).await?, Appended::Stale);
     Ok(())
 }
 

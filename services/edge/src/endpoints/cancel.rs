@@ -1,20 +1,17 @@
 //! POST /api/queue/cancel: stop the live jobs of a project, or of some of its batches.
 
-use axum::{extract::State, http::HeaderMap};
+use axum::extract::State;
 use job::{bounds::BATCHES_MAX, command::Cancel, reply::Reply};
 use nats::names::Verb;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{Answer, DURABLE, accepted, count, ok};
-use crate::{
-    app::App,
-    body::{self, Body, NoQuery},
-    error::Error,
-    ids::{self, Key},
-    openapi::IdempotencyKey,
-    submit::Submitted,
+use super::{
+    Answer,
+    command::{self, CommandRequest, DURABLE, NamesProject},
+    count,
 };
+use crate::{app::App, error::Error, ids, openapi::IdempotencyKey};
 
 #[derive(Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, expecting = "a JSON object")]
@@ -25,6 +22,12 @@ struct Request {
     /// All batches of the project where absent.
     #[schema(min_items = 1, max_items = 10_000)]
     batch_ids: Option<Vec<String>>,
+}
+
+impl NamesProject for Request {
+    fn project_id(&self) -> Option<&str> {
+        self.project_id.as_deref()
+    }
 }
 
 #[derive(Serialize, ToSchema)]
@@ -45,16 +48,8 @@ pub(crate) struct Response {
     params(IdempotencyKey),
     responses((status = 200, description = "Done.", body = Response), (status = 202, description = "Durable, and not confirmed yet.", body = Response), Error),
 )]
-pub(crate) async fn cancel(
-    State(app): State<App>,
-    _: NoQuery,
-    headers: HeaderMap,
-    Body(body): Body,
-) -> Answer<Response> {
-    let request: Request = body::read(&body)?;
-    let project = request.project_id.as_deref().ok_or_else(|| Error::missing("projectId"))?;
-    let project = ids::id("projectId", project)?;
-    let key = Key::read(&headers, "cancel", &project, &body)?;
+pub(crate) async fn cancel(State(app): State<App>, command: CommandRequest) -> Answer<Response> {
+    let (request, project, key) = command.read::<Request>(Verb::Cancel)?;
     let mut batches = None;
     if let Some(listed) = &request.batch_ids {
         // An empty list must not be read as "all": that would stop a whole project by mistake.
@@ -74,23 +69,17 @@ pub(crate) async fn cancel(
         batches = Some(checked.collect::<Result<Vec<_>, _>>()?);
     }
     let ask = Cancel { project, batches, idempotency: key.map(|key| key.idempotency) };
-    match app.submitter.submit(Verb::Cancel, ask).await? {
-        Submitted::Durable => accepted(Response {
-            success: true,
-            canceled_count: None,
-            batches_reset: None,
-            message: DURABLE.to_owned(),
-        }),
-        Submitted::Processed(Reply::Canceled { jobs, batches }) => ok(Response {
-            success: true,
-            canceled_count: Some(jobs),
-            batches_reset: Some(batches),
-            message: format!(
-                "canceled {} of {}",
-                count(jobs, "job", "jobs"),
-                count(batches, "batch", "batches")
-            ),
-        }),
-        Submitted::Processed(_) => Err(Error::internal("cancel was answered with another reply")),
-    }
+    let response = |canceled_count, batches_reset, message| {
+        Some(Response { success: true, canceled_count, batches_reset, message })
+    };
+    let respond = |reply| match reply {
+        None => response(None, None, DURABLE.to_owned()),
+        Some(Reply::Canceled { jobs, batches }) => {
+            let (of_jobs, of_batches) =
+                (count(jobs, "job", "jobs"), count(batches, "batch", "batches"));
+            response(Some(jobs), Some(batches), format!("canceled {of_jobs} of {of_batches}"))
+        }
+        Some(_) => None,
+    };
+    command::submit(&app, Verb::Cancel, ask, respond).await
 }

@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use axum::{extract::State, http::HeaderMap};
+use axum::extract::State;
 use job::{
     Backoff, Id, JobId, JobType, Json,
     bounds::{self, BATCHES_MAX, DataError},
@@ -16,14 +16,17 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
-use super::{Answer, DURABLE, accepted, count, max_attempts, ok, priority};
+use super::{
+    Answer,
+    command::{self, CommandRequest, DURABLE, NamesProject},
+    count, max_attempts, priority,
+};
 use crate::{
     app::App,
-    body::{self, Body, ITEMS_MAX, NoQuery},
+    body::ITEMS_MAX,
     error::Error,
     ids::{self, Key},
     openapi::{IdempotencyKey, When},
-    submit::Submitted,
 };
 
 /// The priority of a request that names none.
@@ -58,6 +61,12 @@ struct Request<'a> {
     r#type: Option<String>,
 }
 
+impl NamesProject for Request<'_> {
+    fn project_id(&self) -> Option<&str> {
+        self.project_id.as_deref()
+    }
+}
+
 #[derive(Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 #[schema(as = Enqueued)]
@@ -80,16 +89,8 @@ pub(crate) struct Response {
     params(IdempotencyKey),
     responses((status = 200, description = "Done.", body = Response), (status = 202, description = "Durable, and not confirmed yet.", body = Response), Error),
 )]
-pub(crate) async fn enqueue(
-    State(app): State<App>,
-    _: NoQuery,
-    headers: HeaderMap,
-    Body(body): Body,
-) -> Answer<Response> {
-    let request: Request<'_> = body::read(&body)?;
-    let project = request.project_id.as_deref().ok_or_else(|| Error::missing("projectId"))?;
-    let project = ids::id("projectId", project)?;
-    let key = Key::read(&headers, "enqueue", &project, &body)?;
+pub(crate) async fn enqueue(State(app): State<App>, command: CommandRequest) -> Answer<Response> {
+    let (request, project, key) = command.read::<Request<'_>>(Verb::Enqueue)?;
     let batches = batches(&request)?;
     let data = data(&request, &batches)?;
     let jobs = new_jobs(&batches, data, key.as_ref());
@@ -113,29 +114,22 @@ pub(crate) async fn enqueue(
     if app.is_full() {
         return Err(Error::queue_full());
     }
-    let mut response = Response {
-        success: true,
-        job_id: one,
-        job_ids: many,
-        canceled_count: None,
-        message: DURABLE.to_owned(),
+    let respond = |reply| {
+        let (canceled_count, message) = match reply {
+            None => (None, DURABLE.to_owned()),
+            Some(Reply::Enqueued { canceled }) => {
+                let mut message = format!("enqueued {}", count(created, "job", "jobs"));
+                if canceled > 0 {
+                    let canceled = count(canceled, "job", "jobs");
+                    message.push_str(&format!(", canceled {canceled} of the same batches"));
+                }
+                (Some(canceled), message)
+            }
+            Some(_) => return None,
+        };
+        Some(Response { success: true, job_id: one, job_ids: many, canceled_count, message })
     };
-    match app.submitter.submit(Verb::Enqueue, ask).await? {
-        Submitted::Durable => accepted(response),
-        Submitted::Processed(Reply::Enqueued { canceled }) => {
-            response.canceled_count = Some(canceled);
-            response.message = match canceled {
-                0 => format!("enqueued {}", count(created, "job", "jobs")),
-                n => format!(
-                    "enqueued {}, canceled {} of the same batches",
-                    count(created, "job", "jobs"),
-                    count(n, "job", "jobs")
-                ),
-            };
-            ok(response)
-        }
-        Submitted::Processed(_) => Err(Error::internal("enqueue was answered with another reply")),
-    }
+    command::submit(&app, Verb::Enqueue, ask, respond).await
 }
 
 /// The batches of a request, each once, `batchId` first.

@@ -1,7 +1,10 @@
 //! GET and PUT /api/projects/{projectId}: limits, weight, pause, attempts, retention, handler,
 //! webhook.
 
-use axum::extract::{Path, State, rejection::PathRejection};
+use axum::{
+    Json,
+    extract::{Path, State, rejection::PathRejection},
+};
 use job::{
     Backoff, Id, Patch, Settings, Status, command::Project, delivery::Deliveries, reply::Reply,
 };
@@ -13,14 +16,17 @@ use serde::Serialize;
 use url::Url;
 use utoipa::ToSchema;
 
-use super::{Answer, DURABLE, accepted, ok};
+use super::{
+    Answer,
+    command::{self, DURABLE},
+    ok,
+};
 use crate::{
     app::App,
     body::{self, Body, NoQuery},
     error::Error,
     ids,
     openapi::QuestionError,
-    submit::Submitted,
 };
 
 #[derive(Serialize, ToSchema)]
@@ -105,17 +111,14 @@ pub(crate) async fn put_project(
     let change: Patch = body::read(&body)?;
     check(&change)?;
     let ask = Project { project: project.clone(), change };
-    match app.submitter.submit(Verb::Project, ask).await? {
-        Submitted::Durable => {
-            let message = Some(DURABLE.to_owned());
-            accepted(Response { success: true, project: None, message })
-        }
-        Submitted::Processed(Reply::ProjectSet(_)) => {
-            let project = Some(view(&app, project).await?);
-            ok(Response { success: true, project, message: None })
-        }
-        Submitted::Processed(_) => Err(Error::internal("project was answered with another reply")),
-    }
+    let respond = |reply| match reply {
+        None => Some(Some(DURABLE.to_owned())),
+        Some(Reply::ProjectSet(_)) => Some(None),
+        Some(_) => None,
+    };
+    let (status, Json(message)) = command::submit(&app, Verb::Project, ask, respond).await?;
+    let project = if message.is_none() { Some(view(&app, project).await?) } else { None };
+    Ok((status, Json(Response { success: true, project, message })))
 }
 
 fn project_id(id: Result<Path<String>, PathRejection>) -> Result<Id, Error> {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use axum::{extract::State, http::HeaderMap};
+use axum::extract::State;
 use job::{
     JobId, JobType, Json,
     bounds::DATA_BYTES_MAX,
@@ -13,15 +13,12 @@ use nats::names::Verb;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{Answer, DURABLE, accepted, integer, ok, priority};
-use crate::{
-    app::App,
-    body::{self, Body, NoQuery},
-    error::Error,
-    ids::{self, Key},
-    openapi::IdempotencyKey,
-    submit::Submitted,
+use super::{
+    Answer,
+    command::{self, CommandRequest, DURABLE, NamesProject},
+    integer, priority,
 };
+use crate::{app::App, error::Error, ids, openapi::IdempotencyKey};
 
 /// The priority of a request that names none.
 const PRIORITY_DEFAULT: u16 = 5;
@@ -44,6 +41,12 @@ struct Request {
     /// Lower first; 5 where absent.
     #[schema(value_type = Option<u16>, minimum = 0, maximum = 1_000)]
     priority: Option<serde_json::Number>,
+}
+
+impl NamesProject for Request {
+    fn project_id(&self) -> Option<&str> {
+        self.project_id.as_deref()
+    }
 }
 
 /// What the handler is given.
@@ -76,18 +79,10 @@ pub(crate) struct Response {
     params(IdempotencyKey),
     responses((status = 200, description = "Done.", body = Response), (status = 202, description = "Durable, and not confirmed yet.", body = Response), Error),
 )]
-pub(crate) async fn redo(
-    State(app): State<App>,
-    _: NoQuery,
-    headers: HeaderMap,
-    Body(body): Body,
-) -> Answer<Response> {
-    let request: Request = body::read(&body)?;
-    let project = request.project_id.as_deref().ok_or_else(|| Error::missing("projectId"))?;
-    let project = ids::id("projectId", project)?;
+pub(crate) async fn redo(State(app): State<App>, command: CommandRequest) -> Answer<Response> {
+    let (request, project, key) = command.read::<Request>(Verb::Redo)?;
     let batch = request.batch_id.as_deref().ok_or_else(|| Error::missing("batchId"))?;
     let batch = ids::id("batchId", batch)?;
-    let key = Key::read(&headers, "redo", &project, &body)?;
     let priority = priority(request.priority.as_ref(), PRIORITY_DEFAULT)?;
     let data = data(&request, &project, &batch, priority)?;
     let id = ids::new_job(key.as_ref(), &batch);
@@ -105,13 +100,15 @@ pub(crate) async fn redo(
     if app.is_full() {
         return Err(Error::queue_full());
     }
-    let answer =
-        |message: &str| Response { success: true, job_id: id, message: message.to_owned() };
-    match app.submitter.submit(Verb::Redo, ask).await? {
-        Submitted::Durable => accepted(answer(DURABLE)),
-        Submitted::Processed(Reply::Enqueued { .. }) => ok(answer("enqueued 1 redo job")),
-        Submitted::Processed(_) => Err(Error::internal("redo was answered with another reply")),
-    }
+    let respond = |reply| {
+        let message = match reply {
+            None => DURABLE,
+            Some(Reply::Enqueued { .. }) => "enqueued 1 redo job",
+            Some(_) => return None,
+        };
+        Some(Response { success: true, job_id: id, message: message.to_owned() })
+    };
+    command::submit(&app, Verb::Redo, ask, respond).await
 }
 
 fn data(request: &Request, project: &str, batch: &str, priority: u16) -> Result<Json, Error> {

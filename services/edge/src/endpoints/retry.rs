@@ -1,20 +1,17 @@
 //! POST /api/queue/retry: queue a failed or canceled job again, or all failed jobs of a project.
 
-use axum::{extract::State, http::HeaderMap};
+use axum::extract::State;
 use job::{Id, JobId, command::Retry, reply::Reply};
 use nats::names::Verb;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{Answer, DURABLE, accepted, count, ok, status};
-use crate::{
-    app::App,
-    body::{self, Body, NoQuery},
-    error::Error,
-    ids::{self, Key},
-    openapi::IdempotencyKey,
-    submit::Submitted,
+use super::{
+    Answer,
+    command::{self, CommandRequest, DURABLE, NamesProject},
+    count, status,
 };
+use crate::{app::App, error::Error, ids, openapi::IdempotencyKey};
 
 #[derive(Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, expecting = "a JSON object")]
@@ -27,6 +24,12 @@ struct Request {
     project_id: Option<String>,
     /// All failed jobs of the project.
     retry_all: Option<bool>,
+}
+
+impl NamesProject for Request {
+    fn project_id(&self) -> Option<&str> {
+        self.project_id.as_deref()
+    }
 }
 
 #[derive(Serialize, ToSchema)]
@@ -48,15 +51,8 @@ pub(crate) struct Response {
     params(IdempotencyKey),
     responses((status = 200, description = "Done.", body = Response), (status = 202, description = "Durable, and not confirmed yet.", body = Response), Error),
 )]
-pub(crate) async fn retry(
-    State(app): State<App>,
-    _: NoQuery,
-    headers: HeaderMap,
-    Body(body): Body,
-) -> Answer<Response> {
-    let request: Request = body::read(&body)?;
-    let project = request.project_id.as_deref().ok_or_else(|| Error::missing("projectId"))?;
-    let project = ids::id("projectId", project)?;
+pub(crate) async fn retry(State(app): State<App>, command: CommandRequest) -> Answer<Response> {
+    let (request, project, key) = command.read::<Request>(Verb::Retry)?;
     let all = request.retry_all.unwrap_or(false);
     let job = match (&request.job_id, all) {
         (Some(_), true) => return Err(Error::invalid("jobId and retryAll exclude each other")),
@@ -64,21 +60,14 @@ pub(crate) async fn retry(
         (Some(job), false) => Some(ids::job_id("jobId", job)?),
         (None, true) => None,
     };
-    let key = Key::read(&headers, "retry", &project, &body)?;
     let idempotency = key.map(|key| key.idempotency);
     let ask = Retry { project: project.clone(), job, idempotency };
-    let submitted = match app.submitter.submit(Verb::Retry, ask).await {
-        Ok(submitted) => submitted,
-        Err(error) => return Err(explain(&app, error, &project, job).await),
+    let response = |retried_count, job_ids, message| {
+        Some(Response { success: true, retried_count, job_ids, message })
     };
-    match submitted {
-        Submitted::Durable => accepted(Response {
-            success: true,
-            retried_count: None,
-            job_ids: None,
-            message: DURABLE.to_owned(),
-        }),
-        Submitted::Processed(Reply::Retried { jobs, count: retried, left }) => {
+    let respond = |reply| match reply {
+        None => response(None, None, DURABLE.to_owned()),
+        Some(Reply::Retried { jobs, count: retried, left }) => {
             let mut message = format!("queued {} again", count(retried, "job", "jobs"));
             if left > 0 {
                 let left = count(left, "failed job was", "failed jobs were");
@@ -86,14 +75,13 @@ pub(crate) async fn retry(
                     "; {left} left: superseded by a newer job, or past retention"
                 ));
             }
-            ok(Response {
-                success: true,
-                retried_count: Some(retried),
-                job_ids: Some(jobs),
-                message,
-            })
+            response(Some(retried), Some(jobs), message)
         }
-        Submitted::Processed(_) => Err(Error::internal("retry was answered with another reply")),
+        Some(_) => None,
+    };
+    match command::submit(&app, Verb::Retry, ask, respond).await {
+        Err(error) => Err(explain(&app, error, &project, job).await),
+        answer => answer,
     }
 }
 

@@ -14,14 +14,17 @@ use nats::{
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{Answer, DURABLE, accepted, enqueue, max_attempts, ok, priority};
+use super::{
+    Answer,
+    command::{self, DURABLE},
+    enqueue, max_attempts, ok, priority,
+};
 use crate::{
     app::App,
     body::{self, Body, NoQuery},
     error::Error,
     ids,
     openapi::QuestionError,
-    submit::Submitted,
     view::Time,
 };
 
@@ -173,21 +176,16 @@ pub(crate) async fn delete_schedule(
 
 async fn set(app: &App, ask: SetSchedule) -> Answer<Response> {
     let name = ask.name.clone();
-    match app.submitter.submit(Verb::Schedule, ask).await? {
-        Submitted::Durable => {
-            let message = Some(DURABLE.to_owned());
-            accepted(Response { success: true, schedule: None, message })
-        }
-        Submitted::Processed(Reply::ScheduleSet(Some(timed))) => {
-            let schedule = Some(View::new(name, *timed));
-            ok(Response { success: true, schedule, message: None })
-        }
-        Submitted::Processed(Reply::ScheduleSet(None)) => {
-            let message = Some(format!("removed schedule {name:?}"));
-            ok(Response { success: true, schedule: None, message })
-        }
-        Submitted::Processed(_) => Err(Error::internal("schedule was answered with another reply")),
-    }
+    let respond = |reply| {
+        let (schedule, message) = match reply {
+            None => (None, Some(DURABLE.to_owned())),
+            Some(Reply::ScheduleSet(Some(timed))) => (Some(View::new(name, *timed)), None),
+            Some(Reply::ScheduleSet(None)) => (None, Some(format!("removed schedule {name:?}"))),
+            Some(_) => return None,
+        };
+        Some(Response { success: true, schedule, message })
+    };
+    command::submit(app, Verb::Schedule, ask, respond).await
 }
 
 fn named(path: Named) -> Result<(Id, Id), Error> {

@@ -30,11 +30,11 @@ use super::{
 const BEHIND_MESSAGES_MAX: usize = 1_024;
 /// Bytes of them; a single message may have more.
 const BEHIND_BYTES_MAX: usize = 512 << 10;
-/// Changes that are kept for those who come back.
+/// Changes that are buffered for those who come back.
 const KEPT_LINES_MAX: usize = 20_000;
 /// Bytes of them.
 const KEPT_BYTES_MAX: usize = 8 << 20;
-/// Messages of EVENTS that are kept, also those without a change.
+/// Messages of EVENTS that are buffered, also those without a change.
 const KEPT_MESSAGES_MAX: usize = 20_000;
 /// Messages before the end that are read at the start, for those who come back to a new edge.
 const WARM_MESSAGES: u64 = 512;
@@ -58,17 +58,18 @@ struct Inner {
     next: u64,
     /// End of EVENTS when this edge started. Subscribers without a cursor start after it.
     before: u64,
-    kept: VecDeque<Buffered>,
-    kept_lines: usize,
-    kept_bytes: usize,
+    buffered: VecDeque<Buffered>,
+    buffered_frames: usize,
+    buffered_bytes: usize,
     subscribers: HashMap<u64, Subscriber>,
-    wanted: HashMap<Filter, Vec<u64>>,
+    /// The subscribers of each filter.
+    by_filter: HashMap<Filter, Vec<u64>>,
     /// Whether the end of EVENTS is known.
     open: bool,
 }
 
 struct Subscriber {
-    wanted: Filter,
+    filter: Filter,
     /// The last position that it got.
     after: Position,
     chunks: mpsc::Sender<Bytes>,
@@ -82,11 +83,11 @@ impl Subscriber {
         let bytes = chunk.len();
         let behind = self.behind.fetch_add(bytes, Ordering::Relaxed);
         let fits = behind == 0 || behind + bytes <= BEHIND_BYTES_MAX;
-        let told = fits && self.chunks.try_send(chunk).is_ok();
-        if !told {
+        let is_sent = fits && self.chunks.try_send(chunk).is_ok();
+        if !is_sent {
             self.behind.fetch_sub(bytes, Ordering::Relaxed);
         }
-        told
+        is_sent
     }
 }
 
@@ -150,29 +151,29 @@ impl Broadcaster {
     }
 
     /// Joins a subscriber who wants what comes from now on, or what came after a position.
-    pub(super) fn join(&self, wanted: &Filter, after: Option<Position>) -> JoinResult {
+    pub(super) fn join(&self, filter: &Filter, after: Option<Position>) -> JoinResult {
         let mut inner = self.lock();
         let now = Position::new(inner.before.max(inner.next.saturating_sub(1)), u32::MAX);
         let after = after.unwrap_or(now);
         if after < now {
             inner.read_kept();
         }
-        let first_kept = inner.kept.front().map_or(inner.next, Buffered::sequence);
-        // The rest of the message of the position itself is wanted too, unless it has none.
+        let first_buffered = inner.buffered.front().map_or(inner.next, Buffered::sequence);
+        // The rest of the message of the position itself is sent too, if it has any.
         let first_wanted = after.sequence.saturating_add(u64::from(after.index == u32::MAX));
         // One from beyond the end is of another stream, or this edge is behind: EVENTS tells.
-        if !inner.open || first_wanted < first_kept || first_wanted > inner.next {
+        if !inner.open || first_wanted < first_buffered || first_wanted > inner.next {
             return JoinResult::Elsewhere;
         }
-        let kept = inner.kept.iter().flat_map(Buffered::lines);
-        let kept = kept.filter(|frame| frame.position > after && wanted.wants(frame));
-        let first: Vec<Bytes> = kept.map(|frame| frame.frame.clone()).collect();
+        let buffered = inner.buffered.iter().flat_map(Buffered::lines);
+        let buffered = buffered.filter(|frame| frame.position > after && filter.wants(frame));
+        let first: Vec<Bytes> = buffered.map(|frame| frame.frame.clone()).collect();
         let (chunks, heard) = mpsc::channel(BEHIND_MESSAGES_MAX);
         let behind = Arc::<AtomicUsize>::default();
         let id = self.subscribers.fetch_add(1, Ordering::Relaxed);
-        inner.wanted.entry(wanted.clone()).or_default().push(id);
+        inner.by_filter.entry(filter.clone()).or_default().push(id);
         let subscriber =
-            Subscriber { wanted: wanted.clone(), after, chunks, behind: behind.clone() };
+            Subscriber { filter: filter.clone(), after, chunks, behind: behind.clone() };
         inner.subscribers.insert(id, subscriber);
         JoinResult::From(
             first,
@@ -196,12 +197,12 @@ impl Inner {
         let sequence = message.sequence();
         self.next = sequence + 1;
         // Most edges have no subscriber.
-        if self.wanted.is_empty() {
+        if self.by_filter.is_empty() {
             return self.keep(message);
         }
         // Subscribers that joined meanwhile find it unparsed.
         message.read();
-        let mut told: HashMap<Filter, Vec<&Frame>> = HashMap::new();
+        let mut matching: HashMap<Filter, Vec<&Frame>> = HashMap::new();
         for frame in message.lines() {
             let keys = [
                 Filter::All,
@@ -211,16 +212,16 @@ impl Inner {
                 Filter::Job(frame.job, Some(frame.project.clone())),
             ];
             for key in keys {
-                if self.wanted.contains_key(&key) {
-                    told.entry(key).or_default().push(frame);
+                if self.by_filter.contains_key(&key) {
+                    matching.entry(key).or_default().push(frame);
                 }
             }
         }
         let mut cut = Vec::new();
-        for (wanted, lines) in &told {
+        for (filter, lines) in &matching {
             // Written once for all who want the same.
             let all = coalesce(lines.iter());
-            for id in self.wanted.get(wanted).into_iter().flatten() {
+            for id in self.by_filter.get(filter).into_iter().flatten() {
                 let Some(to) = self.subscribers.get(id) else { continue };
                 let chunk = if to.after.sequence < sequence {
                     all.clone()
@@ -238,32 +239,32 @@ impl Inner {
     }
 
     fn keep(&mut self, message: Buffered) {
-        self.kept_lines += message.lines().len();
-        self.kept_bytes += message.bytes();
-        self.kept.push_back(message);
+        self.buffered_frames += message.lines().len();
+        self.buffered_bytes += message.bytes();
+        self.buffered.push_back(message);
         self.trim();
     }
 
     /// Parses a buffered message for a subscriber.
     fn read_kept(&mut self) {
-        self.kept.iter_mut().for_each(Buffered::read);
-        self.kept_lines = self.kept.iter().map(|message| message.lines().len()).sum();
-        self.kept_bytes = self.kept.iter().map(Buffered::bytes).sum();
+        self.buffered.iter_mut().for_each(Buffered::read);
+        self.buffered_frames = self.buffered.iter().map(|message| message.lines().len()).sum();
+        self.buffered_bytes = self.buffered.iter().map(Buffered::bytes).sum();
         self.trim();
     }
 
     fn trim(&mut self) {
-        while (self.kept_lines > KEPT_LINES_MAX
-            || self.kept_bytes > KEPT_BYTES_MAX
-            || self.kept.len() > KEPT_MESSAGES_MAX)
-            && let Some(old) = self.kept.pop_front()
+        while (self.buffered_frames > KEPT_LINES_MAX
+            || self.buffered_bytes > KEPT_BYTES_MAX
+            || self.buffered.len() > KEPT_MESSAGES_MAX)
+            && let Some(old) = self.buffered.pop_front()
         {
-            self.kept_lines -= old.lines().len();
-            self.kept_bytes -= old.bytes();
+            self.buffered_frames -= old.lines().len();
+            self.buffered_bytes -= old.bytes();
         }
     }
 
-    /// Ends all subscriptions and forgets what was kept: clients connect again with their last id.
+    /// Ends all subscriptions and forgets what was buffered: clients connect again with their last id.
     fn start_over(&mut self) {
         *self = Self::default();
     }
@@ -274,17 +275,17 @@ impl Inner {
         let untold = self.subscribers.iter().filter(|(_, to)| !to.send(frame.clone()));
         let cut: Vec<u64> = untold.map(|(id, _)| *id).collect();
         cut.into_iter().for_each(|id| self.remove(id));
-        self.kept.clear();
-        self.kept_lines = 0;
-        self.kept_bytes = 0;
+        self.buffered.clear();
+        self.buffered_frames = 0;
+        self.buffered_bytes = 0;
     }
 
     fn remove(&mut self, id: u64) {
         let Some(gone) = self.subscribers.remove(&id) else { return };
-        if let Some(ids) = self.wanted.get_mut(&gone.wanted) {
+        if let Some(ids) = self.by_filter.get_mut(&gone.filter) {
             ids.retain(|other| *other != id);
             if ids.is_empty() {
-                self.wanted.remove(&gone.wanted);
+                self.by_filter.remove(&gone.filter);
             }
         }
     }
@@ -303,7 +304,7 @@ fn coalesce<'a>(mut lines: impl Iterator<Item = &'a &'a Frame>) -> Bytes {
 
 /// Reports that requested messages of EVENTS are no longer retained.
 pub(super) fn gap(from: u64, to: u64) -> Bytes {
-    let text = "these messages are not kept any more: ask for the status of what you follow";
+    let text = "these changes are no longer buffered: ask for the status of what you follow";
     frame(None, "gap", &json!({ "from": from, "to": to, "message": text }))
 }
 
@@ -353,20 +354,20 @@ async fn distribute(broadcaster: &Broadcaster) -> anyhow::Result<()> {
         // Its own copy: a part of a buffer would keep the whole of it.
         let payload = Bytes::copy_from_slice(&message.payload);
         let sequence = message.sequence;
-        let mut kept = if wire::is_append(sequence, message.headers.as_ref()) {
+        let mut buffered = if wire::is_append(sequence, message.headers.as_ref()) {
             Buffered::Unread { sequence, payload }
         } else {
             Buffered::Read(Message { sequence, lines: Vec::new() })
         };
-        let is_wanted = !broadcaster.lock().wanted.is_empty();
+        let is_wanted = !broadcaster.lock().by_filter.is_empty();
         if is_wanted {
             // Not behind the lock: it may be megabytes.
-            kept.read();
+            buffered.read();
         }
         let mut inner = broadcaster.lock();
         if message.skipped > 0 {
             inner.tell_gap(message.sequence - message.skipped, message.sequence - 1);
         }
-        inner.distribute(kept);
+        inner.distribute(buffered);
     }
 }

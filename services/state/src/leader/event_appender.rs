@@ -47,7 +47,7 @@ impl EventAppender {
             let appended = self.broker.append(last, message.through, payload).await;
             last = match appended.map_err(anyhow::Error::from)? {
                 Appended::At(sequence) => sequence,
-                Appended::Lost => return Err(StepDown::AppendRefused),
+                Appended::Stale => return Err(StepDown::AppendRefused),
             };
             commit.stored(&mut core.state, last);
         }

@@ -10,6 +10,7 @@ use nats::{
     work_queue,
 };
 use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
 
 use super::{
     dispatcher::{Dispatch, Sent},
@@ -81,19 +82,15 @@ impl Tasks {
     pub fn read_for_bulk(&mut self, missing: Missing) {
         let broker = self.broker.clone();
         self.running.spawn(async move {
-            loop {
+            // The task ends with the leader's.
+            let never = CancellationToken::new();
+            let what = "jobs not read for a bulk operation";
+            let read = || async {
                 let mut lookups = Lookups::default();
-                match lookups::read(&broker, missing.clone(), &mut lookups).await {
-                    Ok(()) => return Done::BulkRead(lookups),
-                    Err(error) => {
-                        tracing::warn!(
-                            error = format!("{error:#}"),
-                            "jobs not read for a bulk operation, trying again"
-                        );
-                        tokio::time::sleep(BULK_READ_PAUSE).await;
-                    }
-                }
-            }
+                lookups::read(&broker, missing.clone(), &mut lookups).await.map(|()| lookups)
+            };
+            let read = service::retry_until(&never, BULK_READ_PAUSE, what, read).await;
+            Done::BulkRead(read.unwrap_or_default())
         });
     }
 
