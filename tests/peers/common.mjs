@@ -5,6 +5,8 @@ export const BULK_CALLERS = 4;
 export const CALLERS = 64;
 export const REQUEST_JOBS = 1000;
 export const CONCURRENCY = 256;
+/** Few slots, and the jobs of each of three drains with them. */
+export const SLOTS = [[1, 2000], [8, 8000]];
 
 /** A text as long as that of Jobmesh's benchmark, the same for the same number. */
 export function text(n) {

@@ -4,6 +4,7 @@
 
 mod ceiling;
 mod client;
+mod compare;
 mod drain;
 mod gauge;
 mod load;
@@ -24,15 +25,18 @@ use std::{
 
 use anyhow::Context;
 
+use compare::compare;
 use gauge::{Gauge, Traffic};
 use load::Latencies;
 use mesh::{Durability, Mesh, Usage};
 use options::{Options, USAGE};
-use peers::{Peer, Peers};
+use peers::Peers;
 use report::{Goal, Report};
 
 /// Jobs of the drain that is measured beside others.
 const DRAIN_JOBS: usize = 100_000;
+/// The numbers of slots of small processors, and the jobs of each of three drains with them.
+const SLOTS: [(usize, usize); 2] = [(1, 2_000), (8, 8_000)];
 /// Jobs of a drain that is measured beside another of ours.
 const PART_JOBS: usize = 40_000;
 /// Jobs of one drain behind a backlog: enough to reach all of the broker's blocks.
@@ -133,6 +137,8 @@ struct Ours {
     single: Option<f64>,
     drain: Option<f64>,
     life: Option<f64>,
+    /// The drains with few slots, in the order of [`SLOTS`].
+    slots: Vec<f64>,
     pickup: Option<Latencies>,
     /// What enqueueing and draining moved through the broker.
     traffic: Option<(Traffic, Traffic)>,
@@ -268,6 +274,7 @@ async fn check(mesh: &Mesh, options: &Options) -> anyhow::Result<()> {
     let parts = [
         ("life", &life[..]),
         ("singles", &[("single", singles)]),
+        ("slots", &[("slots", 3 * SLOTS.iter().map(|(_, jobs)| jobs).sum::<usize>())]),
         ("pickup", &[("pickup", PICKUP_WARM_JOBS + PICKUP_JOBS)]),
     ];
     for (_, projects) in parts.into_iter().filter(|(part, _)| options.has(part)) {
@@ -336,50 +343,22 @@ async fn measure(mesh: &Mesh, options: &Options, report: &mut Report) -> anyhow:
         }
         mesh.drain_rest().await?;
     }
+    if options.has("slots") {
+        for (slots, jobs) in SLOTS {
+            let mut rates = Vec::new();
+            for _ in 0..3 {
+                load::bulk(mesh.client(), &["slots"], jobs).await?;
+                rates.push(drain::some(mesh, jobs, slots).await?.rate);
+            }
+            let rate = median(rates);
+            report.rate(&format!("drain, {}, median of three", compare::of_slots(slots)), rate);
+            ours.slots.push(rate);
+        }
+    }
     Ok(ours)
 }
 
-/// Measures the peers, and says how they compare.
-fn compare(
-    ours: &Ours,
-    peers: Option<&Peers>,
-    how: Durability,
-    report: &mut Report,
-) -> anyhow::Result<()> {
-    let Some(peers) = peers else { return Ok(()) };
-    match peers.graphile(how, DRAIN_JOBS)? {
-        None => report.missing("graphile-worker was not measured: PostgreSQL is missing"),
-        Some(peer) => say(report, "graphile-worker", &peer),
-    }
-    let Some(peer) = peers.bullmq(how, DRAIN_JOBS)? else {
-        report.missing("BullMQ was not measured: redis-server is missing");
-        return Ok(());
-    };
-    say(report, "BullMQ", &peer);
-    match how {
-        Durability::Fast => {
-            report.ratio("bulk enqueue against BullMQ's", ours.bulk, Some(peer.add_bulk), 4.0);
-            let what = "enqueue one by one, 64 callers, over HTTP, against BullMQ's in process";
-            report.ratio(what, ours.single, Some(peer.add), 1.0);
-            report.ratio("drain against BullMQ's", ours.drain, Some(peer.drain), 1.3);
-            report.ratio("whole life against BullMQ's", ours.life, Some(peer.life()), 1.8);
-            if let Some(times) = &ours.pickup {
-                let goal = Goal::AtMost(peer.pickup.quantile(0.5));
-                report.ms("pickup, p50, below BullMQ's", times.quantile(0.5), Some(goal));
-            }
-        }
-        Durability::Always => {
-            let what = "whole life against BullMQ's, synced before each ack";
-            report.ratio(what, ours.life, Some(peer.life()), 1.0);
-        }
-    }
-    Ok(())
-}
-
-fn say(report: &mut Report, name: &str, peer: &Peer) {
-    report.rate(&format!("{name}: enqueue, in bulk of 1,000"), peer.add_bulk);
-    report.rate(&format!("{name}: drain"), peer.drain);
-    report.rate(&format!("{name}: enqueue in bulk, then drain"), peer.life());
-    report.rate(&format!("{name}: enqueue one by one, 64 callers, in process"), peer.add);
-    report.latency(&format!("{name}: pickup"), &peer.pickup, [None; 2]);
+fn median(mut rates: Vec<f64>) -> f64 {
+    rates.sort_by(f64::total_cmp);
+    rates[rates.len() / 2]
 }

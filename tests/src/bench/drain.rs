@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::ensure;
 
 use super::{
-    PATIENCE, load,
+    CONCURRENCY, PATIENCE, load,
     mesh::{Mesh, Usage},
 };
 
@@ -24,17 +24,17 @@ pub struct Drained {
 /// Starts a processor and waits until it has run all `jobs`. Each must have ended once.
 pub async fn all(mesh: &Mesh, jobs: usize) -> anyhow::Result<Drained> {
     let before = mesh.client().count(None, "completed").await?;
-    let drained = some(mesh, jobs).await?;
+    let drained = some(mesh, jobs, CONCURRENCY).await?;
     let done = mesh.client().count(None, "completed").await? - before;
     ensure!(done == jobs as u64, "{done} jobs ended, {jobs} were accepted");
     Ok(drained)
 }
 
-/// Starts a processor and stops it once it has run `jobs` or more.
-pub async fn some(mesh: &Mesh, jobs: usize) -> anyhow::Result<Drained> {
+/// Starts a processor with this number of slots and stops it once it has run `jobs` or more.
+pub async fn some(mesh: &Mesh, jobs: usize, slots: usize) -> anyhow::Result<Drained> {
     let mut connection = mesh.client().connect().await?;
     let before = connection.count(None, "completed").await?;
-    let processor = mesh.start_processor()?;
+    let processor = mesh.start_processor_with(slots)?;
     let usage = mesh.usage(Some(&processor))?;
     let mut first = None;
     let begun = Instant::now();

@@ -145,16 +145,21 @@ impl Mesh {
 
     /// Starts a processor whose handler does nothing.
     pub fn start_processor(&self) -> anyhow::Result<Processor> {
+        self.start_processor_with(CONCURRENCY)
+    }
+
+    /// Starts a processor with this number of slots whose handler does nothing.
+    pub fn start_processor_with(&self, slots: usize) -> anyhow::Result<Processor> {
         let mut command = Command::new(std::env::current_exe()?);
         command.args(["serve", "processor", "--handler", "process_batch=noop"]);
-        self.spawn(command).map(Processor)
+        self.spawn(command, slots).map(Processor)
     }
 
     /// Starts a process that runs jobs, with the settings that all of them have.
-    pub fn spawn(&self, mut command: Command) -> anyhow::Result<Child> {
+    pub fn spawn(&self, mut command: Command, slots: usize) -> anyhow::Result<Child> {
         let log = fs::File::create(self.dir.path().join("logs/processor.log"))?;
         command.args(["--nats-url", &self.nats_url]);
-        command.args(["--concurrency", &CONCURRENCY.to_string()]).stderr(log);
+        command.args(["--concurrency", &slots.to_string()]).stderr(log);
         Ok(command.spawn()?)
     }
 

@@ -7,16 +7,16 @@ pub const BACKLOG_JOBS: usize = 1_000_000;
 pub const USAGE: &str = "\
 usage: bench [--only <part>,<part>…] [--backlog <jobs>] [--json <file>] [--write]
 
-  --only     measures these parts alone: life, singles, pickup, answers, many, projects, backlog,
-             requests, always, peers; what is compared needs both of its sides
+  --only     measures these parts alone: life, singles, slots, pickup, answers, many, projects,
+             backlog, requests, always, peers; what is compared needs both of its sides
   --backlog  how many jobs wait in the large backlog (1000000)
   --json     writes what was found into a file
   --write    puts what was found into docs/benchmark.md and docs/benchmark.json";
 
 /// The parts.
-const PARTS: [&str; 10] = [
-    "life", "singles", "pickup", "answers", "many", "projects", "backlog", "requests", "always",
-    "peers",
+const PARTS: [&str; 11] = [
+    "life", "singles", "slots", "pickup", "answers", "many", "projects", "backlog", "requests",
+    "always", "peers",
 ];
 
 /// What to measure, and where to write the results.

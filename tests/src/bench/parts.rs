@@ -7,8 +7,8 @@ use anyhow::{Context, ensure};
 use serde_json::{Value, json};
 
 use super::{
-    BATCH_FOLLOWERS, BEHIND_DRAIN_JOBS, ENQUEUE_JOBS, FOLLOWERS, MANY_JOBS, MEDIUM_BACKLOG_JOBS,
-    PART_JOBS, PATIENCE, PROJECTS, REQUEST_JOBS, SMALL_BACKLOG_JOBS, TIMED,
+    BATCH_FOLLOWERS, BEHIND_DRAIN_JOBS, CONCURRENCY, ENQUEUE_JOBS, FOLLOWERS, MANY_JOBS,
+    MEDIUM_BACKLOG_JOBS, PART_JOBS, PATIENCE, PROJECTS, REQUEST_JOBS, SMALL_BACKLOG_JOBS, TIMED,
     client::Client,
     drain,
     load::{self, Followers, Latencies},
@@ -219,7 +219,7 @@ async fn behind(
     ensure!(queued == backlog as u64, "{queued} are queued, not {backlog}");
     let enqueue = load::bulk(mesh.client(), &["plain"], ENQUEUE_JOBS).await?;
     report.rate(&format!("enqueue, behind {backlog}"), enqueue);
-    let drained = drain::some(mesh, BEHIND_DRAIN_JOBS).await?;
+    let drained = drain::some(mesh, BEHIND_DRAIN_JOBS, CONCURRENCY).await?;
     report.memory(&format!("{backlog} queued and a drain"), &drained.usage[1], memory);
     let what = format!("drain, of {backlog} and more");
     report.rate(&what, drained.rate);

@@ -30,6 +30,8 @@ pub struct Peer {
     pub add_bulk: f64,
     /// Jobs a second, run at concurrency 256.
     pub drain: f64,
+    /// The same with few slots, where that is measured.
+    pub slots: Vec<f64>,
     /// Jobs a second, enqueued one by one from 64 callers in the queue's own process.
     pub add: f64,
     /// From the end of an add to the start of its handler.
@@ -50,6 +52,8 @@ struct Said {
     add_bulk: f64,
     drain: f64,
     add: f64,
+    #[serde(default)]
+    slots: Vec<f64>,
     pickup_ms: Vec<f64>,
     ran: usize,
     runs: usize,
@@ -174,8 +178,8 @@ impl Peers {
             .with_context(|| format!("{program} says what it measured"))?;
         let counts = (said.ran, said.runs);
         ensure!(counts == (jobs, jobs), "{program}: {counts:?} jobs and runs, not {jobs} each");
-        let Said { add_bulk, drain, add, pickup_ms, .. } = said;
-        Ok(Peer { add_bulk, drain, add, pickup: Latencies::new(pickup_ms) })
+        let Said { add_bulk, drain, slots, add, pickup_ms, .. } = said;
+        Ok(Peer { add_bulk, drain, slots, add, pickup: Latencies::new(pickup_ms) })
     }
 }
 

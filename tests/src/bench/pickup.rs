@@ -12,7 +12,9 @@ use std::{
 use anyhow::{Context, ensure};
 use processor::{Handler, JobType, Outcome, Registry, Work};
 
-use super::{PATIENCE, PICKUP_EVERY, PICKUP_JOBS, PICKUP_WARM_JOBS, load::Latencies, mesh::Mesh};
+use super::{
+    CONCURRENCY, PATIENCE, PICKUP_EVERY, PICKUP_JOBS, PICKUP_WARM_JOBS, load::Latencies, mesh::Mesh,
+};
 
 /// The name under which this program is the processor that is measured.
 pub const PROGRAM: &str = "pickup-processor";
@@ -37,7 +39,7 @@ pub fn serve() -> ExitCode {
 pub async fn measure(mesh: &Mesh) -> anyhow::Result<Latencies> {
     let mut command = Command::new(std::env::current_exe()?);
     command.arg0(PROGRAM).stdout(Stdio::piped());
-    let mut processor = mesh.spawn(command)?;
+    let mut processor = mesh.spawn(command, CONCURRENCY)?;
     let stdout = processor.stdout.take().context("stdout is piped")?;
     let reader = std::thread::spawn(move || {
         let mut started = HashMap::new();
