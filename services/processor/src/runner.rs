@@ -40,6 +40,7 @@ pub async fn run(
     let commit = |verb| CommandPublisher::start(broker.clone(), verb, None, end_reports.clone()).0;
     let runner = Arc::new(Runner {
         slots: Arc::new(Semaphore::new(config.concurrency)),
+        recordings: Arc::new(Semaphore::new(config.concurrency)),
         started: commit(Verb::Started),
         progress: commit(Verb::Progress),
         outcomes: commit(Verb::Outcome),
@@ -84,6 +85,8 @@ struct Runner {
     pullers: Pullers,
     lanes: Lanes,
     slots: Arc<Semaphore>,
+    /// Permits to record an outcome while the slot of its run takes the next one: as many as slots.
+    recordings: Arc<Semaphore>,
     started: CommandPublisher,
     progress: CommandPublisher,
     outcomes: CommandPublisher,

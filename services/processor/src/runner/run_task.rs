@@ -1,5 +1,5 @@
-//! One run in its slot: run, record the outcome, and only then ack the message. If the record fails,
-//! the message stays unacked and is redelivered.
+//! One run: execute it in its slot, record the outcome, and only then ack the message. If the record
+//! fails, the message stays unacked and is redelivered. The next run takes the slot meanwhile.
 
 use std::{
     sync::{Arc, Once},
@@ -33,6 +33,10 @@ impl Runner {
         let work = Arc::new(delivery.work.clone());
         let (started_at, started) = (service::now_ms(), Instant::now());
         let ended = self.execute(&work, started_at, stop).await;
+        let took_ms = i64::try_from(started.elapsed().as_millis()).unwrap_or(i64::MAX);
+        // The slot is free when the handler ends. The semaphore is never closed.
+        let recording = self.recordings.acquire().await;
+        drop(permit);
         let recorded = match outcome(ended) {
             None => Ok(()),
             Some((end, usage)) => {
@@ -40,7 +44,6 @@ impl Runner {
                 let end = results::store_large(&self.broker, &work, end, bytes_max).await;
                 let class = delivery.priority_class;
                 let mut report = execute::report(&work, &self.name, class, started_at, end, usage);
-                let took_ms = i64::try_from(started.elapsed().as_millis()).unwrap_or(i64::MAX);
                 // The end by the clock that does not jump.
                 report.finished_at = started_at.saturating_add(took_ms);
                 admission::commit(&self.outcomes, report).await
@@ -57,7 +60,7 @@ impl Runner {
             }
         }
         self.release_run(work.job, work.run).await;
-        drop(permit);
+        drop(recording);
     }
 
     /// Executes the handler. The start is reported once the run has taken a moment, or with its first
