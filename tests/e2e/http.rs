@@ -13,6 +13,7 @@ use tokio::{
 use crate::mesh::{Mesh, PATIENCE};
 
 const ENQUEUE: &str = "/api/queue/enqueue";
+const STATS: &str = "/api/queue/stats";
 
 async fn sent(request: reqwest::RequestBuilder) -> anyhow::Result<(u16, Value)> {
     let answer = request.send().await?;
@@ -91,8 +92,89 @@ async fn what_is_ambiguous_encoded_or_from_another_site_is_refused() -> anyhow::
         let (status, answer) = sent(foreign.header("Content-Type", "text/plain")).await?;
         assert_eq!((status, &answer["code"]), (403, &json!("cross_origin")), "{answer}");
     }
-    let own = client.post(&url).body(body).header("Origin", mesh.url("").trim_end_matches('/'));
-    assert_eq!(sent(own).await?.0, 200);
+    let own = || client.post(&url).body(body).header("Origin", mesh.url("").trim_end_matches('/'));
+    assert_eq!(sent(own().header("Content-Type", "application/json")).await?.0, 200);
+    let (status, answer) = sent(own().header("Content-Type", "text/plain")).await?;
+    assert_eq!((status, &answer["code"]), (415, &json!("unsupported_content_type")), "{answer}");
+    // A site that points its name at this address.
+    for host in ["evil.example", "evil.example:8080"] {
+        let (status, answer) = sent(client.get(mesh.url(STATS)).header("Host", host)).await?;
+        assert_eq!((status, &answer["code"]), (421, &json!("host_not_allowed")), "{answer}");
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn allowed_names_and_pages_of_allowed_sites_are_answered() -> anyhow::Result<()> {
+    let mesh = Mesh::start_with(&[
+        ("JOBMESH_ALLOW_HOSTS", "queue.example,other.example"),
+        ("JOBMESH_ALLOW_ORIGINS", "https://console.example"),
+    ])?;
+    let client = reqwest::Client::builder().no_proxy().build()?;
+    let stats = || client.get(mesh.url(STATS));
+    assert_eq!(sent(stats().header("Host", "queue.example")).await?.0, 200);
+    assert_eq!(sent(stats().header("Host", "evil.example")).await?.0, 421);
+    let header = |answer: &reqwest::Response, name: &str| {
+        answer.headers().get(name).and_then(|value| value.to_str().ok()).map(str::to_owned)
+    };
+    let from = |request: reqwest::RequestBuilder, site: &str| {
+        request.header("Origin", format!("https://{site}")).header("Sec-Fetch-Site", "cross-site")
+    };
+    let answer = from(stats(), "console.example").send().await?;
+    assert_eq!(answer.status(), StatusCode::OK);
+    let origin = header(&answer, "access-control-allow-origin");
+    assert_eq!(origin.as_deref(), Some("https://console.example"));
+    assert_eq!(header(&answer, "vary").as_deref(), Some("origin"));
+    let asks = |site: &str| {
+        let asks = client.request(reqwest::Method::OPTIONS, mesh.url(ENQUEUE));
+        from(asks, site).header("Access-Control-Request-Method", "POST")
+    };
+    let answer = asks("console.example").send().await?;
+    assert_eq!(answer.status(), StatusCode::NO_CONTENT);
+    let headers = header(&answer, "access-control-allow-headers").unwrap_or_default();
+    assert!(headers.contains("idempotency-key"), "{headers}");
+    for foreign in [from(stats(), "evil.example"), asks("evil.example")] {
+        let answer = foreign.send().await?;
+        assert_eq!(answer.status(), StatusCode::FORBIDDEN);
+        assert_eq!(header(&answer, "access-control-allow-origin"), None);
+    }
+    for path in [STATS, "/docs/", "/openapi.json", "/no-such-path"] {
+        let answer = client.get(mesh.url(path)).send().await?;
+        for (name, value) in [("x-content-type-options", "nosniff"), ("x-frame-options", "DENY")] {
+            assert_eq!(header(&answer, name).as_deref(), Some(value), "{path}");
+        }
+        let policy = header(&answer, "content-security-policy").unwrap_or_default();
+        assert!(policy.contains("frame-ancestors 'none'"), "{path}: {policy}");
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sql_needs_the_password_and_stays_inside_the_tables() -> anyhow::Result<()> {
+    let mesh = Mesh::start()?;
+    let url = mesh.clickhouse_url()?;
+    let (_, address) = url.rsplit_once('@').expect("the URL has a password");
+    let file = mesh.data_dir().join("olap.password");
+    let mode = std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(&file)?.permissions());
+    assert_eq!(mode & 0o777, 0o600, "{}", file.display());
+    let client = reqwest::Client::builder().no_proxy().build()?;
+    let ask = async |request: reqwest::RequestBuilder| {
+        let answer = request.send().await?;
+        anyhow::Ok((answer.status().as_u16(), answer.text().await?))
+    };
+    let (status, text) = ask(client.post(format!("http://{address}/")).body("SELECT 1")).await?;
+    assert_eq!((status, text.contains("Code: 516")), (403, true), "{text}");
+    let wrong = format!("http://default:wrong@{address}/?query=SELECT%201");
+    assert_eq!(ask(client.get(wrong)).await?.0, 403);
+    let (status, text) = ask(client.get(format!("{url}/?query=SELECT%201"))).await?;
+    assert_eq!((status, text.trim()), (200, "1"), "{text}");
+    let drop = "DROP%20TABLE%20jobmesh.job_runs";
+    let (status, text) = ask(client.get(format!("{url}/?query={drop}"))).await?;
+    assert_eq!((status, text.contains("Code: 164")), (403, true), "{text}");
+    let outside = "SELECT * FROM file('/etc/passwd', 'LineAsString')";
+    let (status, text) = ask(client.post(format!("{url}/")).body(outside)).await?;
+    assert_eq!((status, text.contains("Code: 497")), (403, true), "{text}");
+    assert_eq!(mesh.sql("SELECT count() FROM job_runs").await?, "0");
     Ok(())
 }
 
@@ -101,8 +183,8 @@ async fn connections_that_never_finish_a_request_are_closed() -> anyhow::Result<
     let mesh = Mesh::start()?;
     let address = mesh.url("").trim_start_matches("http://").trim_end_matches('/').to_owned();
     let heads = [
-        "POST /api/queue/enqueue HTTP/1.1\r\nHost: h\r\n",
-        "POST /api/queue/enqueue HTTP/1.1\r\nHost: h\r\nContent-Length: 100\r\n\r\n{\"projectId\"",
+        "POST /api/queue/enqueue HTTP/1.1\r\nHost: localhost\r\n",
+        "POST /api/queue/enqueue HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{\"projectId\"",
         "P",
     ];
     let mut open = Vec::new();

@@ -19,6 +19,7 @@ mod following;
 mod handlers;
 mod hostile_messages;
 mod http;
+mod keys;
 mod kills;
 mod later;
 mod mesh;

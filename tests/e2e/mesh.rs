@@ -109,7 +109,9 @@ impl Mesh {
     pub fn clickhouse_url(&self) -> anyhow::Result<String> {
         let log = fs::read_to_string(self.data_dir.join("logs/olap.log"))?;
         let listen = log.lines().rev().find_map(|line| line.split("listen=").nth(1));
-        Ok(format!("http://{}", listen.context("olap says where")?.trim()))
+        let listen = listen.context("olap logs its address")?.trim();
+        let password = fs::read_to_string(self.data_dir.join("olap.password"))?;
+        Ok(format!("http://default:{password}@{listen}"))
     }
 
     /// The folder of its data.

@@ -38,6 +38,9 @@ impl Deref for Services {
     }
 }
 
+/// The password of the engine.
+const OLAP_PASSWORD: &str = "secret";
+
 impl Services {
     /// Starts one of each service on `nodes` NATS servers, and waits until the edge is ready.
     pub async fn start(nodes: usize, environment: &[(&str, &str)]) -> anyhow::Result<Self> {
@@ -52,10 +55,13 @@ impl Services {
         let mut services = Self { cluster, proxies, children: Vec::new(), dir, olap, api };
         let library = fetch::libchdb()?;
         let olap_dir = services.dir.path().join("olap");
+        let password = services.dir.path().join("olap.password");
+        fs::write(&password, OLAP_PASSWORD)?;
         let olap = [
             ("JOBMESH_OLAP_LISTEN", olap.to_string()),
             ("JOBMESH_OLAP_DIR", olap_dir.display().to_string()),
             ("JOBMESH_LIBCHDB", library.display().to_string()),
+            ("JOBMESH_OLAP_PASSWORD_FILE", password.display().to_string()),
         ];
         services.spawn("olap", &olap)?;
         for role in ROLES {
@@ -78,7 +84,7 @@ impl Services {
 
     /// The URL of ClickHouse's interface.
     pub fn clickhouse_url(&self) -> String {
-        format!("http://{}", self.olap)
+        format!("http://default:{OLAP_PASSWORD}@{}", self.olap)
     }
 
     /// Runs a query on the ClickHouse engine; its answer as text.

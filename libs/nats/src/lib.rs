@@ -2,6 +2,7 @@
 
 pub mod access;
 pub mod analytics;
+pub mod api_keys;
 pub mod append;
 pub mod broker;
 pub mod bucket;

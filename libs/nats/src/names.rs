@@ -37,6 +37,8 @@ pub const JOBS_STREAM: &str = "KV_jobs";
 pub const THROUGH_KEY: &str = "_through";
 /// The bucket of leases and of the places that readers have reached.
 pub const LEASES: &str = "leases";
+/// The bucket of API keys.
+pub const KEYS: &str = "keys";
 /// The object store of snapshots.
 pub const SNAPSHOTS: &str = "snapshots";
 /// The object store of results that are too large to be kept with their job.

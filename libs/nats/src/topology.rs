@@ -116,15 +116,17 @@ pub async fn ensure(broker: &Broker, sizes: Sizes) -> Result<(), Error> {
     for config in streams(sizes) {
         ensure_stream(broker, config).await?;
     }
-    if broker.js.get_key_value(names::LEASES).await.is_err() {
-        let config = kv::Config {
-            bucket: names::LEASES.to_owned(),
-            history: 1,
-            num_replicas: sizes.replicas,
-            ..Default::default()
-        };
-        let made = broker.js.create_key_value(config).await;
-        made.map_err(|error| failed(names::LEASES, &error))?;
+    for bucket in [names::LEASES, names::KEYS] {
+        if broker.js.get_key_value(bucket).await.is_err() {
+            let config = kv::Config {
+                bucket: bucket.to_owned(),
+                history: 1,
+                num_replicas: sizes.replicas,
+                ..Default::default()
+            };
+            let made = broker.js.create_key_value(config).await;
+            made.map_err(|error| failed(bucket, &error))?;
+        }
     }
     if broker.js.get_object_store(names::SNAPSHOTS).await.is_err() {
         let config = object_store::Config {

@@ -17,7 +17,7 @@ use nats::{
 use serde::{Serialize, de::DeserializeOwned};
 use tokio_util::sync::CancellationToken;
 
-use crate::{Config, events::Feed, submit::Submitter};
+use crate::{Config, events::Feed, keys::Keys, submit::Submitter};
 
 /// The streams of which a share beyond this makes new work be refused: what is left belongs to
 /// the outcomes of what was accepted.
@@ -37,6 +37,7 @@ pub(crate) struct Parts {
     pub broker: Broker,
     pub submitter: Submitter,
     pub feed: Feed,
+    pub keys: Keys,
     /// The subjects whose messages the broker does not store.
     pub unstored: Unstored,
     full: Arc<AtomicBool>,
@@ -55,6 +56,7 @@ impl App {
     pub async fn start(
         config: &Config,
         broker: Broker,
+        keys: Keys,
         stop: CancellationToken,
     ) -> anyhow::Result<Self> {
         let submitter = Submitter::start(config, &broker).await?;
@@ -62,7 +64,7 @@ impl App {
         let full = Arc::new(AtomicBool::new(false));
         tokio::spawn(look_at_fill(broker.clone(), full.clone(), stop));
         let unstored = broker.watch_storage().await?;
-        Ok(Self(Arc::new(Parts { broker, submitter, feed, unstored, full })))
+        Ok(Self(Arc::new(Parts { broker, submitter, feed, keys, unstored, full })))
     }
 }
 

@@ -1,74 +1,273 @@
-//! Requests of web pages: a page of another site must neither read nor change anything here. Browsers
-//! send simple requests to any address, loopback included, and say where they come from.
+//! Requests of web pages: a page of another site must neither read nor change anything here.
+//!
+//! Browsers send simple requests to any address, loopback included, and report the page's site in
+//! `Origin` and `Sec-Fetch-Site`. A site can also point its own name at this address (DNS rebinding):
+//! then the browser takes the edge for that site, and only `Host` shows the name.
+
+use std::{net::IpAddr, sync::Arc};
 
 use axum::{
-    extract::Request,
-    http::{HeaderMap, Method, header},
+    extract::{Request, State},
+    http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header},
     middleware::Next,
     response::{IntoResponse, Response},
 };
 
-use crate::error::Error;
+use crate::{Config, error::Error};
 
 const FETCH_SITE: &str = "sec-fetch-site";
 const FETCH_MODE: &str = "sec-fetch-mode";
+/// The path below which pages are served; everything else is data.
+const PAGES: &str = "/docs";
 
-/// Refuses a request that a page of another site made. A link to a page here may be followed from anywhere.
-pub(crate) async fn guard(request: Request, next: Next) -> Response {
-    match foreign_origin(request.method(), request.headers()) {
-        Some(origin) => Error::cross_origin(&origin).into_response(),
-        None => next.run(request).await,
+/// What an allowed page may send, and read of an answer.
+const ALLOWED_METHODS: &str = "GET, POST, PUT, DELETE";
+const ALLOWED_HEADERS: &str =
+    "authorization, content-type, idempotency-key, last-event-id, x-request-id";
+const EXPOSED_HEADERS: &str = "retry-after, x-request-id";
+/// How long a browser remembers the answer to a preflight request, in seconds.
+const PREFLIGHT_MAX_AGE: &str = "600";
+
+/// Headers of every answer.
+const HARDENING: [(HeaderName, HeaderValue); 3] = [
+    (header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
+    (header::REFERRER_POLICY, HeaderValue::from_static("no-referrer")),
+    (header::X_FRAME_OPTIONS, HeaderValue::from_static("DENY")),
+];
+const RESOURCE_POLICY: HeaderName = HeaderName::from_static("cross-origin-resource-policy");
+/// The policy of data, and that of pages, which bring their own scripts and styles.
+const DATA_POLICY: HeaderValue =
+    HeaderValue::from_static("default-src 'none'; frame-ancestors 'none'");
+const PAGE_POLICY: HeaderValue = HeaderValue::from_static(
+    "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; base-uri 'none'; \
+     form-action 'none'; frame-ancestors 'none'",
+);
+
+/// The names of this edge, and the sites whose pages may use it.
+#[derive(Clone, Debug)]
+pub(crate) struct Browsers(Arc<Allowed>);
+
+#[derive(Debug)]
+struct Allowed {
+    hosts: Vec<String>,
+    origins: Vec<HeaderValue>,
+}
+
+/// The site of the page that made a request.
+#[derive(Debug, PartialEq)]
+enum Site {
+    /// No page, or one of this edge.
+    Own,
+    /// A page that an operator allowed.
+    Allowed(HeaderValue),
+    /// Another page: its site, as far as the browser reports it.
+    Foreign(String),
+}
+
+impl Browsers {
+    pub fn new(config: &Config) -> Self {
+        let hosts = config.allow_hosts.iter().map(|host| host.to_ascii_lowercase()).collect();
+        let origins = config.allow_origins.iter().map(|origin| origin.0.clone()).collect();
+        Self(Arc::new(Allowed { hosts, origins }))
     }
 }
 
-/// The site that made the request, if it is another one.
-fn foreign_origin(method: &Method, headers: &HeaderMap) -> Option<String> {
-    let text =
-        |value: &axum::http::HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
-    if let Some(origin) = headers.get(header::ORIGIN).map(text) {
-        let host = headers.get(header::HOST).map(text).unwrap_or_default();
-        let is_same = origin.split_once("://").is_some_and(|(_, authority)| authority == host);
-        return (!is_same).then_some(origin);
+/// Refuses requests to foreign names and from foreign pages, answers browsers that ask for permission,
+/// and adds the headers that protect pages.
+pub(crate) async fn guard(
+    State(Browsers(allowed)): State<Browsers>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let is_page = request.uri().path().starts_with(PAGES);
+    let (mut response, site) = match allowed.check(&request) {
+        Err(error) => (error.into_response(), Site::Own),
+        Ok(site @ Site::Allowed(_)) if is_preflight(&request) => (preflight(), site),
+        Ok(site) => (next.run(request).await, site),
+    };
+    let headers = response.headers_mut();
+    headers.extend(HARDENING);
+    let policy = if is_page { PAGE_POLICY } else { DATA_POLICY };
+    headers.insert(header::CONTENT_SECURITY_POLICY, policy);
+    let readers = if let Site::Allowed(origin) = site {
+        headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin);
+        headers.append(header::VARY, HeaderValue::from_static("origin"));
+        let exposed = HeaderValue::from_static(EXPOSED_HEADERS);
+        headers.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, exposed);
+        "cross-origin"
+    } else {
+        "same-origin"
+    };
+    headers.insert(RESOURCE_POLICY, HeaderValue::from_static(readers));
+    response
+}
+
+fn is_preflight(request: &Request) -> bool {
+    request.method() == Method::OPTIONS
+        && request.headers().contains_key(header::ACCESS_CONTROL_REQUEST_METHOD)
+}
+
+fn preflight() -> Response {
+    let headers = [
+        (header::ACCESS_CONTROL_ALLOW_METHODS, ALLOWED_METHODS),
+        (header::ACCESS_CONTROL_ALLOW_HEADERS, ALLOWED_HEADERS),
+        (header::ACCESS_CONTROL_MAX_AGE, PREFLIGHT_MAX_AGE),
+    ];
+    (StatusCode::NO_CONTENT, headers).into_response()
+}
+
+impl Allowed {
+    fn check(&self, request: &Request) -> Result<Site, Error> {
+        let headers = request.headers();
+        // An absolute URI in the request line replaces the header.
+        let host = match request.uri().authority() {
+            Some(authority) => Some(authority.as_str().to_owned()),
+            None => headers.get(header::HOST).map(text),
+        };
+        if let Some(host) = &host
+            && !self.is_own_name(host)
+        {
+            return Err(Error::host_not_allowed(host));
+        }
+        let site = self.site(request.method(), headers, host.as_deref().unwrap_or_default());
+        if let Site::Foreign(site) = &site {
+            return Err(Error::cross_origin(site));
+        }
+        let sends_body = matches!(*request.method(), Method::POST | Method::PUT | Method::PATCH);
+        let is_browser = headers.contains_key(header::ORIGIN) || headers.contains_key(FETCH_SITE);
+        if sends_body && is_browser && !is_json(headers) {
+            return Err(Error::content_type());
+        }
+        Ok(site)
     }
-    let site = headers.get(FETCH_SITE).map(text)?;
-    // The page that holds the link does not see what is shown.
-    let is_link =
-        method == Method::GET && headers.get(FETCH_MODE).is_some_and(|mode| mode == "navigate");
-    (!is_link && !matches!(site.as_str(), "same-origin" | "none")).then_some(site)
+
+    /// True for addresses, which no site can claim, for `localhost`, and for configured names.
+    fn is_own_name(&self, host: &str) -> bool {
+        let host = host.to_ascii_lowercase();
+        let name = match host.strip_prefix('[') {
+            Some(rest) => rest.split(']').next().unwrap_or_default(),
+            None => host.split(':').next().unwrap_or_default(),
+        };
+        name == "localhost"
+            || name.ends_with(".localhost")
+            || name.parse::<IpAddr>().is_ok()
+            || self.hosts.iter().any(|own| *own == host || own == name)
+    }
+
+    fn site(&self, method: &Method, headers: &HeaderMap, host: &str) -> Site {
+        if let Some(origin) = headers.get(header::ORIGIN) {
+            if self.origins.contains(origin) {
+                return Site::Allowed(origin.clone());
+            }
+            let origin = text(origin);
+            let authority = origin.split_once("://").map(|(_, authority)| authority);
+            let is_own = authority.is_some_and(|it| it.eq_ignore_ascii_case(host));
+            return if is_own { Site::Own } else { Site::Foreign(origin) };
+        }
+        let Some(site) = headers.get(FETCH_SITE).map(text) else { return Site::Own };
+        // A link to a page here may be followed from anywhere; the page with the link does not see
+        // the answer.
+        let is_link =
+            method == Method::GET && headers.get(FETCH_MODE).is_some_and(|mode| mode == "navigate");
+        let is_own = matches!(site.as_str(), "same-origin" | "none");
+        if is_own || is_link { Site::Own } else { Site::Foreign(site) }
+    }
+}
+
+fn is_json(headers: &HeaderMap) -> bool {
+    let value = headers.get(header::CONTENT_TYPE).map(text).unwrap_or_default();
+    let media_type = value.split(';').next().unwrap_or_default().trim();
+    media_type.eq_ignore_ascii_case("application/json")
+}
+
+fn text(value: &HeaderValue) -> String {
+    String::from_utf8_lossy(value.as_bytes()).into_owned()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    const HOST: (&str, &str) = ("host", "127.0.0.1:8080");
+
+    fn allowed() -> Allowed {
+        let origins = vec![HeaderValue::from_static("https://console.example")];
+        Allowed { hosts: vec!["queue.example".into(), "edge:8080".into()], origins }
+    }
+
+    fn check(method: Method, pairs: &[(&str, &str)]) -> Result<Site, u16> {
+        let mut request = Request::builder().method(method).uri("/api/queue/stats");
+        for (name, value) in pairs {
+            request = request.header(*name, *value);
+        }
+        let request = request.body(axum::body::Body::empty()).expect("it is a request");
+        allowed().check(&request).map_err(|error| error.into_response().status().as_u16())
+    }
+
     #[test]
     fn only_pages_of_other_sites_are_foreign() {
-        let headers = |pairs: &[(&'static str, &str)]| {
-            let pair = |(name, value): &(&'static str, &str)| {
-                (axum::http::HeaderName::from_static(name), value.parse().expect("it is a value"))
-            };
-            pairs.iter().map(pair).collect::<HeaderMap>()
-        };
-        let host = ("host", "127.0.0.1:8080");
         for own in [
-            vec![host],
-            vec![host, ("origin", "http://127.0.0.1:8080")],
-            vec![host, ("sec-fetch-site", "same-origin")],
-            vec![host, ("sec-fetch-site", "none")],
-            vec![host, ("sec-fetch-site", "cross-site"), ("sec-fetch-mode", "navigate")],
+            vec![HOST],
+            vec![HOST, ("origin", "http://127.0.0.1:8080")],
+            vec![HOST, ("sec-fetch-site", "same-origin")],
+            vec![HOST, ("sec-fetch-site", "none")],
+            vec![HOST, ("sec-fetch-site", "cross-site"), ("sec-fetch-mode", "navigate")],
         ] {
-            assert_eq!(foreign_origin(&Method::GET, &headers(&own)), None, "{own:?}");
+            assert_eq!(check(Method::GET, &own), Ok(Site::Own), "{own:?}");
         }
         for foreign in [
-            vec![host, ("origin", "https://evil.example")],
-            vec![host, ("origin", "null")],
-            vec![host, ("origin", "http://127.0.0.1:9090")],
-            vec![host, ("sec-fetch-site", "cross-site")],
-            vec![host, ("sec-fetch-site", "same-site")],
+            vec![HOST, ("origin", "https://evil.example")],
+            vec![HOST, ("origin", "https://console.example.evil.example")],
+            vec![HOST, ("origin", "null")],
+            vec![HOST, ("origin", "http://127.0.0.1:9090")],
+            vec![HOST, ("sec-fetch-site", "cross-site")],
+            vec![HOST, ("sec-fetch-site", "same-site")],
         ] {
-            assert!(foreign_origin(&Method::GET, &headers(&foreign)).is_some(), "{foreign:?}");
+            assert_eq!(check(Method::GET, &foreign), Err(403), "{foreign:?}");
         }
-        let form = [host, ("sec-fetch-site", "cross-site"), ("sec-fetch-mode", "navigate")];
-        assert!(foreign_origin(&Method::POST, &headers(&form)).is_some());
+        let form = [HOST, ("sec-fetch-site", "cross-site"), ("sec-fetch-mode", "navigate")];
+        assert_eq!(check(Method::POST, &form), Err(403));
+        let console = HeaderValue::from_static("https://console.example");
+        let page = [HOST, ("origin", "https://console.example"), ("sec-fetch-site", "cross-site")];
+        assert_eq!(check(Method::GET, &page), Ok(Site::Allowed(console)));
+    }
+
+    #[test]
+    fn names_that_a_site_could_claim_are_refused() {
+        for host in [
+            "127.0.0.1:8080",
+            "[::1]:8080",
+            "[::1]",
+            "10.1.2.3",
+            "LOCALHOST:8080",
+            "mesh.localhost",
+            "queue.example",
+            "Queue.Example:443",
+            "edge:8080",
+        ] {
+            assert_eq!(check(Method::GET, &[("host", host)]), Ok(Site::Own), "{host}");
+        }
+        for host in [
+            "evil.example",
+            "evil.example:8080",
+            "localhost.evil.example",
+            "127.0.0.1.evil.example",
+            "edge:9090",
+            "edge",
+            "",
+        ] {
+            assert_eq!(check(Method::GET, &[("host", host)]), Err(421), "{host}");
+        }
+    }
+
+    #[test]
+    fn pages_send_json_and_programs_anything() {
+        let plain = ("content-type", "text/plain");
+        assert_eq!(check(Method::POST, &[HOST, plain]), Ok(Site::Own));
+        let own = ("origin", "http://127.0.0.1:8080");
+        assert_eq!(check(Method::POST, &[HOST, own, plain]), Err(415));
+        assert_eq!(check(Method::PUT, &[HOST, ("sec-fetch-site", "same-origin")]), Err(415));
+        let json = ("content-type", "application/json; charset=utf-8");
+        assert_eq!(check(Method::POST, &[HOST, own, json]), Ok(Site::Own));
     }
 }

@@ -1,8 +1,29 @@
 //! What an operator may set of the edge.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, str::FromStr, time::Duration};
 
+use axum::http::HeaderValue;
 use service::Nats;
+use url::Url;
+
+/// The origin of a web page: scheme, host and port, as browsers write it.
+#[derive(Clone, Debug)]
+pub struct Origin(pub(crate) HeaderValue);
+
+impl FromStr for Origin {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let url: Url = text.parse().map_err(|error| format!("it is not a URL: {error}"))?;
+        let origin = url.origin().ascii_serialization();
+        if !matches!(url.scheme(), "http" | "https") || origin != text {
+            return Err(format!(
+                "an origin has a scheme and a host and nothing else; did you mean {origin}?"
+            ));
+        }
+        HeaderValue::try_from(origin).map(Self).map_err(|error| error.to_string())
+    }
+}
 
 /// Settings of the edge.
 #[derive(Clone, Debug, clap::Args)]
@@ -13,9 +34,20 @@ pub struct Config {
     /// The address to listen on for HTTP.
     #[arg(long, env = "JOBMESH_LISTEN", default_value = "127.0.0.1:8080")]
     pub listen: SocketAddr,
-    /// Allow an address that others can reach, although the API has no keys.
+    /// Refuse requests without an API key, even while there is no key. Once there is one, they are
+    /// refused in any case.
+    #[arg(long, env = "JOBMESH_REQUIRE_KEYS")]
+    pub require_keys: bool,
+    /// Allow an address that others can reach without --require-keys.
     #[arg(long, env = "JOBMESH_INSECURE")]
     pub insecure: bool,
+    /// Names under which clients reach this edge, such as queue.example.com or edge:8080. Addresses and
+    /// localhost are always allowed; a request for another name is refused.
+    #[arg(long = "allow-host", env = "JOBMESH_ALLOW_HOSTS", value_delimiter = ',')]
+    pub allow_hosts: Vec<String>,
+    /// Sites whose web pages may use the API, such as https://console.example.com.
+    #[arg(long = "allow-origin", env = "JOBMESH_ALLOW_ORIGINS", value_delimiter = ',')]
+    pub allow_origins: Vec<Origin>,
     /// How long the broker may take to confirm a command before the answer is 503, in ms.
     #[arg(long, env = "JOBMESH_CONFIRM_MS", default_value_t = 5_000)]
     pub confirm_ms: u64,

@@ -6,6 +6,7 @@ pub(crate) mod enqueue;
 pub(crate) mod events;
 pub(crate) mod health;
 pub(crate) mod jobs;
+pub(crate) mod keys;
 pub(crate) mod metrics;
 pub(crate) mod projects;
 pub(crate) mod redo;

@@ -6,11 +6,12 @@ use axum::{
     Json,
     http::{
         HeaderValue, StatusCode,
-        header::{CONNECTION, RETRY_AFTER},
+        header::{CONNECTION, RETRY_AFTER, WWW_AUTHENTICATE},
     },
     response::{IntoResponse, Response},
 };
 use job::{bounds::truncate, reply::Code};
+use nats::api_keys::Scope;
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -75,9 +76,70 @@ impl Error {
         Self::new(StatusCode::REQUEST_TIMEOUT, "request_timeout", text)
     }
 
-    /// A page of another site asks.
+    /// The request has no API key.
+    pub fn no_key() -> Self {
+        let text = "an API key is needed: send it as Authorization: Bearer jm_…";
+        Self::new(StatusCode::UNAUTHORIZED, "key_missing", text)
+    }
+
+    /// The request has a text that is no API key.
+    pub fn malformed_key() -> Self {
+        let text = "the API key is malformed: it is a text of 54 characters that begins with jm_, behind Bearer";
+        Self::new(StatusCode::UNAUTHORIZED, "key_malformed", text)
+    }
+
+    /// The API key is not accepted: unknown, revoked or expired.
+    pub fn unknown_key() -> Self {
+        let text = "the API key is unknown, revoked or expired";
+        Self::new(StatusCode::UNAUTHORIZED, "key_not_accepted", text)
+    }
+
+    /// The API key may not do this.
+    pub fn scope(own: Scope, needed: Scope) -> Self {
+        let (own, needed) = (own.name(), needed.name());
+        Self::forbidden(format!("the API key has scope {own}, and this needs {needed}"))
+    }
+
+    /// The API key may not see this.
+    pub fn forbidden(text: impl Into<String>) -> Self {
+        Self::new(StatusCode::FORBIDDEN, "forbidden", text)
+    }
+
+    /// The API key is not for this project, whether there is one or not.
+    pub fn project_not_found(project: &str) -> Self {
+        let text = format!("the API key is for no project {project:?}");
+        Self::new(StatusCode::NOT_FOUND, "project_not_found", text)
+    }
+
+    /// No such API key.
+    pub fn key_not_found(text: impl Into<String>) -> Self {
+        Self::new(StatusCode::NOT_FOUND, "key_not_found", text)
+    }
+
+    /// Two requests changed an API key at the same time.
+    pub fn key_conflict(text: impl Into<String>) -> Self {
+        Self::new(StatusCode::CONFLICT, "key_conflict", text)
+    }
+
+    /// A page sends something else than JSON.
+    pub fn content_type() -> Self {
+        let text = "web pages must send a body with Content-Type: application/json";
+        Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_content_type", text)
+    }
+
+    /// The request is for a name that is not one of this edge.
+    pub fn host_not_allowed(host: &str) -> Self {
+        let text = format!(
+            "{host:?} is not a name of this server: use its address or localhost, or allow the name with --allow-host"
+        );
+        Self::new(StatusCode::MISDIRECTED_REQUEST, "host_not_allowed", truncate(&text, 500))
+    }
+
+    /// A page of another site makes a request.
     pub fn cross_origin(origin: &str) -> Self {
-        let text = format!("a web page of another site ({origin:?}) may not use this API");
+        let text = format!(
+            "a web page of another site ({origin:?}) may not use this API unless --allow-origin names the site"
+        );
         Self::new(StatusCode::FORBIDDEN, "cross_origin", truncate(&text, 500))
     }
 
@@ -207,6 +269,9 @@ impl IntoResponse for Error {
         if leaves_body.contains(&self.status) {
             // The rest of the body is not read, so the connection cannot be reused.
             response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        if self.status == StatusCode::UNAUTHORIZED {
+            response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
         if let Some(seconds) = self.retry_after_s {
             response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));

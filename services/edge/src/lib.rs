@@ -11,6 +11,7 @@ mod endpoints;
 mod error;
 mod events;
 mod ids;
+mod keys;
 mod openapi;
 mod request_id;
 mod router;
@@ -24,22 +25,27 @@ use anyhow::{Context, ensure};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-pub use config::Config;
+pub use config::{Config, Origin};
 pub use router::openapi;
+
+use browser::Browsers;
 
 /// Serves until `stop` is cancelled, then lets requests under way end.
 ///
 /// # Errors
 /// If the address cannot or must not be listened on, or the NATS account cannot be used.
 pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> {
-    check_listen(config.listen, config.insecure)?;
+    check_listen(config.listen, config.insecure || config.require_keys)?;
     let name = service::instance("edge");
     let Some(broker) = config.nats.connect(&name, &stop).await? else { return Ok(()) };
+    let keys = keys::Keys::start(&broker, config.require_keys, stop.clone()).await?;
+    let Some(keys) = keys else { return Ok(()) };
     let listener = TcpListener::bind(config.listen).await;
     let listener = listener.with_context(|| format!("cannot listen on {}", config.listen))?;
     tracing::info!(listen = %listener.local_addr()?, "edge serves");
-    let app = app::App::start(&config, broker, stop.clone()).await?;
-    server::serve(listener, router::router(app.clone()), stop).await;
+    let app = app::App::start(&config, broker, keys, stop.clone()).await?;
+    let router = router::router(app.clone(), Browsers::new(&config));
+    server::serve(listener, router, stop).await;
     app.broker.client.flush().await.ok();
     tracing::info!("edge drained");
     Ok(())
@@ -48,12 +54,12 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
 /// Whether the edge may listen on an address.
 ///
 /// # Errors
-/// If other machines could reach it, and `--insecure` is not set.
-pub fn check_listen(listen: SocketAddr, insecure: bool) -> anyhow::Result<()> {
+/// If other machines could reach it, and it is not `allowed` by `--require-keys` or `--insecure`.
+pub fn check_listen(listen: SocketAddr, allowed: bool) -> anyhow::Result<()> {
     ensure!(
-        listen.ip().is_loopback() || insecure,
-        "{listen} is not a loopback address, and the edge knows no keys: anyone could use it. \
-         Listen on 127.0.0.1, or say --insecure if something else guards it"
+        listen.ip().is_loopback() || allowed,
+        "{listen} is not a loopback address: anyone could use the API. Listen on 127.0.0.1, set \
+         --require-keys so that each request needs an API key, or --insecure if something else guards it"
     );
     Ok(())
 }

@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 
 use utoipa::{
-    IntoParams, IntoResponses, OpenApi, PartialSchema, ToSchema,
+    IntoParams, IntoResponses, Modify, OpenApi, PartialSchema, ToSchema,
     openapi::{
         ContentBuilder, RefOr, ResponseBuilder,
         response::Response,
         schema::{ObjectBuilder, Schema, Type},
+        security::{HttpAuthScheme, HttpBuilder, SecurityScheme},
     },
 };
 
@@ -22,6 +23,8 @@ use crate::error::{Envelope, Error};
         license(name = "Apache-2.0", identifier = "Apache-2.0"),
     ),
     components(schemas(Envelope)),
+    modifiers(&ApiKey),
+    security((), ("apiKey" = [])),
     tags(
         (name = "queue", description = "Jobs: enqueued, changed, read, counted."),
         (name = "projects", description = "Limits, handlers, webhooks and schedules of projects."),
@@ -30,23 +33,41 @@ use crate::error::{Envelope, Error};
 )]
 pub(crate) struct Document;
 
+/// The API key in the document: optional, because a mesh without keys needs none.
+struct ApiKey;
+
+impl Modify for ApiKey {
+    fn modify(&self, document: &mut utoipa::openapi::OpenApi) {
+        let bearer = HttpBuilder::new().scheme(HttpAuthScheme::Bearer);
+        let bearer = bearer.description(Some("An API key, needed once there is one."));
+        let scheme = SecurityScheme::Http(bearer.build());
+        let components = document.components.get_or_insert_default();
+        components.add_security_scheme("apiKey", scheme);
+    }
+}
+
 /// The statuses that an error may have, and what each means.
-const ERRORS: [(&str, &str); 11] = [
+const ERRORS: [(&str, &str); 13] = [
     ("400", "The request is not what it must be; the error names the field."),
-    ("403", "A web page of another site may not use the API."),
-    ("404", "There is no such job, batch, schedule or endpoint."),
+    ("401", "There are API keys, and the request has none that is accepted."),
+    ("403", "The API key may not do this, or a web page of another site made the request."),
+    (
+        "404",
+        "There is no such job, batch, schedule, API key or endpoint, or the API key is not for the project.",
+    ),
     ("405", "The endpoint does not take the method."),
     ("408", "The body did not come in time."),
     ("409", "The job or schedule is in no state for it; the error says why."),
     ("413", "Too much at once; the error names the limit."),
-    ("415", "The body is compressed."),
+    ("415", "The body is compressed, or a web page did not send it as JSON."),
+    ("421", "The request is for a name that is not one of this edge."),
     ("422", "The Idempotency-Key came with another request before."),
     ("500", "The edge failed; report it with the X-Request-Id."),
     ("503", "Something behind the edge is away or full: send it again after Retry-After."),
 ];
 
 /// Which of them an answer to a mere question may have.
-const OF_QUESTIONS: [&str; 6] = ["400", "403", "404", "405", "500", "503"];
+const OF_QUESTIONS: [&str; 8] = ["400", "401", "403", "404", "405", "421", "500", "503"];
 
 impl IntoResponses for Error {
     fn responses() -> BTreeMap<String, RefOr<Response>> {

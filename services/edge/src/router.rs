@@ -13,12 +13,13 @@ use utoipa_swagger_ui::SwaggerUi;
 
 use crate::{
     app::App,
-    browser,
+    browser::{self, Browsers},
     endpoints::{
-        cancel, enqueue, events, health, jobs, metrics, projects, redo, result, retry, schedules,
-        stats, status,
+        cancel, enqueue, events, health, jobs, keys as keys_api, metrics, projects, redo, result,
+        retry, schedules, stats, status,
     },
     error::Error,
+    keys,
     openapi::Document,
     request_id,
 };
@@ -47,6 +48,9 @@ fn endpoints() -> OpenApiRouter<App> {
             schedules::put_schedule,
             schedules::delete_schedule
         ))
+        .routes(routes!(keys_api::list_keys, keys_api::create_key))
+        .routes(routes!(keys_api::revoke_key))
+        .routes(routes!(keys_api::rotate_key))
         .routes(routes!(health::healthz))
         .routes(routes!(health::readyz))
 }
@@ -58,8 +62,9 @@ pub fn openapi() -> String {
 }
 
 /// The routes of the edge.
-pub(crate) fn router(app: App) -> Router {
+pub(crate) fn router(app: App, browsers: Browsers) -> Router {
     let (router, _) = endpoints().split_for_parts();
+    let keys = app.keys.clone();
     // A handler is cloned for each request: it must not hold the document itself.
     let document = Bytes::from(openapi());
     let document = get(async move || ([(CONTENT_TYPE, "application/json")], document.clone()));
@@ -77,7 +82,8 @@ pub(crate) fn router(app: App) -> Router {
     // is inside.
     Router::new()
         .fallback_service(router)
-        .layer(middleware::from_fn(browser::guard))
+        .layer(middleware::from_fn_with_state(keys, keys::guard))
+        .layer(middleware::from_fn_with_state(browsers, browser::guard))
         .layer(middleware::from_fn(request_id::give))
 }
 

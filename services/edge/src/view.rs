@@ -231,6 +231,12 @@ impl JobView {
         [Status::Completed, Status::Failed, Status::Canceled].into_iter().any(|it| self.is(it))
     }
 
+    /// Omits data, result and progress, which are the client's own.
+    pub fn hide_content(&mut self) {
+        (self.data, self.result, self.progress) = (None, None, None);
+        (self.result_url, self.result_bytes) = (None, None);
+    }
+
     /// Omits the history unless it was requested.
     pub fn show_history(&mut self, shown: bool) {
         if !shown {

@@ -6,10 +6,11 @@
 mod api;
 mod doctor;
 mod json;
+mod keys;
 mod show;
 mod watch;
 
-use std::{collections::BTreeMap, io::Read, process::ExitCode};
+use std::{collections::BTreeMap, io::Read, path::PathBuf, process::ExitCode};
 
 use anyhow::Context;
 use clap::{Args, Subcommand};
@@ -25,6 +26,9 @@ pub(crate) struct Server {
     /// The URL of an edge.
     #[arg(long, env = "JOBMESH_URL", default_value = "http://127.0.0.1:8080")]
     url: String,
+    /// The file with the API key; JOBMESH_KEY may hold the key itself.
+    #[arg(long, env = "JOBMESH_KEY_FILE")]
+    key_file: Option<PathBuf>,
     /// Show the answer as JSON, for scripts.
     #[arg(long)]
     json: bool,
@@ -116,6 +120,9 @@ pub(crate) enum Command {
         #[command(flatten)]
         server: Server,
     },
+    /// Makes, lists, revokes and rotates API keys.
+    #[command(subcommand)]
+    Keys(keys::Keys),
     /// Checks a mesh, and says what to do.
     Doctor(doctor::Doctor),
     /// Writes the completions of a shell.
@@ -227,6 +234,7 @@ async fn act(command: Command) -> anyhow::Result<ExitCode> {
             };
             show::answer(server.json, &answer, |answer| show::fields(&answer.field("project")))?;
         }
+        Command::Keys(keys) => keys::act(keys).await?,
         Command::Doctor(doctor) => return doctor.run().await,
         Command::Completions { shell } => {
             let mut command = <crate::Cli as clap::CommandFactory>::command();

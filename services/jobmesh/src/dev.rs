@@ -36,7 +36,7 @@ async fn supervise(config: Config) -> anyhow::Result<()> {
     let _lock = lock(&data_dir)?;
     // Checked here, so that the error is visible: a child would log it, and another edge on that
     // address would answer instead.
-    edge::check_listen(config.listen, config.insecure)?;
+    edge::check_listen(config.listen, config.insecure || config.require_keys)?;
     drop(
         TcpListener::bind(config.listen)
             .with_context(|| format!("cannot listen on {}", config.listen))?,

@@ -1,6 +1,8 @@
 //! The HTTP interface: parameters in, rows or ClickHouse's own error out.
 
-use anyhow::Context;
+use std::sync::Arc;
+
+use anyhow::{Context, ensure};
 use axum::{
     Router,
     body::{Body, to_bytes},
@@ -15,8 +17,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     Config,
+    access::{self, Refused},
     engine::{Ask, Engine},
-    statement,
+    library::Answer,
+    statement::{self, Statement},
 };
 
 /// The largest body of a request, in bytes: a statement or a block of rows.
@@ -43,6 +47,10 @@ const IGNORED: [&str; 12] = [
 /// If the library cannot be loaded, the tables cannot be opened, or the address cannot be listened
 /// on.
 pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> {
+    let password = std::fs::read_to_string(&config.password_file)
+        .with_context(|| format!("cannot read {}", config.password_file.display()))?;
+    let password: Arc<str> = password.trim_end().into();
+    ensure!(!password.is_empty(), "{} is empty", config.password_file.display());
     let (library, dir) = (config.libchdb.clone(), config.dir.clone());
     let started = tokio::task::spawn_blocking(move || Engine::start(&library, &dir)).await?;
     let (engine, threads) = started?;
@@ -52,7 +60,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     let router = Router::new()
         .route("/ping", get(ping))
         .route("/", get(answer).post(answer))
-        .with_state(engine);
+        .with_state(Interface { engine, password });
     let served = axum::serve(listener, router).with_graceful_shutdown(stop.cancelled_owned());
     let ended = served.await;
     tokio::task::spawn_blocking(move || threads.join()).await?;
@@ -60,12 +68,19 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     Ok(ended?)
 }
 
+/// The engine, and the password that its clients need.
+#[derive(Clone)]
+struct Interface {
+    engine: Engine,
+    password: Arc<str>,
+}
+
 async fn ping() -> &'static str {
     "Ok.\n"
 }
 
 async fn answer(
-    State(engine): State<Engine>,
+    State(Interface { engine, password }): State<Interface>,
     RawQuery(query): RawQuery,
     headers: HeaderMap,
     request: Request,
@@ -87,13 +102,21 @@ async fn answer(
     if !post && !pairs.iter().any(|(name, _)| name == "query") {
         return ping().await.into_response();
     }
+    if !access::has_password(&password, &headers, &pairs) {
+        let why = "default: the password is missing or wrong".to_owned();
+        return refused(&Refused { code: 516, why });
+    }
     match ask(pairs, &headers, &body) {
         Err(why) => failure(
             StatusCode::BAD_REQUEST,
             62,
             &format!("Code: 62. DB::Exception: {why}. (SYNTAX_ERROR)"),
         ),
-        Ok(ask) => match engine.run(ask).await {
+        Ok(ask) if !post && !matches!(ask.statement, Statement::Read(_)) => {
+            let why = "GET can only read: send this statement with POST".to_owned();
+            refused(&Refused { code: 164, why })
+        }
+        Ok(ask) => match execute(&engine, ask).await {
             Ok(answer) => {
                 let summary = format!(
                     r#"{{"read_rows":"{}","written_rows":"{}"}}"#,
@@ -107,6 +130,21 @@ async fn answer(
             }
         },
     }
+}
+
+async fn execute(engine: &Engine, ask: Ask) -> Result<Answer, String> {
+    let (Statement::Read(sql) | Statement::Write(sql) | Statement::Insert { sql, .. }) =
+        &ask.statement;
+    access::check_inside(sql).map_err(|error| text(&error))?;
+    engine.run(ask).await
+}
+
+fn text(error: &Refused) -> String {
+    format!("Code: {}. DB::Exception: {}", error.code, error.why)
+}
+
+fn refused(error: &Refused) -> Response {
+    failure(StatusCode::FORBIDDEN, error.code, &text(error))
 }
 
 async fn read_body(body: Body) -> Result<Bytes, Response> {
@@ -123,8 +161,9 @@ async fn read_form(
     body: Bytes,
     pairs: &mut Vec<(String, String)>,
 ) -> Result<Bytes, multer::Error> {
-    let kind = headers.get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
-    let Ok(boundary) = multer::parse_boundary(kind) else { return Ok(body) };
+    let content_type =
+        headers.get(CONTENT_TYPE).and_then(|it| it.to_str().ok()).unwrap_or_default();
+    let Ok(boundary) = multer::parse_boundary(content_type) else { return Ok(body) };
     let whole = futures_util::stream::iter([Ok::<_, std::convert::Infallible>(body)]);
     let mut form = multer::Multipart::new(whole, boundary);
     while let Some(field) = form.next_field().await? {
@@ -194,6 +233,7 @@ fn status(code: u32) -> StatusCode {
         6 | 26 | 27 | 36 | 38 | 41 | 46 | 47 | 50 | 53 | 62 | 69 | 70 | 72 | 73 | 115 | 117
         | 130 | 457 => StatusCode::BAD_REQUEST,
         60 | 81 => StatusCode::NOT_FOUND,
+        497 => StatusCode::FORBIDDEN,
         _ => StatusCode::INTERNAL_SERVER_ERROR,
     }
 }

@@ -4,6 +4,7 @@
 //! client and the same SQL as to a real one, and so can `curl`. Two connections, because each
 //! runs one statement at a time: one writes, one reads.
 
+mod access;
 mod config;
 mod engine;
 mod http;

@@ -177,7 +177,9 @@ impl Mesh {
         let olap = self.arguments("olap")?;
         let listen = olap.iter().skip_while(|word| *word != "--listen").nth(1);
         let listen = listen.context("the engine listens")?.clone();
-        let answer = Client::new(listen).connect().await?.ask("POST", "/", &query).await?;
+        let password = fs::read_to_string(self.dir.path().join("olap.password"))?;
+        let path = format!("/?password={password}");
+        let answer = Client::new(listen).connect().await?.ask("POST", &path, &query).await?;
         let found = String::from_utf8_lossy(&answer.body);
         let wanted = format!("{jobs}\t{jobs}\t{jobs}");
         ensure!(found.trim() == wanted, "{project}: runs, jobs, ends are {found}, not {wanted}");

@@ -13,6 +13,7 @@ use crate::{
     body::{self, Body, NoQuery},
     error::Error,
     ids::{self, Key},
+    keys::Access,
     submit::Submitted,
 };
 
@@ -22,6 +23,7 @@ pub(super) const DURABLE: &str =
 
 /// A request without parameters whose body is a command.
 pub(crate) struct CommandRequest {
+    access: Access,
     headers: HeaderMap,
     body: Bytes,
 }
@@ -32,9 +34,10 @@ impl FromRequest<App> for CommandRequest {
     async fn from_request(request: Request, app: &App) -> Result<Self, Error> {
         let (mut parts, body) = request.into_parts();
         NoQuery::from_request_parts(&mut parts, app).await?;
+        let access = Access::from_request_parts(&mut parts, app).await?;
         let headers = parts.headers.clone();
         let Body(body) = Body::from_request(Request::from_parts(parts, body), app).await?;
-        Ok(Self { headers, body })
+        Ok(Self { access, headers, body })
     }
 }
 
@@ -54,6 +57,7 @@ impl CommandRequest {
         let request: T = body::read(&self.body)?;
         let project = request.project_id().ok_or_else(|| Error::missing("projectId"))?;
         let project = ids::id("projectId", project)?;
+        self.access.project(&project)?;
         let key = Key::read(&self.headers, verb.name(), &project, &self.body)?;
         Ok((request, project, key))
     }

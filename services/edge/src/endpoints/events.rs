@@ -17,6 +17,7 @@ use crate::{
     error::Error,
     events::{Filter, Subscription},
     ids,
+    keys::Access,
     openapi::QuestionError,
 };
 
@@ -34,6 +35,7 @@ use crate::{
 )]
 pub(crate) async fn stream(
     State(app): State<App>,
+    access: Access,
     uri: Uri,
     headers: HeaderMap,
 ) -> Result<Response, Error> {
@@ -42,9 +44,15 @@ pub(crate) async fn stream(
     let project = project.map(|id| ids::id("projectId", &id)).transpose()?;
     let batch = batch.map(|id| ids::id("batchId", &id)).transpose()?;
     let job = job.map(|id| ids::job_id("jobId", &id)).transpose()?;
+    access.project_or_all(project.as_ref())?;
+    if access.is_metadata_only() {
+        return Err(Error::forbidden("the API key may not see progress, which events contain"));
+    }
     let filter = filter(project, batch, job)?;
     let subscription = Subscription::new(app.feed.clone(), filter, cursor(&headers, after)?);
     let chunks = subscription.into_chunks().map(Ok::<Bytes, Infallible>);
+    // A stream ends with its key.
+    let chunks = chunks.take_until(async move { access.ended().await });
     let headers =
         [(header::CONTENT_TYPE, "text/event-stream"), (header::CACHE_CONTROL, "no-store")];
     Ok((headers, Body::from_stream(chunks)).into_response())

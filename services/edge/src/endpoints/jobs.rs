@@ -23,6 +23,7 @@ use crate::{
     body,
     error::Error,
     ids,
+    keys::Access,
     openapi::{ClientJobType, QuestionError},
     view::JobView,
 };
@@ -118,12 +119,14 @@ impl Cursor {
     ),
     responses((status = 200, description = "As it is now.", body = Listed), QuestionError),
 )]
-pub(crate) async fn list_jobs(State(app): State<App>, uri: Uri) -> Answer<Listed> {
+pub(crate) async fn list_jobs(State(app): State<App>, access: Access, uri: Uri) -> Answer<Listed> {
     let [project, batch, status, job_type, limit, cursor] =
         body::query(&uri, ["projectId", "batchId", "status", "type", "limit", "cursor"])?;
     let project = project.ok_or_else(|| Error::missing("projectId"))?;
+    let project = ids::id("projectId", &project)?;
+    access.project(&project)?;
     let filter = Filter {
-        project: ids::id("projectId", &project)?,
+        project,
         batch: batch.map(|id| ids::id("batchId", &id)).transpose()?,
         status: status.as_deref().map(named_status).transpose()?,
         job_type: job_type.as_deref().map(named_job_type).transpose()?,
@@ -135,7 +138,7 @@ pub(crate) async fn list_jobs(State(app): State<App>, uri: Uri) -> Answer<Listed
         None if filter.status.is_some_and(Status::is_terminal) => Cursor::Ended(None),
         None => Cursor::Live(None),
     };
-    let (jobs, next) = match cursor {
+    let (mut jobs, next) = match cursor {
         Cursor::Live(before) => match live(&app, &filter, before).await? {
             // Without active jobs, the first page shows terminal ones.
             (none, Some(Cursor::Ended(_))) if none.is_empty() => ended(&app, &filter, None).await?,
@@ -143,6 +146,7 @@ pub(crate) async fn list_jobs(State(app): State<App>, uri: Uri) -> Answer<Listed
         },
         Cursor::Ended(before) => ended(&app, &filter, before).await?,
     };
+    hide(&access, &mut jobs);
     ok(Listed { success: true, jobs, next_cursor: next.map(Cursor::text) })
 }
 
@@ -154,14 +158,17 @@ pub(crate) async fn list_jobs(State(app): State<App>, uri: Uri) -> Answer<Listed
 )]
 pub(crate) async fn get_batch(
     State(app): State<App>,
+    access: Access,
     uri: Uri,
     id: Result<Path<String>, PathRejection>,
 ) -> Answer<Batch> {
     let [project] = body::query(&uri, ["projectId"])?;
     let Path(id) = id.map_err(|_| Error::invalid("batchId in the path must be UTF-8"))?;
     let project = project.ok_or_else(|| Error::missing("projectId"))?;
+    let project = ids::id("projectId", &project)?;
+    access.project(&project)?;
     let filter = Filter {
-        project: ids::id("projectId", &project)?,
+        project: project.clone(),
         batch: Some(ids::id("batchId", &id)?),
         status: None,
         job_type: None,
@@ -190,9 +197,17 @@ pub(crate) async fn get_batch(
         let text = format!("no job of batch {id:?} in project {project:?}");
         return Err(Error::batch_not_found(text));
     };
+    hide(&access, &mut jobs);
     let Filter { project: project_id, batch, .. } = filter;
     let batch_id = batch.unwrap_or_else(|| id.into());
     ok(Batch { success: true, batch: BatchView { project_id, batch_id, status, jobs } })
+}
+
+/// Hides what the key may not see.
+fn hide(access: &Access, jobs: &mut [JobView]) {
+    if access.is_metadata_only() {
+        jobs.iter_mut().for_each(JobView::hide_content);
+    }
 }
 
 /// A page of live jobs.

@@ -10,7 +10,7 @@ use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
 use super::{Answer, PATIENCE, ok};
-use crate::{app::App, body, error::Error, ids, openapi::QuestionError};
+use crate::{app::App, body, error::Error, ids, keys::Access, openapi::QuestionError};
 
 #[derive(Serialize, ToSchema)]
 #[schema(as = Metrics)]
@@ -26,9 +26,10 @@ pub(crate) struct Response {
     params(("projectId" = Option<String>, Query, description = "All projects where absent.", min_length = 1, max_length = 128), ("timeRange" = Option<Range>, Query, description = "24h where absent.")),
     responses((status = 200, description = "As it is now.", body = Response), QuestionError),
 )]
-pub(crate) async fn metrics(State(app): State<App>, uri: Uri) -> Answer<Response> {
+pub(crate) async fn metrics(State(app): State<App>, access: Access, uri: Uri) -> Answer<Response> {
     let [project, range] = body::query(&uri, ["projectId", "timeRange"])?;
     let project = project.map(|id| ids::id("projectId", &id)).transpose()?;
+    access.project_or_all(project.as_ref())?;
     let range = match range {
         None => Range::Day,
         Some(name) => Range::ALL

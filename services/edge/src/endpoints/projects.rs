@@ -26,6 +26,7 @@ use crate::{
     body::{self, Body, NoQuery},
     error::Error,
     ids,
+    keys::Access,
     openapi::QuestionError,
 };
 
@@ -87,10 +88,11 @@ struct Usage {
 )]
 pub(crate) async fn get_project(
     State(app): State<App>,
+    access: Access,
     _: NoQuery,
     id: Result<Path<String>, PathRejection>,
 ) -> Answer<Response> {
-    let project = project_id(id)?;
+    let project = project_id(&access, id)?;
     let project = Some(view(&app, project).await?);
     ok(Response { success: true, project, message: None })
 }
@@ -103,11 +105,12 @@ pub(crate) async fn get_project(
 )]
 pub(crate) async fn put_project(
     State(app): State<App>,
+    access: Access,
     _: NoQuery,
     id: Result<Path<String>, PathRejection>,
     Body(body): Body,
 ) -> Answer<Response> {
-    let project = project_id(id)?;
+    let project = project_id(&access, id)?;
     let change: Patch = body::read(&body)?;
     check(&change)?;
     let ask = Project { project: project.clone(), change };
@@ -121,9 +124,14 @@ pub(crate) async fn put_project(
     Ok((status, Json(Response { success: true, project, message })))
 }
 
-fn project_id(id: Result<Path<String>, PathRejection>) -> Result<Id, Error> {
+pub(super) fn project_id(
+    access: &Access,
+    id: Result<Path<String>, PathRejection>,
+) -> Result<Id, Error> {
     let Path(id) = id.map_err(|_| Error::invalid("projectId in the path must be UTF-8"))?;
-    ids::id("projectId", &id)
+    let id = ids::id("projectId", &id)?;
+    access.project(&id)?;
+    Ok(id)
 }
 
 async fn view(app: &App, project: Id) -> Result<View, Error> {

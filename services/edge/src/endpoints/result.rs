@@ -17,6 +17,7 @@ use crate::{
     body::NoQuery,
     error::Error,
     ids,
+    keys::Access,
     openapi::{Anything, QuestionError},
 };
 
@@ -31,12 +32,16 @@ const READ_WITHIN: Duration = Duration::from_secs(10);
 )]
 pub(crate) async fn result(
     State(app): State<App>,
+    access: Access,
     _: NoQuery,
     id: Result<Path<String>, PathRejection>,
 ) -> Result<Response, Error> {
     let Path(id) = id.map_err(|_| Error::invalid("jobId must be the UUID of a job"))?;
     let id = ids::job_id("jobId", &id)?;
-    let Some(job) = find_job(&app, id).await? else {
+    if access.is_metadata_only() {
+        return Err(Error::forbidden("the API key may not see results"));
+    }
+    let Some(job) = find_job(&app, &access, id).await? else {
         return Err(Error::result_not_found(format!("job {id} is archived without its result")));
     };
     let body = match (&job.history().result, job.history().stored) {

@@ -18,12 +18,14 @@ use super::{
     Answer,
     command::{self, DURABLE},
     enqueue, max_attempts, ok, priority,
+    projects::project_id,
 };
 use crate::{
     app::App,
     body::{self, Body, NoQuery},
     error::Error,
     ids,
+    keys::Access,
     openapi::QuestionError,
     view::Time,
 };
@@ -108,11 +110,11 @@ impl View {
 )]
 pub(crate) async fn list_schedules(
     State(app): State<App>,
+    access: Access,
     _: NoQuery,
     id: Result<Path<String>, PathRejection>,
 ) -> Answer<Listed> {
-    let Path(id) = id.map_err(|_| Error::invalid("projectId in the path must be UTF-8"))?;
-    let project = ids::id("projectId", &id)?;
+    let project = project_id(&access, id)?;
     let schedules = schedules(&app, project).await?;
     let schedules = schedules.into_iter().map(|(name, timed)| View::new(name, timed)).collect();
     ok(Listed { success: true, schedules })
@@ -125,10 +127,11 @@ pub(crate) async fn list_schedules(
 )]
 pub(crate) async fn get_schedule(
     State(app): State<App>,
+    access: Access,
     _: NoQuery,
     path: Named,
 ) -> Answer<Response> {
-    let (project, name) = named(path)?;
+    let (project, name) = named(&access, path)?;
     let schedules = schedules(&app, project.clone()).await?;
     let found = schedules.into_iter().find(|(known, _)| *known == name);
     let Some((name, timed)) = found else {
@@ -145,11 +148,12 @@ pub(crate) async fn get_schedule(
 )]
 pub(crate) async fn put_schedule(
     State(app): State<App>,
+    access: Access,
     _: NoQuery,
     path: Named,
     Body(body): Body,
 ) -> Answer<Response> {
-    let (project, name) = named(path)?;
+    let (project, name) = named(&access, path)?;
     let request: Request = body::read(&body)?;
     let schedule = schedule(request, &name)?;
     // State checks it again; here it costs the stream nothing. The search may take a millisecond.
@@ -167,10 +171,11 @@ pub(crate) async fn put_schedule(
 )]
 pub(crate) async fn delete_schedule(
     State(app): State<App>,
+    access: Access,
     _: NoQuery,
     path: Named,
 ) -> Answer<Response> {
-    let (project, name) = named(path)?;
+    let (project, name) = named(&access, path)?;
     set(&app, SetSchedule { project, name, schedule: None }).await
 }
 
@@ -188,10 +193,12 @@ async fn set(app: &App, ask: SetSchedule) -> Answer<Response> {
     command::submit(app, Verb::Schedule, ask, respond).await
 }
 
-fn named(path: Named) -> Result<(Id, Id), Error> {
+fn named(access: &Access, path: Named) -> Result<(Id, Id), Error> {
     let Path((project, name)) =
         path.map_err(|_| Error::invalid("projectId and name in the path must be UTF-8"))?;
-    Ok((ids::id("projectId", &project)?, ids::id("name", &name)?))
+    let project = ids::id("projectId", &project)?;
+    access.project(&project)?;
+    Ok((project, ids::id("name", &name)?))
 }
 
 fn schedule(request: Request, name: &Id) -> Result<Schedule, Error> {

@@ -10,7 +10,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::{Answer, ok};
-use crate::{app::App, body, error::Error, ids, openapi::QuestionError};
+use crate::{app::App, body, error::Error, ids, keys::Access, openapi::QuestionError};
 
 #[derive(Serialize, ToSchema)]
 #[schema(as = Stats)]
@@ -63,9 +63,10 @@ struct Worker {
     params(("projectId" = Option<String>, Query, description = "All projects where absent.", min_length = 1, max_length = 128)),
     responses((status = 200, description = "As it is now.", body = Response), QuestionError),
 )]
-pub(crate) async fn stats(State(app): State<App>, uri: Uri) -> Answer<Response> {
+pub(crate) async fn stats(State(app): State<App>, access: Access, uri: Uri) -> Answer<Response> {
     let [project] = body::query(&uri, ["projectId"])?;
     let project = project.map(|id| ids::id("projectId", &id)).transpose()?;
+    access.project_or_all(project.as_ref())?;
     let question = StatsQuery { project: project.map(|id| id.to_string()) };
     let answer: StatsAnswer =
         app.ask_state(names::QUERY_STATS, &question).await.map_err(|error| {

@@ -15,7 +15,9 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::{Answer, PATIENCE, ok};
-use crate::{app::App, body, error::Error, ids, openapi::QuestionError, view::JobView};
+use crate::{
+    app::App, body, error::Error, ids, keys::Access, openapi::QuestionError, view::JobView,
+};
 
 #[derive(Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
@@ -50,6 +52,7 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 )]
 pub(crate) async fn status(
     State(app): State<App>,
+    access: Access,
     uri: Uri,
     id: Result<Path<String>, PathRejection>,
 ) -> Answer<Response> {
@@ -66,11 +69,14 @@ pub(crate) async fn status(
     // Subscribed before the first read, so that no change in between is missed.
     let mut changes = (!wait.is_zero()).then(|| app.feed.job(id)).flatten();
     loop {
-        let mut response = find(&app, id).await?;
+        let mut response = find(&app, &access, id).await?;
         let left = deadline.saturating_duration_since(Instant::now());
         // A client that waits must not hold up an edge that stops.
         if response.job.is_ended() || left.is_zero() || app.feed.is_stopping() {
             response.job.show_history(history);
+            if access.is_metadata_only() {
+                response.job.hide_content();
+            }
             return ok(response);
         }
         let change = async {
@@ -81,6 +87,7 @@ pub(crate) async fn status(
         };
         tokio::select! {
             () = change => {}
+            () = access.ended() => return Err(Error::unknown_key()),
             () = app.feed.stopping() => {}
             // A replica that is behind may have answered: it is asked again soon in any case.
             () = tokio::time::sleep(left.min(LOOK_EVERY)) => {}
@@ -105,8 +112,11 @@ fn wait_of(text: &str) -> Result<Duration, Error> {
 }
 
 /// The current version of the job.
-async fn find(app: &App, id: JobId) -> Result<Response, Error> {
+async fn find(app: &App, access: &Access, id: JobId) -> Result<Response, Error> {
     let (job, may_be_behind) = look_up(app, id).await?;
+    if !access.sees(job.project()) {
+        return Err(not_found(id));
+    }
     let job = match job {
         Found::Job(job) => JobView::job(*job),
         Found::Archived(archived) => JobView::archived(id, *archived),
@@ -115,11 +125,17 @@ async fn find(app: &App, id: JobId) -> Result<Response, Error> {
 }
 
 /// The current version of the job; `None` if only ClickHouse has it.
-pub(super) async fn find_job(app: &App, id: JobId) -> Result<Option<Job>, Error> {
-    match look_up(app, id).await?.0 {
+pub(super) async fn find_job(app: &App, access: &Access, id: JobId) -> Result<Option<Job>, Error> {
+    let (found, _) = look_up(app, id).await?;
+    match found {
+        found if !access.sees(found.project()) => Err(not_found(id)),
         Found::Job(job) => Ok(Some(*job)),
         Found::Archived(_) => Ok(None),
     }
+}
+
+fn not_found(id: JobId) -> Error {
+    Error::job_not_found(format!("no job {id}"))
 }
 
 /// A job that was found.
@@ -128,6 +144,15 @@ enum Found {
     Job(Box<Job>),
     /// In ClickHouse alone.
     Archived(Box<Archived>),
+}
+
+impl Found {
+    fn project(&self) -> &str {
+        match self {
+            Self::Job(job) => &job.project,
+            Self::Archived(archived) => &archived.project,
+        }
+    }
 }
 
 /// A job, and whether it may be older than what state knows.
@@ -156,7 +181,7 @@ async fn look_up(app: &App, id: JobId) -> Result<(Found, bool), Error> {
             // Between the two reads the job may have moved from memory to the bucket.
             return match elsewhere(app, id).await? {
                 Some(found) => Ok((found, false)),
-                None => Err(Error::job_not_found(format!("no job {id}"))),
+                None => Err(not_found(id)),
             };
         }
         tokio::time::sleep(LOOK_AGAIN).await;

@@ -3,7 +3,10 @@
 use std::time::Duration;
 
 use anyhow::Context;
-use reqwest::{Method, RequestBuilder, Response, StatusCode, Url};
+use reqwest::{
+    Method, RequestBuilder, Response, StatusCode, Url,
+    header::{AUTHORIZATION, HeaderMap, HeaderValue},
+};
 use serde::Serialize;
 use serde_json::Value;
 
@@ -11,6 +14,9 @@ use super::{Server, json::Json};
 
 /// How long an answer may take; a status that is waited for takes a minute.
 const TIMEOUT: Duration = Duration::from_secs(90);
+
+/// The variable that may hold the API key.
+const KEY: &str = "JOBMESH_KEY";
 
 /// An edge.
 #[derive(Clone, Debug)]
@@ -53,8 +59,8 @@ impl Api {
         let base =
             Url::parse(&server.url).with_context(|| format!("{:?} is no URL", server.url))?;
         let agent = concat!("jobmesh-cli/", env!("CARGO_PKG_VERSION"));
-        let http = outbound::builder().user_agent(agent).build()?;
-        Ok(Self { http, base })
+        let http = outbound::builder().user_agent(agent).default_headers(headers(server)?);
+        Ok(Self { http: http.build()?, base })
     }
 
     /// The URL of the edge.
@@ -132,6 +138,15 @@ impl Api {
         Ok(url)
     }
 
+    /// A POST of a path whose parts may hold anything.
+    pub async fn post_in<T: Serialize>(&self, path: &[&str], body: &T) -> anyhow::Result<Json> {
+        self.answer(self.http.post(self.url_in(path)?).timeout(TIMEOUT).json(body)).await
+    }
+
+    pub async fn delete_in(&self, path: &[&str]) -> anyhow::Result<Json> {
+        self.answer(self.http.delete(self.url_in(path)?).timeout(TIMEOUT)).await
+    }
+
     async fn send(&self, request: RequestBuilder) -> Result<Response, Refused> {
         let away = |source| Refused::Away { url: self.base.to_string(), source };
         request.send().await.map_err(away)
@@ -145,6 +160,17 @@ impl Api {
         let text = response.text().await.context("the answer broke off")?;
         Json::parse(&text).context("the answer is not JSON: is this an edge of Jobmesh?")
     }
+}
+
+/// The API key as a header, if there is one.
+fn headers(server: &Server) -> anyhow::Result<HeaderMap> {
+    let Some(key) = service::secret::read(KEY, server.key_file.as_deref())? else {
+        return Ok(HeaderMap::new());
+    };
+    let value = HeaderValue::try_from(format!("Bearer {}", key.reveal()));
+    let mut value = value.context("the API key has characters that no key has")?;
+    value.set_sensitive(true);
+    Ok(HeaderMap::from_iter([(AUTHORIZATION, value)]))
 }
 
 async fn refused(response: Response) -> Refused {

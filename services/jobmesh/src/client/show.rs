@@ -42,6 +42,14 @@ pub(super) fn enqueued(answer: &Json) -> String {
     format!("{}\n{}", message(answer), lines.join("\n"))
 }
 
+/// API keys, one per line.
+pub(super) fn keys(keys: &Json) -> String {
+    const COLUMNS: [&str; 6] = ["id", "name", "scope", "projects", "expiresAt", "lastUsedAt"];
+    let keys = keys.items();
+    let rows = keys.iter().map(|key| COLUMNS.map(|field| text(&key.field(field))));
+    table(COLUMNS, rows.collect())
+}
+
 /// A job: its fields, and its history if present.
 pub(super) fn job(job: &Json) -> String {
     const COLUMNS: [&str; 6] = ["at", "status", "run", "attempt", "worker", "error"];

@@ -46,7 +46,10 @@ pub struct Config {
     /// A ClickHouse server to use instead of the engine as a library.
     #[arg(long, env = "JOBMESH_CLICKHOUSE_URL", hide_env_values = true)]
     pub clickhouse_url: Option<Secret>,
-    /// Allow an address that others can reach, although the API has no keys.
+    /// Refuse requests without an API key, even while there is no key.
+    #[arg(long, env = "JOBMESH_REQUIRE_KEYS")]
+    pub require_keys: bool,
+    /// Allow an address that others can reach without --require-keys.
     #[arg(long, env = "JOBMESH_INSECURE")]
     pub insecure: bool,
 }

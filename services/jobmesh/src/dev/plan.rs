@@ -3,7 +3,9 @@
 use std::{
     ffi::OsString,
     fs,
+    io::{Read, Write},
     net::{Ipv4Addr, SocketAddr},
+    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -77,8 +79,12 @@ pub(super) fn stages(config: &Config, data_dir: &Path) -> anyhow::Result<Vec<Vec
             let mut olap = spec("olap", Role::Storage, &["serve", "olap", "--listen", &listen]);
             olap.arguments.extend(["--dir".into(), data_dir.join("olap").into()]);
             olap.arguments.extend(["--libchdb".into(), library.into()]);
+            let (file, password) = olap_password(data_dir)?;
+            olap.arguments.extend(["--password-file".into(), file.clone().into()]);
             storage.push(olap);
-            format!("http://{listen}")
+            // For other people's SQL.
+            println!("clickhouse http://default@{listen}, its password is in {}", file.display());
+            format!("http://default:{password}@{listen}")
         }
     };
     // URLs may hold passwords, and arguments can be read by everybody on the machine.
@@ -109,10 +115,37 @@ pub(super) fn stages(config: &Config, data_dir: &Path) -> anyhow::Result<Vec<Vec
     let processors = processors.collect();
     let listen = config.listen.to_string();
     let mut edge = serve("edge", Role::Mesh, &["serve", "edge", "--listen", &listen]);
+    if config.require_keys {
+        edge.arguments.push("--require-keys".into());
+    }
     if config.insecure {
         edge.arguments.push("--insecure".into());
     }
     Ok(vec![storage, core, processors, vec![edge]])
+}
+
+/// The password of the engine, made once for a data directory, and its file, which only this user can
+/// read.
+fn olap_password(data_dir: &Path) -> anyhow::Result<(PathBuf, String)> {
+    let file = data_dir.join("olap.password");
+    let cannot_write = || format!("cannot write {}", file.display());
+    match fs::read_to_string(&file) {
+        Ok(password) if !password.trim().is_empty() => {
+            return Ok((file, password.trim().to_owned()));
+        }
+        Ok(_) => fs::remove_file(&file).with_context(cannot_write)?,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) => {
+            return Err(error).with_context(|| format!("cannot read {}", file.display()));
+        }
+    }
+    let mut random = [0; 24];
+    fs::File::open("/dev/urandom")?.read_exact(&mut random)?;
+    let password: String = random.iter().map(|byte| format!("{byte:02x}")).collect();
+    let mut new = fs::OpenOptions::new();
+    let opened = new.write(true).create_new(true).mode(0o600).open(&file);
+    opened.and_then(|mut to| to.write_all(password.as_bytes())).with_context(cannot_write)?;
+    Ok((file, password))
 }
 
 fn nats(config: &Config, data_dir: &Path, logs: &Path, port: u16) -> anyhow::Result<Spec> {

@@ -1,0 +1,92 @@
+//! The text of a key: `jm_<id>_<secret><check>`.
+
+use std::io::Read;
+
+use sha2::{Digest, Sha256};
+
+use super::SecretHash;
+use crate::access::Secret;
+
+const PREFIX: &str = "jm_";
+pub(super) const ID_CHARS: usize = 12;
+const SECRET_CHARS: usize = 32;
+const CHECK_CHARS: usize = 6;
+const ALPHABET: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
+
+/// A key as a client sends it, split into its parts. Its check is right.
+pub struct KeyText<'a> {
+    /// The part that names the key.
+    pub id: &'a str,
+    pub(super) secret: &'a str,
+}
+
+impl<'a> KeyText<'a> {
+    /// Reads a key; `None` if it is malformed.
+    pub fn parse(text: &'a str) -> Option<Self> {
+        let (id, rest) = text.strip_prefix(PREFIX)?.split_once('_')?;
+        let is_sized = id.len() == ID_CHARS && rest.len() == SECRET_CHARS + CHECK_CHARS;
+        if !is_sized || !text.is_ascii() {
+            return None;
+        }
+        let (secret, check) = rest.split_at(SECRET_CHARS);
+        (check == check_of(id, secret)).then_some(Self { id, secret })
+    }
+}
+
+/// True for a text that names a key.
+pub(super) fn is_id(id: &str) -> bool {
+    id.len() == ID_CHARS && id.bytes().all(|b| b.is_ascii_alphanumeric())
+}
+
+/// A new text of a key, and the hash of its secret.
+pub(super) fn new_text(id: &str) -> Result<(Secret, SecretHash), std::io::Error> {
+    let secret = random(SECRET_CHARS)?;
+    let text = format!("{PREFIX}{id}_{secret}{}", check_of(id, &secret));
+    Ok((text.into(), SecretHash { sha256: sha256(&secret), until: None }))
+}
+
+/// Random letters and digits.
+pub(super) fn random(chars: usize) -> Result<String, std::io::Error> {
+    let mut source = std::fs::File::open("/dev/urandom")?;
+    let mut text = String::with_capacity(chars);
+    let mut bytes = [0; 64];
+    while text.len() < chars {
+        source.read_exact(&mut bytes)?;
+        // Bytes above a multiple of 62 would make some letters more likely.
+        let fair = bytes.iter().filter(|byte| **byte < 248);
+        text.extend(fair.map(|byte| char::from(ALPHABET[usize::from(byte % 62)])));
+        text.truncate(chars);
+    }
+    Ok(text)
+}
+
+/// The hash of a secret, in hexadecimal digits.
+pub(super) fn sha256(secret: &str) -> String {
+    Sha256::digest(secret).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The check of a key: letters and digits of a hash.
+fn check_of(id: &str, secret: &str) -> String {
+    let hash = Sha256::digest(format!("{id}_{secret}"));
+    let letters = hash.iter().take(CHECK_CHARS);
+    letters.map(|byte| char::from(ALPHABET[usize::from(byte % 62)])).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn malformed_keys_are_told_from_others_without_a_look_up() {
+        let (text, _) = new_text("abcdefABCDEF").expect("there are random bytes");
+        let text = text.reveal();
+        assert!(KeyText::parse(text).is_some() && text.len() == 54, "{text}");
+        let last = if text.ends_with('a') { "b" } else { "a" };
+        let typing_error = format!("{}{last}", &text[..text.len() - 1]);
+        for malformed in ["", "jm_", "jm_x_y", &text[..53], &typing_error, &text.replace('_', "-")]
+        {
+            assert!(KeyText::parse(malformed).is_none(), "{malformed}");
+        }
+        assert!(KeyText::parse(&format!("jm_abcdefABCDE\u{e9}_{}", "x".repeat(37))).is_none());
+    }
+}

@@ -1,0 +1,160 @@
+//! `jobmesh keys`: API keys, over HTTP with an admin's key, or over NATS for the first one.
+
+use clap::{Args, Subcommand, ValueEnum};
+use nats::{
+    Broker,
+    api_keys::{KeyStore, NewKey, Scope},
+};
+use serde_json::{Value, json};
+use service::{NatsLogin, NatsUrl};
+
+use super::{Server, api::Api, json::Json, show};
+
+/// What can be done with API keys.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Keys {
+    /// Makes a key and shows it, once. The first one must have scope admin; from then on each request
+    /// needs a key.
+    Create {
+        /// A name for people.
+        #[arg(long)]
+        name: String,
+        /// What it may do; each scope includes the ones before it.
+        #[arg(long, value_enum)]
+        scope: ScopeName,
+        /// A project that it may use; may be repeated. All projects if none is named.
+        #[arg(long = "project", value_name = "PROJECT")]
+        projects: Vec<String>,
+        /// Hide data, results and progress of jobs (scope read).
+        #[arg(long)]
+        metadata_only: bool,
+        /// When it expires: 90d, 12h, 30m.
+        #[arg(long)]
+        expires: Option<String>,
+        #[command(flatten)]
+        server: Server,
+    },
+    /// Lists the keys.
+    List {
+        #[command(flatten)]
+        server: Server,
+    },
+    /// Revokes a key.
+    Revoke {
+        /// Its id.
+        id: String,
+        #[command(flatten)]
+        server: Server,
+    },
+    /// Gives a key another secret and shows it, once. The one before is accepted for a while.
+    Rotate {
+        /// Its id.
+        id: String,
+        /// For how long: 24h, 0s.
+        #[arg(long, default_value = "24h")]
+        keep_old_for: String,
+        #[command(flatten)]
+        server: Server,
+    },
+    /// Makes an admin's key over NATS, for a mesh whose edges refuse requests without a key.
+    Bootstrap(Bootstrap),
+}
+
+/// How to reach NATS.
+#[derive(Debug, Args)]
+pub(crate) struct Bootstrap {
+    /// A name for people.
+    #[arg(long, default_value = "bootstrap")]
+    name: String,
+    /// The URL of NATS.
+    #[arg(long, env = "JOBMESH_NATS_URL", hide_env_values = true)]
+    nats_url: NatsUrl,
+    #[command(flatten)]
+    login: NatsLogin,
+}
+
+/// The scopes, as arguments.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum ScopeName {
+    /// Status, lists, counts and events.
+    Read,
+    /// Enqueue and redo too.
+    Enqueue,
+    /// Cancel, retry, settings and schedules too.
+    Manage,
+    /// Everything, API keys included.
+    Admin,
+}
+
+impl ScopeName {
+    fn scope(self) -> Scope {
+        match self {
+            Self::Read => Scope::Read,
+            Self::Enqueue => Scope::Enqueue,
+            Self::Manage => Scope::Manage,
+            Self::Admin => Scope::Admin,
+        }
+    }
+}
+
+/// Carries out a command.
+pub(super) async fn act(keys: Keys) -> anyhow::Result<()> {
+    match keys {
+        Keys::Create { name, scope, projects, metadata_only, expires, server } => {
+            let mut body = json!({ "name": name, "scope": scope.scope().name() });
+            if !projects.is_empty() {
+                body["projects"] = projects.into();
+            }
+            if metadata_only {
+                body["metadataOnly"] = true.into();
+            }
+            if let Some(expires) = expires {
+                body["expiresIn"] = expires.into();
+            }
+            made(&server, &["api", "keys"], &body).await
+        }
+        Keys::List { server } => {
+            let answer = Api::new(&server)?.get("/api/keys", &[]).await?;
+            show::answer(server.json, &answer, |answer| show::keys(&answer.field("keys")))
+        }
+        Keys::Revoke { id, server } => {
+            let answer = Api::new(&server)?.delete_in(&["api", "keys", &id]).await?;
+            show::answer(server.json, &answer, |_| format!("revoked API key {id}"))
+        }
+        Keys::Rotate { id, keep_old_for, server } => {
+            let body = json!({ "keepOldFor": keep_old_for });
+            made(&server, &["api", "keys", &id, "rotate"], &body).await
+        }
+        Keys::Bootstrap(bootstrap) => bootstrap.run().await,
+    }
+}
+
+async fn made(server: &Server, path: &[&str], body: &Value) -> anyhow::Result<()> {
+    let answer = Api::new(server)?.post_in(path, body).await?;
+    show::answer(server.json, &answer, |answer: &Json| {
+        let fields = show::fields(&answer.field("key"));
+        let secret = answer.field("secret").as_string().unwrap_or_default();
+        format!("{fields}\nKeep this key, it is not shown again:\n{secret}")
+    })
+}
+
+impl Bootstrap {
+    async fn run(self) -> anyhow::Result<()> {
+        let access = self.login.access(self.nats_url.reveal())?;
+        let broker = Broker::connect_with(&access, "jobmesh-cli").await?;
+        let new = NewKey {
+            name: self.name,
+            projects: None,
+            scope: Scope::Admin,
+            metadata_only: false,
+            expires_at: None,
+        };
+        let store = KeyStore::open(&broker).await?;
+        let (record, secret) = store.create(new, service::now_ms()).await?;
+        let id = record.id;
+        show::print(&format!(
+            "made API key {id} with scope admin. Keep it, it is not shown again:\n{}",
+            secret.reveal()
+        ))
+    }
+}

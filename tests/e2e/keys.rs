@@ -1,0 +1,368 @@
+//! API keys: what each may do at each endpoint of the API document, revocation and rotation.
+
+use std::{collections::BTreeMap, process::Command, time::Duration};
+
+use futures_util::StreamExt;
+use reqwest::{Client, Method, header::HeaderMap};
+use serde_json::{Value, json};
+
+use crate::mesh::{Mesh, PATIENCE, until};
+
+/// The endpoints that need no key.
+const OPEN: [&str; 2] = ["/healthz", "/readyz"];
+
+/// A request of the matrix.
+struct Route {
+    method: Method,
+    /// The path in the document.
+    template: String,
+    path: String,
+    body: Option<Value>,
+    /// The smallest scope that may make it.
+    scope: &'static str,
+    /// True if it is about one project.
+    is_of_project: bool,
+}
+
+/// An answer.
+#[derive(Debug)]
+struct Answer {
+    status: u16,
+    headers: HeaderMap,
+    body: String,
+}
+
+impl Answer {
+    fn json(&self) -> Value {
+        serde_json::from_str(&self.body).unwrap_or_default()
+    }
+
+    /// What a client can compare: without what differs between any two answers.
+    fn shown(&self, names: &[&str]) -> (u16, BTreeMap<String, String>, String) {
+        let headers = self.headers.iter().filter(|(name, _)| {
+            !["date", "x-request-id", "content-length"].contains(&name.as_str())
+        });
+        let text = |value: &reqwest::header::HeaderValue| value.to_str().unwrap_or("?").to_owned();
+        let headers = headers.map(|(name, value)| (name.to_string(), text(value))).collect();
+        let body = names.iter().fold(self.body.clone(), |body, name| body.replace(name, "…"));
+        (self.status, headers, body)
+    }
+}
+
+async fn ask(
+    mesh: &Mesh,
+    method: &Method,
+    path: &str,
+    key: Option<&str>,
+    body: Option<&Value>,
+) -> anyhow::Result<Answer> {
+    let client = Client::builder().no_proxy().build()?;
+    let mut request = client.request(method.clone(), mesh.url(path)).timeout(PATIENCE);
+    if let Some(key) = key {
+        request = request.bearer_auth(key);
+    }
+    if let Some(body) = body {
+        request = request.json(body);
+    }
+    let answer = request.send().await?;
+    let (status, headers) = (answer.status().as_u16(), answer.headers().clone());
+    // A stream of events does not end.
+    let is_stream = headers.get("content-type").is_some_and(|it| it == "text/event-stream");
+    let body = if is_stream { String::new() } else { answer.text().await? };
+    Ok(Answer { status, headers, body })
+}
+
+/// Makes a key; returns its id and its text.
+async fn create(mesh: &Mesh, admin: Option<&str>, new: Value) -> anyhow::Result<(String, String)> {
+    let answer = ask(mesh, &Method::POST, "/api/keys", admin, Some(&new)).await?;
+    anyhow::ensure!(answer.status == 200, "{new}: {answer:?}");
+    let answer = answer.json();
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    Ok((text(&answer["key"]["id"]), text(&answer["secret"])))
+}
+
+/// The requests of the API document, about the project `own`.
+fn routes(document: &Value, job: &str, key: &str) -> anyhow::Result<Vec<Route>> {
+    let mut routes = Vec::new();
+    for (template, methods) in document["paths"].as_object().into_iter().flatten() {
+        for (method, endpoint) in methods.as_object().into_iter().flatten() {
+            let method: Method = method.to_uppercase().parse()?;
+            let body = match (method.as_str(), template.as_str()) {
+                ("GET" | "DELETE", _) => None,
+                (_, "/api/queue/enqueue") => Some(json!({ "projectId": "own", "batchId": "m" })),
+                (_, "/api/queue/redo") => Some(json!({ "projectId": "own", "batchId": "m",
+                    "rowIndex": 1, "redoColumnIds": ["c"], "croppedImageIds": {} })),
+                (_, "/api/queue/cancel") => {
+                    Some(json!({ "projectId": "own", "batchIds": ["none"] }))
+                }
+                (_, "/api/queue/retry") => Some(json!({ "projectId": "own", "retryAll": true })),
+                (_, "/api/projects/{projectId}") => Some(json!({ "weight": 2 })),
+                (_, "/api/projects/{projectId}/schedules/{name}") => {
+                    Some(json!({ "cron": "0 0 1 1 *" }))
+                }
+                (_, "/api/keys") => Some(json!({ "name": "made", "scope": "read" })),
+                (_, "/api/keys/{keyId}/rotate") => Some(json!({})),
+                (_, other) => anyhow::bail!("{method} {other} is new: add it to this test"),
+            };
+            let parameters = endpoint["parameters"].as_array().cloned().unwrap_or_default();
+            let is_query =
+                |name: &str| parameters.iter().any(|it| it["name"] == name && it["in"] == "query");
+            let mut path = template
+                .replace("{projectId}", "own")
+                .replace("{batchId}", "b")
+                .replace("{jobId}", job)
+                .replace("{keyId}", key)
+                .replace("{name}", "nightly");
+            if is_query("projectId") {
+                path.push_str("?projectId=own");
+            }
+            let scope = match (method.as_str(), template.as_str()) {
+                (_, keys) if keys.starts_with("/api/keys") => "admin",
+                (_, "/api/queue/enqueue" | "/api/queue/redo") => "enqueue",
+                ("GET", _) => "read",
+                _ => "manage",
+            };
+            let is_of_project = scope != "admin" && !OPEN.contains(&template.as_str());
+            let template = template.clone();
+            routes.push(Route { method, template, path, body, scope, is_of_project });
+        }
+    }
+    anyhow::ensure!(routes.len() >= 20, "the document has {} routes", routes.len());
+    Ok(routes)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_key_may_do_at_each_endpoint_what_its_scope_says() -> anyhow::Result<()> {
+    let mesh = Mesh::start()?;
+    let job =
+        mesh.post("/api/queue/enqueue", json!({ "projectId": "own", "batchId": "b" })).await?;
+    let job = job["jobId"].as_str().expect("jobId").to_owned();
+    let (status, document) = mesh.get("/openapi.json").await?;
+    assert_eq!(status, 200);
+    // The first key is an admin's: others could lock everybody out.
+    let first = json!({ "name": "first", "scope": "read" });
+    let refused = ask(&mesh, &Method::POST, "/api/keys", None, Some(&first)).await?;
+    assert_eq!((refused.status, &refused.json()["code"]), (400, &json!("invalid_field")));
+    let (_, admin) = create(&mesh, None, json!({ "name": "root", "scope": "admin" })).await?;
+    until("in force", async || {
+        let answer = ask(&mesh, &Method::GET, "/api/queue/stats", None, None).await?;
+        Ok(if answer.status == 401 { Ok(()) } else { Err(format!("{answer:?}")) })
+    })
+    .await?;
+    let make = async |new: Value| create(&mesh, Some(&admin), new).await;
+    let own = json!(["own", "third"]);
+    let key = |scope: &str| json!({ "name": scope, "scope": scope, "projects": own });
+    let metadata =
+        json!({ "name": "metadata", "scope": "read", "projects": own, "metadataOnly": true });
+    let other = json!({ "name": "other", "scope": "manage", "projects": ["other"] });
+    let soon = json!({ "name": "soon", "scope": "manage", "expiresIn": "1s" });
+    let (revoked_id, revoked) = make(key("manage")).await?;
+    let (_, expired) = make(soon).await?;
+    let path = format!("/api/keys/{revoked_id}");
+    let answer = ask(&mesh, &Method::DELETE, &path, Some(&admin), None).await?;
+    assert_eq!(answer.status, 200, "{answer:?}");
+    let mut unknown = revoked.clone();
+    unknown.replace_range(3..15, "000000000000");
+    let keys: Vec<(&str, Option<String>)> = vec![
+        ("no key", None),
+        ("malformed", Some("jm_nonsense".into())),
+        ("wrong check", Some(unknown)),
+        ("revoked", Some(revoked)),
+        ("expired", Some(expired.clone())),
+        ("other", Some(make(other).await?.1)),
+        ("read", Some(make(key("read")).await?.1)),
+        ("metadata", Some(make(metadata).await?.1)),
+        ("enqueue", Some(make(key("enqueue")).await?.1)),
+        ("manage", Some(make(key("manage")).await?.1)),
+        ("admin", Some(admin.clone())),
+    ];
+    until("expired", async || {
+        let answer = ask(&mesh, &Method::GET, "/api/queue/stats", Some(&expired), None).await?;
+        Ok(if answer.status == 401 { Ok(()) } else { Err(format!("{answer:?}")) })
+    })
+    .await?;
+    let scopes = ["read", "enqueue", "manage", "admin"];
+    let rank = |scope: &str| scopes.iter().position(|it| *it == scope);
+    let mut violations = Vec::new();
+    let mut cells = 0;
+    let (spare, _) = make(json!({ "name": "spare", "scope": "read" })).await?;
+    for route in routes(&document, &job, &spare)? {
+        for (name, text) in &keys {
+            let (method, path) = (&route.method, &route.path);
+            let answer = ask(&mesh, method, path, text.as_deref(), route.body.as_ref()).await?;
+            let scope = match *name {
+                "metadata" => "read",
+                "other" => "manage",
+                name => name,
+            };
+            let is_hidden = *name == "metadata"
+                && ["/api/queue/jobs/{jobId}/result", "/api/queue/events"]
+                    .contains(&route.template.as_str());
+            let expected = if OPEN.contains(&route.template.as_str()) {
+                "open"
+            } else if rank(scope).is_none() {
+                "401"
+            } else if rank(scope) < rank(route.scope) || is_hidden {
+                "403"
+            } else if *name == "other" && route.is_of_project {
+                "404"
+            } else {
+                "allowed"
+            };
+            let code = answer.json()["code"].clone();
+            let is_right = match expected {
+                "401" => answer.status == 401 && answer.headers.contains_key("www-authenticate"),
+                "403" => answer.status == 403 && code == "forbidden",
+                "404" => {
+                    answer.status == 404 && (code == "project_not_found" || code == "job_not_found")
+                }
+                _ => ![401, 403].contains(&answer.status) && code != "project_not_found",
+            };
+            cells += 1;
+            if !is_right {
+                violations.push(format!(
+                    "{method} {path} with {name}: {} {code}, not {expected}",
+                    answer.status
+                ));
+            }
+        }
+    }
+    println!("{cells} cells");
+    assert!(violations.is_empty(), "{violations:#?}");
+    hidden_is_like_missing(&mesh, keys[5].1.as_deref(), &job).await
+}
+
+/// Another project's things look like things that do not exist.
+async fn hidden_is_like_missing(mesh: &Mesh, other: Option<&str>, job: &str) -> anyhow::Result<()> {
+    let nothing = "00000000-0000-7000-8000-000000000000";
+    for (hidden, missing) in [
+        (format!("/api/queue/status/{job}"), format!("/api/queue/status/{nothing}")),
+        (format!("/api/queue/jobs/{job}/result"), format!("/api/queue/jobs/{nothing}/result")),
+        ("/api/queue/stats?projectId=own".into(), "/api/queue/stats?projectId=none".into()),
+        ("/api/queue/metrics?projectId=own".into(), "/api/queue/metrics?projectId=none".into()),
+        ("/api/queue/jobs?projectId=own".into(), "/api/queue/jobs?projectId=none".into()),
+        ("/api/queue/events?projectId=own".into(), "/api/queue/events?projectId=none".into()),
+        ("/api/queue/batches/b?projectId=own".into(), "/api/queue/batches/b?projectId=none".into()),
+        ("/api/projects/own".into(), "/api/projects/none".into()),
+        ("/api/projects/own/schedules".into(), "/api/projects/none/schedules".into()),
+        (
+            "/api/projects/own/schedules/nightly".into(),
+            "/api/projects/none/schedules/nightly".into(),
+        ),
+    ] {
+        let hidden = ask(mesh, &Method::GET, &hidden, other, None).await?;
+        let missing = ask(mesh, &Method::GET, &missing, other, None).await?;
+        let names = [job, nothing, "\\\"own\\\"", "\\\"none\\\""];
+        assert_eq!(hidden.shown(&names), missing.shown(&names));
+        assert_eq!(hidden.status, 404, "{hidden:?}");
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn revoked_keys_end_and_rotated_keys_go_on() -> anyhow::Result<()> {
+    let mesh = Mesh::start()?;
+    let (_, admin) = create(&mesh, None, json!({ "name": "root", "scope": "admin" })).await?;
+    let (id, old) =
+        create(&mesh, Some(&admin), json!({ "name": "worker", "scope": "enqueue" })).await?;
+    let enqueue = json!({ "projectId": "p", "batchId": "b" });
+    let send = async |key: &str| {
+        ask(&mesh, &Method::POST, "/api/queue/enqueue", Some(key), Some(&enqueue)).await
+    };
+    assert_eq!(send(&old).await?.status, 200);
+    let client = Client::builder().no_proxy().build()?;
+    let events = client.get(mesh.url("/api/queue/events")).bearer_auth(&old).send().await?;
+    let mut events = events.bytes_stream();
+    assert!(events.next().await.is_some(), "a stream begins");
+    let path = format!("/api/keys/{id}/rotate");
+    let rotated = ask(&mesh, &Method::POST, &path, Some(&admin), Some(&json!({}))).await?;
+    let new = rotated.json()["secret"].as_str().expect("secret").to_owned();
+    assert!(rotated.json()["key"]["oldSecretUntil"].is_string(), "{rotated:?}");
+    until("rotated", async || {
+        let (old, new) = (send(&old).await?, send(&new).await?);
+        let is_both = (old.status, new.status) == (200, 200);
+        Ok(if is_both { Ok(()) } else { Err(format!("{old:?} {new:?}")) })
+    })
+    .await?;
+    // A second rotation drops the oldest secret at once, and `0s` the one before.
+    let keep = json!({ "keepOldFor": "0s" });
+    let rotated = ask(&mesh, &Method::POST, &path, Some(&admin), Some(&keep)).await?;
+    let newest = rotated.json()["secret"].as_str().expect("secret").to_owned();
+    until("rotated again", async || {
+        let statuses = [&old, &new, &newest].map(|key| send(key));
+        let answers = futures_util::future::join_all(statuses).await;
+        let statuses: Vec<u16> = answers.into_iter().flatten().map(|it| it.status).collect();
+        Ok(if statuses == [401, 401, 200] { Ok(()) } else { Err(format!("{statuses:?}")) })
+    })
+    .await?;
+    let revoked_at = std::time::Instant::now();
+    let path = format!("/api/keys/{id}");
+    assert_eq!(ask(&mesh, &Method::DELETE, &path, Some(&admin), None).await?.status, 200);
+    until("revoked", async || {
+        let answer = send(&newest).await?;
+        Ok(if answer.status == 401 { Ok(()) } else { Err(format!("{answer:?}")) })
+    })
+    .await?;
+    assert!(revoked_at.elapsed() < Duration::from_secs(1), "{:?}", revoked_at.elapsed());
+    // The stream of the key that was rotated has ended.
+    let rest = async { while events.next().await.is_some() {} };
+    tokio::time::timeout(PATIENCE, rest).await?;
+    let listed = ask(&mesh, &Method::GET, "/api/keys", Some(&admin), None).await?.json();
+    assert_eq!(listed["keys"].as_array().map(Vec::len), Some(1), "{listed}");
+    assert!(listed["keys"][0]["lastUsedAt"].is_string(), "{listed}");
+    assert!(!listed.to_string().contains("sha256"), "{listed}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_are_managed_from_the_command_line() -> anyhow::Result<()> {
+    let mesh = Mesh::start_with_arguments(&["--require-keys"], &[])?;
+    let nats = mesh.nats_url()?;
+    let run = async |arguments: &[&str], key: Option<&str>| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_tests"));
+        command.args(arguments).env("JOBMESH_URL", mesh.url("")).env("JOBMESH_NATS_URL", &nats);
+        command.envs(key.map(|key| ("JOBMESH_KEY", key)));
+        let output = tokio::task::spawn_blocking(move || command.output()).await??;
+        let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+        anyhow::Ok((output.status.code(), text))
+    };
+    let (code, text) = run(&["stats"], None).await?;
+    assert_eq!((code, text.contains("key_missing")), (Some(3), true), "{text}");
+    let (code, text) = run(&["keys", "bootstrap"], None).await?;
+    assert_eq!(code, Some(0), "{text}");
+    let admin = text.trim().lines().last().unwrap_or_default().to_owned();
+    until("in force", async || {
+        let (code, text) = run(&["stats"], Some(&admin)).await?;
+        Ok(if code == Some(0) { Ok(()) } else { Err(text) })
+    })
+    .await?;
+    let create = ["keys", "create", "--name", "ci", "--scope", "enqueue", "--project", "p"];
+    let create: Vec<&str> = create.into_iter().chain(["--expires", "1d", "--json"]).collect();
+    let (code, text) = run(&create, Some(&admin)).await?;
+    assert_eq!(code, Some(0), "{text}");
+    let made: Value = serde_json::from_str(&text)?;
+    let (id, secret) = (&made["key"]["id"], &made["secret"]);
+    let (id, secret) = (id.as_str().expect("id"), secret.as_str().expect("secret"));
+    until("in force", async || {
+        let (code, text) = run(&["enqueue", "--project", "p", "b"], Some(secret)).await?;
+        Ok(if code == Some(0) { Ok(()) } else { Err(text) })
+    })
+    .await?;
+    for (arguments, part) in [
+        (&["enqueue", "--project", "q", "b"][..], "project_not_found"),
+        (&["cancel", "--project", "p"], "forbidden"),
+        (&["keys", "list"], "forbidden"),
+    ] {
+        let (code, text) = run(arguments, Some(secret)).await?;
+        assert_eq!((code, text.contains(part)), (Some(3), true), "{arguments:?}: {text}");
+    }
+    let (code, text) = run(&["keys", "rotate", id], Some(&admin)).await?;
+    assert_eq!((code, text.contains("jm_")), (Some(0), true), "{text}");
+    let (code, text) = run(&["keys", "list"], Some(&admin)).await?;
+    assert!(code == Some(0) && text.contains("bootstrap") && text.contains(id), "{text}");
+    let (code, text) = run(&["keys", "revoke", id], Some(&admin)).await?;
+    assert_eq!(code, Some(0), "{text}");
+    let (code, text) = run(&["keys", "revoke", id], Some(&admin)).await?;
+    assert_eq!((code, text.contains("key_not_found")), (Some(3), true), "{text}");
+    Ok(())
+}
