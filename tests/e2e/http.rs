@@ -10,7 +10,7 @@ use tokio::{
     net::TcpStream,
 };
 
-use crate::mesh::{Mesh, PATIENCE};
+use crate::mesh::{Mesh, PATIENCE, until};
 
 const ENQUEUE: &str = "/api/queue/enqueue";
 const STATS: &str = "/api/queue/stats";
@@ -219,4 +219,51 @@ async fn connections_that_never_finish_a_request_are_closed() -> anyhow::Result<
     let client = reqwest::Client::builder().no_proxy().build()?;
     assert_eq!(client.get(mesh.url("/healthz")).send().await?.status(), StatusCode::OK);
     Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_beyond_the_limits_are_told_so_and_health_checks_answered() -> anyhow::Result<()>
+{
+    let mesh = Mesh::start_with(&[
+        ("JOBMESH_MAX_CONNECTIONS", "30"),
+        ("JOBMESH_MAX_CONNECTIONS_PER_ADDRESS", "20"),
+    ])?;
+    let address = mesh.url("").trim_start_matches("http://").trim_end_matches('/').to_owned();
+    // Each client has connections of its own.
+    let ask = async |from: &str, path: &str| {
+        let client = reqwest::Client::builder().no_proxy().local_address(from.parse().ok());
+        sent(client.build()?.get(mesh.url(path))).await
+    };
+    let hold = async |from: &str, count: usize| {
+        let mut held = Vec::new();
+        for _ in 0..count {
+            let socket = tokio::net::TcpSocket::new_v4()?;
+            socket.bind(format!("{from}:0").parse()?)?;
+            held.push(socket.connect(address.parse()?).await?);
+        }
+        anyhow::Ok(held)
+    };
+    let held = hold("127.0.0.1", 20).await?;
+    until("refused", async || {
+        let (status, answer) = ask("127.0.0.1", STATS).await?;
+        let is_refused = (status, &answer["code"]) == (429, &json!("too_many_connections"));
+        Ok(if is_refused { Ok(()) } else { Err(format!("{status} {answer}")) })
+    })
+    .await?;
+    assert_eq!(ask("127.0.0.1", "/healthz").await?.0, 200);
+    assert_eq!(ask("127.0.0.2", STATS).await?.0, 200, "other addresses are served");
+    let others = hold("127.0.0.2", 10).await?;
+    until("refused", async || {
+        let (status, answer) = ask("127.0.0.3", STATS).await?;
+        let is_refused = (status, &answer["code"]) == (503, &json!("too_many_connections"));
+        Ok(if is_refused { Ok(()) } else { Err(format!("{status} {answer}")) })
+    })
+    .await?;
+    assert_eq!(ask("127.0.0.3", "/healthz").await?.0, 200);
+    drop((held, others));
+    until("served again", async || {
+        let statuses = [ask("127.0.0.1", STATS).await?.0, ask("127.0.0.3", STATS).await?.0];
+        Ok(if statuses == [200, 200] { Ok(()) } else { Err(format!("{statuses:?}")) })
+    })
+    .await
 }

@@ -48,6 +48,12 @@ pub struct Config {
     /// Sites whose web pages may use the API, such as https://console.example.com.
     #[arg(long = "allow-origin", env = "JOBMESH_ALLOW_ORIGINS", value_delimiter = ',')]
     pub allow_origins: Vec<Origin>,
+    /// Connections that are served at the same time; a request on one beyond that gets 503.
+    #[arg(long, env = "JOBMESH_MAX_CONNECTIONS", default_value_t = 10_000)]
+    pub max_connections: usize,
+    /// The same for each address, which gets 429. Clients behind one proxy share an address.
+    #[arg(long, env = "JOBMESH_MAX_CONNECTIONS_PER_ADDRESS", default_value_t = 8_000)]
+    pub max_connections_per_address: usize,
     /// How long the broker may take to confirm a command before the answer is 503, in ms.
     #[arg(long, env = "JOBMESH_CONFIRM_MS", default_value_t = 5_000)]
     pub confirm_ms: u64,

@@ -70,6 +70,21 @@ impl Error {
         Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_encoding", text)
     }
 
+    /// There are more connections than this edge serves.
+    pub fn too_many_connections() -> Self {
+        let text = "this server has too many connections; try again later";
+        let status = StatusCode::SERVICE_UNAVAILABLE;
+        Self { retry_after_s: Some(5), ..Self::new(status, "too_many_connections", text) }
+    }
+
+    /// There are more connections of one address than this edge serves.
+    pub fn too_many_connections_of_address() -> Self {
+        let text =
+            "your address has too many connections; close some, or use each for several requests";
+        let status = StatusCode::TOO_MANY_REQUESTS;
+        Self { retry_after_s: Some(5), ..Self::new(status, "too_many_connections", text) }
+    }
+
     /// The client does not send what it promised.
     pub fn slow(within: Duration) -> Self {
         let text = format!("the rest of the body did not come within {} s", within.as_secs());
@@ -171,7 +186,8 @@ impl Error {
 
     /// No such endpoint.
     pub fn no_endpoint(path: &str) -> Self {
-        Self::new(StatusCode::NOT_FOUND, "no_such_endpoint", format!("there is no endpoint {path}"))
+        let text = format!("there is no endpoint {path}; /docs shows those that there are");
+        Self::new(StatusCode::NOT_FOUND, "no_such_endpoint", text)
     }
 
     /// The endpoint does not know the method.
@@ -266,7 +282,8 @@ impl IntoResponse for Error {
             StatusCode::REQUEST_TIMEOUT,
             StatusCode::UNSUPPORTED_MEDIA_TYPE,
         ];
-        if leaves_body.contains(&self.status) {
+        let is_refused_connection = self.code == "too_many_connections";
+        if leaves_body.contains(&self.status) || is_refused_connection {
             // The rest of the body is not read, so the connection cannot be reused.
             response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }

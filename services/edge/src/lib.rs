@@ -45,7 +45,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     tracing::info!(listen = %listener.local_addr()?, "edge serves");
     let app = app::App::start(&config, broker, keys, stop.clone()).await?;
     let router = router::router(app.clone(), Browsers::new(&config));
-    server::serve(listener, router, stop).await;
+    server::serve(listener, router, &config, stop).await;
     app.broker.client.flush().await.ok();
     tracing::info!("edge drained");
     Ok(())

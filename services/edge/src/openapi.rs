@@ -47,7 +47,7 @@ impl Modify for ApiKey {
 }
 
 /// The statuses that an error may have, and what each means.
-const ERRORS: [(&str, &str); 13] = [
+const ERRORS: [(&str, &str); 14] = [
     ("400", "The request is not what it must be; the error names the field."),
     ("401", "There are API keys, and the request has none that is accepted."),
     ("403", "The API key may not do this, or a web page of another site made the request."),
@@ -62,12 +62,13 @@ const ERRORS: [(&str, &str); 13] = [
     ("415", "The body is compressed, or a web page did not send it as JSON."),
     ("421", "The request is for a name that is not one of this edge."),
     ("422", "The Idempotency-Key came with another request before."),
+    ("429", "The client's address has too many connections: send it again after Retry-After."),
     ("500", "The edge failed; report it with the X-Request-Id."),
     ("503", "Something behind the edge is away or full: send it again after Retry-After."),
 ];
 
 /// Which of them an answer to a mere question may have.
-const OF_QUESTIONS: [&str; 8] = ["400", "401", "403", "404", "405", "421", "500", "503"];
+const OF_QUESTIONS: [&str; 9] = ["400", "401", "403", "404", "405", "421", "429", "500", "503"];
 
 impl IntoResponses for Error {
     fn responses() -> BTreeMap<String, RefOr<Response>> {

@@ -1,4 +1,6 @@
-//! HTTP connections: accepted, served, and closed when a client neither asks nor goes away.
+//! HTTP connections: accepted, counted, served, and closed when a client neither asks nor goes away.
+
+mod limits;
 
 use std::{
     io,
@@ -8,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use axum::{Router, body::Body};
+use axum::{Router, body::Body, routing::get};
 use http_body_util::BodyExt;
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
@@ -18,6 +20,9 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower_service::Service;
+
+use crate::{Config, error::Error};
+use limits::{Admission, Connections};
 
 /// How long the head of a request may take from its first byte on.
 const HEAD_WITHIN: Duration = Duration::from_secs(10);
@@ -32,8 +37,32 @@ const DRAIN_WITHIN: Duration = Duration::from_secs(10);
 /// How long to wait after a connection could not be accepted, as when there are too many open files.
 const ACCEPT_AGAIN_AFTER: Duration = Duration::from_secs(1);
 
+/// What connections beyond a limit get.
+#[derive(Clone)]
+struct Routers {
+    served: Router,
+    too_many: Router,
+    too_many_of_address: Router,
+}
+
 /// Serves until `stop` is cancelled, then lets requests in progress end.
-pub(crate) async fn serve(listener: TcpListener, router: Router, stop: CancellationToken) {
+pub(crate) async fn serve(
+    listener: TcpListener,
+    router: Router,
+    config: &Config,
+    stop: CancellationToken,
+) {
+    let refused = |error: fn() -> Error| {
+        let healthz = get(async || "ok");
+        Router::new().route("/healthz", healthz).fallback(async move || error())
+    };
+    let routers = Routers {
+        served: router,
+        too_many: refused(Error::too_many_connections),
+        too_many_of_address: refused(Error::too_many_connections_of_address),
+    };
+    limits::raise_open_files(config.max_connections);
+    let counted = Connections::new(config.max_connections, config.max_connections_per_address);
     let connections = TaskTracker::new();
     loop {
         let accepted = tokio::select! {
@@ -41,10 +70,20 @@ pub(crate) async fn serve(listener: TcpListener, router: Router, stop: Cancellat
             accepted = listener.accept() => accepted,
         };
         match accepted {
-            Ok((stream, _)) => {
+            Ok((stream, peer)) => {
+                let Some(place) = counted.admit(peer.ip()) else { continue };
                 // Each write is a complete answer or a complete event.
                 stream.set_nodelay(true).ok();
-                connections.spawn(connection(stream, router.clone(), stop.clone()));
+                let router = match place.admission {
+                    Admission::Served => routers.served.clone(),
+                    Admission::TooMany => routers.too_many.clone(),
+                    Admission::TooManyOfAddress => routers.too_many_of_address.clone(),
+                };
+                let stop = stop.clone();
+                connections.spawn(async move {
+                    connection(stream, router, stop).await;
+                    drop(place);
+                });
             }
             // The client has disconnected.
             Err(error) if is_of_connection(&error) => {}

@@ -128,7 +128,7 @@ impl JobView {
             data: Some(job.data.clone()),
             attempts: job.attempts,
             max_attempts: Some(job.max_attempts),
-            created_at: Time(job.created_at),
+            created_at: Time(created_at(job.id).unwrap_or(job.created_at)),
             run_at: job.run_at.map(Time),
             started_at: history.started_at.map(Time),
             completed_at: history.completed_at.map(Time),

@@ -12,7 +12,6 @@ mod watch;
 
 use std::{collections::BTreeMap, io::Read, path::PathBuf, process::ExitCode};
 
-use anyhow::Context;
 use clap::{Args, Subcommand};
 use serde::Serialize;
 use serde_json::{Value, json, value::RawValue};
@@ -163,6 +162,14 @@ pub(crate) struct Enqueue {
     server: Server,
 }
 
+/// The exit status for invalid arguments, as clap has it.
+const INVALID: u8 = 2;
+
+/// An argument without a meaning.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct Invalid(String);
+
 /// Runs a command; the status to exit with.
 pub(crate) fn main(command: Command) -> ExitCode {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
@@ -171,7 +178,8 @@ pub(crate) fn main(command: Command) -> ExitCode {
         Err(error) => {
             eprintln!("jobmesh: {error:#}");
             let refusal = error.downcast_ref::<api::Refused>().map(api::Refused::exit_status);
-            ExitCode::from(refusal.unwrap_or(1))
+            let invalid = error.is::<Invalid>().then_some(INVALID);
+            ExitCode::from(refusal.or(invalid).unwrap_or(1))
         }
     }
 }
@@ -306,14 +314,18 @@ fn data(text: Option<&str>) -> anyhow::Result<Option<Box<RawValue>>> {
     };
     // Editors and programs of Windows write a byte order mark first.
     let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
-    let data: Box<RawValue> = serde_json::from_str(text).context("--data is not JSON")?;
-    anyhow::ensure!(data.get().starts_with('{'), "--data must be a JSON object");
+    let data: Box<RawValue> = serde_json::from_str(text)
+        .map_err(|error| Invalid(format!("--data is not JSON: {error}")))?;
+    if !data.get().starts_with('{') {
+        return Err(Invalid("--data must be a JSON object".to_owned()).into());
+    }
     Ok(Some(data))
 }
 
 fn setting(text: &str) -> anyhow::Result<(String, Box<RawValue>)> {
-    let (name, value) =
-        text.split_once('=').with_context(|| format!("{text:?} is not name=JSON"))?;
+    let (name, value) = text
+        .split_once('=')
+        .ok_or_else(|| Invalid(format!("--set {text}: it is not name=JSON, such as weight=2")))?;
     // A bare word is a text: handler=llm.
     let value = match serde_json::from_str(value) {
         Ok(value) => value,

@@ -7,8 +7,10 @@ use clap::{Arg, Command, CommandFactory};
 const HEAD: &str = "\
 # Configuration
 
-Each option has a flag and an environment variable; the flag takes precedence. `JOBMESH_LOG` (a level, such as `debug`) and
-`JOBMESH_LOG_FORMAT` are variables only. Under `jobmesh dev` processors inherit almost the whole environment, other services
+Each option has a flag and an environment variable; the flag takes precedence. These are variables only: `JOBMESH_LOG` (a level, such
+as `debug`), `JOBMESH_LOG_FORMAT` (`json`), `JOBMESH_CACHE` (the directory of fetched programs), and the secrets `JOBMESH_KEY`,
+`JOBMESH_NATS_PASSWORD`, `JOBMESH_NATS_TOKEN`, `JOBMESH_NATS_NKEY`, `JOBMESH_CLICKHOUSE_PASSWORD` and `JOBMESH_LLM_KEY`, each of which can also
+be in a file, named by a flag. Under `jobmesh dev` processors inherit almost the whole environment, other services
 only the variables that they need. This page is made from the code: `JOBMESH_BLESS=1 cargo test -p jobmesh` writes it again.
 ";
 
@@ -50,7 +52,11 @@ fn section<'a>(page: &mut String, title: &str, args: impl Iterator<Item = &'a Ar
         let defaults: Vec<_> =
             arg.get_default_values().iter().map(|value| value.to_string_lossy()).collect();
         let help = arg.get_long_help().or(arg.get_help()).map(ToString::to_string);
-        let help = help.unwrap_or_default().replace('\n', " ").replace('|', "\\|");
+        let values = arg.get_possible_values();
+        let values: Vec<&str> = values.iter().map(|value| value.get_name()).collect();
+        let is_choice = arg.get_action().takes_values() && !values.is_empty();
+        let choice = if is_choice { format!(" ({})", values.join(", ")) } else { String::new() };
+        let help = (help.unwrap_or_default() + &choice).replace('\n', " ").replace('|', "\\|");
         let (variable, defaults) = (code(variable.unwrap_or_default()), code(defaults.join(", ")));
         let _ = writeln!(page, "| {flag} | {variable} | {defaults} | {help} |");
     }

@@ -37,10 +37,9 @@ async fn supervise(config: Config) -> anyhow::Result<()> {
     // Checked here, so that the error is visible: a child would log it, and another edge on that
     // address would answer instead.
     edge::check_listen(config.listen, config.insecure || config.require_keys)?;
-    drop(
-        TcpListener::bind(config.listen)
-            .with_context(|| format!("cannot listen on {}", config.listen))?,
-    );
+    drop(TcpListener::bind(config.listen).with_context(|| {
+        format!("cannot listen on {}; --listen chooses another address", config.listen)
+    })?);
     if let Some(url) = &config.nats_url {
         // The services would wait for it, and write the reason to their logs.
         let access = config.login.access(url.reveal())?;

@@ -19,7 +19,7 @@ static ALLOCATOR: MiMalloc = MiMalloc;
 
 /// A job queue for batch work: a mesh of services on NATS JetStream, with its numbers in ClickHouse.
 #[derive(Debug, Parser)]
-#[command(name = "jobmesh", version, about)]
+#[command(name = "jobmesh", version)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -42,11 +42,11 @@ enum Command {
 enum Service {
     /// Serves the HTTP API.
     Edge(edge::Config),
-    /// Folds commands, dispatches work, answers reads.
+    /// Decides commands, dispatches work, answers queries.
     State(state::Config),
     /// Runs jobs.
     Processor(handlers::Config),
-    /// Takes ended runs into ClickHouse, answers sums.
+    /// Writes ended runs into ClickHouse, answers queries over time.
     Metrics(metrics::Config),
     /// Serves ClickHouse's HTTP interface over its engine as a library.
     Olap(olap::Config),

@@ -10,7 +10,7 @@ use reqwest::{
 use serde::Serialize;
 use serde_json::Value;
 
-use super::{Server, json::Json};
+use super::{Invalid, Server, json::Json};
 
 /// How long an answer may take; a status that is waited for takes a minute.
 const TIMEOUT: Duration = Duration::from_secs(90);
@@ -56,8 +56,12 @@ impl Refused {
 
 impl Api {
     pub fn new(server: &Server) -> anyhow::Result<Self> {
+        let base = Url::parse(&server.url).ok();
         let base =
-            Url::parse(&server.url).with_context(|| format!("{:?} is no URL", server.url))?;
+            base.filter(|url| matches!(url.scheme(), "http" | "https")).ok_or_else(|| {
+                let url = &server.url;
+                Invalid(format!("--url {url}: it is not a URL such as http://127.0.0.1:8080"))
+            })?;
         let agent = concat!("jobmesh-cli/", env!("CARGO_PKG_VERSION"));
         let http = outbound::builder().user_agent(agent).default_headers(headers(server)?);
         Ok(Self { http: http.build()?, base })

@@ -11,6 +11,8 @@ use super::{
     show,
 };
 
+/// The jobs that did not complete, as far as they are shown.
+const FAILURES_SHOWN_MAX: usize = 20;
 /// How long to wait before a broken stream is resumed.
 const PAUSE: Duration = Duration::from_millis(500);
 /// How long no edge may answer before the watch ends.
@@ -100,6 +102,7 @@ pub(super) async fn to_the_end(
     bar.finish();
     let well = wanted.count("completed") == wanted.jobs.len();
     if !json {
+        show_failures(api, &wanted).await?;
         show::print(&format!(
             "{} completed, {} failed, {} canceled",
             wanted.count("completed"),
@@ -162,7 +165,18 @@ async fn follow(
     Ok(())
 }
 
-/// Reads how each job stands.
+/// Shows which jobs did not complete, and why.
+async fn show_failures(api: &Api, wanted: &Wanted) -> anyhow::Result<()> {
+    let failed = wanted.jobs.iter().filter(|(_, status)| *status != "completed");
+    for (job, status) in failed.take(FAILURES_SHOWN_MAX) {
+        let answer = api.get(&format!("/api/queue/status/{job}"), &[]).await?;
+        let error = answer.field("job").field("error").as_string().unwrap_or_default();
+        show::print(&format!("{job} {status}: {error}"))?;
+    }
+    Ok(())
+}
+
+/// Reads the status of each job.
 async fn look(api: &Api, wanted: &mut Wanted, json: bool) -> anyhow::Result<()> {
     let jobs: Vec<String> = wanted.jobs.keys().cloned().collect();
     for job in jobs {

@@ -21,6 +21,10 @@ use super::{
 /// The broker's configuration, as operators have it too.
 const NATS_CONF: &str = include_str!("../../../../deploy/nats/jobmesh.conf");
 
+/// How metrics logs in at a ClickHouse server of yours.
+const CLICKHOUSE_LOGIN: [&str; 3] =
+    ["JOBMESH_CLICKHOUSE_USER", "JOBMESH_CLICKHOUSE_PASSWORD", "JOBMESH_CLICKHOUSE_PASSWORD_FILE"];
+
 /// How long a child may take to stop, in addition to the grace period of its runs.
 const STOP_WITHIN: Duration = Duration::from_secs(20);
 
@@ -103,6 +107,11 @@ pub(super) fn stages(config: &Config, data_dir: &Path) -> anyhow::Result<Vec<Vec
     let states =
         (1..=config.states.max(1)).map(|n| serve(&format!("state-{n}"), Role::Mesh, state));
     let mut metrics = serve("metrics", Role::Metrics, &["serve", "metrics"]);
+    if config.clickhouse_url.is_none() {
+        // The engine has a password of its own.
+        let is_login = |name: &OsString| CLICKHOUSE_LOGIN.iter().any(|login| name == login);
+        metrics.environment.retain(|(name, _)| !is_login(name));
+    }
     metrics.environment.push(("JOBMESH_CLICKHOUSE_URL".into(), clickhouse_url.into()));
     let core: Vec<Spec> = states.chain([metrics]).collect();
     let (concurrency, grace_s) = (config.concurrency.to_string(), config.grace_s.to_string());
