@@ -150,7 +150,7 @@ async fn allowed_names_and_pages_of_allowed_sites_are_answered() -> anyhow::Resu
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn sql_needs_the_password_and_stays_inside_the_tables() -> anyhow::Result<()> {
+async fn sql_needs_a_password_and_the_reader_only_reads() -> anyhow::Result<()> {
     let mesh = Mesh::start()?;
     let url = mesh.clickhouse_url()?;
     let (_, address) = url.rsplit_once('@').expect("the URL has a password");
@@ -164,16 +164,41 @@ async fn sql_needs_the_password_and_stays_inside_the_tables() -> anyhow::Result<
     };
     let (status, text) = ask(client.post(format!("http://{address}/")).body("SELECT 1")).await?;
     assert_eq!((status, text.contains("Code: 516")), (403, true), "{text}");
-    let wrong = format!("http://default:wrong@{address}/?query=SELECT%201");
+    let wrong = format!("http://reader:wrong@{address}/?query=SELECT%201");
     assert_eq!(ask(client.get(wrong)).await?.0, 403);
     let (status, text) = ask(client.get(format!("{url}/?query=SELECT%201"))).await?;
     assert_eq!((status, text.trim()), (200, "1"), "{text}");
-    let drop = "DROP%20TABLE%20jobmesh.job_runs";
-    let (status, text) = ask(client.get(format!("{url}/?query={drop}"))).await?;
-    assert_eq!((status, text.contains("Code: 164")), (403, true), "{text}");
-    let outside = "SELECT * FROM file('/etc/passwd', 'LineAsString')";
-    let (status, text) = ask(client.post(format!("{url}/")).body(outside)).await?;
-    assert_eq!((status, text.contains("Code: 497")), (403, true), "{text}");
+    let writer = std::fs::read_to_string(mesh.data_dir().join("olap.writer.password"))?;
+    let writer = format!("http://writer:{writer}@{address}");
+    for drop in ["DROP%20TABLE%20jobmesh.job_runs", "SELECT%201;DROP%20TABLE%20jobmesh.job_runs"] {
+        let (status, text) = ask(client.get(format!("{writer}/?query={drop}"))).await?;
+        assert_eq!((status, text.contains("Code: 164")), (403, true), "{drop}: {text}");
+    }
+    std::fs::write(mesh.data_dir().join("secret.csv"), "secret")?;
+    let csv = mesh.data_dir().join("secret.csv").display().to_string();
+    for statement in [
+        "DROP TABLE jobmesh.job_runs".to_owned(),
+        "SELECT 1; DROP TABLE jobmesh.job_runs".to_owned(),
+        "SELECT 1; SET readonly = 0".to_owned(),
+        "SET readonly = 0".to_owned(),
+        "SELECT 1 SETTINGS readonly = 0, max_threads = 2".to_owned(),
+        format!("SELECT * FROM file('{csv}', 'LineAsString')"),
+        format!("SELECT * FROM `f\\x69le`('{csv}', 'LineAsString')"),
+        format!("SELECT * FROM '{csv}'"),
+        format!("SELECT $a$b$a$, * FROM file('{csv}', 'LineAsString')"),
+        format!("SELECT 1 INTO OUTFILE '{csv}.out'"),
+        "SELECT * FROM url('http://127.0.0.1:1/', 'CSV', 'a String')".to_owned(),
+        "SELECT * FROM remote('127.0.0.1:1', system.one)".to_owned(),
+        "SELECT * FROM executable('sh', 'CSV', 'a String')".to_owned(),
+    ] {
+        let (status, text) = ask(client.post(format!("{url}/")).body(statement.clone())).await?;
+        let is_refused = status != 200 && !text.contains("secret\n");
+        assert!(is_refused, "{statement}: {status} {text}");
+    }
+    assert!(!std::path::Path::new(&format!("{csv}.out")).exists());
+    // What one statement sets does not stay.
+    let (status, text) = ask(client.post(format!("{url}/?max_threads=1")).body("SELECT 2")).await?;
+    assert_eq!((status, text.trim()), (200, "2"), "{text}");
     assert_eq!(mesh.sql("SELECT count() FROM job_runs").await?, "0");
     Ok(())
 }
@@ -222,8 +247,8 @@ async fn connections_that_never_finish_a_request_are_closed() -> anyhow::Result<
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn connections_beyond_the_limits_are_told_so_and_health_checks_answered() -> anyhow::Result<()>
-{
+async fn connections_beyond_the_limits_get_an_error_and_health_checks_an_answer()
+-> anyhow::Result<()> {
     let mesh = Mesh::start_with(&[
         ("JOBMESH_MAX_CONNECTIONS", "30"),
         ("JOBMESH_MAX_CONNECTIONS_PER_ADDRESS", "20"),

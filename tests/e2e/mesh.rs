@@ -111,7 +111,7 @@ impl Mesh {
         let listen = log.lines().rev().find_map(|line| line.split("listen=").nth(1));
         let listen = listen.context("olap logs its address")?.trim();
         let password = fs::read_to_string(self.data_dir.join("olap.password"))?;
-        Ok(format!("http://default:{password}@{listen}"))
+        Ok(format!("http://reader:{password}@{listen}"))
     }
 
     /// The folder of its data.

@@ -38,7 +38,7 @@ impl Deref for Services {
     }
 }
 
-/// The password of the engine.
+/// The password of the engine's writer.
 const OLAP_PASSWORD: &str = "secret";
 
 impl Services {
@@ -56,12 +56,15 @@ impl Services {
         let library = fetch::libchdb()?;
         let olap_dir = services.dir.path().join("olap");
         let password = services.dir.path().join("olap.password");
-        fs::write(&password, OLAP_PASSWORD)?;
+        fs::write(&password, "reader's")?;
+        let writer = services.dir.path().join("olap.writer.password");
+        fs::write(&writer, OLAP_PASSWORD)?;
         let olap = [
             ("JOBMESH_OLAP_LISTEN", olap.to_string()),
             ("JOBMESH_OLAP_DIR", olap_dir.display().to_string()),
             ("JOBMESH_LIBCHDB", library.display().to_string()),
             ("JOBMESH_OLAP_PASSWORD_FILE", password.display().to_string()),
+            ("JOBMESH_OLAP_WRITER_PASSWORD_FILE", writer.display().to_string()),
         ];
         services.spawn("olap", &olap)?;
         for role in ROLES {
@@ -84,7 +87,7 @@ impl Services {
 
     /// The URL of ClickHouse's interface.
     pub fn clickhouse_url(&self) -> String {
-        format!("http://default:{OLAP_PASSWORD}@{}", self.olap)
+        format!("http://writer:{OLAP_PASSWORD}@{}", self.olap)
     }
 
     /// Runs a query on the ClickHouse engine; its answer as text.

@@ -6,7 +6,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use nats::{
@@ -17,7 +17,7 @@ use nats::{
 use serde::{Serialize, de::DeserializeOwned};
 use tokio_util::sync::CancellationToken;
 
-use crate::{Config, events::Feed, keys::Keys, submit::Submitter};
+use crate::{Config, events::Feed, keys::Keys, submit::Submitter, view::Health};
 
 /// The streams of which a share beyond this makes new work be refused: what is left belongs to
 /// the outcomes of what was accepted.
@@ -40,6 +40,8 @@ pub(crate) struct Parts {
     pub keys: Keys,
     /// The subjects whose messages the broker does not store.
     pub unstored: Unstored,
+    /// The last readiness, for all probes within a second.
+    pub readiness: tokio::sync::Mutex<Option<(Instant, Health)>>,
     full: Arc<AtomicBool>,
 }
 
@@ -64,7 +66,8 @@ impl App {
         let full = Arc::new(AtomicBool::new(false));
         tokio::spawn(look_at_fill(broker.clone(), full.clone(), stop));
         let unstored = broker.watch_storage().await?;
-        Ok(Self(Arc::new(Parts { broker, submitter, feed, keys, unstored, full })))
+        let readiness = tokio::sync::Mutex::default();
+        Ok(Self(Arc::new(Parts { broker, submitter, feed, keys, unstored, readiness, full })))
     }
 }
 

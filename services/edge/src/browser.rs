@@ -66,7 +66,8 @@ enum Site {
 
 impl Browsers {
     pub fn new(config: &Config) -> Self {
-        let hosts = config.allow_hosts.iter().map(|host| host.to_ascii_lowercase()).collect();
+        let hosts = config.allow_hosts.iter().map(|host| host.trim().to_ascii_lowercase());
+        let hosts = hosts.filter(|host| !host.is_empty()).collect();
         let origins = config.allow_origins.iter().map(|origin| origin.0.clone()).collect();
         Self(Arc::new(Allowed { hosts, origins }))
     }
@@ -81,7 +82,11 @@ pub(crate) async fn guard(
 ) -> Response {
     let is_page = request.uri().path().starts_with(PAGES);
     let (mut response, site) = match allowed.check(&request) {
-        Err(error) => (error.into_response(), Site::Own),
+        Err(error) => {
+            // A page that may use the API may read its errors too.
+            let origin = allowed.origin_of(request.headers()).cloned();
+            (error.into_response(), origin.map_or(Site::Own, Site::Allowed))
+        }
         Ok(site @ Site::Allowed(_)) if is_preflight(&request) => (preflight(), site),
         Ok(site) => (next.run(request).await, site),
     };
@@ -144,21 +149,32 @@ impl Allowed {
     /// True for addresses, which no site can claim, for `localhost`, and for configured names.
     fn is_own_name(&self, host: &str) -> bool {
         let host = host.to_ascii_lowercase();
-        let name = match host.strip_prefix('[') {
-            Some(rest) => rest.split(']').next().unwrap_or_default(),
-            None => host.split(':').next().unwrap_or_default(),
+        let (name, port) = match host.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+            Some(address) => address,
+            None => host.split_at(host.find(':').unwrap_or(host.len())),
         };
+        let is_port = |digits: &str| digits.bytes().all(|b| b.is_ascii_digit());
+        if !port.is_empty() && !port.strip_prefix(':').is_some_and(is_port) {
+            return false;
+        }
+        // A name may end with a dot, as in DNS.
+        let name = name.strip_suffix('.').unwrap_or(name);
         name == "localhost"
             || name.ends_with(".localhost")
             || name.parse::<IpAddr>().is_ok()
             || self.hosts.iter().any(|own| *own == host || own == name)
     }
 
+    /// The origin of an allowed page.
+    fn origin_of<'a>(&self, headers: &'a HeaderMap) -> Option<&'a HeaderValue> {
+        headers.get(header::ORIGIN).filter(|origin| self.origins.contains(origin))
+    }
+
     fn site(&self, method: &Method, headers: &HeaderMap, host: &str) -> Site {
+        if let Some(origin) = self.origin_of(headers) {
+            return Site::Allowed(origin.clone());
+        }
         if let Some(origin) = headers.get(header::ORIGIN) {
-            if self.origins.contains(origin) {
-                return Site::Allowed(origin.clone());
-            }
             let origin = text(origin);
             let authority = origin.split_once("://").map(|(_, authority)| authority);
             let is_own = authority.is_some_and(|it| it.eq_ignore_ascii_case(host));
@@ -244,6 +260,8 @@ mod tests {
             "queue.example",
             "Queue.Example:443",
             "edge:8080",
+            "localhost.",
+            "queue.example.:8080",
         ] {
             assert_eq!(check(Method::GET, &[("host", host)]), Ok(Site::Own), "{host}");
         }
@@ -253,6 +271,9 @@ mod tests {
             "localhost.evil.example",
             "127.0.0.1.evil.example",
             "edge:9090",
+            "localhost:x@evil.example",
+            "[::1].evil.example",
+            "[::1]x",
             "edge",
             "",
         ] {

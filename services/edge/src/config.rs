@@ -45,7 +45,7 @@ pub struct Config {
     /// localhost are always allowed; a request for another name is refused.
     #[arg(long = "allow-host", env = "JOBMESH_ALLOW_HOSTS", value_delimiter = ',')]
     pub allow_hosts: Vec<String>,
-    /// Sites whose web pages may use the API, such as https://console.example.com.
+    /// Sites whose web pages may use the API, such as `https://console.example.com`.
     #[arg(long = "allow-origin", env = "JOBMESH_ALLOW_ORIGINS", value_delimiter = ',')]
     pub allow_origins: Vec<Origin>,
     /// Connections that are served at the same time; a request on one beyond that gets 503.

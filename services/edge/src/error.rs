@@ -122,7 +122,7 @@ impl Error {
 
     /// The API key is not for this project, whether there is one or not.
     pub fn project_not_found(project: &str) -> Self {
-        let text = format!("the API key is for no project {project:?}");
+        let text = format!("the API key has no access to a project {project:?}");
         Self::new(StatusCode::NOT_FOUND, "project_not_found", text)
     }
 
@@ -282,8 +282,7 @@ impl IntoResponse for Error {
             StatusCode::REQUEST_TIMEOUT,
             StatusCode::UNSUPPORTED_MEDIA_TYPE,
         ];
-        let is_refused_connection = self.code == "too_many_connections";
-        if leaves_body.contains(&self.status) || is_refused_connection {
+        if leaves_body.contains(&self.status) {
             // The rest of the body is not read, so the connection cannot be reused.
             response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }

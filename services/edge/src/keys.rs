@@ -4,8 +4,11 @@
 mod access;
 
 use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, PoisonError, RwLock},
+    collections::{HashMap, HashSet},
+    sync::{
+        Arc, Mutex, PoisonError, RwLock,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -19,8 +22,9 @@ use futures_util::StreamExt;
 use job::time::Millis;
 use nats::{
     Broker,
-    api_keys::{Change, KeyRecord, KeyStore, KeyText, Scope},
+    api_keys::{Change, Error as KeyError, KeyRecord, KeyStore, KeyText, Scope},
 };
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 pub(crate) use access::Access;
@@ -29,10 +33,14 @@ use crate::error::Error;
 
 /// How long to wait before the keys are read again after a failure.
 const PAUSE: Duration = Duration::from_millis(250);
+/// How often all keys are read again, in case a change was missed.
+const RELOAD_EVERY: Duration = Duration::from_secs(30);
 /// How often the last use of a key is recorded at most, in ms.
-const NOTE_USE_EVERY_MS: Millis = 60_000;
+const RECORD_USE_EVERY_MS: Millis = 60_000;
 /// Paths without a key: probes, and the documentation of the API.
 const OPEN_PATHS: [&str; 4] = ["/healthz", "/readyz", "/openapi.json", "/docs"];
+/// The authentication scheme.
+const BEARER: &str = "bearer ";
 
 /// The keys that this edge knows. Cheap to clone.
 #[derive(Clone)]
@@ -40,19 +48,15 @@ pub(crate) struct Keys(Arc<Inner>);
 
 struct Inner {
     store: KeyStore,
-    /// True if each request needs a key even if there is none.
-    is_required: bool,
-    known: RwLock<HashMap<String, Key>>,
+    /// True once each request needs a key. It stays so: a key that cannot be read or was revoked must not
+    /// open the API.
+    is_enforced: AtomicBool,
+    /// Cancelled at that moment.
+    enforced: CancellationToken,
+    /// The keys by id, each followed by the requests that use it.
+    known: RwLock<HashMap<String, watch::Sender<Option<Arc<KeyRecord>>>>>,
     /// When the use of each key was recorded.
-    noted: Mutex<HashMap<String, Millis>>,
-}
-
-/// A key that is accepted.
-#[derive(Clone)]
-struct Key {
-    record: Arc<KeyRecord>,
-    /// Cancelled when the key is revoked or changed.
-    ended: CancellationToken,
+    recorded: Mutex<HashMap<String, Millis>>,
 }
 
 impl Keys {
@@ -66,9 +70,16 @@ impl Keys {
         is_required: bool,
         stop: CancellationToken,
     ) -> anyhow::Result<Option<Self>> {
-        let store = KeyStore::open(broker).await?;
-        let (known, noted) = (RwLock::default(), Mutex::default());
-        let keys = Self(Arc::new(Inner { store, is_required, known, noted }));
+        let keys = Self(Arc::new(Inner {
+            store: KeyStore::open(broker).await?,
+            is_enforced: AtomicBool::new(false),
+            enforced: CancellationToken::new(),
+            known: RwLock::default(),
+            recorded: Mutex::default(),
+        }));
+        if is_required {
+            keys.enforce();
+        }
         // No request is answered before all keys are known.
         let load = || keys.load();
         if service::retry_until(&stop, PAUSE, "API keys not read", load).await.is_none() {
@@ -83,49 +94,78 @@ impl Keys {
     }
 
     /// Reads all keys.
-    async fn load(&self) -> Result<(), nats::api_keys::Error> {
-        let keys = self.store().list().await?;
-        let ids: Vec<String> = keys.iter().map(|(record, _)| record.id.clone()).collect();
-        let known: Vec<String> = self.known().keys().cloned().collect();
-        keys.into_iter().for_each(|(record, _)| self.apply(Change::Set(record)));
+    async fn load(&self) -> Result<(), KeyError> {
+        if self.store().is_enforced().await? {
+            self.enforce();
+        }
+        let records = self.store().records().await?;
+        let ids: HashSet<&str> = records.iter().map(|record| record.id.as_str()).collect();
+        let known = self.0.known.read().unwrap_or_else(PoisonError::into_inner);
         // One that was revoked while the changes were not followed.
-        let revoked = known.into_iter().filter(|id| !ids.contains(id));
-        revoked.for_each(|id| self.apply(Change::Revoked(id)));
+        let revoked: Vec<String> =
+            known.keys().filter(|id| !ids.contains(id.as_str())).cloned().collect();
+        drop(known);
+        revoked.into_iter().for_each(|id| self.apply(Change::Revoked(id)));
+        records.into_iter().for_each(|record| self.apply(Change::Set(record)));
         Ok(())
     }
 
     /// Applies changes until they cannot be followed.
-    async fn follow(&self) -> Result<(), nats::api_keys::Error> {
+    async fn follow(&self) -> Result<(), KeyError> {
         let mut changes = self.store().watch().await?;
-        self.load().await?;
-        while let Some(change) = changes.next().await {
-            self.apply(change?);
+        let mut reload = tokio::time::interval(RELOAD_EVERY);
+        loop {
+            tokio::select! {
+                _ = reload.tick() => self.load().await?,
+                change = changes.next() => match change {
+                    Some(change) => self.apply(change?),
+                    None => {
+                        let why = "the watch of the bucket ended".to_owned();
+                        return Err(KeyError::Nats { step: "followed", why });
+                    }
+                },
+            }
         }
-        let why = "the watch of the bucket ended".to_owned();
-        Err(nats::api_keys::Error::Nats { step: "followed", why })
     }
 
     fn apply(&self, change: Change) {
+        // A key that was created or revoked, whichever it is: from then on keys are needed.
+        self.enforce();
         let mut known = self.0.known.write().unwrap_or_else(PoisonError::into_inner);
-        let before = match change {
+        match change {
             Change::Set(record) => {
-                let is_known = known.get(&record.id).is_some_and(|key| *key.record == record);
-                if is_known {
-                    return;
-                }
-                let key = Key { record: Arc::new(record), ended: CancellationToken::new() };
-                known.insert(key.record.id.clone(), key)
+                let record = Arc::new(record);
+                let current = known.entry(record.id.clone());
+                let current = current.or_insert_with(|| watch::channel(None).0);
+                current.send_if_modified(|known| {
+                    let is_new = known.as_ref() != Some(&record);
+                    *known = Some(record);
+                    is_new
+                });
             }
-            Change::Revoked(id) => known.remove(&id),
-        };
-        if let Some(before) = before {
-            before.ended.cancel();
+            // Requests that use it see that its sender is dropped.
+            Change::Revoked(id) => {
+                known.remove(&id);
+                self.recorded().remove(&id);
+            }
         }
+    }
+
+    fn enforce(&self) {
+        if !self.0.is_enforced.swap(true, Ordering::AcqRel) {
+            tracing::info!("each request needs an API key");
+            self.0.enforced.cancel();
+        }
+    }
+
+    /// True if each request needs a key.
+    pub fn is_enforced(&self) -> bool {
+        self.0.is_enforced.load(Ordering::Acquire)
     }
 
     /// How many keys there are.
     pub fn count(&self) -> usize {
-        self.known().len()
+        self.0.known.read().unwrap_or_else(PoisonError::into_inner).len()
     }
 
     /// The bucket.
@@ -133,51 +173,57 @@ impl Keys {
         &self.0.store
     }
 
-    fn known(&self) -> std::sync::RwLockReadGuard<'_, HashMap<String, Key>> {
-        self.0.known.read().unwrap_or_else(PoisonError::into_inner)
+    fn recorded(&self) -> std::sync::MutexGuard<'_, HashMap<String, Millis>> {
+        self.0.recorded.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What a request may do.
     fn access(&self, headers: &HeaderMap, now: Millis) -> Result<Access, Error> {
-        let known = self.known();
-        if known.is_empty() && !self.0.is_required {
-            return Ok(Access::open());
+        if !self.is_enforced() {
+            return Ok(Access::open(self.0.enforced.clone()));
         }
-        let Some(header) = headers.get(AUTHORIZATION) else { return Err(Error::no_key()) };
-        let text = header.to_str().ok().and_then(|text| text.strip_prefix("Bearer "));
-        let key = text.and_then(|text| KeyText::parse(text.trim()));
-        let key = key.ok_or_else(Error::malformed_key)?;
-        let found = known.get(key.id).filter(|known| known.record.accepts(&key, now));
-        let Key { record, ended } = found.cloned().ok_or_else(Error::unknown_key)?;
+        let mut given = headers.get_all(AUTHORIZATION).iter();
+        let header = given.next().ok_or_else(Error::no_key)?;
+        let text = header.to_str().ok().filter(|_| given.next().is_none());
+        let text = text.and_then(|text| {
+            let (scheme, key) = text.split_at_checked(BEARER.len())?;
+            scheme.eq_ignore_ascii_case(BEARER).then(|| key.trim())
+        });
+        let key = text.and_then(KeyText::parse).ok_or_else(Error::malformed_key)?;
+        let known = self.0.known.read().unwrap_or_else(PoisonError::into_inner);
+        let current = known.get(key.id).ok_or_else(Error::unknown_key)?.subscribe();
         drop(known);
-        self.note_use(&record.id, now);
-        Ok(Access::of_key(record, ended))
+        let record = current.borrow().clone().ok_or_else(Error::unknown_key)?;
+        let secret = key.secret_hash();
+        record.accepted_until(&secret, now).ok_or_else(Error::unknown_key)?;
+        self.record_use(&record.id, now);
+        Ok(Access::of_key(record, secret.into(), current))
     }
 
-    /// Records the use of a key, now and then.
-    fn note_use(&self, id: &str, now: Millis) {
-        let mut noted = self.0.noted.lock().unwrap_or_else(PoisonError::into_inner);
-        if noted.get(id).is_some_and(|at| now - at < NOTE_USE_EVERY_MS) {
+    /// Records the use of a key, at most once a minute.
+    fn record_use(&self, id: &str, now: Millis) {
+        let mut recorded = self.recorded();
+        if recorded.get(id).is_some_and(|at| now - at < RECORD_USE_EVERY_MS) {
             return;
         }
-        noted.insert(id.to_owned(), now);
+        recorded.insert(id.to_owned(), now);
         let (store, id) = (self.store().clone(), id.to_owned());
         tokio::spawn(async move {
-            if let Err(error) = store.note_used(&id, now).await {
+            if let Err(error) = store.record_use(&id, now).await {
                 tracing::debug!(key.id = id, %error, "use of an API key not recorded");
             }
         });
     }
 }
 
-/// Refuses requests without a key that allows them, and lets the others know what they may see.
+/// Refuses requests without a key that allows them, and attaches the [`Access`] of the others.
 pub(crate) async fn guard(State(keys): State<Keys>, mut request: Request, next: Next) -> Response {
     let path = request.uri().path();
     let is_open = OPEN_PATHS.iter().any(|open| {
         path.strip_prefix(open).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
     });
     let access = if is_open {
-        Ok(Access::open())
+        Ok(Access::open(CancellationToken::new()))
     } else {
         let access = keys.access(request.headers(), service::now_ms());
         let needed = scope_of(request.method(), path);

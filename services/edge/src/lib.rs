@@ -44,8 +44,8 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     let listener = listener.with_context(|| format!("cannot listen on {}", config.listen))?;
     tracing::info!(listen = %listener.local_addr()?, "edge serves");
     let app = app::App::start(&config, broker, keys, stop.clone()).await?;
-    let router = router::router(app.clone(), Browsers::new(&config));
-    server::serve(listener, router, &config, stop).await;
+    let routers = router::routers(&app, &Browsers::new(&config));
+    server::serve(listener, routers, &config, stop).await;
     app.broker.client.flush().await.ok();
     tracing::info!("edge drained");
     Ok(())

@@ -3,8 +3,12 @@
 use axum::{
     Router,
     body::Bytes,
-    http::{Method, Uri, header::CONTENT_TYPE},
+    http::{
+        HeaderValue, Method, Uri,
+        header::{CONNECTION, CONTENT_TYPE},
+    },
     middleware,
+    response::Response,
     routing::get,
 };
 use utoipa::OpenApi;
@@ -22,6 +26,7 @@ use crate::{
     keys,
     openapi::Document,
     request_id,
+    server::Routers,
 };
 
 /// The path of the API document.
@@ -61,8 +66,35 @@ pub fn openapi() -> String {
     document.to_pretty_json().expect("a document is JSON")
 }
 
-/// The routes of the edge.
-pub(crate) fn router(app: App, browsers: Browsers) -> Router {
+/// The routes of each kind of connection.
+pub(crate) fn routers(app: &App, browsers: &Browsers) -> Routers {
+    let refused = |error: fn() -> Error| {
+        let refused = Router::new().route("/healthz", get(async || "ok"));
+        let refused = refused.fallback(async move || error());
+        // One answer, whatever it is, makes room for others.
+        protected(refused.layer(middleware::map_response(close_connection)), browsers.clone())
+    };
+    Routers {
+        served: router(app.clone(), browsers.clone()),
+        too_many: refused(Error::too_many_connections),
+        too_many_of_address: refused(Error::too_many_connections_of_address),
+    }
+}
+
+async fn close_connection(mut response: Response) -> Response {
+    response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    response
+}
+
+/// Adds what all answers have: the request's id, and headers that protect pages.
+fn protected(router: Router, browsers: Browsers) -> Router {
+    router
+        .layer(middleware::from_fn_with_state(browsers, browser::guard))
+        .layer(middleware::from_fn(request_id::give))
+}
+
+/// The routes of the API.
+fn router(app: App, browsers: Browsers) -> Router {
     let (router, _) = endpoints().split_for_parts();
     let keys = app.keys.clone();
     // A handler is cloned for each request: it must not hold the document itself.
@@ -80,11 +112,10 @@ pub(crate) fn router(app: App, browsers: Browsers) -> Router {
         .with_state(app);
     // Around all routes at once: a layer of each route is cloned for each request, with all that
     // is inside.
-    Router::new()
+    let router = Router::new()
         .fallback_service(router)
-        .layer(middleware::from_fn_with_state(keys, keys::guard))
-        .layer(middleware::from_fn_with_state(browsers, browser::guard))
-        .layer(middleware::from_fn(request_id::give))
+        .layer(middleware::from_fn_with_state(keys, keys::guard));
+    protected(router, browsers)
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use axum::{Router, body::Body, routing::get};
+use axum::{Router, body::Body};
 use http_body_util::BodyExt;
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
@@ -21,13 +21,15 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower_service::Service;
 
-use crate::{Config, error::Error};
+use crate::Config;
 use limits::{Admission, Connections};
 
 /// How long the head of a request may take from its first byte on.
 const HEAD_WITHIN: Duration = Duration::from_secs(10);
 /// How long a connection may be open without a request.
 const IDLE_WITHIN: Duration = Duration::from_secs(120);
+/// The same for a connection beyond a limit.
+const REFUSED_WITHIN: Duration = Duration::from_secs(3);
 /// How long a client may take no bytes of an answer.
 const TAKE_WITHIN: Duration = Duration::from_secs(60);
 /// How often connections are checked for these.
@@ -37,30 +39,23 @@ const DRAIN_WITHIN: Duration = Duration::from_secs(10);
 /// How long to wait after a connection could not be accepted, as when there are too many open files.
 const ACCEPT_AGAIN_AFTER: Duration = Duration::from_secs(1);
 
-/// What connections beyond a limit get.
-#[derive(Clone)]
-struct Routers {
-    served: Router,
-    too_many: Router,
-    too_many_of_address: Router,
+/// The router of a connection.
+pub(crate) struct Routers {
+    /// The API.
+    pub served: Router,
+    /// There are too many connections.
+    pub too_many: Router,
+    /// There are too many of the client's address.
+    pub too_many_of_address: Router,
 }
 
 /// Serves until `stop` is cancelled, then lets requests in progress end.
 pub(crate) async fn serve(
     listener: TcpListener,
-    router: Router,
+    routers: Routers,
     config: &Config,
     stop: CancellationToken,
 ) {
-    let refused = |error: fn() -> Error| {
-        let healthz = get(async || "ok");
-        Router::new().route("/healthz", healthz).fallback(async move || error())
-    };
-    let routers = Routers {
-        served: router,
-        too_many: refused(Error::too_many_connections),
-        too_many_of_address: refused(Error::too_many_connections_of_address),
-    };
     limits::raise_open_files(config.max_connections);
     let counted = Connections::new(config.max_connections, config.max_connections_per_address);
     let connections = TaskTracker::new();
@@ -71,18 +66,22 @@ pub(crate) async fn serve(
         };
         match accepted {
             Ok((stream, peer)) => {
-                let Some(place) = counted.admit(peer.ip()) else { continue };
+                let Some(permit) = counted.admit(peer.ip()) else { continue };
                 // Each write is a complete answer or a complete event.
                 stream.set_nodelay(true).ok();
-                let router = match place.admission {
+                let router = match permit.admission {
                     Admission::Served => routers.served.clone(),
                     Admission::TooMany => routers.too_many.clone(),
                     Admission::TooManyOfAddress => routers.too_many_of_address.clone(),
                 };
                 let stop = stop.clone();
+                let idle_within = match permit.admission {
+                    Admission::Served => IDLE_WITHIN,
+                    Admission::TooMany | Admission::TooManyOfAddress => REFUSED_WITHIN,
+                };
                 connections.spawn(async move {
-                    connection(stream, router, stop).await;
-                    drop(place);
+                    connection(stream, router, idle_within, stop).await;
+                    drop(permit);
                 });
             }
             // The client has disconnected.
@@ -105,7 +104,12 @@ fn is_of_connection(error: &io::Error) -> bool {
     matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset)
 }
 
-async fn connection(stream: TcpStream, router: Router, stop: CancellationToken) {
+async fn connection(
+    stream: TcpStream,
+    router: Router,
+    idle_within: Duration,
+    stop: CancellationToken,
+) {
     let activity = Arc::new(Activity::default());
     let noted = activity.clone();
     let service = service_fn(move |request: hyper::Request<Incoming>| {
@@ -140,7 +144,7 @@ async fn connection(stream: TcpStream, router: Router, stop: CancellationToken) 
             _ = check.tick() => match activity.current() {
                 _ if activity.is_stalled() => return,
                 (Phase::Head, since) if since.elapsed() > HEAD_WITHIN => return,
-                (Phase::Idle, since) if since.elapsed() > IDLE_WITHIN => {
+                (Phase::Idle, since) if since.elapsed() > idle_within => {
                     served.as_mut().graceful_shutdown();
                 }
                 _ => {}

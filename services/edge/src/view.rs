@@ -245,6 +245,22 @@ impl JobView {
     }
 }
 
+/// Which services answer.
+#[derive(Clone, Serialize, ToSchema)]
+pub(crate) struct Health {
+    pub nats: bool,
+    pub state: bool,
+    pub processor: bool,
+    pub metrics: bool,
+    /// Messages that no service could process: they are set aside in the stream REJECTED.
+    #[serde(rename = "rejectedMessages", skip_serializing_if = "Option::is_none")]
+    pub rejected_messages: Option<u64>,
+    /// Subjects whose messages NATS does not store, though it answers: its disk is full or failing. Free
+    /// space, then restart nats-server.
+    #[serde(rename = "unstoredSubjects", skip_serializing_if = "Vec::is_empty")]
+    pub unstored_subjects: Vec<String>,
+}
+
 /// The URL of a job's result.
 fn result_url(job: JobId) -> String {
     format!("/api/queue/jobs/{job}/result")

@@ -115,6 +115,14 @@ fn run(open: &mut Open, ask: &Ask) -> Result<Answer, String> {
         }
     }
     let answer = set.and_then(|()| match &ask.statement {
+        // Files, other servers and all that writes are refused by the engine itself. A statement that
+        // may be several runs without this, and only for the writer.
+        Statement::Read(sql) if ask.statement.is_read() => {
+            open.query("SET readonly = 1", "Null", &[])?;
+            let answer = open.query(sql, &ask.format, &ask.parameters);
+            let reset = open.query("SET readonly = DEFAULT", "Null", &[]);
+            answer.and_then(|answer| reset.map(|_| answer))
+        }
         Statement::Read(sql) | Statement::Write(sql) => {
             open.query(sql, &ask.format, &ask.parameters)
         }

@@ -1,8 +1,6 @@
 //! The HTTP interface: parameters in, rows or ClickHouse's own error out.
 
-use std::sync::Arc;
-
-use anyhow::{Context, ensure};
+use anyhow::Context;
 use axum::{
     Router,
     body::{Body, to_bytes},
@@ -17,10 +15,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     Config,
-    access::{self, Refused},
+    access::{Passwords, User},
     engine::{Ask, Engine},
-    library::Answer,
-    statement::{self, Statement},
+    statement,
 };
 
 /// The largest body of a request, in bytes: a statement or a block of rows.
@@ -47,10 +44,7 @@ const IGNORED: [&str; 12] = [
 /// If the library cannot be loaded, the tables cannot be opened, or the address cannot be listened
 /// on.
 pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> {
-    let password = std::fs::read_to_string(&config.password_file)
-        .with_context(|| format!("cannot read {}", config.password_file.display()))?;
-    let password: Arc<str> = password.trim_end().into();
-    ensure!(!password.is_empty(), "{} is empty", config.password_file.display());
+    let passwords = Passwords::read(&config.writer_password_file, &config.password_file)?;
     let (library, dir) = (config.libchdb.clone(), config.dir.clone());
     let started = tokio::task::spawn_blocking(move || Engine::start(&library, &dir)).await?;
     let (engine, threads) = started?;
@@ -60,7 +54,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     let router = Router::new()
         .route("/ping", get(ping))
         .route("/", get(answer).post(answer))
-        .with_state(Interface { engine, password });
+        .with_state(Interface { engine, passwords });
     let served = axum::serve(listener, router).with_graceful_shutdown(stop.cancelled_owned());
     let ended = served.await;
     tokio::task::spawn_blocking(move || threads.join()).await?;
@@ -68,11 +62,11 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     Ok(ended?)
 }
 
-/// The engine, and the password that its clients need.
+/// The engine, and the passwords of its users.
 #[derive(Clone)]
 struct Interface {
     engine: Engine,
-    password: Arc<str>,
+    passwords: Passwords,
 }
 
 async fn ping() -> &'static str {
@@ -80,18 +74,25 @@ async fn ping() -> &'static str {
 }
 
 async fn answer(
-    State(Interface { engine, password }): State<Interface>,
+    State(Interface { engine, passwords }): State<Interface>,
     RawQuery(query): RawQuery,
     headers: HeaderMap,
     request: Request,
 ) -> Response {
     let post = request.method() == axum::http::Method::POST;
+    let query = query.unwrap_or_default();
+    let mut pairs: Vec<_> = form_urlencoded::parse(query.as_bytes()).into_owned().collect();
+    if !post && !pairs.iter().any(|(name, _)| name == "query") {
+        return ping().await.into_response();
+    }
+    // Before the body, which may be large.
+    let Some(user) = passwords.user(&headers, &pairs) else {
+        return refused(516, "Authentication failed: the password is missing or wrong");
+    };
     let body = match read_body(request.into_body()).await {
         Ok(body) => body,
         Err(response) => return response,
     };
-    let query = query.unwrap_or_default();
-    let mut pairs: Vec<_> = form_urlencoded::parse(query.as_bytes()).into_owned().collect();
     let body = match read_form(&headers, body, &mut pairs).await {
         Ok(body) => body,
         Err(error) => {
@@ -99,24 +100,17 @@ async fn answer(
             return failure(StatusCode::BAD_REQUEST, 36, &text);
         }
     };
-    if !post && !pairs.iter().any(|(name, _)| name == "query") {
-        return ping().await.into_response();
-    }
-    if !access::has_password(&password, &headers, &pairs) {
-        let why = "default: the password is missing or wrong".to_owned();
-        return refused(&Refused { code: 516, why });
-    }
     match ask(pairs, &headers, &body) {
         Err(why) => failure(
             StatusCode::BAD_REQUEST,
             62,
             &format!("Code: 62. DB::Exception: {why}. (SYNTAX_ERROR)"),
         ),
-        Ok(ask) if !post && !matches!(ask.statement, Statement::Read(_)) => {
-            let why = "GET can only read: send this statement with POST".to_owned();
-            refused(&Refused { code: 164, why })
+        Ok(ask) if (!post || user == User::Reader) && !ask.statement.is_read() => {
+            let why = "GET and the reader can only read, one statement at a time, without ; or OUTFILE in it";
+            refused(164, why)
         }
-        Ok(ask) => match execute(&engine, ask).await {
+        Ok(ask) => match engine.run(ask).await {
             Ok(answer) => {
                 let summary = format!(
                     r#"{{"read_rows":"{}","written_rows":"{}"}}"#,
@@ -132,19 +126,8 @@ async fn answer(
     }
 }
 
-async fn execute(engine: &Engine, ask: Ask) -> Result<Answer, String> {
-    let (Statement::Read(sql) | Statement::Write(sql) | Statement::Insert { sql, .. }) =
-        &ask.statement;
-    access::check_inside(sql).map_err(|error| text(&error))?;
-    engine.run(ask).await
-}
-
-fn text(error: &Refused) -> String {
-    format!("Code: {}. DB::Exception: {}", error.code, error.why)
-}
-
-fn refused(error: &Refused) -> Response {
-    failure(StatusCode::FORBIDDEN, error.code, &text(error))
+fn refused(code: u32, why: &str) -> Response {
+    failure(StatusCode::FORBIDDEN, code, &format!("Code: {code}. DB::Exception: {why}"))
 }
 
 async fn read_body(body: Body) -> Result<Bytes, Response> {
@@ -233,7 +216,7 @@ fn status(code: u32) -> StatusCode {
         6 | 26 | 27 | 36 | 38 | 41 | 46 | 47 | 50 | 53 | 62 | 69 | 70 | 72 | 73 | 115 | 117
         | 130 | 457 => StatusCode::BAD_REQUEST,
         60 | 81 => StatusCode::NOT_FOUND,
-        497 => StatusCode::FORBIDDEN,
+        164 | 497 => StatusCode::FORBIDDEN,
         _ => StatusCode::INTERNAL_SERVER_ERROR,
     }
 }

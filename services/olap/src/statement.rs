@@ -19,6 +19,16 @@ pub(crate) enum Statement {
     },
 }
 
+impl Statement {
+    /// True if it surely is one statement that returns rows to its client. A semicolon inside could begin
+    /// another one, and `INTO OUTFILE` writes a file even if the engine may only read; that either could
+    /// be in a literal is not worth a parser.
+    pub fn is_read(&self) -> bool {
+        let Self::Read(sql) = self else { return false };
+        !sql.contains(';') && !sql.to_ascii_uppercase().contains("OUTFILE")
+    }
+}
+
 /// Words that begin a statement which changes nothing.
 const READS: [&str; 8] =
     ["SELECT", "WITH", "SHOW", "DESCRIBE", "DESC", "EXISTS", "EXPLAIN", "VALUES"];
@@ -196,6 +206,14 @@ mod tests {
         ];
         for (query, body, expected) in cases {
             assert_eq!(read(query, body), Ok(expected), "{query}");
+        }
+        for (sql, is_read) in [
+            ("SELECT 1;", true),
+            ("SELECT 1; SELECT 2", false),
+            ("SELECT 1 into Outfile 'x'", false),
+            ("DROP TABLE t", false),
+        ] {
+            assert_eq!(read(sql, b"").map(|it| it.is_read()), Ok(is_read), "{sql}");
         }
         assert!(read(" ", b"").is_err());
         assert!(read("INSERT INTO t FORMAT", b"").is_err());

@@ -17,7 +17,7 @@ const ALPHABET: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmn
 pub struct KeyText<'a> {
     /// The part that names the key.
     pub id: &'a str,
-    pub(super) secret: &'a str,
+    secret: &'a str,
 }
 
 impl<'a> KeyText<'a> {
@@ -30,6 +30,11 @@ impl<'a> KeyText<'a> {
         }
         let (secret, check) = rest.split_at(SECRET_CHARS);
         (check == check_of(id, secret)).then_some(Self { id, secret })
+    }
+
+    /// The hash of its secret, as records have it.
+    pub fn secret_hash(&self) -> String {
+        sha256(self.secret)
     }
 }
 
@@ -61,7 +66,7 @@ pub(super) fn random(chars: usize) -> Result<String, std::io::Error> {
 }
 
 /// The hash of a secret, in hexadecimal digits.
-pub(super) fn sha256(secret: &str) -> String {
+fn sha256(secret: &str) -> String {
     Sha256::digest(secret).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 

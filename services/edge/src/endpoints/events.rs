@@ -45,9 +45,7 @@ pub(crate) async fn stream(
     let batch = batch.map(|id| ids::id("batchId", &id)).transpose()?;
     let job = job.map(|id| ids::job_id("jobId", &id)).transpose()?;
     access.project_or_all(project.as_ref())?;
-    if access.is_metadata_only() {
-        return Err(Error::forbidden("the API key may not see progress, which events contain"));
-    }
+    access.content("events, which contain progress")?;
     let filter = filter(project, batch, job)?;
     let subscription = Subscription::new(app.feed.clone(), filter, cursor(&headers, after)?);
     let chunks = subscription.into_chunks().map(Ok::<Bytes, Infallible>);

@@ -38,14 +38,14 @@ struct Request {
     /// A name for people.
     #[schema(value_type = String, required = true, min_length = 1, max_length = 128)]
     name: Option<String>,
-    /// The projects that it may use; all where absent.
+    /// The projects that it may use; all if absent.
     #[schema(min_items = 1, max_items = 1_000)]
     projects: Option<Vec<String>>,
     #[schema(value_type = Scope, required = true)]
     scope: Option<String>,
     /// Hides data, results and progress of jobs.
     metadata_only: Option<bool>,
-    /// When it expires, such as 90d, 12h or 30m; never where absent.
+    /// When it expires, such as 90d, 12h or 30m; never if absent.
     #[schema(pattern = "^[1-9][0-9]{0,6}[dhms]$")]
     expires_in: Option<String>,
 }
@@ -66,7 +66,7 @@ struct Rotation {
 struct View {
     id: String,
     name: String,
-    /// The projects that it may use; all where absent.
+    /// The projects that it may use; all if absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<Vec<String>>)]
     projects: Option<Vec<Id>>,
@@ -118,6 +118,13 @@ pub(crate) struct Response {
     secret: Option<String>,
 }
 
+#[derive(Serialize, ToSchema)]
+#[schema(as = KeyRevoked)]
+pub(crate) struct Revoked {
+    success: bool,
+    message: String,
+}
+
 /// Lists the API keys.
 #[utoipa::path(
     get, path = "/api/keys", tag = "operators",
@@ -150,8 +157,9 @@ pub(crate) async fn create_key(
     let now = service::now_ms();
     let new = new_key(request, now)?;
     let count = app.keys.count();
+    let is_first = count == 0 && !app.keys.is_enforced();
     let is_admin = new.scope == Scope::Admin && new.projects.is_none() && new.expires_at.is_none();
-    if count == 0 && !is_admin {
+    if is_first && !is_admin {
         return Err(Error::invalid(
             "scope of the first key must be admin, without projects and expiresIn: from then on only an \
              admin can make keys",
@@ -169,18 +177,19 @@ pub(crate) async fn create_key(
 /// Revokes an API key: requests with it are refused from now on, and its streams end.
 #[utoipa::path(
     delete, path = "/api/keys/{keyId}", tag = "operators", params(("keyId" = String, Path)),
-    responses((status = 200, description = "Done.", body = Response), Error),
+    responses((status = 200, description = "Done.", body = Revoked), Error),
 )]
 pub(crate) async fn revoke_key(
     State(app): State<App>,
     access: Access,
     _: NoQuery,
     id: Result<Path<String>, PathRejection>,
-) -> Answer<Response> {
+) -> Answer<Revoked> {
     access.project_or_all(None)?;
-    let record = app.keys.store().revoke(&key_id(id)?).await.map_err(failed)?;
-    tracing::info!(key.id = record.id, key.name = record.name, "API key revoked");
-    ok(Response { success: true, key: View::new(record, None), secret: None })
+    let id = key_id(id)?;
+    app.keys.store().revoke(&id).await.map_err(failed)?;
+    tracing::info!(key.id = id, "API key revoked");
+    ok(Revoked { success: true, message: format!("revoked API key {id}") })
 }
 
 /// Gives an API key another secret. The one before is accepted for a while, so that clients can change
@@ -271,7 +280,9 @@ fn time(field: &str, text: &str, ms_max: Millis) -> Result<Millis, Error> {
 fn failed(error: api_keys::Error) -> Error {
     match error {
         api_keys::Error::NotFound(_) => Error::key_not_found(error.to_string()),
-        api_keys::Error::Conflict(_) => Error::key_conflict(error.to_string()),
+        api_keys::Error::Conflict(_) | api_keys::Error::Unreadable { .. } => {
+            Error::key_conflict(error.to_string())
+        }
         api_keys::Error::Nats { .. } => {
             tracing::warn!(error = %error, "API keys not reached");
             Error::unanswered()

@@ -93,8 +93,11 @@ pub(crate) async fn get_project(
     id: Result<Path<String>, PathRejection>,
 ) -> Answer<Response> {
     let project = project_id(&access, id)?;
-    let project = Some(view(&app, project).await?);
-    ok(Response { success: true, project, message: None })
+    let mut project = view(&app, project).await?;
+    if access.is_metadata_only() {
+        (project.settings.options, project.webhook) = (None, None);
+    }
+    ok(Response { success: true, project: Some(project), message: None })
 }
 
 /// Changes the settings of a project: a field that is absent stays, one that is null goes back

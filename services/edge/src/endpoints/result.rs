@@ -38,9 +38,7 @@ pub(crate) async fn result(
 ) -> Result<Response, Error> {
     let Path(id) = id.map_err(|_| Error::invalid("jobId must be the UUID of a job"))?;
     let id = ids::job_id("jobId", &id)?;
-    if access.is_metadata_only() {
-        return Err(Error::forbidden("the API key may not see results"));
-    }
+    access.content("results")?;
     let Some(job) = find_job(&app, &access, id).await? else {
         return Err(Error::result_not_found(format!("job {id} is archived without its result")));
     };

@@ -115,6 +115,7 @@ pub(crate) async fn list_schedules(
     id: Result<Path<String>, PathRejection>,
 ) -> Answer<Listed> {
     let project = project_id(&access, id)?;
+    access.content("schedules, which contain data")?;
     let schedules = schedules(&app, project).await?;
     let schedules = schedules.into_iter().map(|(name, timed)| View::new(name, timed)).collect();
     ok(Listed { success: true, schedules })
@@ -132,6 +133,7 @@ pub(crate) async fn get_schedule(
     path: Named,
 ) -> Answer<Response> {
     let (project, name) = named(&access, path)?;
+    access.content("schedules, which contain data")?;
     let schedules = schedules(&app, project.clone()).await?;
     let found = schedules.into_iter().find(|(known, _)| *known == name);
     let Some((name, timed)) = found else {

@@ -5,30 +5,47 @@ use std::{sync::Arc, time::Duration};
 use axum::{extract::FromRequestParts, http::request::Parts};
 use job::Id;
 use nats::api_keys::{KeyRecord, Scope};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::error::Error;
 
+/// The current record of a key; `None` once it is revoked.
+pub(super) type Current = watch::Receiver<Option<Arc<KeyRecord>>>;
+
 /// The rights of a request.
 #[derive(Clone)]
-pub(crate) struct Access {
-    /// Its key; `None` if the mesh has no keys, and everything is allowed.
-    key: Option<(Arc<KeyRecord>, CancellationToken)>,
+pub(crate) struct Access(Rights);
+
+#[derive(Clone)]
+enum Rights {
+    /// Everything, until keys are needed.
+    Open(CancellationToken),
+    /// What a key allows.
+    Key {
+        record: Arc<KeyRecord>,
+        /// The hash of the secret that the request has.
+        secret: Arc<str>,
+        current: Current,
+    },
 }
 
 impl Access {
-    /// Everything.
-    pub fn open() -> Self {
-        Self { key: None }
+    /// Everything, until `closed` is cancelled.
+    pub fn open(closed: CancellationToken) -> Self {
+        Self(Rights::Open(closed))
     }
 
-    /// What a key allows, until `ended` is cancelled.
-    pub fn of_key(record: Arc<KeyRecord>, ended: CancellationToken) -> Self {
-        Self { key: Some((record, ended)) }
+    /// What a key allows whose secret has this hash.
+    pub(super) fn of_key(record: Arc<KeyRecord>, secret: Arc<str>, current: Current) -> Self {
+        Self(Rights::Key { record, secret, current })
     }
 
     fn record(&self) -> Option<&KeyRecord> {
-        self.key.as_ref().map(|(record, _)| &**record)
+        match &self.0 {
+            Rights::Open(_) => None,
+            Rights::Key { record, .. } => Some(record),
+        }
     }
 
     /// Checks that the key has a scope.
@@ -50,7 +67,7 @@ impl Access {
     /// Checks that the request may use a project.
     ///
     /// # Errors
-    /// If not: the same as for a project that no key has.
+    /// If not: the same as for a project that does not exist.
     pub fn project(&self, project: &str) -> Result<(), Error> {
         if self.sees(project) { Ok(()) } else { Err(Error::project_not_found(project)) }
     }
@@ -72,14 +89,40 @@ impl Access {
         self.record().is_some_and(|record| record.metadata_only)
     }
 
-    /// Waits until the key is revoked, changed or expired.
+    /// Checks that the request may see the content of jobs.
+    ///
+    /// # Errors
+    /// If the key hides `what`.
+    pub fn content(&self, what: &str) -> Result<(), Error> {
+        if self.is_metadata_only() {
+            return Err(Error::forbidden(format!("the API key has metadataOnly and hides {what}")));
+        }
+        Ok(())
+    }
+
+    /// Waits until the request would be refused: its key is revoked or expired, its secret was replaced,
+    /// or keys are needed from now on.
     pub async fn ended(&self) {
-        let Some((record, ended)) = &self.key else { return std::future::pending().await };
-        let Some(at) = record.expires_at else { return ended.cancelled().await };
-        let left = u64::try_from(at - service::now_ms()).unwrap_or(0);
-        tokio::select! {
-            () = ended.cancelled() => {}
-            () = tokio::time::sleep(Duration::from_millis(left)) => {}
+        let (secret, mut current) = match &self.0 {
+            Rights::Open(closed) => return closed.cancelled().await,
+            Rights::Key { secret, current, .. } => (secret, current.clone()),
+        };
+        loop {
+            let record = current.borrow_and_update().clone();
+            let now = service::now_ms();
+            let until = record.and_then(|record| record.accepted_until(secret, now));
+            let Some(until) = until else { return };
+            let left = until.map(|until| u64::try_from(until - now).unwrap_or(0));
+            let expiry = async {
+                match left {
+                    Some(left) => tokio::time::sleep(Duration::from_millis(left)).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                changed = current.changed() => if changed.is_err() { return },
+                () = expiry => {}
+            }
         }
     }
 }

@@ -1,14 +1,15 @@
-//! How many connections are served, in total and of one address. A connection beyond that gets an
-//! answer that says so, and health checks still work; beyond [`REFUSED_MAX`] of those it is closed.
+//! How many connections are served, in total and of one address. A connection beyond that gets one
+//! answer that says so, or that of a health check; beyond [`REFUSED_MAX`] of those it is closed.
 
 use std::{
     collections::HashMap,
-    net::IpAddr,
+    net::{IpAddr, Ipv6Addr},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-/// Connections that are told at the same time that there are too many.
+/// Connections beyond a limit that are answered at the same time, in total and of one address.
 const REFUSED_MAX: usize = 256;
+const REFUSED_PER_ADDRESS_MAX: usize = 32;
 /// File descriptors for everything else than connections of clients.
 const OTHER_FILES: u64 = 256;
 
@@ -28,6 +29,7 @@ struct Open {
     total: usize,
     refused: usize,
     by_address: HashMap<IpAddr, usize>,
+    refused_by_address: HashMap<IpAddr, usize>,
 }
 
 /// Whether a connection is served.
@@ -43,7 +45,7 @@ pub(super) enum Admission {
 
 /// A connection that is counted until this is dropped.
 #[derive(Debug)]
-pub(super) struct Place {
+pub(super) struct ConnectionPermit {
     connections: Connections,
     address: IpAddr,
     pub admission: Admission,
@@ -55,11 +57,11 @@ impl Connections {
     }
 
     /// Counts a connection of an address. `None` if it must be closed without an answer.
-    pub fn admit(&self, address: IpAddr) -> Option<Place> {
-        // Clients with IPv4 addresses can come over IPv6.
-        let address = address.to_canonical();
+    pub fn admit(&self, address: IpAddr) -> Option<ConnectionPermit> {
+        let address = network_of(address);
         let mut open = self.lock();
-        let of_address = open.by_address.get(&address).copied().unwrap_or(0);
+        let count = |by: &HashMap<IpAddr, usize>| by.get(&address).copied().unwrap_or(0);
+        let (of_address, refused) = (count(&open.by_address), count(&open.refused_by_address));
         let admission = if open.total >= self.0.total_max {
             Admission::TooMany
         } else if of_address >= self.0.per_address_max {
@@ -70,12 +72,13 @@ impl Connections {
         if admission == Admission::Served {
             open.total += 1;
             *open.by_address.entry(address).or_default() += 1;
-        } else if open.refused < REFUSED_MAX {
+        } else if open.refused < REFUSED_MAX && refused < REFUSED_PER_ADDRESS_MAX {
             open.refused += 1;
+            *open.refused_by_address.entry(address).or_default() += 1;
         } else {
             return None;
         }
-        Some(Place { connections: self.clone(), address, admission })
+        Some(ConnectionPermit { connections: self.clone(), address, admission })
     }
 
     fn lock(&self) -> MutexGuard<'_, Open> {
@@ -83,20 +86,34 @@ impl Connections {
     }
 }
 
-impl Drop for Place {
+impl Drop for ConnectionPermit {
     fn drop(&mut self) {
         let mut open = self.connections.lock();
-        if self.admission != Admission::Served {
+        let by_address = if self.admission == Admission::Served {
+            open.total -= 1;
+            &mut open.by_address
+        } else {
             open.refused -= 1;
-            return;
-        }
-        open.total -= 1;
-        if let Some(count) = open.by_address.get_mut(&self.address) {
+            &mut open.refused_by_address
+        };
+        if let Some(count) = by_address.get_mut(&self.address) {
             *count -= 1;
             if *count == 0 {
-                open.by_address.remove(&self.address);
+                by_address.remove(&self.address);
             }
         }
+    }
+}
+
+/// The address that a connection counts for: its own, or the first of its /64, which one client of IPv6
+/// usually has. IPv4 addresses can come over IPv6.
+fn network_of(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(address) => {
+            let [a, b, c, d, ..] = address.segments();
+            Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0).into()
+        }
+        address @ IpAddr::V4(_) => address,
     }
 }
 
@@ -144,9 +161,12 @@ mod tests {
         assert_eq!(admitted(one).0, Admission::Served);
         let (_fourth, _place) = admitted(one);
         let refused: Vec<_> = (0..REFUSED_MAX).filter_map(|_| connections.admit(one)).collect();
-        assert_eq!(refused.len(), REFUSED_MAX);
+        assert_eq!(refused.len(), REFUSED_PER_ADDRESS_MAX);
         assert!(connections.admit(one).is_none());
         drop(refused);
         assert!(connections.admit(one).is_some());
+        let neighbor = |text: &str| network_of(text.parse().expect("an address"));
+        assert_eq!(neighbor("2001:db8::1"), neighbor("2001:db8::ffff:1"));
+        assert_ne!(neighbor("2001:db8::1"), neighbor("2001:db8:0:1::1"));
     }
 }

@@ -119,7 +119,7 @@ pub(super) async fn act(keys: Keys) -> anyhow::Result<()> {
         }
         Keys::Revoke { id, server } => {
             let answer = Api::new(&server)?.delete_in(&["api", "keys", &id]).await?;
-            show::answer(server.json, &answer, |_| format!("revoked API key {id}"))
+            show::answer(server.json, &answer, show::message)
         }
         Keys::Rotate { id, keep_old_for, server } => {
             let body = json!({ "keepOldFor": keep_old_for });

@@ -33,6 +33,8 @@ const PLAIN: [&str; 12] = [
 ];
 /// What only clients of NATS need.
 const NATS: &str = "JOBMESH_NATS_";
+/// What no child needs.
+const KEY: &str = "JOBMESH_KEY";
 /// What only metrics needs.
 const CLICKHOUSE: &str = "JOBMESH_CLICKHOUSE_";
 /// What only processors need, beside [`LLM`]: URLs may hold passwords.
@@ -49,6 +51,10 @@ impl Role {
     }
 
     fn is_given(self, name: &str, has_own_nats: bool) -> bool {
+        // The key of a person who uses the commands for clients.
+        if name.starts_with(KEY) {
+            return false;
+        }
         let of_handlers = HANDLERS.contains(&name) || name.starts_with(LLM);
         if name.starts_with(NATS) {
             return self != Self::Storage && !has_own_nats;
@@ -79,6 +85,8 @@ mod tests {
             ("JOBMESH_LOG", [true; 4]),
             ("JOBMESH_NATS_PASSWORD", [false, true, true, true]),
             ("JOBMESH_CLICKHOUSE_PASSWORD", [false, false, true, false]),
+            ("JOBMESH_KEY", [false; 4]),
+            ("JOBMESH_KEY_FILE", [false; 4]),
             ("JOBMESH_COMMANDS_MB", [true; 4]),
             ("JOBMESH_COMMAND", [false, false, false, true]),
             ("JOBMESH_LLM_KEY", [false, false, false, true]),

@@ -5,7 +5,7 @@ use std::{
     fs,
     io::{Read, Write},
     net::{Ipv4Addr, SocketAddr},
-    os::unix::fs::OpenOptionsExt,
+    os::unix::fs::{OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -83,12 +83,14 @@ pub(super) fn stages(config: &Config, data_dir: &Path) -> anyhow::Result<Vec<Vec
             let mut olap = spec("olap", Role::Storage, &["serve", "olap", "--listen", &listen]);
             olap.arguments.extend(["--dir".into(), data_dir.join("olap").into()]);
             olap.arguments.extend(["--libchdb".into(), library.into()]);
-            let (file, password) = olap_password(data_dir)?;
-            olap.arguments.extend(["--password-file".into(), file.clone().into()]);
+            let (reader, _) = password(data_dir.join("olap.password"))?;
+            let (writer, secret) = password(data_dir.join("olap.writer.password"))?;
+            olap.arguments.extend(["--password-file".into(), reader.clone().into()]);
+            olap.arguments.extend(["--writer-password-file".into(), writer.into()]);
             storage.push(olap);
             // For other people's SQL.
-            println!("clickhouse http://default@{listen}, its password is in {}", file.display());
-            format!("http://default:{password}@{listen}")
+            println!("clickhouse http://reader@{listen}, its password is in {}", reader.display());
+            format!("http://writer:{secret}@{listen}")
         }
     };
     // URLs may hold passwords, and arguments can be read by everybody on the machine.
@@ -133,13 +135,14 @@ pub(super) fn stages(config: &Config, data_dir: &Path) -> anyhow::Result<Vec<Vec
     Ok(vec![storage, core, processors, vec![edge]])
 }
 
-/// The password of the engine, made once for a data directory, and its file, which only this user can
-/// read.
-fn olap_password(data_dir: &Path) -> anyhow::Result<(PathBuf, String)> {
-    let file = data_dir.join("olap.password");
+/// A password that is made once, and its file, which only this user can read.
+fn password(file: PathBuf) -> anyhow::Result<(PathBuf, String)> {
     let cannot_write = || format!("cannot write {}", file.display());
     match fs::read_to_string(&file) {
         Ok(password) if !password.trim().is_empty() => {
+            // It may be the copy of a backup.
+            let mode = fs::Permissions::from_mode(0o600);
+            fs::set_permissions(&file, mode).with_context(cannot_write)?;
             return Ok((file, password.trim().to_owned()));
         }
         Ok(_) => fs::remove_file(&file).with_context(cannot_write)?,
