@@ -235,6 +235,13 @@ async fn each_key_may_do_at_each_endpoint_what_its_scope_says() -> anyhow::Resul
             }
         }
     }
+    // What a project may use of the mesh is for admins.
+    for (key, expected) in [(&keys[9].1, 403), (&keys[10].1, 200)] {
+        let limit = json!({ "maxActiveJobs": 1_000 });
+        let path = "/api/projects/own";
+        let answer = ask(&mesh, &Method::PUT, path, key.as_deref(), Some(&limit)).await?;
+        assert_eq!(answer.status, expected, "{answer:?}");
+    }
     println!("{cells} cells");
     assert!(violations.is_empty(), "{violations:#?}");
     hidden_is_like_missing(&mesh, keys[5].1.as_deref(), &job).await

@@ -11,11 +11,17 @@ use crate::{Id, Job, JobId, JobType, Status};
 /// The statuses of active jobs.
 const ACTIVE: [Status; 2] = [Status::Queued, Status::Processing];
 
+fn data_bytes(job: &Job) -> u64 {
+    job.data.get().len() as u64
+}
+
 /// The active jobs of a project. Each index is in the order of the ids, oldest first.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct ActiveJobs {
     /// By the [`key`](batch_key) of their batch.
     batches: BTreeSet<(u64, JobId)>,
+    /// The bytes of their data.
+    bytes: u64,
     /// By type and status.
     listed: [[BTreeSet<JobId>; ACTIVE.len()]; JobType::EVERY.len()],
 }
@@ -23,10 +29,17 @@ pub(crate) struct ActiveJobs {
 impl ActiveJobs {
     /// Adds an active job; does nothing for a terminal one.
     pub fn insert(&mut self, job: &Job) {
-        if let Some(listed) = self.listed(job.job_type, job.status) {
-            listed.insert(job.id);
+        if let Some(listed) = self.listed(job.job_type, job.status)
+            && listed.insert(job.id)
+        {
             self.batches.insert((batch_key(&job.batch), job.id));
+            self.bytes += data_bytes(job);
         }
+    }
+
+    /// The bytes of the data of all active jobs.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
     }
 
     /// Moves a job that had another status before.
@@ -39,7 +52,10 @@ impl ActiveJobs {
         }
         match self.listed(job.job_type, job.status) {
             Some(listed) => drop(listed.insert(job.id)),
-            None => drop(self.batches.remove(&(batch_key(&job.batch), job.id))),
+            None => {
+                self.batches.remove(&(batch_key(&job.batch), job.id));
+                self.bytes -= data_bytes(job);
+            }
         }
     }
 

@@ -4,6 +4,7 @@ mod bulk;
 mod cancel;
 mod enqueue;
 mod project;
+mod quota;
 mod retry;
 mod run;
 mod schedule;

@@ -51,7 +51,7 @@ pub struct Deliveries {
 /// The limits of a project of deliveries: no limit of its user's is meant for them.
 pub(crate) fn limits(project: &Project) -> Limits {
     let max_concurrency = if project.failing { AT_ONCE_FAILING } else { AT_ONCE };
-    Limits { max_concurrency, requests_per_minute: 0, tokens_per_minute: 0 }
+    Limits { max_concurrency, ..Limits::default() }
 }
 
 /// The receiver of an end.

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-/// Limits on starting the runs of a project; 0 is none.
+/// Limits of a project; 0 is none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Limits {
     /// Jobs that may run at once.
@@ -11,4 +11,10 @@ pub struct Limits {
     pub requests_per_minute: u32,
     /// Tokens in the last 60 s beyond which no run starts.
     pub tokens_per_minute: u64,
+    /// Jobs that are queued or running.
+    #[serde(default)]
+    pub max_active_jobs: u32,
+    /// Bytes of the data of these jobs.
+    #[serde(default)]
+    pub max_active_bytes: u64,
 }

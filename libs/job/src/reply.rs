@@ -62,6 +62,8 @@ pub enum Code {
     TooManySchedules,
     /// Too many requests over many jobs of the project are in progress.
     TooManyOperations,
+    /// The project would have more active jobs, or more bytes in them, than its share.
+    ProjectFull,
     /// Settings that mean nothing together.
     SettingsMalformed,
     /// A schedule that has no meaning.

@@ -22,6 +22,12 @@ pub struct Settings {
     /// Tokens counted in the last 60 s beyond which no run starts.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tokens_per_minute: Option<u64>,
+    /// Jobs that may be queued or running; set by admins.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_active_jobs: Option<u32>,
+    /// Bytes of the data of these jobs; set by admins.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_active_bytes: Option<u64>,
     /// Turns that the project has where others have one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub weight: Option<u32>,
@@ -72,6 +78,14 @@ pub struct Patch {
     #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "named")]
     #[cfg_attr(feature = "openapi", schema(value_type = Option<u64>, maximum = 9_007_199_254_740_991_u64))]
     pub tokens_per_minute: Option<Option<u64>>,
+    /// Jobs that may be queued or running; 0 is no limit. Only admins set it.
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "named")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<u32>, maximum = 2_147_483_647))]
+    pub max_active_jobs: Option<Option<u32>>,
+    /// Bytes of the data of these jobs; 0 is no limit. Only admins set it.
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "named")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<u64>, maximum = 9_007_199_254_740_991_u64))]
+    pub max_active_bytes: Option<Option<u64>>,
     /// Turns that the project has where others have one.
     #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "named")]
     #[cfg_attr(feature = "openapi", schema(value_type = Option<u32>, minimum = 1, maximum = 100))]
@@ -127,8 +141,8 @@ const RETENTION_S_MAX: u32 = 10 * 366 * 24 * 3_600;
 const OPTIONS_BYTES_MAX: usize = 64 * 1024;
 /// The highest of the other limits.
 const LIMIT_MAX: u32 = i32::MAX as u32;
-/// The highest limit of tokens: the largest integer that all readers of JSON hold exactly.
-const TOKENS_LIMIT_MAX: u64 = (1 << 53) - 1;
+/// The highest limit of tokens and bytes: the largest integer that all readers of JSON hold exactly.
+const LARGE_LIMIT_MAX: u64 = (1 << 53) - 1;
 /// The longest name of a handler, in bytes.
 const HANDLER_BYTES_MAX: usize = 64;
 
@@ -144,9 +158,15 @@ impl Patch {
             }
             _ => Ok(()),
         };
-        if self.tokens_per_minute.flatten().is_some_and(|tokens| tokens > TOKENS_LIMIT_MAX) {
-            return Err(format!("tokensPerMinute must be an integer from 0 to {TOKENS_LIMIT_MAX}"));
-        }
+        let large = |field: &str, value: Option<Option<u64>>| match value.flatten() {
+            Some(value) if value > LARGE_LIMIT_MAX => {
+                Err(format!("{field} must be an integer from 0 to {LARGE_LIMIT_MAX}"))
+            }
+            _ => Ok(()),
+        };
+        large("tokensPerMinute", self.tokens_per_minute)?;
+        large("maxActiveBytes", self.max_active_bytes)?;
+        within("maxActiveJobs", self.max_active_jobs, 0, LIMIT_MAX)?;
         within("maxConcurrency", self.max_concurrency, 0, LIMIT_MAX)?;
         within("requestsPerMinute", self.requests_per_minute, 0, LIMIT_MAX)?;
         within("weight", self.weight, 1, WEIGHT_MAX)?;
@@ -179,6 +199,11 @@ impl Patch {
         }
     }
 
+    /// True if it changes what only an admin may change: the project's share of the mesh.
+    pub fn is_for_admins(&self) -> bool {
+        self.max_active_jobs.is_some() || self.max_active_bytes.is_some()
+    }
+
     /// The settings after this change.
     pub fn apply(&self, to: &Settings) -> Settings {
         fn pick<T: Clone>(change: &Option<Option<T>>, was: &Option<T>) -> Option<T> {
@@ -188,6 +213,8 @@ impl Patch {
             max_concurrency: pick(&self.max_concurrency, &to.max_concurrency),
             requests_per_minute: pick(&self.requests_per_minute, &to.requests_per_minute),
             tokens_per_minute: pick(&self.tokens_per_minute, &to.tokens_per_minute),
+            max_active_jobs: pick(&self.max_active_jobs, &to.max_active_jobs),
+            max_active_bytes: pick(&self.max_active_bytes, &to.max_active_bytes),
             weight: pick(&self.weight, &to.weight),
             paused: self.paused.map_or(to.paused, Option::unwrap_or_default),
             max_attempts: pick(&self.max_attempts, &to.max_attempts),
@@ -224,6 +251,8 @@ impl Settings {
             max_concurrency: Some(limits.max_concurrency),
             requests_per_minute: Some(limits.requests_per_minute),
             tokens_per_minute: Some(limits.tokens_per_minute),
+            max_active_jobs: Some(limits.max_active_jobs),
+            max_active_bytes: Some(limits.max_active_bytes),
             weight: self.weight.or(Some(1)),
             paused: self.paused,
             max_attempts: self.max_attempts.or(Some(config.max_attempts)),
@@ -249,6 +278,8 @@ impl Settings {
             max_concurrency: self.max_concurrency.unwrap_or(defaults.max_concurrency),
             requests_per_minute: self.requests_per_minute.unwrap_or(defaults.requests_per_minute),
             tokens_per_minute: self.tokens_per_minute.unwrap_or(defaults.tokens_per_minute),
+            max_active_jobs: self.max_active_jobs.unwrap_or(defaults.max_active_jobs),
+            max_active_bytes: self.max_active_bytes.unwrap_or(defaults.max_active_bytes),
         }
     }
 }

@@ -247,6 +247,10 @@ impl Error {
             }
             Code::ScheduleNotFound => (StatusCode::NOT_FOUND, "schedule_not_found"),
             Code::TooManySchedules => (StatusCode::CONFLICT, "too_many_schedules"),
+            Code::ProjectFull => {
+                let refused = Self::new(StatusCode::TOO_MANY_REQUESTS, "project_full", text);
+                return Self { retry_after_s: Some(5), ..refused };
+            }
             Code::TooManyOperations => {
                 let status = StatusCode::SERVICE_UNAVAILABLE;
                 let refused = Self::new(status, "too_many_operations", text);

@@ -62,7 +62,10 @@ const ERRORS: [(&str, &str); 14] = [
     ("415", "The body is compressed, or a web page did not send it as JSON."),
     ("421", "The request is for a name that is not one of this edge."),
     ("422", "The Idempotency-Key came with another request before."),
-    ("429", "The client's address has too many connections: send it again after Retry-After."),
+    (
+        "429",
+        "The project is at its limit, or the client's address has too many connections: send it again after Retry-After.",
+    ),
     ("500", "The edge failed; report it with the X-Request-Id."),
     ("503", "Something behind the edge is away or full: send it again after Retry-After."),
 ];

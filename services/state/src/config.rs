@@ -36,6 +36,13 @@ pub struct Config {
     /// limit.
     #[arg(long, env = "JOBMESH_TOKENS_PER_MINUTE", default_value_t = 0)]
     pub tokens_per_minute: u64,
+    /// The most active jobs of a project for which no admin sets a number; 0 is no limit.
+    #[arg(long, env = "JOBMESH_MAX_ACTIVE_JOBS", default_value_t = 0)]
+    pub max_active_jobs: u32,
+    /// The most bytes of data of the active jobs of a project for which no admin sets a number; 0 is no
+    /// limit.
+    #[arg(long, env = "JOBMESH_MAX_ACTIVE_BYTES", default_value_t = 0)]
+    pub max_active_bytes: u64,
     /// The share of starts that each class below the first one that waits keeps, in percent.
     #[arg(long, env = "JOBMESH_LOWER_SHARE_PERCENT", default_value_t = 10,
           value_parser = clap::value_parser!(u8).range(0..=30))]
@@ -87,6 +94,8 @@ impl Config {
                 max_concurrency: self.max_concurrency,
                 requests_per_minute: self.requests_per_minute,
                 tokens_per_minute: self.tokens_per_minute,
+                max_active_jobs: self.max_active_jobs,
+                max_active_bytes: self.max_active_bytes,
             },
             ..job::Config::default()
         }

@@ -7,7 +7,7 @@ use crate::{
     Config, JobId, State,
     command::Enqueue,
     event::{Enqueued, Event},
-    reply::Reply,
+    reply::{Code, Reply},
     time::Millis,
 };
 
@@ -35,6 +35,9 @@ impl State {
         // The first events of a command that was cut short by a crash are known already.
         let before = self.persisted.partial.unwrap_or_default().jobs;
         let events = self.enqueue_events(config, now, request);
+        if let Err(error) = self.check_quota(config, &request.project, &events) {
+            return Ok(Decision::refused(Code::ProjectFull, error));
+        }
         let is_end = |event: &&Event| matches!(event, Event::Ended(_));
         let canceled = before + events.iter().filter(is_end).count() as u64;
         let reply = Reply::Enqueued { canceled };

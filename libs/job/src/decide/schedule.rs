@@ -77,9 +77,13 @@ impl State {
         let next = schedule.next_after(now).ok();
         let live = self.live_of(project, &schedule.batch_id).next().is_some();
         let mut events = Vec::new();
-        let skip = live && schedule.if_live == IfLive::Skip;
+        let mut skip = live && schedule.if_live == IfLive::Skip;
         if !skip {
             events = self.enqueue_events(config, now, &enqueue(project, schedule, id));
+            // A project beyond its share skips this time.
+            if self.check_quota(config, project, &events).is_err() {
+                (events, skip) = (Vec::new(), true);
+            }
         }
         let job = (!skip).then_some(id);
         let (project, name) = (project.clone(), name.clone());

@@ -9,6 +9,7 @@ use job::{
     Backoff, Id, Patch, Settings, Status, command::Project, delivery::Deliveries, reply::Reply,
 };
 use nats::{
+    api_keys::Scope,
     names::{self, Verb},
     query::{ProjectAnswer, ProjectQuery},
 };
@@ -115,6 +116,9 @@ pub(crate) async fn put_project(
 ) -> Answer<Response> {
     let project = project_id(&access, id)?;
     let change: Patch = body::read(&body)?;
+    if change.is_for_admins() {
+        access.allows(Scope::Admin)?;
+    }
     check(&change)?;
     let ask = Project { project: project.clone(), change };
     let respond = |reply| match reply {

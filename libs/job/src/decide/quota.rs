@@ -1,0 +1,130 @@
+//! The share of a project: how many jobs may be active, and how large their data may be.
+
+use crate::{Config, Id, State, event::Event};
+
+impl State {
+    /// Checks that a project stays within its share with these events, which enqueue and supersede jobs.
+    ///
+    /// # Errors
+    /// A sentence that names the limit.
+    pub(super) fn check_quota(
+        &self,
+        config: &Config,
+        project: &Id,
+        events: &[Event],
+    ) -> Result<(), String> {
+        let limits = self.settings(project).limits(&config.limits);
+        if limits.max_active_jobs == 0 && limits.max_active_bytes == 0 {
+            return Ok(());
+        }
+        let known = self.persisted.projects.get(project);
+        let active = known.map_or(0, |known| {
+            known.counts.queued.iter().chain(known.counts.processing.iter()).sum()
+        });
+        let bytes = known.map_or(0, |known| known.live.bytes());
+        let (mut new, mut new_bytes, mut ended, mut ended_bytes) = (0, 0, 0, 0);
+        for event in events {
+            match event {
+                Event::Enqueued(job) => {
+                    new += 1;
+                    new_bytes += job.data.get().len() as u64;
+                }
+                Event::Ended(job) => {
+                    ended += 1;
+                    let data = self.job(job.job).map_or(0, |job| job.data.get().len());
+                    ended_bytes += data as u64;
+                }
+                _ => {}
+            }
+        }
+        let exceeds = |active: u64, ended: u64, new: u64, limit: u64| {
+            // A request that adds nothing is never refused, or a lowered limit would refuse it.
+            limit > 0 && new > 0 && (active + new).saturating_sub(ended) > limit
+        };
+        if exceeds(active, ended, new, limits.max_active_jobs.into()) {
+            return Err(format!(
+                "project {project:?} has {active} active jobs, and {new} more exceed its limit maxActiveJobs of {}; retry later",
+                limits.max_active_jobs
+            ));
+        }
+        if exceeds(bytes, ended_bytes, new_bytes, limits.max_active_bytes) {
+            return Err(format!(
+                "the active jobs of project {project:?} have {bytes} bytes of data, and {new_bytes} more exceed its limit maxActiveBytes of {}; retry later",
+                limits.max_active_bytes
+            ));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::{
+        Config, JobId, Json, Limits, Lookups, Position, State,
+        command::{Command, Enqueue, NewJob},
+        reply::{Code, Reply},
+    };
+
+    /// Decides an enqueue and applies it.
+    fn enqueue(state: &mut State, limits: Limits, jobs: &[(u128, &str)]) -> Reply {
+        let config = Config { limits, ..Config::default() };
+        let jobs = jobs.iter().map(|(id, batch)| NewJob {
+            data: Json::of(&serde_json::json!({ "text": "0123456789" })).expect("it is JSON"),
+            ..NewJob::new(JobId::from_u128(*id), (*batch).into())
+        });
+        let command = Command::Enqueue(Enqueue {
+            supersede: true,
+            ..Enqueue::new("p".into(), jobs.collect())
+        });
+        let decision = state.decide(&config, &Lookups::default(), 1, &command);
+        let decision = decision.expect("nothing must be read");
+        let sequence = state.position().sequence + 1;
+        for (index, event) in (0..).zip(&decision.events) {
+            state.apply(1, Position::new(sequence, index), event);
+        }
+        decision.reply
+    }
+
+    fn is_refused(reply: &Reply, limit: &str) -> bool {
+        matches!(reply, Reply::Refused { code: Code::ProjectFull, error } if error.contains(limit))
+    }
+
+    #[test]
+    fn project_has_no_more_active_jobs_than_its_share() {
+        let limits = Limits { max_active_jobs: 2, ..Limits::default() };
+        let mut state = State::new(1_000);
+        assert_eq!(
+            enqueue(&mut state, limits, &[(1, "a"), (2, "b")]),
+            Reply::Enqueued { canceled: 0 }
+        );
+        assert!(is_refused(&enqueue(&mut state, limits, &[(3, "c")]), "maxActiveJobs"));
+        assert_eq!(state.counts(None).total(), 2, "nothing of a refused request is enqueued");
+        // A job takes the place of the one that it supersedes.
+        assert_eq!(enqueue(&mut state, limits, &[(4, "a")]), Reply::Enqueued { canceled: 1 });
+        assert!(is_refused(&enqueue(&mut state, limits, &[(5, "a"), (6, "c")]), "maxActiveJobs"));
+        assert_eq!(
+            enqueue(&mut state, Limits::default(), &[(7, "c")]),
+            Reply::Enqueued { canceled: 0 }
+        );
+    }
+
+    #[test]
+    fn data_of_active_jobs_has_no_more_bytes_than_its_share() {
+        // Each has 21 bytes of data.
+        let limits = Limits { max_active_bytes: 50, ..Limits::default() };
+        let mut state = State::new(1_000);
+        assert_eq!(
+            enqueue(&mut state, limits, &[(1, "a"), (2, "b")]),
+            Reply::Enqueued { canceled: 0 }
+        );
+        assert!(is_refused(&enqueue(&mut state, limits, &[(3, "c")]), "maxActiveBytes"));
+        assert_eq!(enqueue(&mut state, limits, &[(4, "a")]), Reply::Enqueued { canceled: 1 });
+        let snapshot = {
+            let mut written = Vec::new();
+            state.snapshot().write(&mut written).expect("it is written to memory");
+            written
+        };
+        let mut state = State::new(1_000).restore(&*snapshot).expect("it is a snapshot");
+        assert!(is_refused(&enqueue(&mut state, limits, &[(5, "c")]), "42 bytes"));
+    }
+}
