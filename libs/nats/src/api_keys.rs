@@ -152,8 +152,8 @@ pub enum Error {
 /// A change of the keys.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Change {
-    /// A key is new or changed.
-    Set(KeyRecord),
+    /// A key is new or changed: its record, and the revision, which grows with each change.
+    Set(KeyRecord, u64),
     /// A key is revoked: its id.
     Revoked(String),
 }

@@ -53,10 +53,16 @@ struct Inner {
     is_enforced: AtomicBool,
     /// Cancelled at that moment.
     enforced: CancellationToken,
-    /// The keys by id, each followed by the requests that use it.
-    known: RwLock<HashMap<String, watch::Sender<Option<Arc<KeyRecord>>>>>,
+    /// The keys by id.
+    known: RwLock<HashMap<String, Key>>,
     /// When the use of each key was recorded.
     recorded: Mutex<HashMap<String, Millis>>,
+}
+
+/// A key, followed by the requests that use it.
+struct Key {
+    revision: u64,
+    current: watch::Sender<Option<Arc<KeyRecord>>>,
 }
 
 impl Keys {
@@ -99,14 +105,16 @@ impl Keys {
             self.enforce();
         }
         let records = self.store().records().await?;
-        let ids: HashSet<&str> = records.iter().map(|record| record.id.as_str()).collect();
+        let ids: HashSet<&str> = records.iter().map(|(record, _)| record.id.as_str()).collect();
         let known = self.0.known.read().unwrap_or_else(PoisonError::into_inner);
         // One that was revoked while the changes were not followed.
         let revoked: Vec<String> =
             known.keys().filter(|id| !ids.contains(id.as_str())).cloned().collect();
         drop(known);
         revoked.into_iter().for_each(|id| self.apply(Change::Revoked(id)));
-        records.into_iter().for_each(|record| self.apply(Change::Set(record)));
+        for (record, revision) in records {
+            self.apply(Change::Set(record, revision));
+        }
         Ok(())
     }
 
@@ -128,20 +136,20 @@ impl Keys {
         }
     }
 
-    fn apply(&self, change: Change) {
+    /// Applies a change, unless a later one is known: a replica of the bucket may be behind.
+    pub fn apply(&self, change: Change) {
         // A key that was created or revoked, whichever it is: from then on keys are needed.
         self.enforce();
         let mut known = self.0.known.write().unwrap_or_else(PoisonError::into_inner);
         match change {
-            Change::Set(record) => {
-                let record = Arc::new(record);
-                let current = known.entry(record.id.clone());
-                let current = current.or_insert_with(|| watch::channel(None).0);
-                current.send_if_modified(|known| {
-                    let is_new = known.as_ref() != Some(&record);
-                    *known = Some(record);
-                    is_new
-                });
+            Change::Set(record, revision) => {
+                let key = known
+                    .entry(record.id.clone())
+                    .or_insert_with(|| Key { revision: 0, current: watch::channel(None).0 });
+                if key.revision < revision {
+                    key.revision = revision;
+                    key.current.send_replace(Some(Arc::new(record)));
+                }
             }
             // Requests that use it see that its sender is dropped.
             Change::Revoked(id) => {
@@ -191,7 +199,7 @@ impl Keys {
         });
         let key = text.and_then(KeyText::parse).ok_or_else(Error::malformed_key)?;
         let known = self.0.known.read().unwrap_or_else(PoisonError::into_inner);
-        let current = known.get(key.id).ok_or_else(Error::unknown_key)?.subscribe();
+        let current = known.get(key.id).ok_or_else(Error::unknown_key)?.current.subscribe();
         drop(known);
         let record = current.borrow().clone().ok_or_else(Error::unknown_key)?;
         let secret = key.secret_hash();

@@ -29,7 +29,7 @@ impl Passwords {
         let read = |file: &Path| -> anyhow::Result<Arc<str>> {
             let text = std::fs::read_to_string(file);
             let text = text.with_context(|| format!("cannot read {}", file.display()))?;
-            let password = text.trim_end_matches(['\r', '\n']);
+            let password = text.trim();
             ensure!(!password.is_empty(), "{} is empty", file.display());
             Ok(password.into())
         };

@@ -1,4 +1,4 @@
-//! The engine: a thread for each of two connections, one that writes and one that reads.
+//! The engine: a thread for each of three connections, for writes, reads of metrics, and reads of people.
 
 use std::{path::Path, sync::Arc, thread::JoinHandle};
 
@@ -6,16 +6,20 @@ use anyhow::Context;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::{
+    access::User,
     library::{Answer, Chdb, Open},
     statement::Statement,
 };
 
+/// How long a statement of the reader may take, in seconds; it may ask for another time.
+const READER_LIMIT: &str = "SET max_execution_time = 60";
 /// Statements that wait for a connection.
 const WAITING_MAX: usize = 256;
 
 /// A statement with all that comes with it.
 #[derive(Debug)]
 pub(crate) struct Ask {
+    pub user: User,
     pub statement: Statement,
     /// The format of rows, if the statement names none.
     pub format: String,
@@ -32,7 +36,10 @@ type Waiting = (Ask, oneshot::Sender<Result<Answer, String>>);
 /// A handle to the engine. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Engine {
+    /// Of the writer, which is metrics.
     reads: mpsc::Sender<Waiting>,
+    /// Of the reader: its statements must not delay those of metrics.
+    reader: mpsc::Sender<Waiting>,
     writes: mpsc::Sender<Waiting>,
 }
 
@@ -61,7 +68,11 @@ impl Engine {
             threads.push(thread.spawn(move || serve(open, waiting))?);
             Ok(asks)
         };
-        let engine = Self { reads: connect("olap-read")?, writes: connect("olap-write")? };
+        let engine = Self {
+            reads: connect("olap-read")?,
+            reader: connect("olap-reader")?,
+            writes: connect("olap-write")?,
+        };
         Ok((engine, Threads { chdb, threads }))
     }
 
@@ -71,6 +82,7 @@ impl Engine {
     /// ClickHouse's own text.
     pub async fn run(&self, ask: Ask) -> Result<Answer, String> {
         let connection = match ask.statement {
+            Statement::Read(_) if ask.user == User::Reader => &self.reader,
             Statement::Read(_) => &self.reads,
             Statement::Write(_) | Statement::Insert { .. } => &self.writes,
         };
@@ -107,17 +119,22 @@ fn run(open: &mut Open, ask: &Ask) -> Result<Answer, String> {
     if let Some(database) = &ask.database {
         open.query(&format!("USE {}", identifier(database)), "Null", &[])?;
     }
-    let mut set = Ok(());
+    let mut set = match ask.user {
+        User::Reader => open.query(READER_LIMIT, "Null", &[]).map(|_| ()),
+        User::Writer => Ok(()),
+    };
     for (name, value) in &ask.settings {
+        if set.is_err() {
+            break;
+        }
         set = open.query(&format!("SET {name} = {}", literal(value)), "Null", &[]).map(|_| ());
         if set.is_err() {
             break;
         }
     }
     let answer = set.and_then(|()| match &ask.statement {
-        // Files, other servers and all that writes are refused by the engine itself. A statement that
-        // may be several runs without this, and only for the writer.
-        Statement::Read(sql) if ask.statement.is_read() => {
+        Statement::Read(sql) if ask.user == User::Reader => {
+            // Table functions and all that writes are refused by the engine itself.
             open.query("SET readonly = 1", "Null", &[])?;
             let answer = open.query(sql, &ask.format, &ask.parameters);
             let reset = open.query("SET readonly = DEFAULT", "Null", &[]);

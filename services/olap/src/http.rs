@@ -100,15 +100,17 @@ async fn answer(
             return failure(StatusCode::BAD_REQUEST, 36, &text);
         }
     };
-    match ask(pairs, &headers, &body) {
+    match ask(user, pairs, &headers, &body) {
         Err(why) => failure(
             StatusCode::BAD_REQUEST,
             62,
             &format!("Code: 62. DB::Exception: {why}. (SYNTAX_ERROR)"),
         ),
-        Ok(ask) if (!post || user == User::Reader) && !ask.statement.is_read() => {
-            let why = "GET and the reader can only read, one statement at a time, without ; or OUTFILE in it";
-            refused(164, why)
+        Ok(ask) if !post && !ask.statement.is_read() => {
+            refused(164, "GET can only read, one statement at a time, without ; inside")
+        }
+        Ok(ask) if user == User::Reader && ask.statement.refusal().is_some() => {
+            refused(164, ask.statement.refusal().unwrap_or_default())
         }
         Ok(ask) => match engine.run(ask).await {
             Ok(answer) => {
@@ -158,6 +160,7 @@ async fn read_form(
 
 /// Assembles a request; the reason if it is not understood.
 fn ask(
+    user: User,
     pairs: Vec<(String, String)>,
     headers: &HeaderMap,
     body: &[u8],
@@ -191,7 +194,7 @@ fn ask(
     }
     let statement = statement::read(&query, body)?;
     let database = database.filter(|database| database != "default");
-    Ok(Ask { statement, format, database, parameters, settings })
+    Ok(Ask { user, statement, format, database, parameters, settings })
 }
 
 fn is_setting(name: &str) -> bool {

@@ -19,13 +19,45 @@ pub(crate) enum Statement {
     },
 }
 
+/// Words that a statement of the reader must not have: they reach files or other servers, or change the
+/// settings that prevent that. The engine's own `readonly` refuses table functions; these are what it
+/// lets through.
+const REFUSED_WORDS: [&str; 4] = ["FILE", "INFILE", "OUTFILE", "SETTINGS"];
+
 impl Statement {
     /// True if it surely is one statement that returns rows to its client. A semicolon inside could begin
-    /// another one, and `INTO OUTFILE` writes a file even if the engine may only read; that either could
-    /// be in a literal is not worth a parser.
+    /// another one; that it could be in a literal is not worth a parser.
     pub fn is_read(&self) -> bool {
-        let Self::Read(sql) = self else { return false };
-        !sql.contains(';') && !sql.to_ascii_uppercase().contains("OUTFILE")
+        matches!(self, Self::Read(sql) if !sql.contains(';'))
+    }
+
+    /// Why the reader may not run it; `None` if it may. Conservative: what stands in a literal counts too.
+    pub fn refusal(&self) -> Option<&'static str> {
+        let Self::Read(sql) = self else { return Some("the reader can only read") };
+        if !self.is_read() {
+            return Some("the reader sends one statement at a time, without ; inside");
+        }
+        let is_in_word = |c: char| c.is_alphanumeric() || c == '_';
+        let mut words = sql.split(|c| !is_in_word(c));
+        if words.any(|word| REFUSED_WORDS.iter().any(|it| word.eq_ignore_ascii_case(it))) {
+            return Some(
+                "FILE, INFILE, OUTFILE and SETTINGS are refused for the reader, also in literals",
+            );
+        }
+        // In a quoted name an escape could write any of these words.
+        let is_name_quote = |c: char| matches!(c, '`' | '"' | '\u{201c}' | '\u{201d}');
+        if sql.contains('\\') && sql.contains(is_name_quote) {
+            return Some("the reader cannot use \\ in a statement with quoted names");
+        }
+        // DESCRIBE asks a table function for its columns, whatever `readonly` says.
+        let first = sql.split(|c| !is_in_word(c)).find(|word| !word.is_empty());
+        let is_query = first.is_some_and(|word| {
+            ["SELECT", "WITH"].iter().any(|query| word.eq_ignore_ascii_case(query))
+        });
+        if !is_query && sql.contains('(') {
+            return Some("the reader can use ( only in SELECT and WITH");
+        }
+        None
     }
 }
 
@@ -212,8 +244,17 @@ mod tests {
             ("SELECT 1; SELECT 2", false),
             ("SELECT 1 into Outfile 'x'", false),
             ("DROP TABLE t", false),
+            ("SELECT file('/x')", false),
+            ("SELECT `FILE`('/x')", false),
+            ("SELECT `f\\x69le`('/x')", false),
+            ("SELECT 1 SETTINGS readonly = DEFAULT", false),
+            ("DESCRIBE TABLE url('http://x')", false),
+            ("SELECT profile, file_size FROM t", true),
+            ("SELECT \"a\" FROM t WHERE match(b, 'c')", true),
+            ("DESCRIBE TABLE job_runs", true),
         ] {
-            assert_eq!(read(sql, b"").map(|it| it.is_read()), Ok(is_read), "{sql}");
+            let refusal = read(sql, b"").map(|it| it.refusal());
+            assert_eq!(refusal.map(|it| it.is_none()), Ok(is_read), "{sql}");
         }
         assert!(read(" ", b"").is_err());
         assert!(read("INSERT INTO t FORMAT", b"").is_err());

@@ -35,7 +35,9 @@ impl State {
         // The first events of a command that was cut short by a crash are known already.
         let before = self.persisted.partial.unwrap_or_default().jobs;
         let events = self.enqueue_events(config, now, request);
-        if let Err(error) = self.check_quota(config, &request.project, &events) {
+        // The rest of a command that a crash cut short was accepted with its first events.
+        let is_new = self.partial().is_none();
+        if is_new && let Err(error) = self.check_quota(config, &request.project, &events) {
             return Ok(Decision::refused(Code::ProjectFull, error));
         }
         let is_end = |event: &&Event| matches!(event, Event::Ended(_));

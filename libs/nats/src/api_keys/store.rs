@@ -46,7 +46,7 @@ impl KeyStore {
     /// # Errors
     /// If they cannot be read.
     pub async fn list(&self) -> Result<Vec<(KeyRecord, Option<Millis>)>, Error> {
-        let used = self.records().await?.into_iter().map(|record| async move {
+        let used = self.records().await?.into_iter().map(|(record, _)| async move {
             let used = self.store.get(format!("{LAST_USED}{}", record.id)).await;
             let used = used.map_err(|error| failed("read", &error))?;
             Ok((record, used.and_then(|used| serde_json::from_slice(&used).ok())))
@@ -57,11 +57,11 @@ impl KeyStore {
         Ok(found)
     }
 
-    /// All keys. One that cannot be read is left out, and logged.
+    /// All keys with their revisions. One that cannot be read is left out, and logged.
     ///
     /// # Errors
     /// If one cannot be reached.
-    pub async fn records(&self) -> Result<Vec<KeyRecord>, Error> {
+    pub async fn records(&self) -> Result<Vec<(KeyRecord, u64)>, Error> {
         let keys = self.store.keys().await.map_err(|error| failed("listed", &error))?;
         let keys: Vec<_> = keys.collect().await;
         let mut ids = Vec::new();
@@ -74,7 +74,7 @@ impl KeyStore {
         let mut records = Vec::new();
         for read in reads {
             match read {
-                Ok((record, _)) => records.push(record),
+                Ok(read) => records.push(read),
                 // It was revoked since.
                 Err(Error::NotFound(_)) => {}
                 Err(Error::Unreadable { id, source }) => log_unreadable(&id, &source),
@@ -93,11 +93,11 @@ impl KeyStore {
         Ok(marker.is_some())
     }
 
-    /// Makes a key; returns its record and the text that is shown once.
+    /// Makes a key; returns the change and the text that is shown once.
     ///
     /// # Errors
     /// If it cannot be stored.
-    pub async fn create(&self, new: NewKey, now: Millis) -> Result<(KeyRecord, Secret), Error> {
+    pub async fn create(&self, new: NewKey, now: Millis) -> Result<(Change, Secret), Error> {
         let id = random(ID_CHARS)?;
         let (text, secret) = new_text(&id)?;
         let record = KeyRecord {
@@ -114,8 +114,8 @@ impl KeyStore {
         let marked = self.store.put(ENFORCED, json(&now)).await;
         marked.map_err(|error| failed("stored", &error))?;
         let stored = self.store.create(key_of(&record.id), json(&record)).await;
-        stored.map_err(|error| failed("stored", &error))?;
-        Ok((record, text))
+        let revision = stored.map_err(|error| failed("stored", &error))?;
+        Ok((Change::Set(record, revision), text))
     }
 
     /// Revokes a key.
@@ -133,12 +133,12 @@ impl KeyStore {
         self.store.purge(used).await.map_err(|error| failed("revoked", &error))
     }
 
-    /// Gives a key another secret; the one before is accepted until `old_until`. Returns the record
+    /// Gives a key another secret; the one before is accepted until `old_until`. Returns the change
     /// and the new text, which is shown once.
     ///
     /// # Errors
     /// If there is no such key, or it cannot be stored.
-    pub async fn rotate(&self, id: &str, old_until: Millis) -> Result<(KeyRecord, Secret), Error> {
+    pub async fn rotate(&self, id: &str, old_until: Millis) -> Result<(Change, Secret), Error> {
         let (mut record, revision) = self.read(id).await?;
         let (text, secret) = new_text(id)?;
         record.secrets.truncate(1);
@@ -147,11 +147,11 @@ impl KeyStore {
         }
         record.secrets.insert(0, secret);
         let stored = self.store.update(key_of(id), json(&record), revision).await;
-        stored.map_err(|error| match error.kind() {
+        let revision = stored.map_err(|error| match error.kind() {
             kv::UpdateErrorKind::WrongLastRevision => Error::Conflict(id.to_owned()),
             _ => failed("stored", &error),
         })?;
-        Ok((record, text))
+        Ok((Change::Set(record, revision), text))
     }
 
     /// Records that a key was used `at`.
@@ -199,7 +199,7 @@ fn change_of(entry: kv::Entry) -> Option<Change> {
         return Some(Change::Revoked(id));
     }
     match serde_json::from_slice(&entry.value) {
-        Ok(record) => Some(Change::Set(record)),
+        Ok(record) => Some(Change::Set(record, entry.revision)),
         Err(error) => {
             log_unreadable(&id, &error);
             Some(Change::Revoked(id))

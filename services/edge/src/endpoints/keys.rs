@@ -5,7 +5,7 @@ use axum::{
     extract::{Path, State, rejection::PathRejection},
 };
 use job::{Id, time::Millis};
-use nats::api_keys::{self, KeyRecord, NewKey, Scope};
+use nats::api_keys::{self, Change, KeyRecord, NewKey, Scope};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -168,7 +168,8 @@ pub(crate) async fn create_key(
     if count >= KEYS_MAX {
         return Err(Error::too_large(format!("there are {count} API keys: revoke some first")));
     }
-    let (record, secret) = app.keys.store().create(new, now).await.map_err(failed)?;
+    let (change, secret) = app.keys.store().create(new, now).await.map_err(failed)?;
+    let record = in_force(&app, change)?;
     tracing::info!(key.id = record.id, key.name = record.name, "API key created");
     let secret = Some(secret.reveal().to_owned());
     ok(Response { success: true, key: View::new(record, None), secret })
@@ -188,6 +189,7 @@ pub(crate) async fn revoke_key(
     access.project_or_all(None)?;
     let id = key_id(id)?;
     app.keys.store().revoke(&id).await.map_err(failed)?;
+    app.keys.apply(Change::Revoked(id.clone()));
     tracing::info!(key.id = id, "API key revoked");
     ok(Revoked { success: true, message: format!("revoked API key {id}") })
 }
@@ -211,11 +213,21 @@ pub(crate) async fn rotate_key(
     let keep_ms = keep.map_or(Ok(OLD_FOR_MS), |text| time("keepOldFor", text, OLD_FOR_MS_MAX))?;
     let old_until = service::now_ms() + keep_ms;
     let rotated = app.keys.store().rotate(&key_id(id)?, old_until).await;
-    let (record, secret) = rotated.map_err(failed)?;
+    let (change, secret) = rotated.map_err(failed)?;
+    let record = in_force(&app, change)?;
     tracing::info!(key.id = record.id, key.name = record.name, "API key rotated");
     let secret = Some(secret.reveal().to_owned());
     let response = Response { success: true, key: View::new(record, None), secret };
     Ok((axum::http::StatusCode::OK, Json(response)))
+}
+
+/// Applies a change at this edge, so that its next request meets it; the others follow the bucket.
+fn in_force(app: &App, change: Change) -> Result<KeyRecord, Error> {
+    app.keys.apply(change.clone());
+    match change {
+        Change::Set(record, _) => Ok(record),
+        Change::Revoked(_) => Err(Error::internal("a key was revoked instead of stored")),
+    }
 }
 
 fn key_id(id: Result<Path<String>, PathRejection>) -> Result<String, Error> {

@@ -119,7 +119,7 @@ fn network_of(address: IpAddr) -> IpAddr {
 
 /// Lets this process open as many files as it may need; logs if it cannot.
 pub(super) fn raise_open_files(connections: usize) {
-    let needed = connections as u64 + OTHER_FILES;
+    let needed = (connections + REFUSED_MAX) as u64 + OTHER_FILES;
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: the pointer is to a structure of the right type, for the time of the call.
     let is_read = unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) } == 0;

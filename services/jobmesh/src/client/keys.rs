@@ -3,7 +3,7 @@
 use clap::{Args, Subcommand, ValueEnum};
 use nats::{
     Broker,
-    api_keys::{KeyStore, NewKey, Scope},
+    api_keys::{Change, KeyRecord, KeyStore, NewKey, Scope},
 };
 use serde_json::{Value, json};
 use service::{NatsLogin, NatsUrl};
@@ -150,8 +150,10 @@ impl Bootstrap {
             expires_at: None,
         };
         let store = KeyStore::open(&broker).await?;
-        let (record, secret) = store.create(new, service::now_ms()).await?;
-        let id = record.id;
+        let (change, secret) = store.create(new, service::now_ms()).await?;
+        let Change::Set(KeyRecord { id, .. }, _) = change else {
+            anyhow::bail!("the key was revoked instead of stored");
+        };
         show::print(&format!(
             "made API key {id} with scope admin. Keep it, it is not shown again:\n{}",
             secret.reveal()

@@ -90,7 +90,10 @@ pub(super) fn stages(config: &Config, data_dir: &Path) -> anyhow::Result<Vec<Vec
             storage.push(olap);
             // For other people's SQL.
             println!("clickhouse http://reader@{listen}, its password is in {}", reader.display());
-            format!("http://writer:{secret}@{listen}")
+            let mut url: reqwest::Url = format!("http://{listen}").parse()?;
+            let is_set = url.set_username("writer").and(url.set_password(Some(&secret)));
+            is_set.map_err(|()| anyhow::anyhow!("{url} takes no password"))?;
+            url.to_string()
         }
     };
     // URLs may hold passwords, and arguments can be read by everybody on the machine.
