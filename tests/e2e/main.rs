@@ -34,5 +34,6 @@ mod results;
 mod schedules;
 mod services;
 mod stopping;
+mod tls;
 mod webhooks;
 mod whole_life;

@@ -185,7 +185,7 @@ pub struct RunsAnswer {
 }
 
 /// For sums over a range of time.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct MetricsQuery {
     /// The project; all where absent.
     pub project: Option<String>,
@@ -194,7 +194,7 @@ pub struct MetricsQuery {
 }
 
 /// How far back sums reach.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub enum Range {
     /// 24 hours.

@@ -1,6 +1,6 @@
 //! What an operator may set of the edge.
 
-use std::{net::SocketAddr, str::FromStr, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
 
 use axum::http::HeaderValue;
 use service::Nats;
@@ -48,6 +48,13 @@ pub struct Config {
     /// Sites whose web pages may use the API, such as `https://console.example.com`.
     #[arg(long = "allow-origin", env = "JOBMESH_ALLOW_ORIGINS", value_delimiter = ',')]
     pub allow_origins: Vec<Origin>,
+    /// The file with the certificate chain (PEM) for HTTPS; plain HTTP is not served then. It is read again
+    /// when it changes.
+    #[arg(long, env = "JOBMESH_TLS_CERT", requires = "tls_key")]
+    pub tls_cert: Option<PathBuf>,
+    /// The file with the certificate's private key (PEM).
+    #[arg(long, env = "JOBMESH_TLS_KEY", requires = "tls_cert")]
+    pub tls_key: Option<PathBuf>,
     /// Connections that are served at the same time; a request on one beyond that gets 503.
     #[arg(long, env = "JOBMESH_MAX_CONNECTIONS", default_value_t = 10_000)]
     pub max_connections: usize,

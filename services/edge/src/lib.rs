@@ -29,6 +29,7 @@ pub use config::{Config, Origin};
 pub use router::openapi;
 
 use browser::Browsers;
+use server::Tls;
 
 /// Serves until `stop` is cancelled, then lets requests under way end.
 ///
@@ -40,12 +41,16 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     let Some(broker) = config.nats.connect(&name, &stop).await? else { return Ok(()) };
     let keys = keys::Keys::start(&broker, config.require_keys, stop.clone()).await?;
     let Some(keys) = keys else { return Ok(()) };
+    let tls = match (&config.tls_cert, &config.tls_key) {
+        (Some(certificate), Some(key)) => Some(Tls::start(certificate, key, stop.clone())?),
+        _ => None,
+    };
     let listener = TcpListener::bind(config.listen).await;
     let listener = listener.with_context(|| format!("cannot listen on {}", config.listen))?;
     tracing::info!(listen = %listener.local_addr()?, "edge serves");
     let app = app::App::start(&config, broker, keys, stop.clone()).await?;
     let routers = router::routers(&app, &Browsers::new(&config));
-    server::serve(listener, routers, &config, stop).await;
+    server::serve(listener, routers, tls, &config, stop).await;
     app.broker.client.flush().await.ok();
     tracing::info!("edge drained");
     Ok(())

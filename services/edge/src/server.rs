@@ -1,6 +1,7 @@
 //! HTTP connections: accepted, counted, served, and closed when a client neither asks nor goes away.
 
 mod limits;
+mod tls;
 
 use std::{
     io,
@@ -16,16 +17,21 @@ use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::{TcpListener, TcpStream},
+    net::TcpListener,
+    time::timeout,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower_service::Service;
+
+pub(crate) use tls::Tls;
 
 use crate::Config;
 use limits::{Admission, Connections};
 
 /// How long the head of a request may take from its first byte on.
 const HEAD_WITHIN: Duration = Duration::from_secs(10);
+/// How long a TLS handshake may take.
+const HANDSHAKE_WITHIN: Duration = Duration::from_secs(10);
 /// How long a connection may be open without a request.
 const IDLE_WITHIN: Duration = Duration::from_secs(120);
 /// The same for a connection beyond a limit.
@@ -53,6 +59,7 @@ pub(crate) struct Routers {
 pub(crate) async fn serve(
     listener: TcpListener,
     routers: Routers,
+    tls: Option<Tls>,
     config: &Config,
     stop: CancellationToken,
 ) {
@@ -74,13 +81,22 @@ pub(crate) async fn serve(
                     Admission::TooMany => routers.too_many.clone(),
                     Admission::TooManyOfAddress => routers.too_many_of_address.clone(),
                 };
-                let stop = stop.clone();
+                let (stop, acceptor) = (stop.clone(), tls.as_ref().map(Tls::acceptor));
                 let idle_within = match permit.admission {
                     Admission::Served => IDLE_WITHIN,
                     Admission::TooMany | Admission::TooManyOfAddress => REFUSED_WITHIN,
                 };
                 connections.spawn(async move {
-                    connection(stream, router, idle_within, stop).await;
+                    match acceptor {
+                        None => connection(stream, router, idle_within, stop).await,
+                        Some(acceptor) => {
+                            // A handshake that fails or never ends is its client's affair.
+                            let shaken = timeout(HANDSHAKE_WITHIN, acceptor.accept(stream)).await;
+                            if let Ok(Ok(stream)) = shaken {
+                                connection(stream, router, idle_within, stop).await;
+                            }
+                        }
+                    }
                     drop(permit);
                 });
             }
@@ -104,8 +120,8 @@ fn is_of_connection(error: &io::Error) -> bool {
     matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset)
 }
 
-async fn connection(
-    stream: TcpStream,
+async fn connection<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
+    stream: S,
     router: Router,
     idle_within: Duration,
     stop: CancellationToken,
@@ -224,12 +240,12 @@ impl Activity {
 }
 
 /// A socket that notes what it receives and sends.
-struct Watched {
-    stream: TcpStream,
+struct Watched<S> {
+    stream: S,
     activity: Arc<Activity>,
 }
 
-impl AsyncRead for Watched {
+impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -244,7 +260,7 @@ impl AsyncRead for Watched {
     }
 }
 
-impl AsyncWrite for Watched {
+impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,

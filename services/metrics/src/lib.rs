@@ -7,6 +7,7 @@ mod checkpoint;
 mod config;
 mod ingest;
 mod queries;
+mod recent_answers;
 mod rollups;
 mod rows;
 mod schema;

@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashMap,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -10,7 +11,9 @@ use clickhouse::{Client, Row};
 use futures_util::StreamExt;
 use job::{Position, time::Millis};
 use nats::{
-    Broker, names,
+    Broker,
+    analytics::Totals,
+    names,
     query::{
         Archived, ArchivedAnswer, ArchivedRun, EndedAnswer, EndedJobsQuery, JobQuery, MetricsQuery,
     },
@@ -18,7 +21,9 @@ use nats::{
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio_util::sync::CancellationToken;
 
-use crate::{checkpoint::CheckpointStore, ingest::Progress, rollups};
+use crate::{
+    checkpoint::CheckpointStore, ingest::Progress, recent_answers::RecentAnswers, rollups,
+};
 
 /// Questions that are worked on at once.
 const AT_ONCE_MAX: usize = 16;
@@ -40,8 +45,10 @@ pub(crate) async fn answer(
     let rollups = add("query", names::QUERY_METRICS).await?;
     let jobs = add("job", names::QUERY_ARCHIVED).await?;
     let ended = add("jobs", names::QUERY_ENDED).await?;
+    let recent = RecentAnswers::new();
     let answering_sums = rollups.for_each_concurrent(AT_ONCE_MAX, |request| async {
-        respond(request, |ask| answer_sums(&broker, &client, &progress, ask)).await;
+        let answer = |query| answer_sums(&broker, &client, &progress, &recent, query);
+        respond(request, answer).await;
     });
     let answering_jobs = jobs.for_each_concurrent(AT_ONCE_MAX, |request| async {
         respond(request, |ask| answer_job(&client, ask)).await;
@@ -64,11 +71,18 @@ async fn answer_sums(
     broker: &Broker,
     client: &Client,
     progress: &Progress,
-    ask: MetricsQuery,
-) -> anyhow::Result<nats::analytics::Totals> {
+    recent: &RecentAnswers<MetricsQuery, Totals>,
+    query: MetricsQuery,
+) -> anyhow::Result<Arc<Totals>> {
+    let started = Instant::now();
+    if let Some(answer) = recent.get(&query, started) {
+        return Ok(answer);
+    }
     let now = service::now_ms();
     let as_of = as_of(broker, progress, now).await?;
-    Ok(rollups::rollups(client, &ask, now, as_of).await?)
+    let answer = Arc::new(rollups::rollups(client, &query, now, as_of).await?);
+    recent.put(query, answer.clone(), started);
+    Ok(answer)
 }
 
 /// Up to when the sums are whole: now, if ClickHouse has all of EVENTS, else the time of the

@@ -33,6 +33,8 @@ const PLAIN: [&str; 12] = [
 ];
 /// What only clients of NATS need.
 const NATS: &str = "JOBMESH_NATS_";
+/// What only an edge of its own may have.
+const TLS: &str = "JOBMESH_TLS_";
 /// What no child needs.
 const KEY: &str = "JOBMESH_KEY";
 /// What only metrics needs.
@@ -51,6 +53,10 @@ impl Role {
     }
 
     fn is_given(self, name: &str, has_own_nats: bool) -> bool {
+        // `dev` asks its edge over plain HTTP.
+        if name.starts_with(TLS) {
+            return false;
+        }
         // The key of a person who uses the commands for clients.
         if name.starts_with(KEY) {
             return false;

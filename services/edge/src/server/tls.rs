@@ -1,0 +1,105 @@
+//! TLS: the certificate and its key are read from files, and again when these change.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::{Arc, PoisonError, RwLock},
+    time::{Duration, SystemTime},
+};
+
+use anyhow::{Context, ensure};
+use rustls::{
+    ServerConfig,
+    crypto::ring,
+    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
+};
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+
+/// How often the files are checked for changes.
+const CHECK_EVERY: Duration = Duration::from_secs(5);
+/// The protocol that clients may agree on.
+const HTTP_1_1: &[u8] = b"http/1.1";
+
+/// The files of a certificate.
+#[derive(Clone, Debug)]
+struct Files {
+    certificate: PathBuf,
+    key: PathBuf,
+}
+
+/// The current certificate. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Tls(Arc<RwLock<Arc<ServerConfig>>>);
+
+impl Tls {
+    /// Reads certificate and key, and follows changes of their files until `stop` is cancelled.
+    ///
+    /// # Errors
+    /// If they cannot be read or do not belong together.
+    pub fn start(certificate: &Path, key: &Path, stop: CancellationToken) -> anyhow::Result<Self> {
+        let files = Files { certificate: certificate.to_owned(), key: key.to_owned() };
+        let version = files.version();
+        let tls = Self(Arc::new(RwLock::new(Arc::new(files.load()?))));
+        tokio::spawn(tls.clone().follow(files, version, stop));
+        Ok(tls)
+    }
+
+    /// Accepts connections with the current certificate.
+    pub fn acceptor(&self) -> TlsAcceptor {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).clone().into()
+    }
+
+    async fn follow(self, files: Files, mut version: Version, stop: CancellationToken) {
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(CHECK_EVERY) => {}
+            }
+            let now = files.version();
+            if now == version {
+                continue;
+            }
+            match files.load() {
+                Ok(config) => {
+                    *self.0.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(config);
+                    tracing::info!(file = %files.certificate.display(), "certificate replaced");
+                    version = now;
+                }
+                // The two files are written one after the other: they are read again.
+                Err(error) => tracing::warn!(
+                    error = format!("{error:#}"),
+                    "new certificate not read, the one before stays; trying again"
+                ),
+            }
+        }
+    }
+}
+
+/// When each file was changed.
+type Version = [Option<SystemTime>; 2];
+
+impl Files {
+    fn version(&self) -> Version {
+        [&self.certificate, &self.key]
+            .map(|file| std::fs::metadata(file).and_then(|found| found.modified()).ok())
+    }
+
+    fn load(&self) -> anyhow::Result<ServerConfig> {
+        let Self { certificate, key } = self;
+        let chain = CertificateDer::pem_file_iter(certificate)
+            .and_then(Iterator::collect::<Result<Vec<_>, _>>)
+            .with_context(|| format!("cannot read certificates from {}", certificate.display()))?;
+        ensure!(!chain.is_empty(), "{} has no certificate", certificate.display());
+        let secret = PrivateKeyDer::from_pem_file(key)
+            .with_context(|| format!("cannot read a private key from {}", key.display()))?;
+        let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+            .with_safe_default_protocol_versions()?
+            .with_no_client_auth()
+            .with_single_cert(chain, secret);
+        let mut config = config.with_context(|| {
+            format!("{} and {} do not belong together", certificate.display(), key.display())
+        })?;
+        config.alpn_protocols = vec![HTTP_1_1.to_vec()];
+        Ok(config)
+    }
+}
