@@ -7,6 +7,7 @@ mod client;
 mod compare;
 mod drain;
 mod gauge;
+mod keys;
 mod load;
 mod mesh;
 mod options;
@@ -201,6 +202,10 @@ async fn run(options: &Options) -> anyhow::Result<Report> {
     // Once more: no row came twice since.
     check(&mesh, options).await?;
     mesh.stop().await?;
+    if options.has("keys") {
+        report.section("API keys");
+        keys::measure(&mut report).await?;
+    }
     report.section("Other queues, synced each second");
     compare(&ours, peers.as_ref(), Durability::Fast, &mut report)?;
 

@@ -76,12 +76,12 @@ fn delivery_of(job: JobId, run: Run) -> JobId {
 struct Payload<'a> {
     r#type: &'a str,
     timestamp: String,
-    data: Told<'a>,
+    data: Content<'a>,
 }
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Told<'a> {
+struct Content<'a> {
     job_id: JobId,
     project_id: &'a Id,
     batch_id: &'a Id,
@@ -173,7 +173,7 @@ impl State {
                 _ => "job.canceled",
             },
             timestamp: rfc3339(at),
-            data: Told {
+            data: Content {
                 job_id: ended.job,
                 project_id: &ended.labels.project,
                 batch_id: &ended.labels.batch,

@@ -21,12 +21,12 @@ pub struct Template(Vec<Part>);
 #[derive(Clone, Debug, PartialEq)]
 enum Part {
     Text(String),
-    Place(Place),
+    Placeholder(Placeholder),
 }
 
-/// A place for data.
+/// A placeholder for data.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct Place {
+struct Placeholder {
     /// As it is written.
     name: String,
     /// From the outermost name to the innermost.
@@ -49,9 +49,9 @@ impl Template {
                 continue;
             }
             plain.push_str(&rest[..at]);
-            let (place, behind) = place(field, &rest[at + 2..])?;
+            let (placeholder, behind) = placeholder(field, &rest[at + 2..])?;
             parts.push(Part::Text(std::mem::take(&mut plain)));
-            parts.push(Part::Place(place));
+            parts.push(Part::Placeholder(placeholder));
             places += 1;
             if places > PLACES_MAX {
                 return Err(format!("{field} has more than {PLACES_MAX} places for data"));
@@ -70,16 +70,16 @@ impl Template {
     pub fn fill(&self, data: &Json, bytes_max: usize) -> Result<String, String> {
         let root: &RawValue = serde_json::from_str(data.get())
             .map_err(|error| format!("the job's data cannot be read: {error}"))?;
-        let mut found: HashMap<&Place, Cow<'_, str>> = HashMap::new();
+        let mut found: HashMap<&Placeholder, Cow<'_, str>> = HashMap::new();
         let mut text = String::new();
         for part in &self.0 {
             match part {
                 Part::Text(plain) => text.push_str(plain),
-                Part::Place(place) => {
-                    if !found.contains_key(place) {
-                        found.insert(place, value(root, place)?);
+                Part::Placeholder(placeholder) => {
+                    if !found.contains_key(placeholder) {
+                        found.insert(placeholder, value(root, placeholder)?);
                     }
-                    text.push_str(&found[place]);
+                    text.push_str(&found[placeholder]);
                 }
             }
             if text.len() > bytes_max {
@@ -90,8 +90,8 @@ impl Template {
     }
 }
 
-/// Parses a place behind its braces; returns it with the text behind it.
-fn place<'t>(field: &str, text: &'t str) -> Result<(Place, &'t str), String> {
+/// Parses a placeholder behind its braces; returns it with the text behind it.
+fn placeholder<'t>(field: &str, text: &'t str) -> Result<(Placeholder, &'t str), String> {
     let unclosed = || format!("{field} has a {{{{ without its }}}} (\\{{{{ stands for the braces)");
     let mut path = Vec::new();
     let mut rest = text.trim_start();
@@ -116,24 +116,24 @@ fn place<'t>(field: &str, text: &'t str) -> Result<(Place, &'t str), String> {
     }
     let name = text[..text.len() - rest.len()].trim().to_owned();
     path.retain(|segment| !segment.is_empty());
-    Ok((Place { name, path }, &rest[2..]))
+    Ok((Placeholder { name, path }, &rest[2..]))
 }
 
-/// What the data has at a place, as text.
-fn value<'d>(root: &'d RawValue, place: &Place) -> Result<Cow<'d, str>, String> {
+/// What the data has at a placeholder, as text.
+fn value<'d>(root: &'d RawValue, placeholder: &Placeholder) -> Result<Cow<'d, str>, String> {
     // A name with dots in the data itself goes first.
-    let whole = child(root, &place.name).filter(|_| place.path.len() > 1);
-    let below = || place.path.iter().try_fold(root, |value, segment| child(value, segment));
+    let whole = child(root, &placeholder.name).filter(|_| placeholder.path.len() > 1);
+    let below = || placeholder.path.iter().try_fold(root, |value, segment| child(value, segment));
     let found = whole.or_else(below);
     let found = found.ok_or_else(|| {
-        format!("the job's data has no {:?}, which the template names", place.name)
+        format!("the job's data has no {:?}, which the template names", placeholder.name)
     })?;
     if !found.get().starts_with('"') {
         return Ok(Cow::Borrowed(found.get()));
     }
     let text: Result<String, _> = serde_json::from_str(found.get());
     let text = text.map_err(|error| {
-        format!("{:?} of the job's data is a text that cannot be read: {error}", place.name)
+        format!("{:?} of the job's data is a text that cannot be read: {error}", placeholder.name)
     })?;
     Ok(Cow::Owned(text))
 }
@@ -168,7 +168,7 @@ mod tests {
             ),
             ("{{x.y}} {{none}}", "1 null"),
             (r"\{{text}} {{text}}", "{{text}} hello \"you\""),
-            ("no place } }} {", "no place } }} {"),
+            ("no placeholder } }} {", "no placeholder } }} {"),
             ("{{}}", data),
             ("{{ }}", data),
         ] {

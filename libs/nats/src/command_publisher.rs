@@ -34,7 +34,7 @@ pub enum Error {
     /// The time for it ran out; it may be stored or not, and is ignored if it is stored late.
     #[error("the broker did not confirm in time")]
     TimedOut,
-    /// The committer has stopped.
+    /// The publisher has stopped.
     #[error("the service stops")]
     Stopped,
 }
@@ -48,7 +48,7 @@ pub struct ReplyTo {
     pub patience: Duration,
 }
 
-/// A cheap handle to one verb's committer.
+/// A cheap handle to one verb's publisher.
 #[derive(Clone, Debug)]
 pub struct CommandPublisher {
     items: mpsc::Sender<Entry>,
@@ -63,7 +63,7 @@ struct Entry {
 }
 
 impl CommandPublisher {
-    /// Starts the committer of `verb`. With an `asker`, messages carry its inbox and a deadline;
+    /// Starts the publisher of `verb`. With an `asker`, messages carry its inbox and a deadline;
     /// without one they are repeated until the broker has them or `stop` is done.
     pub fn start(
         broker: Broker,

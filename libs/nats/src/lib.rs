@@ -6,6 +6,7 @@ pub mod api_keys;
 pub mod append;
 pub mod broker;
 pub mod bucket;
+pub mod checkpoint;
 pub mod command_publisher;
 pub mod consumer;
 pub mod heartbeat;

@@ -48,7 +48,7 @@ pub const RESULTS_STREAM: &str = "OBJ_results";
 /// The lease of the leading state service.
 pub const STATE_LEASE: &str = "state";
 /// How far metrics has taken EVENTS into ClickHouse.
-pub const METRICS_PLACE: &str = "metrics";
+pub const METRICS_CHECKPOINT: &str = "metrics";
 
 /// The subject of the reply to a command.
 pub const REPLY: &str = "Jobmesh-Reply";

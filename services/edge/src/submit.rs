@@ -28,11 +28,11 @@ const CLIENT_VERBS: [Verb; 6] =
 
 type Waiting = Arc<Mutex<HashMap<Uuid, oneshot::Sender<Received>>>>;
 
-/// A handle to the committers of all verbs of clients. Cheap to clone.
+/// A handle to the publishers of all verbs of clients. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Submitter {
     broker: Broker,
-    committers: Arc<HashMap<Verb, CommandPublisher>>,
+    publishers: Arc<HashMap<Verb, CommandPublisher>>,
     waiting: Waiting,
     /// What clients of this edge have seen.
     pub seen: ReadToken,
@@ -56,7 +56,7 @@ pub(crate) enum Submitted {
 }
 
 impl Submitter {
-    /// Starts the committers and listens for replies.
+    /// Starts the publishers and listens for replies.
     pub async fn start(config: &Config, broker: &Broker) -> anyhow::Result<Self> {
         let inbox = broker.client.new_inbox();
         let mut replies = broker.client.subscribe(inbox.clone()).await?;
@@ -69,13 +69,13 @@ impl Submitter {
             }
         });
         let asker = ReplyTo { inbox, patience: config.confirm() };
-        let committers = CLIENT_VERBS.map(|verb| {
+        let publishers = CLIENT_VERBS.map(|verb| {
             let never = CancellationToken::new();
             (verb, CommandPublisher::start(broker.clone(), verb, Some(asker.clone()), never).0)
         });
         Ok(Self {
             broker: broker.clone(),
-            committers: Arc::new(HashMap::from(committers)),
+            publishers: Arc::new(HashMap::from(publishers)),
             waiting,
             seen,
             patience: config.reply(),
@@ -94,15 +94,15 @@ impl Submitter {
         let id = Uuid::now_v7();
         let json = serde_json::to_vec(&Item { id, command });
         let json = json.map_err(|_| Error::internal("a command is not JSON"))?;
-        let committer = self.committers.get(&verb);
-        let committer = committer.ok_or_else(|| Error::internal("a verb has no committer"))?;
+        let publisher = self.publishers.get(&verb);
+        let publisher = publisher.ok_or_else(|| Error::internal("a verb has no publisher"))?;
         let not_confirmed = |error| {
             tracing::warn!(error = %error, verb = verb.name(), "command not confirmed");
             Error::unconfirmed()
         };
         let (answer, mut answered) = oneshot::channel();
         lock(&self.waiting).insert(id, answer);
-        let _forget = Forget { waiting: &self.waiting, id };
+        let _pending = PendingGuard { waiting: &self.waiting, id };
         // A reply implies that the broker has the command, so its ack need not wake the request.
         let (stored, is_stored) = oneshot::channel();
         let waiting = self.waiting.clone();
@@ -110,7 +110,7 @@ impl Submitter {
             Ok(_) => drop(stored.send(())),
             Err(error) => notify(&waiting, id, Received::NotStored(error)),
         };
-        committer.commit_then(json, done).await.map_err(not_confirmed)?;
+        publisher.commit_then(json, done).await.map_err(not_confirmed)?;
         let received = match tokio::time::timeout(self.patience, &mut answered).await {
             Ok(received) => received.ok(),
             Err(_) => tokio::select! {
@@ -144,13 +144,13 @@ fn notify(waiting: &Waiting, id: Uuid, received: Received) {
     }
 }
 
-/// Forgets who waited, however the wait ends.
-struct Forget<'a> {
+/// Removes the entry of a request that waits for a reply, however the wait ends.
+struct PendingGuard<'a> {
     waiting: &'a Waiting,
     id: Uuid,
 }
 
-impl Drop for Forget<'_> {
+impl Drop for PendingGuard<'_> {
     fn drop(&mut self) {
         lock(self.waiting).remove(&self.id);
     }

@@ -196,14 +196,14 @@ async fn act(command: Command) -> anyhow::Result<ExitCode> {
         }
         Command::Watch { job, project, batch, server } => {
             let api = Api::new(&server)?;
-            let wanted = match (job, project, batch) {
-                (Some(job), ..) => watch::Wanted::jobs(vec![job], None),
+            let followed = match (job, project, batch) {
+                (Some(job), ..) => watch::Followed::jobs(vec![job], None),
                 (None, Some(project), Some(batch)) => {
-                    watch::Wanted::batch(&api, project, batch).await?
+                    watch::Followed::batch(&api, project, batch).await?
                 }
                 _ => anyhow::bail!("name a job, or --project and --batch"),
             };
-            return watch::to_the_end(&api, wanted, server.json).await;
+            return watch::to_the_end(&api, followed, server.json).await;
         }
         Command::Retry { project, job, all, server } => {
             let mut body = json!({ "projectId": project });
@@ -292,8 +292,8 @@ async fn enqueue(request: Enqueue) -> anyhow::Result<ExitCode> {
     }
     let jobs = answer.field("jobIds").items();
     let jobs = jobs.iter().filter_map(Json::as_string).collect();
-    let wanted = watch::Wanted::jobs(jobs, Some(request.project));
-    watch::to_the_end(&api, wanted, request.server.json).await
+    let followed = watch::Followed::jobs(jobs, Some(request.project));
+    watch::to_the_end(&api, followed, request.server.json).await
 }
 
 /// Posts a request whose answer says in a sentence what was done.

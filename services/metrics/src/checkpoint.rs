@@ -1,32 +1,15 @@
-//! How far EVENTS is in ClickHouse, and which block is under way.
+//! How far EVENTS is in ClickHouse, and which block is being inserted.
 //!
 //! The range of a block is stored before the block is inserted. After a crash in between, the same
 //! range is read again, gives the same rows, and is inserted under the same token, which ClickHouse
 //! drops if it has it.
 
 use async_nats::jetstream::kv::{Operation, Store};
-use job::time::Millis;
 use nats::{Broker, names};
-use serde::{Deserialize, Serialize};
 
-/// What the bucket of leases holds under the name of metrics.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Checkpoint {
-    /// The first message of EVENTS that is not in ClickHouse for certain.
-    pub next: u64,
-    /// The last message of the block under way, which begins at `next`.
-    pub pending: Option<u64>,
-    /// When the last message before `next` was written, in ms since 1970.
-    #[serde(default)]
-    pub at: Millis,
-}
+pub(crate) use nats::checkpoint::Checkpoint;
 
-impl Checkpoint {
-    /// What stands for a value that cannot be read: no message has this sequence.
-    pub const UNKNOWN: Self = Self { next: 0, pending: None, at: 0 };
-}
-
-/// The place, and the right to move it.
+/// The checkpoint, and the right to move it.
 #[derive(Debug)]
 pub(crate) struct CheckpointStore {
     broker: Broker,
@@ -36,10 +19,10 @@ pub(crate) struct CheckpointStore {
 }
 
 impl CheckpointStore {
-    /// Reads the place.
+    /// Reads the checkpoint.
     pub async fn open(broker: &Broker) -> anyhow::Result<Self> {
         let store = broker.js.get_key_value(names::LEASES).await?;
-        let entry = broker.reread(|| store.entry(names::METRICS_PLACE)).await?;
+        let entry = broker.reread(|| store.entry(names::METRICS_CHECKPOINT)).await?;
         let entry = entry.filter(|entry| entry.operation == Operation::Put);
         let (revision, checkpoint) = match entry {
             None => (0, Checkpoint { next: 1, pending: None, at: 0 }),
@@ -53,7 +36,7 @@ impl CheckpointStore {
         Ok(Self { broker: broker.clone(), store, revision, checkpoint })
     }
 
-    /// The place.
+    /// The checkpoint.
     pub fn checkpoint(&self) -> Checkpoint {
         self.checkpoint
     }
@@ -67,7 +50,7 @@ impl CheckpointStore {
         let value = serde_json::to_vec(&checkpoint)?;
         let lost = self.broker.answer_lost();
         self.revision = tokio::select! {
-            updated = self.store.update(names::METRICS_PLACE, value.into(), self.revision) => updated?,
+            updated = self.store.update(names::METRICS_CHECKPOINT, value.into(), self.revision) => updated?,
             () = lost => anyhow::bail!("the answer to a write of the checkpoint was lost"),
         };
         self.checkpoint = checkpoint;

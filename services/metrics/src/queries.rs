@@ -75,13 +75,14 @@ async fn answer_sums(
     query: MetricsQuery,
 ) -> anyhow::Result<Arc<Totals>> {
     let started = Instant::now();
-    if let Some(answer) = recent.get(&query, started) {
+    let ingested = progress.reached().sequence;
+    if let Some(answer) = recent.get(&query, started, ingested) {
         return Ok(answer);
     }
     let now = service::now_ms();
     let as_of = as_of(broker, progress, now).await?;
     let answer = Arc::new(rollups::rollups(client, &query, now, as_of).await?);
-    recent.put(query, answer.clone(), started);
+    recent.put(query, answer.clone(), started, ingested);
     Ok(answer)
 }
 

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use job::{
     Json, Usage,
     bounds::{ERROR_BYTES_MAX, PROGRESS_BYTES_MAX, truncate},
-    command::{End, Outcome as Said},
+    command::{self, End},
 };
 use nats::wire::Work;
 use tokio::sync::watch;
@@ -139,9 +139,9 @@ pub(crate) fn report(
     started_at: i64,
     end: End,
     usage: Usage,
-) -> Said {
-    let unbegun = crate::admission::outcome(work, processor, end, class);
-    Said { started_at: Some(started_at), usage, ..unbegun }
+) -> command::Outcome {
+    let not_started = crate::admission::outcome(work, processor, end, class);
+    command::Outcome { started_at: Some(started_at), usage, ..not_started }
 }
 
 #[cfg(test)]

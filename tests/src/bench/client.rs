@@ -16,12 +16,15 @@ use super::DATA_BYTES;
 #[derive(Clone, Debug)]
 pub struct Client {
     address: String,
+    /// The header with its API key; empty if it has none.
+    authorization: String,
 }
 
 /// A connection to the edge.
 pub struct Connection {
     stream: BufStream<TcpStream>,
     host: String,
+    authorization: String,
 }
 
 /// An answer, read whole.
@@ -41,14 +44,21 @@ impl Answer {
 
 impl Client {
     pub fn new(address: String) -> Self {
-        Self { address }
+        Self { address, authorization: String::new() }
+    }
+
+    /// The same with an API key.
+    pub fn with_key(&self, key: &str) -> Self {
+        let authorization = format!("Authorization: Bearer {key}\r\n");
+        Self { authorization, ..self.clone() }
     }
 
     /// A connection of its own.
     pub async fn connect(&self) -> anyhow::Result<Connection> {
         let stream = TcpStream::connect(&self.address).await?;
         stream.set_nodelay(true)?;
-        Ok(Connection { stream: BufStream::new(stream), host: self.address.clone() })
+        let (host, authorization) = (self.address.clone(), self.authorization.clone());
+        Ok(Connection { stream: BufStream::new(stream), host, authorization })
     }
 
     /// A GET that must succeed: its body.
@@ -153,9 +163,10 @@ impl Connection {
     }
 
     async fn send(&mut self, method: &str, path: &str, body: &str) -> anyhow::Result<()> {
-        let (host, length) = (&self.host, body.len());
-        let head =
-            format!("{method} {path} HTTP/1.1\r\nHost: {host}\r\nContent-Length: {length}\r\n\r\n");
+        let (host, authorization, length) = (&self.host, &self.authorization, body.len());
+        let head = format!(
+            "{method} {path} HTTP/1.1\r\nHost: {host}\r\n{authorization}Content-Length: {length}\r\n\r\n"
+        );
         self.stream.write_all(head.as_bytes()).await?;
         self.stream.write_all(body.as_bytes()).await?;
         Ok(self.stream.flush().await?)

@@ -48,7 +48,7 @@ impl Peer {
 /// What a peer's program says.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Said {
+struct Measured {
     add_bulk: f64,
     drain: f64,
     add: f64,
@@ -174,11 +174,11 @@ impl Peers {
         node.arg(program).args(numbers.map(|number| number.to_string()));
         let output = node.current_dir(&self.dir).stderr(Stdio::inherit()).output()?;
         ensure!(output.status.success(), "{program}: {}", output.status);
-        let said: Said = serde_json::from_slice(&output.stdout)
+        let measured: Measured = serde_json::from_slice(&output.stdout)
             .with_context(|| format!("{program} says what it measured"))?;
-        let counts = (said.ran, said.runs);
+        let counts = (measured.ran, measured.runs);
         ensure!(counts == (jobs, jobs), "{program}: {counts:?} jobs and runs, not {jobs} each");
-        let Said { add_bulk, drain, slots, add, pickup_ms, .. } = said;
+        let Measured { add_bulk, drain, slots, add, pickup_ms, .. } = measured;
         Ok(Peer { add_bulk, drain, slots, add, pickup: Latencies::new(pickup_ms) })
     }
 }
@@ -186,9 +186,9 @@ impl Peers {
 /// The first line of a program's version output; `None` if the program is missing.
 fn version(program: impl AsRef<std::ffi::OsStr>) -> Option<String> {
     let output = Command::new(program).arg("--version").output().ok()?;
-    let said = String::from_utf8_lossy(&output.stdout).into_owned();
-    let said = said.lines().next()?.replace("(PostgreSQL) ", "");
-    let short = said.split(" (").next()?.split(" sha=").next()?;
+    let version = String::from_utf8_lossy(&output.stdout).into_owned();
+    let version = version.lines().next()?.replace("(PostgreSQL) ", "");
+    let short = version.split(" (").next()?.split(" sha=").next()?;
     Some(short.to_owned())
 }
 

@@ -23,12 +23,12 @@ const SILENCE_MAX: Duration = Duration::from_secs(45);
 const NOT_WELL: u8 = 5;
 
 /// The jobs to follow, and their statuses.
-pub(super) struct Wanted {
+pub(super) struct Followed {
     jobs: HashMap<String, String>,
     query: Vec<(&'static str, String)>,
 }
 
-impl Wanted {
+impl Followed {
     /// These jobs, of this project if it is known.
     pub fn jobs(jobs: Vec<String>, project: Option<String>) -> Self {
         let query = match (&jobs[..], project) {
@@ -76,14 +76,14 @@ fn is_end(status: &str) -> bool {
 /// Follows jobs until each is terminal.
 pub(super) async fn to_the_end(
     api: &Api,
-    mut wanted: Wanted,
+    mut followed: Followed,
     json: bool,
 ) -> anyhow::Result<ExitCode> {
-    let bar = bar(wanted.jobs.len(), json);
+    let bar = bar(followed.jobs.len(), json);
     let mut last: Option<String> = None;
     let mut away_since = None;
-    while !wanted.all_ended() {
-        match follow(api, &mut wanted, &mut last, &mut away_since, json, &bar).await {
+    while !followed.all_ended() {
+        match follow(api, &mut followed, &mut last, &mut away_since, json, &bar).await {
             Ok(()) => {}
             Err(error)
                 if error.downcast_ref::<Refused>().is_some_and(|it| it.exit_status() == 3) =>
@@ -100,14 +100,14 @@ pub(super) async fn to_the_end(
         }
     }
     bar.finish();
-    let well = wanted.count("completed") == wanted.jobs.len();
+    let well = followed.count("completed") == followed.jobs.len();
     if !json {
-        show_failures(api, &wanted).await?;
+        show_failures(api, &followed).await?;
         show::print(&format!(
             "{} completed, {} failed, {} canceled",
-            wanted.count("completed"),
-            wanted.count("failed"),
-            wanted.count("canceled")
+            followed.count("completed"),
+            followed.count("failed"),
+            followed.count("canceled")
         ))?;
     }
     Ok(if well { ExitCode::SUCCESS } else { ExitCode::from(NOT_WELL) })
@@ -116,21 +116,21 @@ pub(super) async fn to_the_end(
 /// Follows until all jobs are terminal or the stream breaks off.
 async fn follow(
     api: &Api,
-    wanted: &mut Wanted,
+    followed: &mut Followed,
     last: &mut Option<String>,
     away_since: &mut Option<std::time::Instant>,
     json: bool,
     bar: &ProgressBar,
 ) -> anyhow::Result<()> {
-    let mut stream = api.events(&wanted.query, last.as_deref()).await?;
+    let mut stream = api.events(&followed.query, last.as_deref()).await?;
     *away_since = None;
     if last.is_none() {
         // The stream is open: later events arrive on it, earlier changes are read.
-        look(api, wanted, json).await?;
-        draw(wanted, bar);
+        look(api, followed, json).await?;
+        draw(followed, bar);
     }
     let mut rest = Vec::new();
-    while !wanted.all_ended() {
+    while !followed.all_ended() {
         // An idle stream sends a comment every 15 s.
         let chunk = tokio::time::timeout(SILENCE_MAX, stream.chunk()).await;
         let Some(chunk) = chunk.context("the edge has gone silent")?? else { return Ok(()) };
@@ -152,12 +152,12 @@ async fn follow(
                 (Some("gap" | "lagged"), _) => *last = None,
                 (Some(_), Some(data)) => {
                     let data = Json::parse(&data).context("an event is not JSON")?;
-                    note(wanted, &data.field("jobId"), &data, json)?;
+                    note(followed, &data.field("jobId"), &data, json)?;
                 }
                 _ => {}
             }
         }
-        draw(wanted, bar);
+        draw(followed, bar);
         if last.is_none() {
             return Ok(());
         }
@@ -166,8 +166,8 @@ async fn follow(
 }
 
 /// Shows which jobs did not complete, and why.
-async fn show_failures(api: &Api, wanted: &Wanted) -> anyhow::Result<()> {
-    let failed = wanted.jobs.iter().filter(|(_, status)| *status != "completed");
+async fn show_failures(api: &Api, followed: &Followed) -> anyhow::Result<()> {
+    let failed = followed.jobs.iter().filter(|(_, status)| *status != "completed");
     for (job, status) in failed.take(FAILURES_SHOWN_MAX) {
         let answer = api.get(&format!("/api/queue/status/{job}"), &[]).await?;
         let error = answer.field("job").field("error").as_string().unwrap_or_default();
@@ -177,20 +177,20 @@ async fn show_failures(api: &Api, wanted: &Wanted) -> anyhow::Result<()> {
 }
 
 /// Reads the status of each job.
-async fn look(api: &Api, wanted: &mut Wanted, json: bool) -> anyhow::Result<()> {
-    let jobs: Vec<String> = wanted.jobs.keys().cloned().collect();
+async fn look(api: &Api, followed: &mut Followed, json: bool) -> anyhow::Result<()> {
+    let jobs: Vec<String> = followed.jobs.keys().cloned().collect();
     for job in jobs {
         let answer = api.get(&format!("/api/queue/status/{job}"), &[]).await?;
         let job = answer.field("job");
-        note(wanted, &job.field("id"), &job, json)?;
+        note(followed, &job.field("id"), &job, json)?;
     }
     Ok(())
 }
 
-fn note(wanted: &mut Wanted, id: &Json, job: &Json, json: bool) -> anyhow::Result<()> {
+fn note(followed: &mut Followed, id: &Json, job: &Json, json: bool) -> anyhow::Result<()> {
     let status = job.field("status").as_string();
     let (Some(id), Some(status)) = (id.as_string(), status) else { return Ok(()) };
-    let Some(known) = wanted.jobs.get_mut(&id) else { return Ok(()) };
+    let Some(known) = followed.jobs.get_mut(&id) else { return Ok(()) };
     if json && *known != status {
         let error = job.field("error").as_string();
         let line = serde_json::json!({ "jobId": id, "status": status, "error": error });
@@ -210,8 +210,8 @@ fn bar(jobs: usize, json: bool) -> ProgressBar {
     bar
 }
 
-fn draw(wanted: &Wanted, bar: &ProgressBar) {
-    bar.set_position(wanted.ended() as u64);
-    let (running, failed) = (wanted.count("processing"), wanted.count("failed"));
+fn draw(followed: &Followed, bar: &ProgressBar) {
+    bar.set_position(followed.ended() as u64);
+    let (running, failed) = (followed.count("processing"), followed.count("failed"));
     bar.set_message(format!("{running} running, {failed} failed"));
 }

@@ -3,8 +3,7 @@
 //! Streams are trimmed by sequence, never by age: age would delete accepted commands while there is
 //! no leader.
 
-use nats::{Broker, names, snapshot::SnapshotWatermark};
-use serde::Deserialize;
+use nats::{Broker, checkpoint::Checkpoint, names, snapshot::SnapshotWatermark};
 
 /// Above this share of its size EVENTS has only what is needed.
 const EVENTS_TIGHT: f64 = 0.5;
@@ -17,12 +16,6 @@ pub(super) struct Trim {
     pub older: SnapshotWatermark,
     /// The first message of EVENTS that is younger than the retention of events.
     pub young: u64,
-}
-
-/// How far metrics has written EVENTS into ClickHouse: its value in the bucket of leases.
-#[derive(Deserialize)]
-struct Place {
-    next: u64,
 }
 
 /// Trims COMMANDS and EVENTS below what the older snapshot covers, but EVENTS not below the position
@@ -56,7 +49,7 @@ pub(super) async fn trim(broker: &Broker, trim: Trim) -> anyhow::Result<()> {
 
 async fn metrics_position(broker: &Broker) -> anyhow::Result<u64> {
     let leases = broker.js.get_key_value(names::LEASES).await?;
-    let place = leases.get(names::METRICS_PLACE).await?;
-    let place = place.and_then(|place| serde_json::from_slice::<Place>(&place).ok());
-    Ok(place.map_or(0, |place| place.next))
+    let checkpoint = leases.get(names::METRICS_CHECKPOINT).await?;
+    let checkpoint = checkpoint.and_then(|it| serde_json::from_slice::<Checkpoint>(&it).ok());
+    Ok(checkpoint.map_or(0, |checkpoint| checkpoint.next))
 }
