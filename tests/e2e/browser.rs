@@ -1,13 +1,13 @@
 //! Web pages in a browser: what a page of another site can do to a mesh on the same machine.
 
-use std::{net::SocketAddr, time::Duration};
+use std::net::SocketAddr;
 
 use axum::{Router, response::Html, routing::get};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::process::Command;
 
-use crate::mesh::{Mesh, PATIENCE};
+use crate::mesh::{Mesh, PATIENCE, until};
 
 /// How long the page may take, in ms of the browser's own time.
 const PAGE_MS: u32 = 8_000;
@@ -118,11 +118,9 @@ async fn page_of_another_site_neither_reads_nor_changes_anything() -> anyhow::Re
         assert!(answer.contains("\"success\":true"), "{attempt}: {allowed}");
     }
     assert_eq!(allowed["events"], "open", "{allowed}");
-    tokio::time::timeout(PATIENCE, async {
-        while mesh.counts("evil").await?["totalJobs"] != 1 {
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-        anyhow::Ok(())
+    until("enqueued", async || {
+        let counts = mesh.counts("evil").await?;
+        Ok(if counts["totalJobs"] == 1 { Ok(()) } else { Err(counts.to_string()) })
     })
-    .await?
+    .await
 }

@@ -176,6 +176,8 @@ async fn sql_needs_a_password_and_the_reader_only_reads() -> anyhow::Result<()> 
     }
     std::fs::write(mesh.data_dir().join("secret.csv"), "secret")?;
     let csv = mesh.data_dir().join("secret.csv").display().to_string();
+    let outfile = format!("{writer}/?query=SELECT%201%20INTO%20OUTFILE%20'{csv}.out'");
+    assert_eq!(ask(client.get(outfile)).await?.0, 403, "GET writes no file");
     for statement in [
         "DROP TABLE jobmesh.job_runs".to_owned(),
         "SELECT 1; DROP TABLE jobmesh.job_runs".to_owned(),

@@ -1,8 +1,7 @@
-//! API keys: what each may do at each endpoint of the API document, revocation and rotation.
+//! API keys: what each may do at each endpoint of the API document.
 
-use std::{collections::BTreeMap, process::Command, time::Duration};
+use std::collections::BTreeMap;
 
-use futures_util::StreamExt;
 use reqwest::{Client, Method, header::HeaderMap};
 use serde_json::{Value, json};
 
@@ -34,14 +33,15 @@ struct Route {
 
 /// An answer.
 #[derive(Debug)]
-struct Answer {
-    status: u16,
+pub struct Answer {
+    pub status: u16,
     headers: HeaderMap,
     body: String,
 }
 
 impl Answer {
-    fn json(&self) -> Value {
+    /// Its JSON.
+    pub fn json(&self) -> Value {
         serde_json::from_str(&self.body).unwrap_or_default()
     }
 
@@ -57,15 +57,26 @@ impl Answer {
     }
 }
 
-async fn ask(
+/// Makes a request of a mesh.
+pub async fn ask(
     mesh: &Mesh,
     method: &Method,
     path: &str,
     key: Option<&str>,
     body: Option<&Value>,
 ) -> anyhow::Result<Answer> {
+    ask_at(mesh.url(path), method, key, body).await
+}
+
+/// Makes a request of a URL.
+pub async fn ask_at(
+    url: String,
+    method: &Method,
+    key: Option<&str>,
+    body: Option<&Value>,
+) -> anyhow::Result<Answer> {
     let client = Client::builder().no_proxy().build()?;
-    let mut request = client.request(method.clone(), mesh.url(path)).timeout(PATIENCE);
+    let mut request = client.request(method.clone(), url).timeout(PATIENCE);
     if let Some(key) = key {
         request = request.bearer_auth(key);
     }
@@ -81,7 +92,11 @@ async fn ask(
 }
 
 /// Makes a key; returns its id and its text.
-async fn create(mesh: &Mesh, admin: Option<&str>, new: Value) -> anyhow::Result<(String, String)> {
+pub async fn create(
+    mesh: &Mesh,
+    admin: Option<&str>,
+    new: Value,
+) -> anyhow::Result<(String, String)> {
     let answer = ask(mesh, &Method::POST, "/api/keys", admin, Some(&new)).await?;
     anyhow::ensure!(answer.status == 200, "{new}: {answer:?}");
     let answer = answer.json();
@@ -271,113 +286,5 @@ async fn hidden_is_like_missing(mesh: &Mesh, other: Option<&str>, job: &str) -> 
         assert_eq!(hidden.shown(&names), missing.shown(&names));
         assert_eq!(hidden.status, 404, "{hidden:?}");
     }
-    Ok(())
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn revoked_keys_end_and_rotated_keys_go_on() -> anyhow::Result<()> {
-    let mesh = Mesh::start()?;
-    let (_, admin) = create(&mesh, None, json!({ "name": "root", "scope": "admin" })).await?;
-    let (id, old) =
-        create(&mesh, Some(&admin), json!({ "name": "worker", "scope": "enqueue" })).await?;
-    let enqueue = json!({ "projectId": "p", "batchId": "b" });
-    let send = async |key: &str| {
-        ask(&mesh, &Method::POST, "/api/queue/enqueue", Some(key), Some(&enqueue)).await
-    };
-    assert_eq!(send(&old).await?.status, 200);
-    let client = Client::builder().no_proxy().build()?;
-    let events = client.get(mesh.url("/api/queue/events")).bearer_auth(&old).send().await?;
-    let mut events = events.bytes_stream();
-    assert!(events.next().await.is_some(), "a stream begins");
-    let path = format!("/api/keys/{id}/rotate");
-    let rotated = ask(&mesh, &Method::POST, &path, Some(&admin), Some(&json!({}))).await?;
-    let new = rotated.json()["secret"].as_str().expect("secret").to_owned();
-    assert!(rotated.json()["key"]["oldSecretUntil"].is_string(), "{rotated:?}");
-    until("rotated", async || {
-        let (old, new) = (send(&old).await?, send(&new).await?);
-        let is_both = (old.status, new.status) == (200, 200);
-        Ok(if is_both { Ok(()) } else { Err(format!("{old:?} {new:?}")) })
-    })
-    .await?;
-    // A second rotation drops the oldest secret at once, and `0s` the one before.
-    let keep = json!({ "keepOldFor": "0s" });
-    let rotated = ask(&mesh, &Method::POST, &path, Some(&admin), Some(&keep)).await?;
-    let newest = rotated.json()["secret"].as_str().expect("secret").to_owned();
-    until("rotated again", async || {
-        let statuses = [&old, &new, &newest].map(|key| send(key));
-        let answers = futures_util::future::join_all(statuses).await;
-        let statuses: Vec<u16> = answers.into_iter().flatten().map(|it| it.status).collect();
-        Ok(if statuses == [401, 401, 200] { Ok(()) } else { Err(format!("{statuses:?}")) })
-    })
-    .await?;
-    let revoked_at = std::time::Instant::now();
-    let path = format!("/api/keys/{id}");
-    assert_eq!(ask(&mesh, &Method::DELETE, &path, Some(&admin), None).await?.status, 200);
-    until("revoked", async || {
-        let answer = send(&newest).await?;
-        Ok(if answer.status == 401 { Ok(()) } else { Err(format!("{answer:?}")) })
-    })
-    .await?;
-    assert!(revoked_at.elapsed() < Duration::from_secs(1), "{:?}", revoked_at.elapsed());
-    // The stream of the key that was rotated has ended.
-    let rest = async { while events.next().await.is_some() {} };
-    tokio::time::timeout(PATIENCE, rest).await?;
-    let listed = ask(&mesh, &Method::GET, "/api/keys", Some(&admin), None).await?.json();
-    assert_eq!(listed["keys"].as_array().map(Vec::len), Some(1), "{listed}");
-    assert!(listed["keys"][0]["lastUsedAt"].is_string(), "{listed}");
-    assert!(!listed.to_string().contains("sha256"), "{listed}");
-    Ok(())
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn keys_are_managed_from_the_command_line() -> anyhow::Result<()> {
-    let mesh = Mesh::start_with_arguments(&["--require-keys"], &[])?;
-    let nats = mesh.nats_url()?;
-    let run = async |arguments: &[&str], key: Option<&str>| {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_tests"));
-        command.args(arguments).env("JOBMESH_URL", mesh.url("")).env("JOBMESH_NATS_URL", &nats);
-        command.envs(key.map(|key| ("JOBMESH_KEY", key)));
-        let output = tokio::task::spawn_blocking(move || command.output()).await??;
-        let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
-        anyhow::Ok((output.status.code(), text))
-    };
-    let (code, text) = run(&["stats"], None).await?;
-    assert_eq!((code, text.contains("key_missing")), (Some(3), true), "{text}");
-    let (code, text) = run(&["keys", "bootstrap"], None).await?;
-    assert_eq!(code, Some(0), "{text}");
-    let admin = text.trim().lines().last().unwrap_or_default().to_owned();
-    until("in force", async || {
-        let (code, text) = run(&["stats"], Some(&admin)).await?;
-        Ok(if code == Some(0) { Ok(()) } else { Err(text) })
-    })
-    .await?;
-    let create = ["keys", "create", "--name", "ci", "--scope", "enqueue", "--project", "p"];
-    let create: Vec<&str> = create.into_iter().chain(["--expires", "1d", "--json"]).collect();
-    let (code, text) = run(&create, Some(&admin)).await?;
-    assert_eq!(code, Some(0), "{text}");
-    let made: Value = serde_json::from_str(&text)?;
-    let (id, secret) = (&made["key"]["id"], &made["secret"]);
-    let (id, secret) = (id.as_str().expect("id"), secret.as_str().expect("secret"));
-    until("in force", async || {
-        let (code, text) = run(&["enqueue", "--project", "p", "b"], Some(secret)).await?;
-        Ok(if code == Some(0) { Ok(()) } else { Err(text) })
-    })
-    .await?;
-    for (arguments, part) in [
-        (&["enqueue", "--project", "q", "b"][..], "project_not_found"),
-        (&["cancel", "--project", "p"], "forbidden"),
-        (&["keys", "list"], "forbidden"),
-    ] {
-        let (code, text) = run(arguments, Some(secret)).await?;
-        assert_eq!((code, text.contains(part)), (Some(3), true), "{arguments:?}: {text}");
-    }
-    let (code, text) = run(&["keys", "rotate", id], Some(&admin)).await?;
-    assert_eq!((code, text.contains("jm_")), (Some(0), true), "{text}");
-    let (code, text) = run(&["keys", "list"], Some(&admin)).await?;
-    assert!(code == Some(0) && text.contains("bootstrap") && text.contains(id), "{text}");
-    let (code, text) = run(&["keys", "revoke", id], Some(&admin)).await?;
-    assert_eq!(code, Some(0), "{text}");
-    let (code, text) = run(&["keys", "revoke", id], Some(&admin)).await?;
-    assert_eq!((code, text.contains("key_not_found")), (Some(3), true), "{text}");
     Ok(())
 }

@@ -3,11 +3,11 @@
 #![expect(clippy::expect_used, reason = "a test ends at the first surprise")]
 
 use job::{
-    Config, Id, JobId, Json, Lookups, Patch, PriorityClass, Scheduler, State,
+    Config, Id, JobId, Json, Limits, Lookups, Patch, PriorityClass, Scheduler, State,
     bulk::Requester,
     command::{Cancel, Command, Enqueue, NewJob, Project},
     event::Batch,
-    reply::Reply,
+    reply::{Code, Reply},
     transaction::{Message, Transaction},
     webhook::Webhook,
 };
@@ -47,8 +47,18 @@ fn worst(first_id: u128) -> Command {
 
 /// Processes a message of COMMANDS; returns the messages of EVENTS and the last reply.
 fn process(state: &mut State, sequence: u64, commands: &[Command]) -> (Vec<Message>, Reply) {
-    let (scheduler, config) = (Scheduler::default(), Config::default());
-    let mut transaction = Transaction::begin(state, &scheduler, &config, 1);
+    process_with(&Config::default(), state, sequence, commands)
+}
+
+/// The same with other settings.
+fn process_with(
+    config: &Config,
+    state: &mut State,
+    sequence: u64,
+    commands: &[Command],
+) -> (Vec<Message>, Reply) {
+    let scheduler = Scheduler::default();
+    let mut transaction = Transaction::begin(state, &scheduler, config, 1);
     let first = transaction.first_item(None).expect("a message without an id repeats none");
     for (index, command) in commands.iter().enumerate().skip(first) {
         let requester = Requester { inbox: "inbox".to_owned(), item: Uuid::nil() };
@@ -198,6 +208,27 @@ fn each_item_of_a_message_is_processed_once_wherever_the_leader_fails() {
         let counts = third.counts(None);
         assert_eq!((counts.canceled, counts.queued[PriorityClass::Normal]), (4_000, 4_000));
     }
+}
+
+/// A request that was accepted before the leader failed is not refused for its rest.
+#[test]
+fn limit_of_a_project_does_not_cut_an_interrupted_request() {
+    let limited = |max_active_jobs| {
+        let limits = Limits { max_active_jobs, ..Limits::default() };
+        Config { limits, ..Config::default() }
+    };
+    let enqueue = [worst(1)];
+    let (messages, reply) = process_with(&limited(10_000), &mut State::new(1_000), 1, &enqueue);
+    assert_eq!(reply, Reply::Enqueued { canceled: 0 });
+    assert!(messages.len() > 1, "the request is not large enough to be split");
+    let mut next = State::new(1_000);
+    apply(&mut next, 1, &messages[0]);
+    // The next leader has a lower limit.
+    let (_, reply) = process_with(&limited(1), &mut next, 1, &enqueue);
+    assert_eq!(reply, Reply::Enqueued { canceled: 0 });
+    assert_eq!(next.counts(None).queued[PriorityClass::Normal], 10_000);
+    let (_, refused) = process_with(&limited(1), &mut next, 2, &[worst(50_000)]);
+    assert!(matches!(refused, Reply::Refused { code: Code::ProjectFull, .. }), "{refused:?}");
 }
 
 /// A request of a hundred batches, which are no other's.

@@ -1,6 +1,10 @@
 //! The address of NATS, and the login of a client.
 
-use std::{fmt, io, path::PathBuf};
+use std::{
+    fmt,
+    io::{self, Read},
+    path::PathBuf,
+};
 
 use async_nats::{ConnectOptions, ServerAddr};
 use url::Url;
@@ -9,7 +13,29 @@ use url::Url;
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Secret(String);
 
+/// What random secrets are made of.
+pub(crate) const LETTERS: &[u8; 62] =
+    b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
+
 impl Secret {
+    /// A new secret of random letters and digits, each with 5.95 bits.
+    ///
+    /// # Errors
+    /// If the system has no random bytes.
+    pub fn random(chars: usize) -> io::Result<Self> {
+        let mut source = std::fs::File::open("/dev/urandom")?;
+        let mut text = String::with_capacity(chars);
+        let mut bytes = [0; 64];
+        while text.len() < chars {
+            source.read_exact(&mut bytes)?;
+            // Bytes from the highest multiple of 62 on would make some letters more likely.
+            let fair = bytes.iter().filter(|byte| **byte < 248);
+            text.extend(fair.map(|byte| char::from(LETTERS[usize::from(byte % 62)])));
+            text.truncate(chars);
+        }
+        Ok(Self(text))
+    }
+
     /// The text, for the one place that needs it.
     pub fn reveal(&self) -> &str {
         &self.0

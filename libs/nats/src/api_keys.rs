@@ -1,4 +1,4 @@
-//! API keys: who may use the HTTP API, for which projects, and for what.
+//! API keys: each lets its client use the HTTP API, in some projects or all, within a scope.
 //!
 //! A key is a text like `jm_<id>_<secret><check>`: 12 characters that name it, 32 random ones, and
 //! six that show a typing error without a look-up. Its record in the bucket `keys` has a hash of the

@@ -104,14 +104,17 @@ impl Keys {
         if self.store().is_enforced().await? {
             self.enforce();
         }
+        // Before the keys are read: one that is created meanwhile must not count as revoked.
+        let mut missing: HashSet<String> = {
+            let known = self.0.known.read().unwrap_or_else(PoisonError::into_inner);
+            known.keys().cloned().collect()
+        };
         let records = self.store().records().await?;
-        let ids: HashSet<&str> = records.iter().map(|(record, _)| record.id.as_str()).collect();
-        let known = self.0.known.read().unwrap_or_else(PoisonError::into_inner);
-        // One that was revoked while the changes were not followed.
-        let revoked: Vec<String> =
-            known.keys().filter(|id| !ids.contains(id.as_str())).cloned().collect();
-        drop(known);
-        revoked.into_iter().for_each(|id| self.apply(Change::Revoked(id)));
+        for (record, _) in &records {
+            missing.remove(&record.id);
+        }
+        // They were revoked while the changes were not followed.
+        missing.into_iter().for_each(|id| self.apply(Change::Revoked(id)));
         for (record, revision) in records {
             self.apply(Change::Set(record, revision));
         }

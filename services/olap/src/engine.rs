@@ -119,19 +119,14 @@ fn run(open: &mut Open, ask: &Ask) -> Result<Answer, String> {
     if let Some(database) = &ask.database {
         open.query(&format!("USE {}", identifier(database)), "Null", &[])?;
     }
-    let mut set = match ask.user {
+    let limit = match ask.user {
         User::Reader => open.query(READER_LIMIT, "Null", &[]).map(|_| ()),
         User::Writer => Ok(()),
     };
-    for (name, value) in &ask.settings {
-        if set.is_err() {
-            break;
-        }
-        set = open.query(&format!("SET {name} = {}", literal(value)), "Null", &[]).map(|_| ());
-        if set.is_err() {
-            break;
-        }
-    }
+    let set = ask.settings.iter().fold(limit, |set, (name, value)| {
+        set?;
+        open.query(&format!("SET {name} = {}", literal(value)), "Null", &[]).map(|_| ())
+    });
     let answer = set.and_then(|()| match &ask.statement {
         Statement::Read(sql) if ask.user == User::Reader => {
             // Table functions and all that writes are refused by the engine itself.

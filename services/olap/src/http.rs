@@ -89,6 +89,8 @@ async fn answer(
     let Some(user) = passwords.user(&headers, &pairs) else {
         return refused(516, "Authentication failed: the password is missing or wrong");
     };
+    // GET changes nothing, also with the password of the writer.
+    let user = if post { user } else { User::Reader };
     let body = match read_body(request.into_body()).await {
         Ok(body) => body,
         Err(response) => return response,
@@ -106,11 +108,11 @@ async fn answer(
             62,
             &format!("Code: 62. DB::Exception: {why}. (SYNTAX_ERROR)"),
         ),
-        Ok(ask) if !post && !ask.statement.is_read() => {
-            refused(164, "GET can only read, one statement at a time, without ; inside")
-        }
-        Ok(ask) if user == User::Reader && ask.statement.refusal().is_some() => {
-            refused(164, ask.statement.refusal().unwrap_or_default())
+        Ok(ask)
+            if user == User::Reader
+                && let Some(why) = ask.statement.refusal() =>
+        {
+            refused(164, &format!("GET and the user reader only read: {why}"))
         }
         Ok(ask) => match engine.run(ask).await {
             Ok(answer) => {

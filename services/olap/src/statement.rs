@@ -25,29 +25,22 @@ pub(crate) enum Statement {
 const REFUSED_WORDS: [&str; 4] = ["FILE", "INFILE", "OUTFILE", "SETTINGS"];
 
 impl Statement {
-    /// True if it surely is one statement that returns rows to its client. A semicolon inside could begin
-    /// another one; that it could be in a literal is not worth a parser.
-    pub fn is_read(&self) -> bool {
-        matches!(self, Self::Read(sql) if !sql.contains(';'))
-    }
-
     /// Why the reader may not run it; `None` if it may. Conservative: what stands in a literal counts too.
     pub fn refusal(&self) -> Option<&'static str> {
-        let Self::Read(sql) = self else { return Some("the reader can only read") };
-        if !self.is_read() {
-            return Some("the reader sends one statement at a time, without ; inside");
+        let Self::Read(sql) = self else { return Some("this statement does not return rows") };
+        // It could begin another statement; that it could be in a literal is not worth a parser.
+        if sql.contains(';') {
+            return Some("one statement at a time, without ; inside");
         }
         let is_in_word = |c: char| c.is_alphanumeric() || c == '_';
         let mut words = sql.split(|c| !is_in_word(c));
         if words.any(|word| REFUSED_WORDS.iter().any(|it| word.eq_ignore_ascii_case(it))) {
-            return Some(
-                "FILE, INFILE, OUTFILE and SETTINGS are refused for the reader, also in literals",
-            );
+            return Some("FILE, INFILE, OUTFILE and SETTINGS are refused, also in literals");
         }
         // In a quoted name an escape could write any of these words.
         let is_name_quote = |c: char| matches!(c, '`' | '"' | '\u{201c}' | '\u{201d}');
         if sql.contains('\\') && sql.contains(is_name_quote) {
-            return Some("the reader cannot use \\ in a statement with quoted names");
+            return Some("no \\ in a statement with quoted names");
         }
         // DESCRIBE asks a table function for its columns, whatever `readonly` says.
         let first = sql.split(|c| !is_in_word(c)).find(|word| !word.is_empty());
@@ -55,7 +48,7 @@ impl Statement {
             ["SELECT", "WITH"].iter().any(|query| word.eq_ignore_ascii_case(query))
         });
         if !is_query && sql.contains('(') {
-            return Some("the reader can use ( only in SELECT and WITH");
+            return Some("( only in SELECT and WITH");
         }
         None
     }

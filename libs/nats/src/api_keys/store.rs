@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::{
     Change, Error, KeyRecord, NewKey,
-    text::{ID_CHARS, is_id, new_text, random},
+    text::{ID_CHARS, is_id, new_text},
 };
 use crate::{Broker, access::Secret, names};
 
@@ -98,7 +98,7 @@ impl KeyStore {
     /// # Errors
     /// If it cannot be stored.
     pub async fn create(&self, new: NewKey, now: Millis) -> Result<(Change, Secret), Error> {
-        let id = random(ID_CHARS)?;
+        let id = Secret::random(ID_CHARS)?.reveal().to_owned();
         let (text, secret) = new_text(&id)?;
         let record = KeyRecord {
             id,

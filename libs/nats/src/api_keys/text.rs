@@ -1,17 +1,14 @@
 //! The text of a key: `jm_<id>_<secret><check>`.
 
-use std::io::Read;
-
 use sha2::{Digest, Sha256};
 
 use super::SecretHash;
-use crate::access::Secret;
+use crate::access::{LETTERS, Secret};
 
 const PREFIX: &str = "jm_";
 pub(super) const ID_CHARS: usize = 12;
 const SECRET_CHARS: usize = 32;
 const CHECK_CHARS: usize = 6;
-const ALPHABET: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
 
 /// A key as a client sends it, split into its parts. Its check is right.
 pub struct KeyText<'a> {
@@ -45,36 +42,24 @@ pub(super) fn is_id(id: &str) -> bool {
 
 /// A new text of a key, and the hash of its secret.
 pub(super) fn new_text(id: &str) -> Result<(Secret, SecretHash), std::io::Error> {
-    let secret = random(SECRET_CHARS)?;
-    let text = format!("{PREFIX}{id}_{secret}{}", check_of(id, &secret));
-    Ok((text.into(), SecretHash { sha256: sha256(&secret), until: None }))
-}
-
-/// Random letters and digits.
-pub(super) fn random(chars: usize) -> Result<String, std::io::Error> {
-    let mut source = std::fs::File::open("/dev/urandom")?;
-    let mut text = String::with_capacity(chars);
-    let mut bytes = [0; 64];
-    while text.len() < chars {
-        source.read_exact(&mut bytes)?;
-        // Bytes above a multiple of 62 would make some letters more likely.
-        let fair = bytes.iter().filter(|byte| **byte < 248);
-        text.extend(fair.map(|byte| char::from(ALPHABET[usize::from(byte % 62)])));
-        text.truncate(chars);
-    }
-    Ok(text)
+    let secret = Secret::random(SECRET_CHARS)?;
+    let secret = secret.reveal();
+    let text = format!("{PREFIX}{id}_{secret}{}", check_of(id, secret));
+    Ok((text.into(), SecretHash { sha256: sha256(secret), until: None }))
 }
 
 /// The hash of a secret, in hexadecimal digits.
 fn sha256(secret: &str) -> String {
-    Sha256::digest(secret).iter().map(|byte| format!("{byte:02x}")).collect()
+    // For each request: two digits at a time, without a text of their own.
+    let digit = |value: u8| char::from(b"0123456789abcdef"[usize::from(value)]);
+    Sha256::digest(secret).iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 15)]).collect()
 }
 
 /// The check of a key: letters and digits of a hash.
 fn check_of(id: &str, secret: &str) -> String {
     let hash = Sha256::digest(format!("{id}_{secret}"));
     let letters = hash.iter().take(CHECK_CHARS);
-    letters.map(|byte| char::from(ALPHABET[usize::from(byte % 62)])).collect()
+    letters.map(|byte| char::from(LETTERS[usize::from(byte % 62)])).collect()
 }
 
 #[cfg(test)]

@@ -1,9 +1,6 @@
 //! GET, POST and DELETE /api/keys: API keys, for admins.
 
-use axum::{
-    Json,
-    extract::{Path, State, rejection::PathRejection},
-};
+use axum::extract::{Path, State, rejection::PathRejection};
 use job::{Id, time::Millis};
 use nats::api_keys::{self, Change, KeyRecord, NewKey, Scope};
 use serde::{Deserialize, Serialize};
@@ -217,8 +214,7 @@ pub(crate) async fn rotate_key(
     let record = in_force(&app, change)?;
     tracing::info!(key.id = record.id, key.name = record.name, "API key rotated");
     let secret = Some(secret.reveal().to_owned());
-    let response = Response { success: true, key: View::new(record, None), secret };
-    Ok((axum::http::StatusCode::OK, Json(response)))
+    ok(Response { success: true, key: View::new(record, None), secret })
 }
 
 /// Applies a change at this edge, so that its next request meets it; the others follow the bucket.

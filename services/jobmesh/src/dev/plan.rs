@@ -3,7 +3,7 @@
 use std::{
     ffi::OsString,
     fs,
-    io::{Read, Write},
+    io::Write,
     net::{Ipv4Addr, SocketAddr},
     os::unix::fs::{OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
@@ -11,6 +11,7 @@ use std::{
 };
 
 use anyhow::Context;
+use nats::access::Secret;
 
 use super::{
     broker::Watched,
@@ -24,6 +25,9 @@ const NATS_CONF: &str = include_str!("../../../../deploy/nats/jobmesh.conf");
 /// How metrics logs in at a ClickHouse server of yours.
 const CLICKHOUSE_LOGIN: [&str; 3] =
     ["JOBMESH_CLICKHOUSE_USER", "JOBMESH_CLICKHOUSE_PASSWORD", "JOBMESH_CLICKHOUSE_PASSWORD_FILE"];
+
+/// The length of a password that `dev` makes.
+const PASSWORD_CHARS: usize = 32;
 
 /// How long a child may take to stop, in addition to the grace period of its runs.
 const STOP_WITHIN: Duration = Duration::from_secs(20);
@@ -154,9 +158,7 @@ fn password(file: PathBuf) -> anyhow::Result<(PathBuf, String)> {
             return Err(error).with_context(|| format!("cannot read {}", file.display()));
         }
     }
-    let mut random = [0; 24];
-    fs::File::open("/dev/urandom")?.read_exact(&mut random)?;
-    let password: String = random.iter().map(|byte| format!("{byte:02x}")).collect();
+    let password = Secret::random(PASSWORD_CHARS)?.reveal().to_owned();
     let mut new = fs::OpenOptions::new();
     let opened = new.write(true).create_new(true).mode(0o600).open(&file);
     opened.and_then(|mut to| to.write_all(password.as_bytes())).with_context(cannot_write)?;
