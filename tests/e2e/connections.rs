@@ -150,7 +150,9 @@ async fn survives_faults_of_its_connections(nodes: usize) -> anyhow::Result<()> 
         Ok(if alike {
             Ok(())
         } else {
-            Err(format!("{counts} {rows} {}", metrics["stats"]["total"]))
+            let errors = "SELECT error, count() FROM job_runs WHERE error != '' GROUP BY ALL";
+            let errors = services.sql(errors).await?;
+            Err(format!("{counts} {rows} {} {errors}", metrics["stats"]["total"]))
         })
     })
     .await?;

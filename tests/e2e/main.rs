@@ -27,6 +27,7 @@ mod kills;
 mod later;
 mod mesh;
 mod nats_login;
+mod power_cut;
 mod projects;
 mod quota;
 mod reading;

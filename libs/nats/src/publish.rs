@@ -32,7 +32,7 @@ pub enum Writes {
     /// All or none, in an atomic batch: one fsync, but the broker writes each message twice.
     Atomic,
     /// Each for itself, one behind the other, with the last one's answer for all: for a stream of
-    /// one replica whose broker does not sync each message.
+    /// one replica where the broker acks before it syncs.
     Pipelined,
 }
 

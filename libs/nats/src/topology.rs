@@ -6,7 +6,7 @@ use std::{collections::HashMap, time::Duration};
 use async_nats::jetstream::{
     context::GetStreamErrorKind,
     kv, object_store,
-    stream::{Config, DiscardPolicy, RetentionPolicy, StorageType},
+    stream::{Config, DiscardPolicy, PersistenceMode, RetentionPolicy, StorageType},
 };
 use job::PriorityClass;
 
@@ -215,6 +215,9 @@ fn streams(sizes: Sizes) -> Vec<Config> {
             ..base.clone()
         },
     ];
+    // Ready work follows from EVENTS: what a power cut takes is dispatched again. With one replica NATS
+    // can sync it in the background, and then takes no atomic batches.
+    let in_background = sizes.replicas == 1;
     for class in PriorityClass::ALL {
         streams.push(Config {
             name: names::work_stream(class).into(),
@@ -224,7 +227,8 @@ fn streams(sizes: Sizes) -> Vec<Config> {
             max_messages_per_subject: 1,
             discard_new_per_subject: true,
             allow_rollup: true,
-            allow_atomic_publish: true,
+            allow_atomic_publish: !in_background,
+            persist_mode: in_background.then_some(PersistenceMode::Async),
             ..base.clone()
         });
     }
@@ -247,9 +251,11 @@ async fn ensure_stream(broker: &Broker, wanted: Config) -> Result<(), Error> {
     }
 }
 
-/// Compares the settings that the rules depend on; sizes and replicas are the operator's.
+/// Compares the settings that the rules depend on. Sizes and replicas are the operator's, and ready work
+/// is dispatched as its stream permits.
 fn check(found: &Config, wanted: &Config) -> Result<(), Error> {
     let rules = |config: &Config| {
+        let is_work = config.retention == RetentionPolicy::WorkQueue;
         [
             ("subjects", format!("{:?}", config.subjects)),
             ("retention", format!("{:?}", config.retention)),
@@ -259,7 +265,7 @@ fn check(found: &Config, wanted: &Config) -> Result<(), Error> {
             ("max_age", format!("{:?}", config.max_age)),
             ("storage", format!("{:?}", config.storage)),
             ("allow_msg_ttl", config.allow_message_ttl.to_string()),
-            ("allow_atomic", config.allow_atomic_publish.to_string()),
+            ("allow_atomic", (is_work || config.allow_atomic_publish).to_string()),
             ("allow_rollup_hdrs", config.allow_rollup.to_string()),
         ]
     };

@@ -6,6 +6,7 @@
 
 use std::collections::HashSet;
 
+use async_nats::jetstream::stream::PersistenceMode;
 use async_nats::{
     HeaderMap, Subject,
     header::{NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, NATS_MESSAGE_ID, NATS_ROLLUP},
@@ -50,18 +51,27 @@ pub enum Error {
     },
 }
 
+/// The right to dispatch to the stream of a class.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WorkFence {
+    /// The sequence of the fence message, which dispatches must expect.
+    pub sequence: u64,
+    /// Whether the broker acks before it syncs, and takes no atomic batches.
+    pub acks_before_sync: bool,
+}
+
 impl Broker {
-    /// Replaces the fence of a class's stream, so that no earlier leader can dispatch. Returns the
-    /// sequence that dispatches must expect.
+    /// Replaces the fence of a class's stream, so that no earlier leader can dispatch.
     ///
     /// # Errors
     /// See [`Error`].
-    pub async fn take_fence(&self, class: PriorityClass, term: u64) -> Result<u64, Error> {
+    pub async fn take_fence(&self, class: PriorityClass, term: u64) -> Result<WorkFence, Error> {
         let stream = names::work_stream(class);
         let subject = names::fence(class);
         let read = |why: String| Error::Read { stream, why };
-        let handle = self.js.get_stream_no_info(stream).await;
+        let handle = self.reread(|| self.js.get_stream(stream)).await;
         let handle = handle.map_err(|error| read(error.to_string()))?;
+        let persist_mode = handle.cached_info().config.persist_mode;
         let last = self.reread(|| handle.get_last_raw_message_by_subject(&subject)).await;
         let old = match last {
             Ok(message) => message.sequence,
@@ -75,12 +85,13 @@ impl Broker {
         headers.insert(NATS_ROLLUP, "sub");
         let message = Message { subject, headers, payload: term.to_string().into() };
         let ack = self.publish(message).await.map_err(|source| Error::Fence { stream, source })?;
-        Ok(ack.sequence)
+        let acks_before_sync = persist_mode == Some(PersistenceMode::Async);
+        Ok(WorkFence { sequence: ack.sequence, acks_before_sync })
     }
 
-    /// Publishes the current runs of `jobs`, all of one class, to the class's stream: all or none
-    /// if they are written as an atomic batch. Otherwise some can be missing, which shows in the
-    /// sequence of the answer: only the leader writes there.
+    /// Publishes runs of one class to the class's stream: all or none if they are written as an
+    /// atomic batch, which a stream that acks before it syncs does not take. Otherwise some can be
+    /// missing, which shows in the sequence of the answer: only the leader writes there.
     ///
     /// # Errors
     /// See [`publish::Error`]: 10071 where another leader has the fence, 10077 where one of the
@@ -88,17 +99,18 @@ impl Broker {
     pub async fn dispatch(
         &self,
         class: PriorityClass,
-        fence: u64,
+        fence: WorkFence,
         work: Vec<Message>,
         writes: Writes,
     ) -> Result<Ack, publish::Error> {
         let mut work = work;
+        let writes = if fence.acks_before_sync { Writes::Pipelined } else { writes };
         let fenced = match writes {
             Writes::Atomic => work.len().min(1),
             Writes::Pipelined => work.len(),
         };
         for message in &mut work[..fenced] {
-            expect_fence(&mut message.headers, fence, &names::fence(class));
+            expect_fence(&mut message.headers, fence.sequence, &names::fence(class));
         }
         let ack = match writes {
             Writes::Atomic => self.publish_batch(work).await?,

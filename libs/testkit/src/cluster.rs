@@ -16,6 +16,8 @@ use crate::nats::CONF;
 
 /// How long the cluster may take to elect its leaders.
 const READY_WITHIN: Duration = Duration::from_secs(60);
+/// How often the servers are asked for their connections.
+const LIST_ATTEMPTS: usize = 10;
 /// How long the servers have to list their connections.
 const LIST_WITHIN: Duration = Duration::from_millis(300);
 /// User and password of the system account.
@@ -169,12 +171,19 @@ impl Cluster {
         let inbox = client.new_inbox();
         let mut answers = client.subscribe(inbox.clone()).await?;
         let request = r#"{"limit": 1024}"#;
-        client.publish_with_reply("$SYS.REQ.SERVER.PING.CONNZ", inbox, request.into()).await?;
         let mut listed = Vec::new();
-        while listed.len() < self.nodes.len() {
-            let answer = tokio::time::timeout(LIST_WITHIN, answers.next()).await;
-            let Ok(Some(answer)) = answer else { break };
-            listed.push(serde_json::from_slice(&answer.payload)?);
+        // A busy machine may take longer.
+        for _ in 0..LIST_ATTEMPTS {
+            let to = inbox.clone();
+            client.publish_with_reply("$SYS.REQ.SERVER.PING.CONNZ", to, request.into()).await?;
+            while listed.len() < self.nodes.len() {
+                let answer = tokio::time::timeout(LIST_WITHIN, answers.next()).await;
+                let Ok(Some(answer)) = answer else { break };
+                listed.push(serde_json::from_slice(&answer.payload)?);
+            }
+            if !listed.is_empty() {
+                break;
+            }
         }
         anyhow::ensure!(!listed.is_empty(), "no server lists its connections");
         Ok(listed)

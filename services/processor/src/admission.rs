@@ -1,14 +1,11 @@
 //! Which deliveries may be run: each run by its first delivery only.
 //!
-//! A redelivered message, or one not newer than its stream's end at the last reconnect (a broker
-//! that was killed forgets its deliveries), is reported and acked, and state makes it the job's
-//! next run. For messages that were in the streams when this processor started, one query asks
-//! state which of them no worker has started; those are run.
+//! A redelivered message, or one not newer than its stream's end when the server was last found to be
+//! another one (a broker that was killed forgets its deliveries), is reported and acked, and state makes
+//! it the job's next run. For messages that were in the streams when this processor started, one query
+//! asks state which of them no worker has started; those are run.
 
-use std::{
-    sync::{Arc, atomic::Ordering},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use job::{
     ByClass, JobLabels, PriorityClass, Usage,
@@ -25,7 +22,7 @@ use nats::{
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::in_flight::InFlightRuns;
+use crate::{deliverer::Deliverer, in_flight::InFlightRuns};
 
 /// How long an answer about waiting runs may take before it is asked for again.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -41,10 +38,10 @@ pub(crate) struct AdmissionGuard {
     in_flight: Arc<InFlightRuns>,
     stop: CancellationToken,
     pullers: Pullers,
-    /// Connections made and consumers replaced when the ends of the streams were last read.
-    seen: (u64, u64),
+    /// What knew of the deliveries when the ends of the streams were last read.
+    seen: Deliverer,
     at_start: ByClass<u64>,
-    at_reconnect: ByClass<u64>,
+    at_restart: ByClass<u64>,
 }
 
 impl AdmissionGuard {
@@ -57,15 +54,15 @@ impl AdmissionGuard {
         in_flight: Arc<InFlightRuns>,
         stop: CancellationToken,
     ) -> Self {
-        let seen = (connects(&broker), pullers.replacements());
+        let seen = Deliverer::now(&broker, &pullers);
         let at_start = ends(&broker, &stop).await;
-        let at_reconnect = ByClass::default();
-        Self { broker, pullers, processor, outcomes, in_flight, stop, seen, at_start, at_reconnect }
+        let at_restart = ByClass::default();
+        Self { broker, pullers, processor, outcomes, in_flight, stop, seen, at_start, at_restart }
     }
 
     /// The deliveries that may be run; the others are reported and acked.
     pub async fn admit(&mut self, deliveries: Vec<Delivery>) -> Vec<Delivery> {
-        self.look_for_reconnect().await;
+        self.look_for_restart().await;
         let mut runnable = Vec::with_capacity(deliveries.len());
         let mut waiting = Vec::new();
         for delivery in deliveries {
@@ -74,7 +71,7 @@ impl AdmissionGuard {
                 self.in_flight.adopt(delivery.work.job, delivery.work.run, delivery.lease());
             if again {
                 tracing::info!(job.id = %delivery.work.job, "handed out again what runs here");
-            } else if delivery.redelivered || delivery.sequence <= self.at_reconnect[class] {
+            } else if delivery.redelivered || delivery.sequence <= self.at_restart[class] {
                 self.report(delivery).await;
             } else if delivery.sequence <= self.at_start[class] {
                 waiting.push(delivery);
@@ -88,19 +85,19 @@ impl AdmissionGuard {
         runnable
     }
 
-    /// Reads the ends of the streams again if the connection or a consumer was replaced: deliveries
-    /// may have been forgotten.
-    async fn look_for_reconnect(&mut self) {
-        // The client counts a connection before it hands over anything that came through it.
+    /// Reads the ends of the streams again if the server or a consumer was replaced: deliveries may have
+    /// been forgotten.
+    async fn look_for_restart(&mut self) {
+        // The client knows its server before it hands over anything that came from it.
         loop {
-            let now = (connects(&self.broker), self.pullers.replacements());
+            let now = Deliverer::now(&self.broker, &self.pullers);
             if self.seen == now {
                 return;
             }
             self.seen = now;
-            self.at_reconnect = ends(&self.broker, &self.stop).await;
+            self.at_restart = ends(&self.broker, &self.stop).await;
             tracing::info!(
-                ends = ?self.at_reconnect,
+                ends = ?self.at_restart,
                 "deliveries may have been forgotten: older ones are reported and not run"
             );
         }
@@ -176,10 +173,6 @@ pub(crate) async fn commit(
     let item = Item { id: Uuid::now_v7(), command: outcome };
     let json = serde_json::to_vec(&item).expect("an outcome is JSON");
     outcomes.commit(json).await.map(|_| ())
-}
-
-fn connects(broker: &Broker) -> u64 {
-    broker.client.statistics().connects.load(Ordering::Acquire)
 }
 
 /// The last sequences of the work streams; waits until the broker answers. If `stop` comes first,
@@ -293,7 +286,7 @@ mod tests {
         }
         assert_eq!(reported, RUNS);
         assert!(broker.list_work(PriorityClass::Normal).await?.is_empty());
-        // Messages after the reconnect are run.
+        // Messages after the restart are run.
         broker.dispatch(PriorityClass::Normal, fence, vec![run(RUNS)], Writes::Atomic).await?;
         let new = pullers.take(PriorityClass::Normal, JobType::ProcessBatch, 1).await?;
         assert_eq!(claims.admit(new).await.len(), 1);

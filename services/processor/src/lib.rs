@@ -5,11 +5,13 @@
 
 mod admission;
 mod config;
+mod deliverer;
 mod execute;
 mod handler;
 pub mod handlers;
 mod in_flight;
 mod lanes;
+mod pace;
 mod registry;
 mod results;
 mod runner;

@@ -13,7 +13,12 @@ use nats::{Broker, command_publisher::CommandPublisher, consumer::Pullers, names
 use tokio::sync::{Semaphore, mpsc};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::{Config, Registry, in_flight::InFlightRuns, lanes::Lanes};
+use crate::{
+    Config, Registry,
+    in_flight::InFlightRuns,
+    lanes::Lanes,
+    pace::{self, Pace},
+};
 
 /// How long to wait after the broker did not answer a pull.
 const PULL_PAUSE: Duration = Duration::from_millis(250);
@@ -40,7 +45,7 @@ pub async fn run(
     let commit = |verb| CommandPublisher::start(broker.clone(), verb, None, end_reports.clone()).0;
     let runner = Arc::new(Runner {
         slots: Arc::new(Semaphore::new(config.concurrency)),
-        recordings: Arc::new(Semaphore::new(config.concurrency)),
+        recordings: Semaphore::new(pace::recording_permits(config.concurrency)),
         started: commit(Verb::Started),
         progress: commit(Verb::Progress),
         outcomes: commit(Verb::Outcome),
@@ -53,6 +58,7 @@ pub async fn run(
         name,
         pullers,
         lanes: Lanes::default(),
+        pace: Pace::default(),
         stop,
     });
     let (stop, grace) = (runner.stop.clone(), runner.config.grace());
@@ -84,9 +90,10 @@ struct Runner {
     name: String,
     pullers: Pullers,
     lanes: Lanes,
+    pace: Pace,
     slots: Arc<Semaphore>,
-    /// Permits to record an outcome while the slot of its run takes the next one: as many as slots.
-    recordings: Arc<Semaphore>,
+    /// Permits to record outcomes while the slots of their runs take the next ones.
+    recordings: Semaphore,
     started: CommandPublisher,
     progress: CommandPublisher,
     outcomes: CommandPublisher,

@@ -14,6 +14,7 @@ use nats::{
     snapshot::SnapshotWatermark,
     stream_reader::{self, StreamReader},
     wire,
+    work_queue::WorkFence,
 };
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -33,7 +34,7 @@ pub(crate) struct Started {
     /// The right to write the bucket.
     pub bucket: Fence,
     /// The rights to dispatch, by class.
-    pub fences: ByClass<u64>,
+    pub fences: ByClass<WorkFence>,
     /// The snapshots that are kept, oldest first.
     pub snapshots: Vec<SnapshotWatermark>,
 }
@@ -67,10 +68,7 @@ pub(crate) async fn start(
     };
     let bucket = fence_bucket(broker, term).await?;
     state.settle(bucket.through.position);
-    let mut fences = ByClass::default();
-    for class in PriorityClass::ALL {
-        fences[class] = broker.take_fence(class, term).await?;
-    }
+    let fences = take_fences(config, broker, term).await?;
     tracing::info!(
         term,
         events.known = from,
@@ -196,6 +194,27 @@ async fn make_room(config: &Config, broker: &Broker) -> anyhow::Result<()> {
     tracing::error!(from = first, to = below - 1, "EVENTS is full: it is cut before it is led");
     events.purge().sequence(below).await?;
     Ok(())
+}
+
+/// Takes the fences of the work streams.
+async fn take_fences(
+    config: &Config,
+    broker: &Broker,
+    term: u64,
+) -> anyhow::Result<ByClass<WorkFence>> {
+    let mut fences = Vec::with_capacity(PriorityClass::ALL.len());
+    for class in PriorityClass::ALL {
+        let fence = broker.take_fence(class, term).await?;
+        if config.nats.replicas == 1 && !fence.acks_before_sync {
+            tracing::warn!(
+                stream = names::work_stream(class),
+                "ready work waits for the disk: the stream was made by an earlier version, see \
+                 \"Work streams\" in docs/operations.md"
+            );
+        }
+        fences.push(fence);
+    }
+    Ok(ByClass::from_fn(|class| fences[class as usize]))
 }
 
 /// Moves the fence of the bucket, without saying that it shows more than it does.

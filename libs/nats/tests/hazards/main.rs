@@ -17,7 +17,7 @@ use nats::{
     snapshot::SnapshotWatermark,
     topology::{self, Sizes},
     wire::ProjectionWatermark,
-    work_queue,
+    work_queue::{self, WorkFence},
 };
 use testkit::{Nats, Proxy};
 
@@ -110,40 +110,79 @@ async fn a_pipelined_write_that_is_taken_in_part_moves_no_fence() -> anyhow::Res
     Ok(())
 }
 
+/// Makes the stream of a class again as a cluster has it: each message on disk before its ack.
+async fn sync_before_ack(broker: &Broker, class: PriorityClass) -> anyhow::Result<()> {
+    let name = names::work_stream(class);
+    let config = broker.js.get_stream(name).await?.cached_info().config.clone();
+    broker.js.delete_stream(name).await?;
+    let config = stream::Config { persist_mode: None, allow_atomic_publish: true, ..config };
+    broker.js.create_stream(config).await?;
+    // Which is as good as what Jobmesh makes.
+    Ok(topology::ensure(broker, Sizes::default()).await?)
+}
+
+const NO_FENCE: WorkFence = WorkFence { sequence: 1, acks_before_sync: false };
+
 /// Hazards 5 and 10: dispatch goes behind a fence, all or nothing, and a missing fence is closed.
 #[tokio::test(flavor = "multi_thread")]
 async fn dispatch_is_fenced_and_refused_whole_where_a_run_is_there() -> anyhow::Result<()> {
     let nats = Nats::start()?;
     let broker = connect(&nats.url()).await?;
-    let class = PriorityClass::Normal;
-    let closed = broker.dispatch(class, 1, vec![run_of(1, class)], Writes::Atomic).await;
+    let (class, how) = (PriorityClass::Normal, Writes::Atomic);
+    sync_before_ack(&broker, class).await?;
+    let closed = broker.dispatch(class, NO_FENCE, vec![run_of(1, class)], how).await;
     assert!(closed.is_err_and(|error| error.is(WRONG_LAST_SEQUENCE)), "no fence must be closed");
     let old = broker.take_fence(class, 1).await?;
-    broker.dispatch(class, old, vec![run_of(1, class), run_of(2, class)], Writes::Atomic).await?;
-    let twice =
-        broker.dispatch(class, old, vec![run_of(3, class), run_of(2, class)], Writes::Atomic).await;
+    assert!(!old.acks_before_sync);
+    broker.dispatch(class, old, vec![run_of(1, class), run_of(2, class)], how).await?;
+    let twice = broker.dispatch(class, old, vec![run_of(3, class), run_of(2, class)], how).await;
     assert!(twice.is_err_and(|error| error.is(LIMITS)));
-    let alone = broker.dispatch(class, old, vec![run_of(1, class)], Writes::Atomic).await;
+    let alone = broker.dispatch(class, old, vec![run_of(1, class)], how).await;
     assert!(alone.is_err_and(|error| error.is(LIMITS)));
     let new = broker.take_fence(class, 2).await?;
-    let stale =
-        broker.dispatch(class, old, vec![run_of(4, class), run_of(5, class)], Writes::Atomic).await;
+    let stale = broker.dispatch(class, old, vec![run_of(4, class), run_of(5, class)], how).await;
     assert!(stale.is_err_and(|error| error.is(WRONG_LAST_SEQUENCE)));
-    broker.dispatch(class, new, vec![run_of(6, class)], Writes::Atomic).await?;
-    let mut listed: Vec<u128> =
-        broker.list_work(class).await?.into_iter().map(|(job, _)| job.as_u128()).collect();
-    listed.sort_unstable();
-    assert_eq!(listed, [1, 2, 6], "the fence is no run, and nothing came in part");
-    // Each for itself, the fence and what is there count as much; the sequence tells what was left out.
-    let writes = vec![run_of(7, class), run_of(6, class), run_of(8, class)];
-    let before = broker.last_sequence(names::work_stream(class)).await?;
-    let ack = broker.dispatch(class, new, writes, Writes::Pipelined).await?;
-    assert_eq!(ack.sequence, before + 2);
-    let stale = vec![run_of(9, class), run_of(10, class)];
-    let stale = broker.dispatch(class, old, stale, Writes::Pipelined).await;
-    assert!(stale.is_err_and(|error| error.is(WRONG_LAST_SEQUENCE)));
-    assert_eq!(broker.list_work(class).await?.len(), 5);
+    broker.dispatch(class, new, vec![run_of(6, class)], how).await?;
+    assert_eq!(listed(&broker, class).await?, [1, 2, 6], "nothing came in part");
     Ok(())
+}
+
+/// Where the broker acks before it syncs, each run counts for itself: the fence and what is there count
+/// as much, and the sequence tells what was left out.
+#[tokio::test(flavor = "multi_thread")]
+async fn dispatch_without_atomic_batches_is_fenced_and_tells_what_was_left_out()
+-> anyhow::Result<()> {
+    let nats = Nats::start()?;
+    let broker = connect(&nats.url()).await?;
+    // The stream decides: the broker refuses atomic batches there.
+    let (class, how) = (PriorityClass::Normal, Writes::Atomic);
+    let closed = broker.dispatch(class, NO_FENCE, vec![run_of(1, class)], how).await;
+    assert!(closed.is_err_and(|error| error.is(WRONG_LAST_SEQUENCE)), "no fence must be closed");
+    let old = broker.take_fence(class, 1).await?;
+    assert!(old.acks_before_sync);
+    let ack = broker.dispatch(class, old, vec![run_of(1, class), run_of(2, class)], how).await?;
+    assert_eq!(ack.sequence, old.sequence + 2);
+    let runs = vec![run_of(3, class), run_of(2, class), run_of(4, class)];
+    let ack = broker.dispatch(class, old, runs, how).await?;
+    assert_eq!(ack.sequence, old.sequence + 4, "one of three was there");
+    let alone = broker.dispatch(class, old, vec![run_of(1, class)], how).await;
+    assert!(alone.is_err_and(|error| error.is(LIMITS)));
+    let new = broker.take_fence(class, 2).await?;
+    for runs in [vec![run_of(5, class)], vec![run_of(5, class), run_of(6, class)]] {
+        let stale = broker.dispatch(class, old, runs, how).await;
+        assert!(stale.is_err_and(|error| error.is(WRONG_LAST_SEQUENCE)));
+    }
+    broker.dispatch(class, new, vec![run_of(7, class)], how).await?;
+    assert_eq!(listed(&broker, class).await?, [1, 2, 3, 4, 7]);
+    Ok(())
+}
+
+/// The numbers of the jobs whose runs are in the stream of a class. The fence is no run.
+async fn listed(broker: &Broker, class: PriorityClass) -> anyhow::Result<Vec<u128>> {
+    let listed = broker.list_work(class).await?;
+    let mut jobs: Vec<u128> = listed.into_iter().map(|(job, _)| job.as_u128()).collect();
+    jobs.sort_unstable();
+    Ok(jobs)
 }
 
 /// Hazard 8: an append whose ack was lost is recognized; another leader's append is not mistaken

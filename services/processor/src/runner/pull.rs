@@ -1,8 +1,10 @@
-//! The pull loop: free slots are filled from the streams, class by class. Deliveries beyond the free
-//! slots run next, or are handed back for other processors.
+//! The pull loop: free slots are filled from the streams, class by class, and a few short runs are
+//! pulled ahead. Runs that wait here for too long are handed back for other processors.
 
 use std::{
     collections::VecDeque,
+    future::Future,
+    pin::Pin,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -18,16 +20,15 @@ use crate::{
     in_flight::{Admission, Kept},
 };
 
-/// How long a delivery waits for a slot before it is handed back for others.
-const SURPLUS_WAITS: Duration = Duration::from_secs(1);
-/// Deliveries beyond the free slots that are held at most.
-const SURPLUS_MAX: usize = 16;
+/// How long a run waits for a slot before it is handed back for others.
+const HELD_WAITS: Duration = Duration::from_secs(1);
+/// Runs that wait for a slot, beyond which no arrival is taken up.
+const HELD_MAX: usize = 16;
 
 /// A delivery that is not admitted yet; its lease is extended.
 pub(super) struct Arrival {
     pub delivery: Delivery,
     pub kept: Kept,
-    pub since: Instant,
 }
 
 /// An admitted run that waits for a slot.
@@ -37,12 +38,23 @@ pub(super) struct Held {
     pub since: Instant,
 }
 
+/// A pull in progress. What it brings must not be dropped.
+type Pull = Pin<Box<dyn Future<Output = Vec<Arrival>> + Send>>;
+
 /// Waits for a time, or without a limit.
 async fn until(time: Option<Instant>) {
     match time {
         Some(time) => tokio::time::sleep_until(time.into()).await,
         None => std::future::pending().await,
     }
+}
+
+/// What a pull brings, if one is in progress. Cancel safe.
+async fn pulled(pull: &mut Option<Pull>) -> Vec<Arrival> {
+    let Some(running) = pull else { return std::future::pending().await };
+    let arrivals = running.await;
+    *pull = None;
+    arrivals
 }
 
 impl Runner {
@@ -58,47 +70,51 @@ impl Runner {
             AdmissionGuard::new(broker, pullers, self.name.clone(), outcomes, in_flight, stop)
                 .await;
         let mut held: VecDeque<Held> = VecDeque::new();
-        let mut surplus: Vec<Arrival> = Vec::new();
-        for turn in 1.. {
-            // No slot is held while there is nothing to run: the puller waits for work, then takes
-            // a slot.
-            if held.is_empty() && surplus.is_empty() && self.lanes.to_ask(turn).is_empty() {
-                tokio::select! {
-                    () = self.stop.cancelled() => break,
-                    arrival = arrivals.recv() => surplus.extend(arrival),
-                }
-                continue;
+        let mut pull: Option<Pull> = None;
+        let mut turn = 0;
+        loop {
+            let lanes = self.lanes.to_ask(turn + 1);
+            let missing = self.missing(held.len());
+            if pull.is_none() && missing > 0 && !lanes.is_empty() {
+                turn += 1;
+                pull = Some(Box::pin(self.clone().pull(lanes.clone(), missing)));
             }
-            let oldest = held.front().map(|held| held.since);
-            let oldest = oldest.into_iter().chain(surplus.first().map(|first| first.since)).min();
-            let permit = tokio::select! {
+            let oldest = held.front().map(|held| held.since + HELD_WAITS);
+            tokio::select! {
                 biased;
                 () = self.stop.cancelled() => break,
-                permit = self.slots.clone().acquire_owned() => permit,
-                Some(arrival) = arrivals.recv(), if surplus.len() < SURPLUS_MAX => {
-                    surplus.push(arrival);
-                    continue;
+                permit = self.slots.clone().acquire_owned(), if !held.is_empty() => {
+                    let (Ok(permit), Some(next)) = (permit, held.pop_front()) else { break };
+                    self.tasks.spawn(self.clone().run(next, permit));
                 }
-                () = until(oldest.map(|since| since + SURPLUS_WAITS)) => {
-                    // Another processor may have a slot for them.
-                    self.hand_back_surplus(&mut admission, &mut held, &mut surplus).await;
-                    continue;
+                Some(arrival) = arrivals.recv(), if held.len() < HELD_MAX => {
+                    held.extend(self.admit(&mut admission, vec![arrival]).await);
                 }
-            };
-            let Ok(permit) = permit else { break };
-            if held.is_empty() {
-                let mut deliveries = std::mem::take(&mut surplus);
-                if deliveries.is_empty() {
-                    deliveries = self.next_deliveries(turn, arrivals).await;
+                deliveries = pulled(&mut pull) => {
+                    held.extend(self.admit(&mut admission, deliveries).await);
                 }
-                held.extend(self.admit(&mut admission, deliveries).await);
-            }
-            if let Some(next) = held.pop_front() {
-                self.tasks.spawn(self.clone().run(next, permit));
+                () = until(oldest) => {
+                    // Another processor may have a slot for them. These slots are slower than thought.
+                    self.pace.note(HELD_WAITS);
+                    self.hand_back_held(&mut held).await;
+                }
+                // No slot is held while there is nothing to run: this only waits until one is free.
+                _ = self.slots.acquire(),
+                    if held.is_empty() && pull.is_none() && !lanes.is_empty() => {}
             }
         }
-        self.hand_back_surplus(&mut admission, &mut held, &mut surplus).await;
+        if pull.is_some() {
+            let deliveries = pulled(&mut pull).await;
+            held.extend(self.admit(&mut admission, deliveries).await);
+        }
+        self.hand_back_held(&mut held).await;
         admission
+    }
+
+    /// How many runs to pull now: enough for the free slots, and some ahead, but not one by one.
+    fn missing(&self, held: usize) -> usize {
+        let wanted = self.slots.available_permits() + self.pace.ahead(self.config.concurrency);
+        if held <= wanted / 2 { wanted - held } else { 0 }
     }
 
     /// The deliveries that this processor may run.
@@ -117,33 +133,22 @@ impl Runner {
         held
     }
 
-    async fn hand_back_surplus(
-        &self,
-        admission: &mut AdmissionGuard,
-        held: &mut VecDeque<Held>,
-        surplus: &mut Vec<Arrival>,
-    ) {
-        held.extend(self.admit(admission, std::mem::take(surplus)).await);
+    async fn hand_back_held(&self, held: &mut VecDeque<Held>) {
         for waiting in held.drain(..) {
             self.hand_back(waiting.delivery).await;
         }
     }
 
-    /// Pulls as many runs as there are free slots from the lanes with work, class by class. Not
-    /// cancel-safe: pulled runs belong to this call.
-    async fn next_deliveries(
-        &self,
-        turn: usize,
-        arrivals: &mut mpsc::Receiver<Arrival>,
+    /// Pulls up to `max` runs from these lanes, in their order. Not cancel-safe: pulled runs belong to
+    /// this call.
+    async fn pull(
+        self: Arc<Self>,
+        lanes: Vec<(PriorityClass, JobType)>,
+        max: usize,
     ) -> Vec<Arrival> {
-        // The caller holds the permit of one more slot.
-        let free = self.slots.available_permits() + 1;
         let mut taken = Vec::new();
-        while let Ok(arrival) = arrivals.try_recv() {
-            taken.push(arrival);
-        }
-        for (class, job_type) in self.lanes.to_ask(turn) {
-            let asked = free.saturating_sub(taken.len());
+        for (class, job_type) in lanes {
+            let asked = max.saturating_sub(taken.len());
             if asked == 0 || self.stop.is_cancelled() {
                 break;
             }
@@ -163,7 +168,7 @@ impl Runner {
 
     fn arrival(&self, delivery: Delivery) -> Arrival {
         let kept = self.in_flight.keep(delivery.lease());
-        Arrival { delivery, kept, since: Instant::now() }
+        Arrival { delivery, kept }
     }
 
     /// Waits for work of one class and kind, one run at a time, for as long as slots are free.

@@ -33,9 +33,12 @@ impl Runner {
         let work = Arc::new(delivery.work.clone());
         let (started_at, started) = (service::now_ms(), Instant::now());
         let ended = self.execute(&work, started_at, stop).await;
-        let took_ms = i64::try_from(started.elapsed().as_millis()).unwrap_or(i64::MAX);
+        let took = started.elapsed();
+        self.pace.note(took);
+        let took_ms = i64::try_from(took.as_millis()).unwrap_or(i64::MAX);
         // The slot is free when the handler ends. The semaphore is never closed.
-        let recording = self.recordings.acquire().await;
+        let weight = self.pace.recording_weight(self.config.concurrency);
+        let recording = self.recordings.acquire_many(weight).await;
         drop(permit);
         let recorded = match outcome(ended) {
             None => Ok(()),

@@ -121,7 +121,12 @@ impl Reconciler {
         let Some(reading) = self.reading.take() else { return Reconciled::default() };
         self.is_reading = false;
         let Core { state, scheduler, .. } = core;
-        let unwanted = scheduler.reconcile(state, reading.number, &reading.present);
+        let mut present = reading.present;
+        // A broker may have lost the message of a run that a processor has.
+        present.extend(workers.held(Instant::now()).filter(|(id, run)| {
+            state.job(*id).is_some_and(|job| job.run == *run && !job.status.is_terminal())
+        }));
+        let unwanted = scheduler.reconcile(state, reading.number, &present);
         let mut lost = core.lost_runs(workers);
         lost.retain(|run| reading.lost_runs.contains(run));
         Reconciled { unwanted, lost }
