@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// Jobs that run while the power is cut.
-const JOBS: usize = 600;
+const JOBS: usize = 2_000;
 /// How often the broker is killed; with `JOBMESH_KILLS=200` for minutes.
 const KILLS: usize = 4;
 
@@ -119,14 +119,14 @@ async fn a_power_cut_that_takes_ready_work_loses_no_job_and_runs_none_twice() ->
 {
     let receiver = Receiver::start().await?;
     let mesh = receiver.mesh(&[("JOBMESH_PROCESSORS", "2")])?;
-    let mut jobs = enqueue(&mesh, "first", 25).await?;
+    let mut jobs = enqueue(&mesh, "first", 8).await?;
     until_started(&receiver, JOBS / 6).await?;
     // The streams fall back to what they had some time ago: runs that ended since are there again.
     let before = content(&mesh)?;
     until_started(&receiver, JOBS / 2).await?;
     cut_power(&mesh, &before).await?;
     until_completed(&mesh, JOBS).await?;
-    jobs.extend(enqueue(&mesh, "second", 25).await?);
+    jobs.extend(enqueue(&mesh, "second", 8).await?);
     until_started(&receiver, JOBS + JOBS / 3).await?;
     // All of them is gone, fences included.
     cut_power(&mesh, &HashMap::new()).await?;

@@ -92,6 +92,12 @@ impl WorkerRegistry {
         self.live(now).find(holds).map(|said| &said.processor)
     }
 
+    /// Whether each online processor has reported after `since`.
+    pub fn all_reported_since(&self, since: Instant, now: Instant) -> bool {
+        let silent = |(at, _): &&(Instant, Heartbeat)| now.duration_since(*at) >= GONE_AFTER;
+        self.heard.values().all(|heard| silent(&heard) || heard.0 > since)
+    }
+
     /// All runs in flight at online processors.
     pub fn held(&self, now: Instant) -> impl Iterator<Item = (JobId, Run)> {
         self.live(now).flat_map(|said| said.running.iter().copied())
@@ -117,6 +123,8 @@ mod tests {
         assert!(workers.note(said, start));
         assert_eq!(workers.capacity(start + PERIOD), Capacity { total: 4, job_types: [4, 4, 4] });
         assert!(workers.owner_of(run.0, run.1, start + PERIOD).is_some());
+        assert!(!workers.all_reported_since(start, start + PERIOD));
+        assert!(workers.all_reported_since(start, start + GONE_AFTER), "nobody is waited for");
         assert_eq!(workers.capacity(start + GONE_AFTER), Capacity::default());
         assert!(workers.owner_of(run.0, run.1, start + GONE_AFTER).is_none());
     }

@@ -97,6 +97,7 @@ impl<'a> Leader<'a> {
         let mut commands = StreamReader::start(self.broker.clone(), names::COMMANDS, next, reading);
         let mut connects = self.broker.connects();
         connects.mark_unchanged();
+        self.request_heartbeats().await?;
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -226,9 +227,15 @@ impl<'a> Leader<'a> {
     /// The broker may have forgotten deliveries, and heartbeats must be received again.
     async fn reconnected(&mut self) -> anyhow::Result<()> {
         self.core.reconnected();
+        self.reconciler.reconnected();
         self.dispatcher.doubt();
-        self.broker.client.publish(names::CONTROL_HEARTBEAT_REQUEST, "".into()).await?;
-        Ok(())
+        self.request_heartbeats().await
+    }
+
+    /// Lets the processors report at once what they run.
+    async fn request_heartbeats(&self) -> anyhow::Result<()> {
+        let request = names::CONTROL_HEARTBEAT_REQUEST;
+        Ok(self.broker.client.publish(request, "".into()).await?)
     }
 
     async fn housekeep(&mut self) {

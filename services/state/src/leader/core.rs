@@ -74,3 +74,23 @@ pub(super) fn instant_of(at: Millis, now: Millis) -> Instant {
     let left_ms = u64::try_from(at.saturating_sub(now)).unwrap_or(0);
     Instant::now() + Duration::from_millis(left_ms)
 }
+
+#[cfg(test)]
+impl Core {
+    /// A leader with one queued job.
+    pub fn with_queued_job(id: JobId) -> Self {
+        use job::{
+            Lookups,
+            command::{Command, Enqueue, NewJob},
+        };
+        let mut core = Self::new(State::new(1_000), job::Config::default(), Clock::start());
+        let enqueue = Enqueue::new("p".into(), vec![NewJob::new(id, "b".into())]);
+        let mut transaction = core.begin();
+        let command = Command::Enqueue(enqueue);
+        transaction.process(0, &command, None, &Lookups::default()).expect("nothing is missing");
+        transaction.end_message(1, None);
+        let commit = transaction.commit();
+        commit.finish(&mut core.state, &mut core.scheduler);
+        core
+    }
+}

@@ -159,13 +159,9 @@ impl Dispatcher {
 mod tests {
     use std::collections::HashSet;
 
-    use job::{
-        Config, JobId, Lookups, State,
-        command::{Command, Enqueue, NewJob},
-    };
+    use job::JobId;
 
     use super::*;
-    use crate::clock::Clock;
 
     const CAPACITY: Capacity = Capacity { total: 1, job_types: [1, 1, 0] };
 
@@ -191,23 +187,10 @@ mod tests {
         Dispatcher::new(ByClass::from_fn(|_| fence))
     }
 
-    /// A leader with one queued job.
-    fn core(id: JobId) -> Core {
-        let mut core = Core::new(State::new(1_000), Config::default(), Clock::start());
-        let enqueue = Enqueue::new("p".into(), vec![NewJob::new(id, "b".into())]);
-        let mut transaction = core.begin();
-        let command = Command::Enqueue(enqueue);
-        transaction.process(0, &command, None, &Lookups::default()).expect("nothing is missing");
-        transaction.end_message(1, None);
-        let commit = transaction.commit();
-        commit.finish(&mut core.state, &mut core.scheduler);
-        core
-    }
-
     /// A leader with one queued job, and a dispatcher that has put it into its stream.
     fn dispatched() -> (Core, Dispatcher, JobId) {
         let id = JobId::from_u128(1);
-        let (mut core, mut dispatcher) = (core(id), dispatcher());
+        let (mut core, mut dispatcher) = (Core::with_queued_job(id), dispatcher());
         assert!(dispatcher.due(&mut core, CAPACITY).is_empty(), "nothing goes before a reading");
         read(&mut core, &[]);
         let dispatches = dispatcher.due(&mut core, CAPACITY);
