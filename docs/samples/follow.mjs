@@ -4,12 +4,16 @@
 //   node follow.mjs <nats url> live <project>     at most once, from now on
 //   node follow.mjs <nats url> durable <name>     every event, including those while this was offline
 //
+// A login in the URL is used: nats://user:password@host:4222.
+//
 // A project's name stands in a subject unchanged if it consists of A-Z, a-z, 0-9, - and _.
 import { jetstream, jetstreamManager } from "@nats-io/jetstream";
 import { connect } from "@nats-io/transport-node";
 
 const [url, how, name] = process.argv.slice(2);
-const nc = await connect({ servers: url });
+const { host, username, password } = new URL(url);
+const login = username ? { user: decodeURIComponent(username), pass: decodeURIComponent(password) } : {};
+const nc = await connect({ servers: host, ...login });
 
 if (how === "live") {
   const events = nc.subscribe(`jobmesh.event.${name}.>`);

@@ -3,6 +3,8 @@
   python3 follow.py <nats url> live <project>     at most once, from now on
   python3 follow.py <nats url> durable <name>     every event, including those while this was offline
 
+A login in the URL is used: nats://user:password@host:4222.
+
 A project's name is in a subject unchanged if it consists of A-Z, a-z, 0-9, - and _.
 """
 

@@ -30,3 +30,20 @@ async fn no_child_outlives_dev_and_a_second_start_is_quick() -> anyhow::Result<(
     })
     .await
 }
+
+/// Other users of the machine cannot use the broker.
+#[tokio::test(flavor = "multi_thread")]
+async fn broker_of_dev_accepts_nobody_without_its_password() -> anyhow::Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+
+    let mesh = Mesh::start_with_arguments(&["--processors", "0"], &[])?;
+    let url = mesh.nats_url()?;
+    let (login, address) = url.rsplit_once('@').expect("the URL has a login");
+    for refused in [format!("nats://{address}"), format!("{login}x@{address}")] {
+        assert!(nats::Broker::connect(&refused, "test").await.is_err(), "{refused}");
+    }
+    let file = std::fs::metadata(mesh.data_dir().join("nats.password"))?;
+    assert_eq!(file.permissions().mode() & 0o777, 0o600);
+    mesh.nats_client().await?;
+    Ok(())
+}

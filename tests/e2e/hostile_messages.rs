@@ -131,7 +131,7 @@ async fn a_flood_of_nonsense_stops_nobody_and_is_counted() -> anyhow::Result<()>
     let mesh = Mesh::start_with(&[("JOBMESH_DURABILITY", "fast")])?;
     a_job_runs(&mesh, "before").await?;
     let leader = mesh.leader()?;
-    let client = async_nats::connect(mesh.nats_url()?).await?;
+    let client = mesh.nats_client().await?;
     let (certain, perhaps) = flood(&client, &mut Random(seed)).await?;
     a_job_runs(&mesh, "after").await?;
     // Events need an append to be looked at: the job's were behind all of them.
@@ -168,7 +168,7 @@ async fn an_oversized_outcome_is_one_jobs_trouble() -> anyhow::Result<()> {
     let mesh = Mesh::start()?;
     // No processor runs these jobs.
     mesh.set("p", json!({ "paused": true })).await?;
-    let client = async_nats::connect(mesh.nats_url()?).await?;
+    let client = mesh.nats_client().await?;
     let js = async_nats::jetstream::new(client);
     let large = |bytes: usize| "x".repeat(bytes);
     let ends = [
@@ -239,7 +239,7 @@ async fn nonsense_in_the_buckets_stops_nobody() -> anyhow::Result<()> {
         Ok(if rows == "1" { Ok(()) } else { Err(rows) })
     })
     .await?;
-    let js = async_nats::jetstream::new(async_nats::connect(mesh.nats_url()?).await?);
+    let js = async_nats::jetstream::new(mesh.nats_client().await?);
     let unknown = "01890a5d-ac96-774b-bcce-b302099a8057";
     for key in ["leases.metrics", "leases.state", "jobs._through", &format!("jobs.{unknown}")] {
         js.publish(format!("$KV.{key}"), "nonsense".into()).await?.await?;

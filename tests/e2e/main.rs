@@ -21,6 +21,7 @@ mod handlers;
 mod hostile_messages;
 mod http;
 mod key_changes;
+mod key_limits;
 mod keys;
 mod keys_cli;
 mod kills;

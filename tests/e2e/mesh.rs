@@ -97,12 +97,19 @@ impl Mesh {
         files.map(|file| fs::read_to_string(file.path()).unwrap_or_default()).collect()
     }
 
-    /// The URL of the broker.
+    /// The URL of the broker, with its login.
     pub fn nats_url(&self) -> anyhow::Result<String> {
         let log = fs::read_to_string(self.data_dir.join("logs/nats-server.log"))?;
         let address =
             log.lines().rev().find_map(|line| line.split("client connections on ").nth(1));
-        Ok(format!("nats://{}", address.context("the broker logs its address")?.trim()))
+        let address = address.context("the broker logs its address")?.trim();
+        let password = fs::read_to_string(self.data_dir.join("nats.password"))?;
+        Ok(format!("nats://jobmesh:{password}@{address}"))
+    }
+
+    /// A client of the broker.
+    pub async fn nats_client(&self) -> anyhow::Result<async_nats::Client> {
+        Ok(nats::Broker::connect(&self.nats_url()?, "test").await?.client)
     }
 
     /// The URL of ClickHouse's interface.

@@ -1,6 +1,6 @@
-//! Ready work is acked before it is on disk. A broker that is killed forgets the last moments of its
-//! streams, and a power cut takes up to minutes of them; what is missing is dispatched again, and no
-//! run is run twice.
+//! Ready work is acked before it is on disk. A broker that is killed loses the last moments of these
+//! streams, and a power cut takes up to minutes of them. Missing runs are dispatched again, and no run is
+//! executed twice.
 
 use std::{
     collections::HashMap,
@@ -123,12 +123,15 @@ async fn a_power_cut_that_takes_ready_work_loses_no_job_and_runs_none_twice() ->
     until_started(&receiver, JOBS / 6).await?;
     // The streams fall back to what they had some time ago: runs that ended since are there again.
     let before = content(&mesh)?;
+    let is_block = |file: &Path| file.extension().is_some_and(|extension| extension == "blk");
+    let blocks = before.iter().filter(|(file, bytes)| is_block(file) && !bytes.is_empty());
+    assert!(blocks.count() > 0, "no stream has anything to fall back to");
     until_started(&receiver, JOBS / 2).await?;
     cut_power(&mesh, &before).await?;
     until_completed(&mesh, JOBS).await?;
     jobs.extend(enqueue(&mesh, "second", 8).await?);
     until_started(&receiver, JOBS + JOBS / 3).await?;
-    // All of them is gone, fences included.
+    // Everything in them is lost, fences included.
     cut_power(&mesh, &HashMap::new()).await?;
     until_completed(&mesh, 2 * JOBS).await?;
     check_once(&receiver, &jobs);
@@ -140,7 +143,7 @@ async fn a_broker_killed_again_and_again_loses_no_job() -> anyhow::Result<()> {
     let kills = std::env::var("JOBMESH_KILLS").ok().and_then(|kills| kills.parse().ok());
     let kills: usize = kills.unwrap_or(KILLS);
     let mesh = Mesh::start()?;
-    let mut jobs = 0;
+    let (mut jobs, mut interrupted) = (0, 0);
     for round in 0..kills {
         let killed = mesh.child("nats-server")?;
         jobs += enqueue(&mesh, &format!("round-{round}"), 0).await?.len();
@@ -149,8 +152,11 @@ async fn a_broker_killed_again_and_again_loses_no_job() -> anyhow::Result<()> {
         tokio::time::sleep(Duration::from_millis(random % 400)).await;
         mesh.signal("nats-server", libc::SIGKILL)?;
         until_restarted(&mesh, killed).await?;
+        let completed = mesh.counts("p").await.ok().and_then(|it| it["completed"].as_u64());
+        interrupted += usize::from(completed.is_none_or(|completed| completed < jobs as u64));
         until_completed(&mesh, jobs).await?;
     }
+    assert!(interrupted > 0, "all jobs had ended before each kill: nothing is shown");
     let expected = format!("{jobs}\t{jobs}\t1");
     let query =
         "SELECT countIf(final), uniqExactIf(job, final), count() = uniqExact(job, run, outcome)

@@ -115,6 +115,11 @@ impl Broker {
         }
     }
 
+    /// Whether the server is one of a cluster, whose servers name each other to clients.
+    pub fn is_in_cluster(&self) -> bool {
+        !self.client.server_info().connect_urls.is_empty()
+    }
+
     /// Whether the connection stands.
     pub fn is_connected(&self) -> bool {
         self.client.connection_state() == State::Connected

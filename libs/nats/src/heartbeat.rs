@@ -92,10 +92,14 @@ impl WorkerRegistry {
         self.live(now).find(holds).map(|said| &said.processor)
     }
 
-    /// Whether each online processor has reported after `since`.
-    pub fn all_reported_since(&self, since: Instant, now: Instant) -> bool {
-        let silent = |(at, _): &&(Instant, Heartbeat)| now.duration_since(*at) >= GONE_AFTER;
-        self.heard.values().all(|heard| silent(&heard) || heard.0 > since)
+    /// The processors that were online when the last heartbeat came.
+    pub fn known(&self) -> impl Iterator<Item = &Id> {
+        self.heard.keys()
+    }
+
+    /// Whether a heartbeat of this processor came after `since`.
+    pub fn has_heartbeat_since(&self, processor: &Id, since: Instant) -> bool {
+        self.heard.get(processor).is_some_and(|(at, _)| *at > since)
     }
 
     /// All runs in flight at online processors.
@@ -123,8 +127,8 @@ mod tests {
         assert!(workers.note(said, start));
         assert_eq!(workers.capacity(start + PERIOD), Capacity { total: 4, job_types: [4, 4, 4] });
         assert!(workers.owner_of(run.0, run.1, start + PERIOD).is_some());
-        assert!(!workers.all_reported_since(start, start + PERIOD));
-        assert!(workers.all_reported_since(start, start + GONE_AFTER), "nobody is waited for");
+        assert_eq!(workers.known().collect::<Vec<_>>(), [&Id::from("p")]);
+        assert!(!workers.has_heartbeat_since(&"p".into(), start));
         assert_eq!(workers.capacity(start + GONE_AFTER), Capacity::default());
         assert!(workers.owner_of(run.0, run.1, start + GONE_AFTER).is_none());
     }

@@ -113,7 +113,7 @@ pub async fn ensure(broker: &Broker, sizes: Sizes) -> Result<(), Error> {
     if max_payload < PAYLOAD_BYTES_MIN {
         return Err(Error::Payload { found: max_payload, wanted: PAYLOAD_BYTES_MIN });
     }
-    for config in streams(sizes) {
+    for config in streams(sizes, broker.is_in_cluster()) {
         ensure_stream(broker, config).await?;
     }
     for bucket in [names::LEASES, names::KEYS] {
@@ -149,7 +149,7 @@ fn failed(name: &str, error: &dyn std::error::Error) -> Error {
 /// # Errors
 /// See [`Error`].
 pub async fn check_all(broker: &Broker, sizes: Sizes) -> Result<(), Error> {
-    for wanted in streams(sizes) {
+    for wanted in streams(sizes, true) {
         let stream = broker.js.get_stream(&wanted.name).await;
         let stream = stream.map_err(|error| failed(&wanted.name, &error))?;
         check(&stream.cached_info().config, &wanted)?;
@@ -158,7 +158,7 @@ pub async fn check_all(broker: &Broker, sizes: Sizes) -> Result<(), Error> {
 }
 
 /// The settings of every stream of ours.
-fn streams(sizes: Sizes) -> Vec<Config> {
+fn streams(sizes: Sizes, is_in_cluster: bool) -> Vec<Config> {
     let base = Config {
         storage: StorageType::File,
         // Messages are never deleted to make room: a full stream refuses new ones.
@@ -216,8 +216,9 @@ fn streams(sizes: Sizes) -> Vec<Config> {
         },
     ];
     // Ready work follows from EVENTS: what a power cut takes is dispatched again. With one replica NATS
-    // can sync it in the background, and then takes no atomic batches.
-    let in_background = sizes.replicas == 1;
+    // can sync it in the background, and then takes no atomic batches. In a cluster no service notices
+    // that the server of these streams was restarted.
+    let in_background = sizes.replicas == 1 && !is_in_cluster;
     for class in PriorityClass::ALL {
         streams.push(Config {
             name: names::work_stream(class).into(),
@@ -255,7 +256,9 @@ async fn ensure_stream(broker: &Broker, wanted: Config) -> Result<(), Error> {
 /// is dispatched as its stream permits.
 fn check(found: &Config, wanted: &Config) -> Result<(), Error> {
     let rules = |config: &Config| {
+        // Ready work is dispatched in batches or in the background.
         let is_work = config.retention == RetentionPolicy::WorkQueue;
+        let in_background = is_work && config.persist_mode == Some(PersistenceMode::Async);
         [
             ("subjects", format!("{:?}", config.subjects)),
             ("retention", format!("{:?}", config.retention)),
@@ -265,7 +268,7 @@ fn check(found: &Config, wanted: &Config) -> Result<(), Error> {
             ("max_age", format!("{:?}", config.max_age)),
             ("storage", format!("{:?}", config.storage)),
             ("allow_msg_ttl", config.allow_message_ttl.to_string()),
-            ("allow_atomic", (is_work || config.allow_atomic_publish).to_string()),
+            ("allow_atomic", (in_background || config.allow_atomic_publish).to_string()),
             ("allow_rollup_hdrs", config.allow_rollup.to_string()),
         ]
     };

@@ -17,7 +17,13 @@ use nats::{
 use serde::{Serialize, de::DeserializeOwned};
 use tokio_util::sync::CancellationToken;
 
-use crate::{Config, events::Feed, keys::Keys, submit::Submitter, view::Health};
+use crate::{
+    Config,
+    events::Feed,
+    keys::{Keys, WaitingRequests},
+    submit::Submitter,
+    view::Health,
+};
 
 /// The streams of which a share beyond this makes new work be refused: what is left belongs to
 /// the outcomes of what was accepted.
@@ -38,6 +44,8 @@ pub(crate) struct Parts {
     pub submitter: Submitter,
     pub feed: Feed,
     pub keys: Keys,
+    /// The event streams and waiting requests of each key.
+    pub waiting: WaitingRequests,
     /// The subjects whose messages the broker does not store.
     pub unstored: Unstored,
     /// The last readiness, for all probes within a second.
@@ -66,8 +74,10 @@ impl App {
         let full = Arc::new(AtomicBool::new(false));
         tokio::spawn(look_at_fill(broker.clone(), full.clone(), stop));
         let unstored = broker.watch_storage().await?;
+        let waiting = WaitingRequests::new(config.max_waiting_per_key);
         let readiness = tokio::sync::Mutex::default();
-        Ok(Self(Arc::new(Parts { broker, submitter, feed, keys, unstored, readiness, full })))
+        let parts = Parts { broker, submitter, feed, keys, waiting, unstored, readiness, full };
+        Ok(Self(Arc::new(parts)))
     }
 }
 

@@ -61,6 +61,10 @@ pub struct Config {
     /// The same for each address, which gets 429. Clients behind one proxy share an address.
     #[arg(long, env = "JOBMESH_MAX_CONNECTIONS_PER_ADDRESS", default_value_t = 8_000)]
     pub max_connections_per_address: usize,
+    /// Event streams, and requests that wait for the end of a job, of one API key at the same time; a further
+    /// one gets 429.
+    #[arg(long, env = "JOBMESH_MAX_WAITING_PER_KEY", default_value_t = 1_000)]
+    pub max_waiting_per_key: usize,
     /// How long the broker may take to confirm a command before the answer is 503, in ms.
     #[arg(long, env = "JOBMESH_CONFIRM_MS", default_value_t = 5_000)]
     pub confirm_ms: u64,

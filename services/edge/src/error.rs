@@ -85,6 +85,16 @@ impl Error {
         Self { retry_after_s: Some(5), ..Self::new(status, "too_many_connections", text) }
     }
 
+    /// A key has as many waiting requests as one may have.
+    pub fn too_many_waiting(max: usize) -> Self {
+        let text = format!(
+            "{max} requests of this API key wait, or are event streams: close some, or follow a whole \
+             project on one stream"
+        );
+        let status = StatusCode::TOO_MANY_REQUESTS;
+        Self { retry_after_s: Some(5), ..Self::new(status, "too_many_waiting", text) }
+    }
+
     /// The client does not send what it promised.
     pub fn slow(within: Duration) -> Self {
         let text = format!("the rest of the body did not come within {} s", within.as_secs());

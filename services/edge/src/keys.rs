@@ -2,6 +2,7 @@
 //! effect at every edge at once.
 
 mod access;
+mod waiting;
 
 use std::{
     collections::{HashMap, HashSet},
@@ -28,6 +29,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 pub(crate) use access::Access;
+pub(crate) use waiting::WaitingRequests;
 
 use crate::error::Error;
 

@@ -22,7 +22,7 @@ use nats::{
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::{deliverer::Deliverer, in_flight::InFlightRuns};
+use crate::{in_flight::InFlightRuns, incarnation::BrokerIncarnation};
 
 /// How long an answer about waiting runs may take before it is asked for again.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -39,7 +39,7 @@ pub(crate) struct AdmissionGuard {
     stop: CancellationToken,
     pullers: Pullers,
     /// What knew of the deliveries when the ends of the streams were last read.
-    seen: Deliverer,
+    seen: BrokerIncarnation,
     at_start: ByClass<u64>,
     at_restart: ByClass<u64>,
 }
@@ -54,7 +54,7 @@ impl AdmissionGuard {
         in_flight: Arc<InFlightRuns>,
         stop: CancellationToken,
     ) -> Self {
-        let seen = Deliverer::now(&broker, &pullers);
+        let seen = BrokerIncarnation::current(&broker, &pullers);
         let at_start = ends(&broker, &stop).await;
         let at_restart = ByClass::default();
         Self { broker, pullers, processor, outcomes, in_flight, stop, seen, at_start, at_restart }
@@ -90,7 +90,7 @@ impl AdmissionGuard {
     async fn look_for_restart(&mut self) {
         // The client knows its server before it hands over anything that came from it.
         loop {
-            let now = Deliverer::now(&self.broker, &self.pullers);
+            let now = BrokerIncarnation::current(&self.broker, &self.pullers);
             if self.seen == now {
                 return;
             }

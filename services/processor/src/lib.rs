@@ -5,13 +5,13 @@
 
 mod admission;
 mod config;
-mod deliverer;
 mod execute;
 mod handler;
 pub mod handlers;
 mod in_flight;
+mod incarnation;
 mod lanes;
-mod pace;
+mod prefetch;
 mod registry;
 mod results;
 mod runner;

@@ -17,7 +17,7 @@ use crate::{
     Config, Registry,
     in_flight::InFlightRuns,
     lanes::Lanes,
-    pace::{self, Pace},
+    prefetch::{self, RunDurations},
 };
 
 /// How long to wait after the broker did not answer a pull.
@@ -45,7 +45,7 @@ pub async fn run(
     let commit = |verb| CommandPublisher::start(broker.clone(), verb, None, end_reports.clone()).0;
     let runner = Arc::new(Runner {
         slots: Arc::new(Semaphore::new(config.concurrency)),
-        recordings: Semaphore::new(pace::recording_permits(config.concurrency)),
+        recordings: Semaphore::new(prefetch::recording_permits(config.concurrency)),
         started: commit(Verb::Started),
         progress: commit(Verb::Progress),
         outcomes: commit(Verb::Outcome),
@@ -58,7 +58,7 @@ pub async fn run(
         name,
         pullers,
         lanes: Lanes::default(),
-        pace: Pace::default(),
+        durations: RunDurations::default(),
         stop,
     });
     let (stop, grace) = (runner.stop.clone(), runner.config.grace());
@@ -90,7 +90,7 @@ struct Runner {
     name: String,
     pullers: Pullers,
     lanes: Lanes,
-    pace: Pace,
+    durations: RunDurations,
     slots: Arc<Semaphore>,
     /// Permits to record outcomes while the slots of their runs take the next ones.
     recordings: Semaphore,

@@ -69,9 +69,9 @@ pub struct Config {
     /// A folder on a disk for those files; the system's temporary folder if absent.
     #[arg(long, env = "JOBMESH_SPILL_DIR")]
     pub spill_dir: Option<PathBuf>,
-    /// Write the bucket message behind message, not in atomic batches: less work for a broker that
-    /// syncs by the clock, much more for one that syncs each message. With more than one replica it
-    /// changes nothing.
+    /// Write the bucket, and ready work in streams of earlier versions, message behind message, not in
+    /// atomic batches: less work for a broker that syncs by the clock, much more for one that syncs each
+    /// message. With more than one replica it changes nothing.
     #[arg(long, env = "JOBMESH_PIPELINED_WRITES")]
     pub pipelined_writes: bool,
 }

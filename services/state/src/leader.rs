@@ -72,6 +72,7 @@ impl<'a> Leader<'a> {
         clock: Clock,
         started: Started,
     ) -> Self {
+        let reconciler = Reconciler::new(&queries.workers);
         Self {
             queries,
             lease,
@@ -79,7 +80,7 @@ impl<'a> Leader<'a> {
             commands: CommandProcessor::new(broker.clone()),
             projection: Projection::new(started.bucket),
             dispatcher: Dispatcher::new(started.fences),
-            reconciler: Reconciler::new(),
+            reconciler,
             snapshotter: Snapshotter::new(config, started.snapshots),
             tasks: Tasks::new(broker.clone(), config.writes()),
             broker,
@@ -101,6 +102,11 @@ impl<'a> Leader<'a> {
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
+            // Before any result that it may make worthless.
+            if connects.has_changed().unwrap_or(false) {
+                connects.mark_unchanged();
+                self.reconnected().await?;
+            }
             self.start_due().await?;
             let deadline = self.deadline();
             tokio::select! {
@@ -227,7 +233,8 @@ impl<'a> Leader<'a> {
     /// The broker may have forgotten deliveries, and heartbeats must be received again.
     async fn reconnected(&mut self) -> anyhow::Result<()> {
         self.core.reconnected();
-        self.reconciler.reconnected();
+        self.queries.drain_heartbeats();
+        self.reconciler.reconnected(&self.queries.workers);
         self.dispatcher.doubt();
         self.request_heartbeats().await
     }

@@ -205,7 +205,8 @@ async fn take_fences(
     let mut fences = Vec::with_capacity(PriorityClass::ALL.len());
     for class in PriorityClass::ALL {
         let fence = broker.take_fence(class, term).await?;
-        if config.nats.replicas == 1 && !fence.acks_before_sync {
+        let is_alone = config.nats.replicas == 1 && !broker.is_in_cluster();
+        if is_alone && !fence.acks_before_sync {
             tracing::warn!(
                 stream = names::work_stream(class),
                 "ready work waits for the disk: the stream was made by an earlier version, see \

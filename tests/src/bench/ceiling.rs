@@ -108,7 +108,7 @@ impl Loops {
     }
 
     async fn connect(&self) -> anyhow::Result<jetstream::Context> {
-        Ok(jetstream::new(async_nats::connect(&self.url).await?))
+        Ok(nats::Broker::connect(&self.url, "bench").await?.js)
     }
 
     /// Starts all loops, and waits until every job has come to its end.

@@ -59,7 +59,7 @@ pub struct Gauge {
 impl Gauge {
     /// From now on.
     pub async fn start(url: &str) -> anyhow::Result<Self> {
-        let js = jetstream::new(async_nats::connect(url).await?);
+        let js = nats::Broker::connect(url, "bench").await?.js;
         let before = states(&js).await?;
         Ok(Self { js, before })
     }

@@ -79,8 +79,10 @@ impl Mesh {
         let mut nats_url = None;
         for line in BufReader::new(stdout).lines() {
             let line = line?;
-            if let Some(url) = line.strip_prefix("nats ") {
-                nats_url = Some(url.to_owned());
+            if let Some(address) = line.strip_prefix("nats nats://") {
+                let address = address.split(',').next().unwrap_or_default();
+                let password = fs::read_to_string(dir.path().join("nats.password"))?;
+                nats_url = Some(format!("nats://jobmesh:{password}@{address}"));
             }
             if line.starts_with("ready http://") {
                 let client = Client::new(listen.to_string());
@@ -96,7 +98,7 @@ impl Mesh {
         &self.client
     }
 
-    /// The address of its broker.
+    /// The URL of its broker, with its login.
     pub fn nats_url(&self) -> &str {
         &self.nats_url
     }
@@ -158,7 +160,7 @@ impl Mesh {
     /// Starts a process that runs jobs, with the settings that all of them have.
     pub fn spawn(&self, mut command: Command, slots: usize) -> anyhow::Result<Child> {
         let log = fs::File::create(self.dir.path().join("logs/processor.log"))?;
-        command.args(["--nats-url", &self.nats_url]);
+        command.env("JOBMESH_NATS_URL", &self.nats_url);
         command.args(["--concurrency", &slots.to_string()]).stderr(log);
         Ok(command.spawn()?)
     }

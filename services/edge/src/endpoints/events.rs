@@ -47,10 +47,14 @@ pub(crate) async fn stream(
     access.project_or_all(project.as_ref())?;
     access.content("events, which contain progress")?;
     let filter = filter(project, batch, job)?;
+    let permit = app.waiting.enter(&access)?;
     let subscription = Subscription::new(app.feed.clone(), filter, cursor(&headers, after)?);
     let chunks = subscription.into_chunks().map(Ok::<Bytes, Infallible>);
     // A stream ends with its key.
-    let chunks = chunks.take_until(async move { access.ended().await });
+    let chunks = chunks.take_until(async move {
+        access.ended().await;
+        drop(permit);
+    });
     let headers =
         [(header::CONTENT_TYPE, "text/event-stream"), (header::CACHE_CONTROL, "no-store")];
     Ok((headers, Body::from_stream(chunks)).into_response())

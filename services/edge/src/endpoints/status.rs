@@ -65,6 +65,7 @@ pub(crate) async fn status(
         Some(_) => return Err(Error::invalid("history must be true or false")),
     };
     let wait = wait.as_deref().map_or(Ok(Duration::ZERO), wait_of)?;
+    let _permit = if wait.is_zero() { None } else { app.waiting.enter(&access)? };
     let deadline = Instant::now() + wait;
     // Subscribed before the first read, so that no change in between is missed.
     let mut changes = (!wait.is_zero()).then(|| app.feed.job(id)).flatten();

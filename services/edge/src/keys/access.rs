@@ -48,6 +48,11 @@ impl Access {
         }
     }
 
+    /// The id of the key, if the request has one.
+    pub fn key(&self) -> Option<&str> {
+        self.record().map(|record| record.id.as_str())
+    }
+
     /// Checks that the key has a scope.
     ///
     /// # Errors

@@ -26,6 +26,13 @@ const NATS_CONF: &str = include_str!("../../../../deploy/nats/jobmesh.conf");
 const CLICKHOUSE_LOGIN: [&str; 3] =
     ["JOBMESH_CLICKHOUSE_USER", "JOBMESH_CLICKHOUSE_PASSWORD", "JOBMESH_CLICKHOUSE_PASSWORD_FILE"];
 
+/// The login at the broker of `dev`, after its configuration.
+const NATS_LOGIN: &str =
+    "authorization { user: $JOBMESH_NATS_USER, password: $JOBMESH_NATS_PASSWORD }";
+
+/// The user of the broker of `dev`.
+const NATS_USER: &str = "jobmesh";
+
 /// The length of a password that `dev` makes.
 const PASSWORD_CHARS: usize = 32;
 
@@ -72,11 +79,15 @@ pub(super) fn stages(config: &Config, data_dir: &Path) -> anyhow::Result<Vec<Vec
         }
         None => {
             let port = fetch::free_port()?;
-            storage.push(nats(config, data_dir, &logs, port)?);
-            let url = format!("nats://127.0.0.1:{port}");
+            let (file, secret) = password(data_dir.join("nats.password"))?;
+            storage.push(nats(config, data_dir, &logs, port, &secret)?);
+            let address = format!("127.0.0.1:{port}");
             // For other followers and processors.
-            println!("nats {url}");
-            url
+            println!(
+                "nats nats://{address}, its user is {NATS_USER}, its password is in {}",
+                file.display()
+            );
+            format!("nats://{NATS_USER}:{secret}@{address}")
         }
     };
     let clickhouse_url = match &config.clickhouse_url {
@@ -165,13 +176,20 @@ fn password(file: PathBuf) -> anyhow::Result<(PathBuf, String)> {
     Ok((file, password))
 }
 
-fn nats(config: &Config, data_dir: &Path, logs: &Path, port: u16) -> anyhow::Result<Spec> {
+fn nats(
+    config: &Config,
+    data_dir: &Path,
+    logs: &Path,
+    port: u16,
+    password: &str,
+) -> anyhow::Result<Spec> {
     let conf = data_dir.join("nats.conf");
     let store = data_dir.join("nats");
     // It may be a disk of its own.
     fs::create_dir_all(&store)?;
     let monitor = SocketAddr::from((Ipv4Addr::LOCALHOST, fetch::free_port()?));
-    fs::write(&conf, format!("{NATS_CONF}\n# For `jobmesh dev`.\nhttp: \"{monitor}\"\n"))?;
+    let own = format!("# For `jobmesh dev`.\nhttp: \"{monitor}\"\n{NATS_LOGIN}\n");
+    fs::write(&conf, format!("{NATS_CONF}\n{own}"))?;
     let sync = match config.durability {
         Durability::Always => "always",
         Durability::Fast => "1s",
@@ -181,6 +199,9 @@ fn nats(config: &Config, data_dir: &Path, logs: &Path, port: u16) -> anyhow::Res
         ("JOBMESH_NATS_LISTEN".into(), format!("\"127.0.0.1:{port}\"").into()),
         ("JOBMESH_NATS_STORE".into(), conf_string(&store)?.into()),
         ("JOBMESH_NATS_SYNC".into(), sync.into()),
+        ("JOBMESH_NATS_USER".into(), NATS_USER.into()),
+        // Digits and letters could be read as a number.
+        ("JOBMESH_NATS_PASSWORD".into(), format!("\"{password}\"").into()),
     ]);
     Ok(Spec {
         name: "nats-server".into(),

@@ -1,34 +1,39 @@
-//! The pull loop: free slots are filled from the streams, class by class, and a few short runs are
-//! pulled ahead. Runs that wait here for too long are handed back for other processors.
+//! The pull loop: free slots are filled from the streams, class by class, and short runs are prefetched.
+//! Runs that wait here for too long are handed back for other processors.
 
 use std::{
     collections::VecDeque,
-    future::Future,
-    pin::Pin,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use job::{JobType, PriorityClass};
-use nats::consumer::Delivery;
-use tokio::sync::mpsc;
+use nats::consumer::{ACK_WAIT, Delivery};
+use tokio::{sync::mpsc, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 
 use super::{PULL_PAUSE, Runner};
 use crate::{
     admission::AdmissionGuard,
     in_flight::{Admission, Kept},
+    incarnation::{self, BrokerIncarnation},
 };
 
 /// How long a run waits for a slot before it is handed back for others.
 const HELD_WAITS: Duration = Duration::from_secs(1);
-/// Runs that wait for a slot, beyond which no arrival is taken up.
-const HELD_MAX: usize = 16;
-
 /// A delivery that is not admitted yet; its lease is extended.
 pub(super) struct Arrival {
     pub delivery: Delivery,
     pub kept: Kept,
+    origin: Origin,
+}
+
+/// What a delivery came from.
+#[derive(Clone)]
+struct Origin {
+    incarnation: BrokerIncarnation,
+    connects: u64,
+    at: Instant,
 }
 
 /// An admitted run that waits for a slot.
@@ -39,7 +44,7 @@ pub(super) struct Held {
 }
 
 /// A pull in progress. What it brings must not be dropped.
-type Pull = Pin<Box<dyn Future<Output = Vec<Arrival>> + Send>>;
+type Pull = JoinHandle<Vec<Arrival>>;
 
 /// Waits for a time, or without a limit.
 async fn until(time: Option<Instant>) {
@@ -54,7 +59,7 @@ async fn pulled(pull: &mut Option<Pull>) -> Vec<Arrival> {
     let Some(running) = pull else { return std::future::pending().await };
     let arrivals = running.await;
     *pull = None;
-    arrivals
+    arrivals.expect("a pull does not panic")
 }
 
 impl Runner {
@@ -74,12 +79,12 @@ impl Runner {
         let mut turn = 0;
         loop {
             let lanes = self.lanes.to_ask(turn + 1);
-            let missing = self.missing(held.len());
-            if pull.is_none() && missing > 0 && !lanes.is_empty() {
+            let wanted = self.to_pull(held.len());
+            if pull.is_none() && wanted > 0 && !lanes.is_empty() {
                 turn += 1;
-                pull = Some(Box::pin(self.clone().pull(lanes.clone(), missing)));
+                pull = Some(tokio::spawn(self.clone().pull(lanes.clone(), wanted)));
             }
-            let oldest = held.front().map(|held| held.since + HELD_WAITS);
+            let oldest = held.iter().map(|held| held.since + HELD_WAITS).min();
             tokio::select! {
                 biased;
                 () = self.stop.cancelled() => break,
@@ -87,16 +92,22 @@ impl Runner {
                     let (Ok(permit), Some(next)) = (permit, held.pop_front()) else { break };
                     self.tasks.spawn(self.clone().run(next, permit));
                 }
-                Some(arrival) = arrivals.recv(), if held.len() < HELD_MAX => {
-                    held.extend(self.admit(&mut admission, vec![arrival]).await);
+                Some(arrival) = arrivals.recv() => {
+                    // It came alone, from a lane that had nothing: prefetched runs of lower classes wait.
+                    for arrived in self.admit(&mut admission, vec![arrival]).await {
+                        let class = arrived.delivery.priority_class;
+                        let is_lower = |held: &Held| held.delivery.priority_class > class;
+                        let at = held.iter().position(is_lower).unwrap_or(held.len());
+                        held.insert(at, arrived);
+                    }
                 }
                 deliveries = pulled(&mut pull) => {
                     held.extend(self.admit(&mut admission, deliveries).await);
                 }
                 () = until(oldest) => {
                     // Another processor may have a slot for them. These slots are slower than thought.
-                    self.pace.note(HELD_WAITS);
-                    self.hand_back_held(&mut held).await;
+                    self.durations.record(HELD_WAITS);
+                    self.hand_back_held(&mut held);
                 }
                 // No slot is held while there is nothing to run: this only waits until one is free.
                 _ = self.slots.acquire(),
@@ -107,13 +118,14 @@ impl Runner {
             let deliveries = pulled(&mut pull).await;
             held.extend(self.admit(&mut admission, deliveries).await);
         }
-        self.hand_back_held(&mut held).await;
+        self.hand_back_held(&mut held);
         admission
     }
 
-    /// How many runs to pull now: enough for the free slots, and some ahead, but not one by one.
-    fn missing(&self, held: usize) -> usize {
-        let wanted = self.slots.available_permits() + self.pace.ahead(self.config.concurrency);
+    /// How many runs to pull now: for the free slots and to prefetch, but not one by one.
+    fn to_pull(&self, held: usize) -> usize {
+        let prefetch = self.durations.prefetch(self.config.concurrency);
+        let wanted = self.slots.available_permits() + prefetch;
         if held <= wanted / 2 { wanted - held } else { 0 }
     }
 
@@ -123,8 +135,11 @@ impl Runner {
         admission: &mut AdmissionGuard,
         arrivals: Vec<Arrival>,
     ) -> Vec<Held> {
-        let (deliveries, kept): (Vec<_>, Vec<_>) =
-            arrivals.into_iter().map(|arrival| (arrival.delivery, arrival.kept)).unzip();
+        let (deliveries, kept): (Vec<_>, Vec<_>) = arrivals
+            .into_iter()
+            .filter(|arrival| self.is_still_ours(arrival))
+            .map(|arrival| (arrival.delivery, arrival.kept))
+            .unzip();
         let mut held = Vec::new();
         for delivery in admission.admit(deliveries).await {
             held.extend(self.register(delivery).await);
@@ -133,10 +148,26 @@ impl Runner {
         held
     }
 
-    async fn hand_back_held(&self, held: &mut VecDeque<Held>) {
+    /// False if the broker may have delivered the run to another processor since: it was restarted, or the
+    /// connection was away for longer than it waits. If the message is still there, it is redelivered.
+    fn is_still_ours(&self, arrival: &Arrival) -> bool {
+        let Origin { incarnation, connects, at } = &arrival.origin;
+        let is_old = at.elapsed() >= ACK_WAIT && *connects != incarnation::connects(&self.broker);
+        !is_old && *incarnation == BrokerIncarnation::current(&self.broker, &self.pullers)
+    }
+
+    fn hand_back_held(self: &Arc<Self>, held: &mut VecDeque<Held>) {
         for waiting in held.drain(..) {
-            self.hand_back(waiting.delivery).await;
+            let runner = self.clone();
+            self.tasks.spawn(async move { runner.hand_back(waiting.delivery).await });
         }
+    }
+
+    /// The origin of a delivery that is requested now.
+    fn origin(&self) -> Origin {
+        let incarnation = BrokerIncarnation::current(&self.broker, &self.pullers);
+        let connects = incarnation::connects(&self.broker);
+        Origin { incarnation, connects, at: Instant::now() }
     }
 
     /// Pulls up to `max` runs from these lanes, in their order. Not cancel-safe: pulled runs belong to
@@ -152,10 +183,11 @@ impl Runner {
             if asked == 0 || self.stop.is_cancelled() {
                 break;
             }
+            let origin = self.origin();
             match self.pullers.take(class, job_type, asked).await {
                 Ok(more) => {
                     self.lanes.note(class, job_type, more.len() >= asked);
-                    taken.extend(more.into_iter().map(|delivery| self.arrival(delivery)));
+                    taken.extend(more.into_iter().map(|delivery| self.arrival(delivery, &origin)));
                 }
                 Err(error) => {
                     tracing::warn!(error = %error, "ready work not pulled, trying again");
@@ -166,9 +198,9 @@ impl Runner {
         taken
     }
 
-    fn arrival(&self, delivery: Delivery) -> Arrival {
+    fn arrival(&self, delivery: Delivery, origin: &Origin) -> Arrival {
         let kept = self.in_flight.keep(delivery.lease());
-        Arrival { delivery, kept }
+        Arrival { delivery, kept, origin: Origin { at: Instant::now(), ..origin.clone() } }
     }
 
     /// Waits for work of one class and kind, one run at a time, for as long as slots are free.
@@ -185,6 +217,7 @@ impl Runner {
                 free = self.slots.acquire() => free,
             };
             drop(free);
+            let origin = self.origin();
             // A pull that waits is not cut off: what it brings after the stop is handed back.
             match self.pullers.wait(class, job_type).await {
                 Ok(None) => {}
@@ -192,7 +225,7 @@ impl Runner {
                     if delivery.behind > 0 {
                         self.lanes.note(class, job_type, true);
                     }
-                    if sender.send(self.arrival(delivery)).await.is_err() {
+                    if sender.send(self.arrival(delivery, &origin)).await.is_err() {
                         return;
                     }
                 }

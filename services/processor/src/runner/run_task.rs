@@ -3,7 +3,7 @@
 
 use std::{
     sync::{Arc, Once},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use job::{
@@ -20,24 +20,30 @@ use super::{Runner, pull::Held};
 use crate::{
     admission,
     execute::{self, Ended},
+    prefetch::SHORT_RUN,
     results,
 };
-
-/// The start of a run that ends within this time is not reported separately.
-const SHORT_RUN: Duration = Duration::from_millis(10);
 
 impl Runner {
     /// Runs one job in its slot.
     pub(super) async fn run(self: Arc<Self>, held: Held, permit: OwnedSemaphorePermit) {
         let Held { delivery, stop, .. } = held;
+        if stop.is_cancelled() {
+            // It was canceled while it waited here.
+            let (job, run) = (delivery.work.job, delivery.work.run);
+            delivery.ack().await;
+            return self.release_run(job, run).await;
+        }
         let work = Arc::new(delivery.work.clone());
         let (started_at, started) = (service::now_ms(), Instant::now());
         let ended = self.execute(&work, started_at, stop).await;
         let took = started.elapsed();
-        self.pace.note(took);
+        if matches!(ended, Ended::Reported(..)) {
+            self.durations.record(took);
+        }
         let took_ms = i64::try_from(took.as_millis()).unwrap_or(i64::MAX);
         // The slot is free when the handler ends. The semaphore is never closed.
-        let weight = self.pace.recording_weight(self.config.concurrency);
+        let weight = self.durations.recording_weight(self.config.concurrency);
         let recording = self.recordings.acquire_many(weight).await;
         drop(permit);
         let recorded = match outcome(ended) {
@@ -90,6 +96,7 @@ impl Runner {
             ended = &mut running => return ended,
             () = tokio::time::sleep(SHORT_RUN) => report_started(),
         }
+        let _long = self.durations.enter_long();
         running.await
     }
 

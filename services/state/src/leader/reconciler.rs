@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use job::{JobId, PriorityClass, Run};
+use job::{Id, JobId, PriorityClass, Run};
 use nats::{Broker, heartbeat::WorkerRegistry, names, work_queue};
 
 use super::core::Core;
@@ -22,13 +22,14 @@ const READ_EVERY: Duration = Duration::from_secs(30);
 /// their heartbeats with it.
 const READING_PROMPT: Duration = Duration::from_secs(2);
 
-/// How long the processors have to report after a connection was made, before the streams are read:
-/// more than the period of heartbeats.
-const REPORT_WITHIN: Duration = Duration::from_secs(3);
+/// How long after a new connection the streams are read without the heartbeats of all processors: more
+/// than the period of heartbeats.
+const HEARTBEATS_WITHIN: Duration = Duration::from_secs(3);
 
 /// A reading to make.
 pub(super) struct ReadingRequest {
     number: u64,
+    connection: u64,
     held: HashSet<(JobId, Run)>,
     lost_runs: Vec<(JobId, Run)>,
 }
@@ -36,8 +37,10 @@ pub(super) struct ReadingRequest {
 /// What was in the work streams, and the end of COMMANDS read after it.
 pub(super) struct Reading {
     number: u64,
+    /// The number of the connection that it was requested on.
+    connection: u64,
     present: HashSet<(JobId, Run)>,
-    /// Runs that a worker reported before the streams were read. If its outcome was stored since, it is
+    /// Runs that a heartbeat named before the streams were read. If its outcome was stored since, it is
     /// before the barrier, or is still on the way.
     held: HashSet<(JobId, Run)>,
     barrier: u64,
@@ -59,7 +62,7 @@ pub(super) struct Reconciled {
 impl ReadingRequest {
     /// Reads the streams, then the end of COMMANDS.
     pub async fn make(self, broker: &Broker) -> Result<Reading, work_queue::Error> {
-        let Self { number, held, mut lost_runs } = self;
+        let Self { number, connection, held, mut lost_runs } = self;
         let started = Instant::now();
         let mut present = HashSet::new();
         for class in PriorityClass::ALL {
@@ -69,7 +72,7 @@ impl ReadingRequest {
         if started.elapsed() >= READING_PROMPT {
             lost_runs.clear();
         }
-        Ok(Reading { number, present, held, barrier, lost_runs })
+        Ok(Reading { number, connection, present, held, barrier, lost_runs })
     }
 }
 
@@ -78,25 +81,49 @@ pub(super) struct Reconciler {
     reading: Option<Reading>,
     is_reading: bool,
     read_at: Instant,
-    /// When the current connection was found, or leading began: processors report what they have.
+    /// Connections since leading began.
+    connection: u64,
+    /// When the current one was noticed, or leading began.
     connected_at: Instant,
+    /// The processors that were known then. Their heartbeats name the runs whose messages a restarted
+    /// broker may have lost.
+    expected: Vec<Id>,
 }
 
 impl Reconciler {
-    pub fn new() -> Self {
+    /// Begins to lead; `workers` has the heartbeats that came before.
+    pub fn new(workers: &WorkerRegistry) -> Self {
         let now = Instant::now();
-        Self { reading: None, is_reading: false, read_at: now, connected_at: now }
+        let expected = workers.known().cloned().collect();
+        Self {
+            reading: None,
+            is_reading: false,
+            read_at: now,
+            connection: 0,
+            connected_at: now,
+            expected,
+        }
     }
 
-    /// The broker may have been restarted: a reading waits for the reports of the processors.
-    pub fn reconnected(&mut self) {
+    /// The broker may have been restarted: an earlier reading is dropped, and the next one waits for
+    /// heartbeats. `workers` must know those that came before.
+    pub fn reconnected(&mut self, workers: &WorkerRegistry) {
+        self.connection += 1;
         self.connected_at = Instant::now();
+        self.expected = workers.known().cloned().collect();
+        if self.reading.take().is_some() {
+            self.is_reading = false;
+        }
     }
 
-    /// Whether the processors have reported since the last connection, or have had the time to.
-    fn has_reports(&self, workers: &WorkerRegistry) -> bool {
-        self.connected_at.elapsed() >= REPORT_WITHIN
-            || workers.all_reported_since(self.connected_at, Instant::now())
+    /// Whether the processors have sent heartbeats since the last connection, or have had the time to. If
+    /// none is known, one with runs may be about to come.
+    fn has_heartbeats(&self, core: &Core, workers: &WorkerRegistry) -> bool {
+        let mut expected = self.expected.iter();
+        self.connected_at.elapsed() >= HEARTBEATS_WITHIN
+            || core.state.counts(None).total() == 0
+            || !self.expected.is_empty()
+                && expected.all(|it| workers.has_heartbeat_since(it, self.connected_at))
     }
 
     /// The reading to make now. `in_doubt` says that the streams should be read soon.
@@ -107,22 +134,27 @@ impl Reconciler {
         in_doubt: bool,
     ) -> Option<ReadingRequest> {
         let is_due = in_doubt || self.read_at.elapsed() > READ_EVERY;
-        if self.is_reading || !is_due || !self.has_reports(workers) {
+        if self.is_reading || !is_due || !self.has_heartbeats(core, workers) {
             return None;
         }
         self.is_reading = true;
         self.read_at = Instant::now();
         let number = core.scheduler.begin_reading();
         let held = workers.held(Instant::now()).collect();
-        Some(ReadingRequest { number, held, lost_runs: core.lost_runs(workers) })
+        let (connection, lost_runs) = (self.connection, core.lost_runs(workers));
+        Some(ReadingRequest { number, connection, held, lost_runs })
     }
 
     /// Receives a reading. Returns whether the streams are still in doubt.
     pub fn done(&mut self, result: Result<Reading, work_queue::Error>) -> bool {
         match result {
-            Ok(reading) => {
+            Ok(reading) if reading.connection == self.connection => {
                 self.reading = Some(reading);
                 false
+            }
+            Ok(_) => {
+                self.is_reading = false;
+                true
             }
             Err(error) => {
                 tracing::warn!(error = %error, "work streams not read, trying again");
@@ -168,7 +200,10 @@ mod tests {
 
     /// A leader whose only job was dispatched as run 1.
     fn dispatched(id: JobId) -> (Core, Reconciler) {
-        let (mut core, mut reconciler) = (Core::with_queued_job(id), Reconciler::new());
+        let workers = WorkerRegistry::default();
+        let (mut core, mut reconciler) = (Core::with_queued_job(id), Reconciler::new(&workers));
+        assert!(reconciler.due(&mut core, &workers, true).is_none(), "a processor may come");
+        reconciler.connected_at -= HEARTBEATS_WITHIN;
         reconcile(&mut core, &mut reconciler, &WorkerRegistry::default());
         let Core { state, scheduler, rules, .. } = &mut core;
         let next =
@@ -180,17 +215,18 @@ mod tests {
     /// Reads streams that have nothing, and reconciles.
     fn reconcile(core: &mut Core, reconciler: &mut Reconciler, workers: &WorkerRegistry) {
         let request = reconciler.due(core, workers, true).expect("it is due");
-        let ReadingRequest { number, held, lost_runs } = request;
+        let ReadingRequest { number, connection, held, lost_runs } = request;
         let (present, barrier) = (HashSet::new(), core.state.through());
-        assert!(!reconciler.done(Ok(Reading { number, present, held, barrier, lost_runs })));
+        let reading = Reading { number, connection, present, held, barrier, lost_runs };
+        assert!(!reconciler.done(Ok(reading)));
         assert_eq!(reconciler.reconcile(core, workers), Reconciled::default());
     }
 
-    fn report(workers: &mut WorkerRegistry, running: Vec<(JobId, Run)>) {
+    fn heartbeat(workers: &mut WorkerRegistry, running: Vec<(JobId, Run)>) {
         let job_types = vec![JobType::ProcessBatch];
         let processor = "p".into();
-        let heartbeat = Heartbeat { processor, capacity: 1, job_types, running, draining: false };
-        workers.note(heartbeat, Instant::now());
+        let sent = Heartbeat { processor, capacity: 1, job_types, running, draining: false };
+        workers.note(sent, Instant::now());
     }
 
     #[test]
@@ -206,23 +242,38 @@ mod tests {
         let id = JobId::from_u128(1);
         let (mut core, mut reconciler) = dispatched(id);
         let mut workers = WorkerRegistry::default();
-        report(&mut workers, vec![(id, 1)]);
-        reconciler.connected_at -= REPORT_WITHIN;
+        heartbeat(&mut workers, vec![(id, 1)]);
         reconcile(&mut core, &mut reconciler, &workers);
         assert!(core.scheduler.is_out(id));
     }
 
     #[test]
-    fn streams_are_read_after_a_reconnect_when_each_processor_has_reported_or_is_late() {
+    fn streams_are_read_after_a_reconnect_when_each_processor_sent_a_heartbeat_or_is_late() {
         let (mut core, mut reconciler) = dispatched(JobId::from_u128(1));
         let mut workers = WorkerRegistry::default();
-        report(&mut workers, Vec::new());
-        reconciler.reconnected();
+        heartbeat(&mut workers, Vec::new());
+        reconciler.reconnected(&workers);
         assert!(reconciler.due(&mut core, &workers, true).is_none());
-        reconciler.connected_at -= REPORT_WITHIN;
+        reconciler.connected_at -= HEARTBEATS_WITHIN;
         reconcile(&mut core, &mut reconciler, &workers);
-        reconciler.reconnected();
-        report(&mut workers, Vec::new());
+        reconciler.reconnected(&workers);
+        heartbeat(&mut workers, Vec::new());
+        reconcile(&mut core, &mut reconciler, &workers);
+    }
+
+    #[test]
+    fn what_was_requested_before_a_reconnect_is_read_again() {
+        let (mut core, mut reconciler) = dispatched(JobId::from_u128(1));
+        let mut workers = WorkerRegistry::default();
+        let request = reconciler.due(&mut core, &workers, true).expect("it is due");
+        reconciler.reconnected(&workers);
+        let ReadingRequest { number, connection, held, lost_runs } = request;
+        let (present, barrier) = (HashSet::new(), core.state.through());
+        let reading = Reading { number, connection, present, held, barrier, lost_runs };
+        assert!(reconciler.done(Ok(reading)), "the streams are still in doubt");
+        assert!(!reconciler.is_at_barrier(&core));
+        heartbeat(&mut workers, Vec::new());
+        reconciler.connected_at -= HEARTBEATS_WITHIN;
         reconcile(&mut core, &mut reconciler, &workers);
     }
 }
