@@ -37,17 +37,7 @@ async fn survives_the_kill_of(service: &str) -> anyhow::Result<()> {
     for id in &jobs {
         assert_eq!(mesh.job(id).await?["status"], "completed");
     }
-    // One final row per job, and no row twice.
-    let query =
-        "SELECT countIf(final), uniqExactIf(job, final), count() = uniqExact(job, run, outcome)
-        FROM job_runs";
-    let expected = format!("{JOBS}\t{JOBS}\t1");
-    until("in ClickHouse, each once", async || {
-        let rows = mesh.sql(query).await?;
-        Ok(if rows == expected { Ok(()) } else { Err(rows) })
-    })
-    .await?;
-    Ok(())
+    mesh.until_ended_once(JOBS).await
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -178,6 +178,19 @@ impl Mesh {
     pub async fn sql(&self, query: &str) -> anyhow::Result<String> {
         sql(&self.clickhouse_url()?, query).await
     }
+
+    /// Waits until ClickHouse has one final row for each of `jobs` jobs, and no row twice.
+    pub async fn until_ended_once(&self, jobs: usize) -> anyhow::Result<()> {
+        let expected = format!("{jobs}\t{jobs}\t1");
+        let query =
+            "SELECT countIf(final), uniqExactIf(job, final), count() = uniqExact(job, run, outcome)
+            FROM job_runs";
+        until("in ClickHouse, each once", async || {
+            let rows = self.sql(query).await?;
+            Ok(if rows == expected { Ok(()) } else { Err(rows) })
+        })
+        .await
+    }
 }
 
 impl Drop for Mesh {

@@ -40,15 +40,7 @@ async fn all_agree(mesh: &Mesh, jobs: u64) -> anyhow::Result<()> {
         let counts = mesh.counts("p").await?;
         assert_eq!((&counts["completed"], &counts["totalJobs"]), (&json!(jobs), &json!(jobs)));
     }
-    let expected = format!("{jobs}\t{jobs}\t1");
-    let query =
-        "SELECT countIf(final), uniqExactIf(job, final), count() = uniqExact(job, run, outcome)
-        FROM job_runs";
-    until("in ClickHouse, each once", async || {
-        let rows = mesh.sql(query).await?;
-        Ok(if rows == expected { Ok(()) } else { Err(rows) })
-    })
-    .await
+    mesh.until_ended_once(usize::try_from(jobs)?).await
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -93,7 +93,7 @@ impl WorkerRegistry {
     }
 
     /// The processors that were online when the last heartbeat came.
-    pub fn known(&self) -> impl Iterator<Item = &Id> {
+    pub fn processors(&self) -> impl Iterator<Item = &Id> {
         self.heard.keys()
     }
 
@@ -127,7 +127,7 @@ mod tests {
         assert!(workers.note(said, start));
         assert_eq!(workers.capacity(start + PERIOD), Capacity { total: 4, job_types: [4, 4, 4] });
         assert!(workers.owner_of(run.0, run.1, start + PERIOD).is_some());
-        assert_eq!(workers.known().collect::<Vec<_>>(), [&Id::from("p")]);
+        assert_eq!(workers.processors().collect::<Vec<_>>(), [&Id::from("p")]);
         assert!(!workers.has_heartbeat_since(&"p".into(), start));
         assert_eq!(workers.capacity(start + GONE_AFTER), Capacity::default());
         assert!(workers.owner_of(run.0, run.1, start + GONE_AFTER).is_none());

@@ -6,10 +6,10 @@
 
 use std::collections::HashSet;
 
-use async_nats::jetstream::stream::PersistenceMode;
 use async_nats::{
     HeaderMap, Subject,
     header::{NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, NATS_MESSAGE_ID, NATS_ROLLUP},
+    jetstream::stream::PersistenceMode,
 };
 use futures_util::TryStreamExt;
 use job::{Job, JobId, JobType, Json, PriorityClass, Run, Settings};

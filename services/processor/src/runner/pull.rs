@@ -46,6 +46,15 @@ pub(super) struct Held {
 /// A pull in progress. What it brings must not be dropped.
 type Pull = JoinHandle<Vec<Arrival>>;
 
+impl Origin {
+    /// False if the broker may have delivered the run to another processor by `now`: it was restarted, or the
+    /// connection was away for longer than it waits. If the message is still there, it is redelivered.
+    fn is_valid_at(&self, now: &Self) -> bool {
+        let is_old = now.at.duration_since(self.at) >= ACK_WAIT;
+        !(is_old && self.connects != now.connects) && self.incarnation == now.incarnation
+    }
+}
+
 /// Waits for a time, or without a limit.
 async fn until(time: Option<Instant>) {
     match time {
@@ -135,9 +144,10 @@ impl Runner {
         admission: &mut AdmissionGuard,
         arrivals: Vec<Arrival>,
     ) -> Vec<Held> {
+        let now = self.origin();
         let (deliveries, kept): (Vec<_>, Vec<_>) = arrivals
             .into_iter()
-            .filter(|arrival| self.is_still_ours(arrival))
+            .filter(|arrival| arrival.origin.is_valid_at(&now))
             .map(|arrival| (arrival.delivery, arrival.kept))
             .unzip();
         let mut held = Vec::new();
@@ -146,14 +156,6 @@ impl Runner {
         }
         drop(kept);
         held
-    }
-
-    /// False if the broker may have delivered the run to another processor since: it was restarted, or the
-    /// connection was away for longer than it waits. If the message is still there, it is redelivered.
-    fn is_still_ours(&self, arrival: &Arrival) -> bool {
-        let Origin { incarnation, connects, at } = &arrival.origin;
-        let is_old = at.elapsed() >= ACK_WAIT && *connects != incarnation::connects(&self.broker);
-        !is_old && *incarnation == BrokerIncarnation::current(&self.broker, &self.pullers)
     }
 
     fn hand_back_held(self: &Arc<Self>, held: &mut VecDeque<Held>) {

@@ -94,7 +94,7 @@ impl Reconciler {
     /// Begins to lead; `workers` has the heartbeats that came before.
     pub fn new(workers: &WorkerRegistry) -> Self {
         let now = Instant::now();
-        let expected = workers.known().cloned().collect();
+        let expected = workers.processors().cloned().collect();
         Self {
             reading: None,
             is_reading: false,
@@ -110,7 +110,7 @@ impl Reconciler {
     pub fn reconnected(&mut self, workers: &WorkerRegistry) {
         self.connection += 1;
         self.connected_at = Instant::now();
-        self.expected = workers.known().cloned().collect();
+        self.expected = workers.processors().cloned().collect();
         if self.reading.take().is_some() {
             self.is_reading = false;
         }
