@@ -14,7 +14,7 @@ use std::{
     sync::Arc,
 };
 
-pub use bulk::Slice;
+pub use bulk::{SLICE_BYTES_MAX, Slice};
 use retry::retried;
 
 use crate::{

@@ -42,7 +42,7 @@ mod write_behind;
 pub use attempt::Backoff;
 pub use config::Config;
 pub use counts::Counts;
-pub use decide::{Decision, Lookups, Missing, Slice};
+pub use decide::{Decision, Lookups, Missing, SLICE_BYTES_MAX, Slice};
 pub use dirty_keys::DirtyKey;
 pub use idempotency::{Digest, Idempotency, IdempotencyRecord};
 pub use identity::{Id, JobId, Run};

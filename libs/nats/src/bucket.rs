@@ -15,11 +15,14 @@ use async_nats::{
     jetstream::stream::LastRawMessageErrorKind,
 };
 use bytes::Bytes;
+use futures_util::{StreamExt, stream};
 use job::{Digest, IdempotencyRecord, Job, JobId};
 use serde::de::DeserializeOwned;
 
 use crate::{
-    Broker, names,
+    Broker,
+    last_messages::SUBJECTS_MAX,
+    names,
     publish::{self, BATCH_MESSAGES_MAX, Message, Writes},
     wire::ProjectionWatermark,
     work_queue,
@@ -27,6 +30,9 @@ use crate::{
 
 /// The most keys of one write: one message of the batch is the fence.
 pub const WRITE_KEYS_MAX: usize = BATCH_MESSAGES_MAX - 1;
+
+/// Keys that are read at the same time.
+const READS_MAX: usize = 64;
 
 /// A key that could not be read.
 #[derive(Debug, thiserror::Error)]
@@ -97,6 +103,38 @@ impl Broker {
     /// See [`Error`].
     pub async fn read_job(&self, id: JobId) -> Result<Option<Job>, Error> {
         readable(self.read_key(&id.to_string()).await)
+    }
+
+    /// Jobs, as [`read_job`](Self::read_job) reads each of them.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn read_jobs(&self, ids: &[JobId]) -> Result<Vec<(JobId, Option<Job>)>, Error> {
+        let mut jobs = Vec::with_capacity(ids.len());
+        if self.is_in_cluster() {
+            let reads = ids.iter().copied();
+            let reads = reads.map(async |id| (id, self.read_job(id).await));
+            let mut reads = stream::iter(reads).buffer_unordered(READS_MAX);
+            while let Some((id, job)) = reads.next().await {
+                jobs.push((id, job?));
+            }
+            return Ok(jobs);
+        }
+        // Only a server without replicas answers such a request with all that it has acked.
+        for ids in ids.chunks(SUBJECTS_MAX) {
+            let keys: Vec<String> = ids.iter().map(JobId::to_string).collect();
+            let subjects: Vec<String> =
+                keys.iter().map(|key| names::key(names::JOBS, key).to_string()).collect();
+            let read = self.last_messages(names::JOBS_STREAM, &subjects).await;
+            let mut found =
+                read.map_err(|why| Error::Read { key: format!("{}…", keys[0]), why })?;
+            for ((id, key), subject) in ids.iter().zip(keys).zip(&subjects) {
+                let message = found.remove(subject);
+                let value = message.map(|it| decode(&key, it.sequence, &it.payload));
+                jobs.push((*id, readable(value.transpose().map(Option::flatten))?));
+            }
+        }
+        Ok(jobs)
     }
 
     /// The answer under an idempotency key; `None` if there is none that can be read.
@@ -194,17 +232,23 @@ impl Broker {
             }
             Err(error) => return Err(read(error.to_string())),
         };
-        // The broker's marker of an expired or deleted key has no body.
-        if message.payload.is_empty() {
-            return Ok(None);
-        }
-        let value = serde_json::from_slice(&message.payload).map_err(|source| Error::Decode {
-            key: key.to_owned(),
-            revision: message.sequence,
-            source,
-        })?;
-        Ok(Some((message.sequence, value)))
+        decode(key, message.sequence, &message.payload)
     }
+}
+
+/// The value of a key with its revision; `None` if the message says that the key was deleted.
+fn decode<T: DeserializeOwned>(
+    key: &str,
+    revision: u64,
+    payload: &[u8],
+) -> Result<Option<(u64, T)>, Error> {
+    // The broker's marker of an expired or deleted key has no body.
+    if payload.is_empty() {
+        return Ok(None);
+    }
+    let decoded = serde_json::from_slice(payload);
+    let decoded = decoded.map_err(|source| Error::Decode { key: key.to_owned(), revision, source });
+    Ok(Some((revision, decoded?)))
 }
 
 /// A value, or `None` if it cannot be read: a foreign client wrote it, and it will not become

@@ -10,6 +10,7 @@ pub mod checkpoint;
 pub mod command_publisher;
 pub mod consumer;
 pub mod heartbeat;
+mod last_messages;
 pub mod lease;
 pub mod names;
 pub mod publish;

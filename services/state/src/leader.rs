@@ -141,10 +141,7 @@ impl<'a> Leader<'a> {
 
     async fn advance_bulk(&mut self) -> Result<(), StepDown> {
         self.answer_waiting().await;
-        if let Some(missing) = self.commands.advance_bulk(&mut self.core).await? {
-            self.tasks.read_for_bulk(missing);
-        }
-        Ok(())
+        self.commands.advance_bulk(&mut self.core, &mut self.tasks).await
     }
 
     /// Starts whatever is due.

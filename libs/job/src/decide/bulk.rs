@@ -18,9 +18,7 @@ use crate::{
 /// Jobs that one slice looks at.
 const SLICE_JOBS_MAX: usize = 500;
 /// Bytes of jobs that one slice queues again, but for a single job that is larger.
-const SLICE_BYTES_MAX: usize = 1 << 20;
-/// Jobs that are read from the bucket before their size is known.
-const FIRST_READ_JOBS: usize = 16;
+pub const SLICE_BYTES_MAX: usize = 1 << 20;
 /// Operations of one project that may be in progress.
 const OPERATIONS_MAX: usize = 100;
 
@@ -44,7 +42,7 @@ impl State {
     /// Decides the next slice of the next bulk operation at `now`; `None` if there is no operation.
     ///
     /// # Errors
-    /// What has to be read first.
+    /// What has to be read first: all jobs that the slice may need. Jobs can be left out, if the first is read.
     pub fn decide_slice(&self, lookups: &Lookups, now: Millis) -> Result<Option<Slice>, Missing> {
         let Some(operation) = self.persisted.bulk.next() else { return Ok(None) };
         if operation.progress == BulkProgress::default()
@@ -168,19 +166,15 @@ impl State {
             project.failed_after(after).take(SLICE_JOBS_MAX).collect();
         let mut newest = HashMap::new();
         let (mut events, mut bytes) = (Vec::new(), 0_usize);
-        for (looked_at, (id, until)) in failed.iter().enumerate() {
+        for (n, (id, until)) in failed.iter().enumerate() {
             let job = if let Some(job) = self.job(*id) {
                 Some(job)
             } else if let Some(read) = lookups.jobs.get(id) {
                 read.clone()
             } else {
-                // No more at once than is likely to fit the slice.
-                let each = bytes.checked_div(looked_at).unwrap_or(0).max(1);
-                let fit = ((SLICE_BYTES_MAX.saturating_sub(bytes)) / each)
-                    .clamp(1, (3 * looked_at).max(FIRST_READ_JOBS));
-                let unread = failed[looked_at..].iter().map(|(id, _)| *id);
+                let unread = failed[n..].iter().map(|(id, _)| *id);
                 let unread = unread.filter(|id| !self.has(*id) && !lookups.jobs.contains_key(id));
-                return Err(Missing::Jobs(unread.take(fit).collect()));
+                return Err(Missing::Jobs(unread.collect()));
             };
             let ended_before =
                 |job: &Job| job.history().completed_at.is_none_or(|at| at <= operation.started_at);

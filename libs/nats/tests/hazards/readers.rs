@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use job::{JobId, Position};
 use nats::{
     Broker,
     append::Appended,
@@ -9,6 +10,7 @@ use nats::{
     stream_reader::{self, StreamReader},
     topology::{self, Sizes},
 };
+use serde_json::json;
 use testkit::{Nats, Proxy};
 use tokio_util::sync::CancellationToken;
 
@@ -127,5 +129,37 @@ async fn a_reader_ends_when_its_stream_was_replaced() -> anyhow::Result<()> {
         ended.map(|message| message.sequence).map_err(|e| e.to_string()),
         Err(rewound.to_string())
     );
+    Ok(())
+}
+
+/// Many jobs are read with one request: those that are there, whatever is beside them.
+#[tokio::test(flavor = "multi_thread")]
+async fn jobs_are_read_together_without_what_is_absent_deleted_or_unreadable() -> anyhow::Result<()>
+{
+    let nats = Nats::start()?;
+    let broker = connect(&nats.url()).await?;
+    let store = broker.js.get_key_value(names::JOBS).await?;
+    let job = |id: u128| {
+        json!({
+            "id": JobId::from_u128(id), "project": "p", "batch": "b", "type": "process_batch",
+            "priority": 10, "class": "normal", "data": { "n": 1 }, "status": "failed", "run": 1,
+            "attempts": 1, "maxAttempts": 1, "createdAt": 1, "queuedAt": 1,
+            "order": Position::new(1, 0), "version": Position::new(2, 0),
+        })
+    };
+    // More than one request takes.
+    let ids: Vec<JobId> = (0..1_500).map(JobId::from_u128).collect();
+    let present = [0, 700, 1_499];
+    for id in present {
+        store.put(ids[id].to_string(), job(id as u128).to_string().into()).await?;
+    }
+    store.put(ids[5].to_string(), "not JSON".into()).await?;
+    store.put(ids[6].to_string(), job(6).to_string().into()).await?;
+    store.purge(ids[6].to_string()).await?;
+    let read = broker.read_jobs(&ids).await?;
+    assert_eq!(read.iter().map(|(id, _)| *id).collect::<Vec<_>>(), ids);
+    let found: Vec<JobId> = read.into_iter().filter_map(|(_, job)| Some(job?.id)).collect();
+    assert_eq!(found, present.map(|id| ids[id]));
+    assert!(broker.read_jobs(&ids[100..200]).await?.iter().all(|(_, job)| job.is_none()));
     Ok(())
 }

@@ -3,8 +3,8 @@
 use std::collections::HashSet;
 
 use job::{
-    JobId, Lookups, Missing, Run, command::Command, event::Event, reply::Code, time::Millis,
-    transaction::Commit,
+    Job, JobId, Lookups, Missing, Run, SLICE_BYTES_MAX, command::Command, event::Event,
+    reply::Code, time::Millis, transaction::Commit,
 };
 use nats::Broker;
 use uuid::Uuid;
@@ -15,10 +15,14 @@ use super::{
     event_appender::EventAppender,
     lookups,
     step_down::StepDown,
+    tasks::Tasks,
 };
 
 /// Schedules fired at once.
 const FIRE_MAX: usize = 1_000;
+/// Jobs that are read for a slice before their size is known, and the most that are read.
+const FIRST_READ_JOBS: usize = 16;
+const SLICE_JOBS_MAX: usize = 500;
 /// Events of bulk operations that are appended at once, except for those of the last slice.
 const SLICES_EVENTS_MAX: usize = 500;
 
@@ -30,9 +34,10 @@ pub(super) struct CommandProcessor {
 }
 
 /// What was read for the next slice of a bulk operation.
-#[derive(Default)]
 struct BulkLookups {
     lookups: Lookups,
+    /// Jobs that are read at once: as many as fit a slice if they are as large as those read before.
+    jobs_max: usize,
     /// True while more is being read.
     is_reading: bool,
     /// Jobs that changed since the read started.
@@ -40,6 +45,31 @@ struct BulkLookups {
 }
 
 impl BulkLookups {
+    fn new() -> Self {
+        Self {
+            lookups: Lookups::default(),
+            jobs_max: FIRST_READ_JOBS,
+            is_reading: false,
+            changed: HashSet::new(),
+        }
+    }
+
+    /// Receives what was read, without jobs that have changed since the read started.
+    fn add(&mut self, mut read: Lookups) {
+        self.is_reading = false;
+        let bytes: usize = read.jobs.values().flatten().map(|job| bytes_of(job)).sum();
+        if let Some(mean) = bytes.checked_div(read.jobs.len()) {
+            // Those behind may be larger.
+            let most = 4 * self.jobs_max;
+            self.jobs_max = (SLICE_BYTES_MAX / mean.max(1)).clamp(1, most.min(SLICE_JOBS_MAX));
+        }
+        for job in std::mem::take(&mut self.changed) {
+            read.jobs.remove(&job);
+        }
+        self.lookups.jobs.extend(read.jobs);
+        self.lookups.answers.extend(read.answers);
+    }
+
     /// Drops what an event has made outdated: terminal jobs that memory had evicted.
     fn note(&mut self, event: &Event) {
         let job = match event {
@@ -60,7 +90,7 @@ impl BulkLookups {
 impl CommandProcessor {
     pub fn new(broker: Broker) -> Self {
         let appender = EventAppender::new(broker.clone());
-        Self { broker, appender, bulk: BulkLookups::default() }
+        Self { broker, appender, bulk: BulkLookups::new() }
     }
 
     /// Processes messages of COMMANDS in one transaction. `held` are the runs that online processors
@@ -119,30 +149,35 @@ impl CommandProcessor {
         self.commit(core, commit).await
     }
 
-    /// Advances bulk operations: by one large slice, or by the only slices of several operations.
-    /// Returns what must be read before the next slice can be decided.
+    /// Advances bulk operations: by one large slice, or by the only slices of several operations. Meanwhile
+    /// reads what the next slice needs.
     ///
     /// # Errors
     /// As [`process`](Self::process).
-    pub async fn advance_bulk(&mut self, core: &mut Core) -> Result<Option<Missing>, StepDown> {
+    pub async fn advance_bulk(
+        &mut self,
+        core: &mut Core,
+        tasks: &mut Tasks,
+    ) -> Result<(), StepDown> {
         let mut transaction = core.begin();
-        let mut missing = None;
         let mut events = 0;
         while events < SLICES_EVENTS_MAX {
             match transaction.advance_bulk(&self.bulk.lookups) {
                 Ok(Some(count)) => events += count,
                 Ok(None) => break,
-                Err(found) => {
-                    missing = Some(found);
+                Err(mut missing) => {
+                    if let Missing::Jobs(ids) = &mut missing {
+                        ids.truncate(self.bulk.jobs_max);
+                    }
+                    self.bulk.is_reading = true;
+                    tasks.read_for_bulk(missing);
                     break;
                 }
             }
             self.bulk.lookups = Lookups::default();
         }
         let commit = transaction.commit();
-        self.bulk.is_reading = missing.is_some();
-        self.commit(core, commit).await?;
-        Ok(missing)
+        self.commit(core, commit).await
     }
 
     /// True if [`advance_bulk`](Self::advance_bulk) has work.
@@ -150,14 +185,9 @@ impl CommandProcessor {
         core.state.has_bulk() && !self.bulk.is_reading
     }
 
-    /// Receives what a slice needs, without jobs that have changed since the read started.
-    pub fn done(&mut self, mut read: Lookups) {
-        self.bulk.is_reading = false;
-        for job in std::mem::take(&mut self.bulk.changed) {
-            read.jobs.remove(&job);
-        }
-        self.bulk.lookups.jobs.extend(read.jobs);
-        self.bulk.lookups.answers.extend(read.answers);
+    /// Receives what a slice needs.
+    pub fn done(&mut self, read: Lookups) {
+        self.bulk.add(read);
     }
 
     /// Fires the schedules whose time has come.
@@ -215,6 +245,12 @@ impl CommandProcessor {
         }
         self.appender.commit(core, commit).await
     }
+}
+
+/// The size of a job that ended, without its fields of a fixed size.
+fn bytes_of(job: &Job) -> usize {
+    let result = job.history().result.as_ref().map_or(0, |result| result.get().len());
+    job.data.get().len() + result
 }
 
 /// The command of an item, or why it is refused without a decision.

@@ -24,11 +24,8 @@ pub(super) async fn read(
             lookups.answers.insert(key, answer);
         }
         Missing::Jobs(ids) => {
-            let reads = ids.into_iter().map(|id| async move { (id, broker.read_job(id).await) });
-            let mut reads = stream::iter(reads).buffer_unordered(READS_MAX);
-            while let Some((id, job)) = reads.next().await {
-                lookups.jobs.insert(id, job?.map(Arc::new));
-            }
+            let read = broker.read_jobs(&ids).await?;
+            lookups.jobs.extend(read.into_iter().map(|(id, job)| (id, job.map(Arc::new))));
         }
     }
     Ok(())
