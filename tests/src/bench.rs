@@ -5,7 +5,9 @@
 mod ceiling;
 mod client;
 mod compare;
+mod crowd;
 mod drain;
+mod environment;
 mod gauge;
 mod keys;
 mod load;
@@ -17,16 +19,12 @@ pub mod pickup;
 mod report;
 mod requests;
 
-use std::{
-    fs,
-    io::Write,
-    process::ExitCode,
-    time::{Duration, Instant},
-};
+use std::{fs, process::ExitCode, time::Duration};
 
 use anyhow::Context;
 
 use compare::compare;
+use drain::Drained;
 use gauge::{Gauge, Traffic};
 use load::Latencies;
 use mesh::{Durability, Mesh, Usage};
@@ -34,7 +32,9 @@ use options::{Options, USAGE};
 use peers::Peers;
 use report::{Goal, Report};
 
-/// Jobs of the drain that is measured beside others.
+/// Runs of everything that is compared with others; the median counts.
+const ROUNDS: usize = 3;
+/// Jobs of each drain that is measured beside others.
 const DRAIN_JOBS: usize = 100_000;
 /// The numbers of slots of small processors, and the jobs of each of three drains with them.
 const SLOTS: [(usize, usize); 2] = [(1, 2_000), (8, 8_000)];
@@ -54,8 +54,10 @@ const PICKUP_JOBS: usize = 1_000;
 /// Jobs before them, which warm up the mesh and the engine.
 const PICKUP_WARM_JOBS: usize = 400;
 const PICKUP_EVERY: Duration = Duration::from_millis(5);
+/// How often a job is enqueued while answers are timed, and how often one is asked for.
+const UNDER_LOAD_EVERY: Duration = Duration::from_millis(5);
 /// Jobs that are cancelled, and queued again, by one request.
-const MANY_JOBS: usize = 300_000;
+const MANY_JOBS: usize = 100_000;
 /// Followers of events while answers are timed.
 const FOLLOWERS: usize = 200;
 /// Followers of a batch each while jobs are drained.
@@ -152,11 +154,11 @@ async fn run(options: &Options) -> anyhow::Result<Report> {
         report.missing("BullMQ and graphile-worker were not measured: npm or node is missing");
     }
     let mesh = Mesh::start(Durability::Fast).await?;
-    labels(&mut report, &mesh, peers.as_ref())?;
+    environment::describe(&mut report, &mesh, peers.as_ref())?;
     report.section("Synced each second (`fast`)");
     let processor = mesh.start_processor()?;
     mesh.until_processor(PATIENCE).await?;
-    report.memory("idle", &mesh.usage(Some(&processor))?, Some(80.0));
+    report.memory("idle", &mesh.usage(Some(&processor))?, [None, Some(80.0)]);
     processor.stop().await?;
     // First, on a mesh at rest: what comes later leaves work behind for its broker and its engine.
     let pickup = time_pickup(&mesh, options, Durability::Fast, &mut report).await?;
@@ -164,22 +166,7 @@ async fn run(options: &Options) -> anyhow::Result<Report> {
         parts::answers(&mesh, &mut report).await?;
     }
     let ours = Ours { pickup, ..measure(&mesh, options, &mut report).await? };
-    if let Some((enqueue, drain)) = &ours.traffic {
-        let bare = ceiling::measure(&mesh, DRAIN_JOBS, enqueue, drain)?;
-        for (what, ours, bare, least) in [
-            ("bulk enqueue", ours.bulk, bare.bulk, 0.5),
-            ("drain", ours.drain, bare.drain, 0.6),
-            ("whole life", ours.life, bare.life, 0.6),
-        ] {
-            let [before, after] = &bare.usage;
-            // The broker, and the loops themselves.
-            let busy: Vec<Usage> =
-                after.iter().filter(|it| BARE.contains(&it.name.as_str())).cloned().collect();
-            report.rate(&format!("{what}, bare loops"), bare.rate);
-            report.usage(&format!("{what}, bare loops"), before, &busy, DRAIN_JOBS);
-            report.ratio(&format!("{what} against the bare loops"), ours, Some(bare.rate), least);
-        }
-    }
+    compare_with_bare_loops(&mesh, &ours, &mut report)?;
     if options.has("answers") {
         parts::followed(&mesh, &mut report).await?;
     }
@@ -206,6 +193,10 @@ async fn run(options: &Options) -> anyhow::Result<Report> {
         report.section("API keys");
         keys::measure(&mut report).await?;
     }
+    if options.has("crowd") {
+        report.section("Many connections, and a project beyond its limits");
+        crowd::measure(&mut report).await?;
+    }
     report.section("Other queues, synced each second");
     compare(&ours, peers.as_ref(), Durability::Fast, &mut report)?;
 
@@ -222,70 +213,51 @@ async fn run(options: &Options) -> anyhow::Result<Report> {
     Ok(report)
 }
 
-/// Says what all is measured on and with.
-fn labels(report: &mut Report, mesh: &Mesh, peers: Option<&Peers>) -> anyhow::Result<()> {
-    let cores = std::thread::available_parallelism().map_or(0, usize::from);
-    let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
-    let field = |text: &str, key: &str| {
-        let line = text.lines().find_map(|line| line.strip_prefix(key)).unwrap_or_default();
-        line.trim_start_matches([':', ' ', '\t']).trim().to_owned()
-    };
-    let processor = field(&read("/proc/cpuinfo"), "model name");
-    let memory = field(&read("/proc/meminfo"), "MemTotal");
-    let memory = memory.trim_end_matches(" kB").parse::<u64>().unwrap_or_default() >> 20;
-    let kernel = read("/proc/sys/kernel/osrelease");
-    let kernel = kernel.trim().split('-').next().unwrap_or_default();
-    report.labels("machine", format!("{cores} cores ({processor}), {memory} GB, Linux {kernel}"));
-    report.labels(
-        "broker and engine",
-        format!("{}, chDB {}", mesh.nats_version()?, fetch::CHDB_VERSION),
-    );
-    let disk = fsync_times()?;
-    let [p50, p99] = [0.5, 0.99].map(|share| disk.quantile(share));
-    report.labels(
-        "disk",
-        format!("a write of {FSYNC_BYTES} bytes and its sync: p50 {p50:.2} ms, p99 {p99:.2} ms"),
-    );
-    if let Some(peers) = peers {
-        report.labels("peers", peers.versions()?);
+/// Runs the bare loops with the traffic of a mesh, and reports what share of their rates it reaches.
+fn compare_with_bare_loops(mesh: &Mesh, ours: &Ours, report: &mut Report) -> anyhow::Result<()> {
+    let Some((enqueue, drain)) = &ours.traffic else { return Ok(()) };
+    let mut runs = [Vec::new(), Vec::new(), Vec::new()];
+    for _ in 0..ROUNDS {
+        let bare = ceiling::measure(mesh, DRAIN_JOBS, enqueue, drain)?;
+        for (runs, run) in runs.iter_mut().zip([bare.bulk, bare.drain, bare.life]) {
+            runs.push(run);
+        }
     }
-    report.labels(
-        "work",
-        format!(
-            "jobs of {DATA_BYTES} bytes, text without a pattern, the same for the same batch; \
-             their handler does nothing; {CONCURRENCY} at once; everything on this machine"
-        ),
-    );
+    let ours = [("bulk enqueue", ours.bulk), ("drain", ours.drain), ("whole life", ours.life)];
+    for ((what, ours), runs) in ours.into_iter().zip(runs) {
+        let bare = median_by(runs, |run| run.rate);
+        let [before, after] = &bare.usage;
+        // The broker, and the loops themselves.
+        let busy: Vec<Usage> =
+            after.iter().filter(|it| BARE.contains(&it.name.as_str())).cloned().collect();
+        report.rate(&format!("{what}, bare loops"), bare.rate);
+        report.usage(&format!("{what}, bare loops"), before, &busy, DRAIN_JOBS);
+        report.ratio(&format!("{what} against the bare loops"), ours, Some(bare.rate), 0.5);
+    }
     Ok(())
-}
-
-/// How long the disk takes to have a small write, in ms.
-fn fsync_times() -> anyhow::Result<Latencies> {
-    let mut file = tempfile::tempfile()?;
-    let mut times = Vec::new();
-    for _ in 0..FSYNCS {
-        let begun = Instant::now();
-        file.write_all(&[b'x'; FSYNC_BYTES])?;
-        file.sync_data()?;
-        times.push(begun.elapsed().as_secs_f64() * 1e3);
-    }
-    Ok(Latencies::new(times))
 }
 
 /// Checks that each accepted job ended once.
 async fn check(mesh: &Mesh, options: &Options) -> anyhow::Result<()> {
-    let singles: usize = SINGLES.iter().map(|(callers, jobs)| jobs / callers * callers).sum();
-    let life = [("bulk", DRAIN_JOBS), ("life", LIFE_JOBS)];
-    let parts = [
-        ("life", &life[..]),
-        ("singles", &[("single", singles)]),
-        ("slots", &[("slots", 3 * SLOTS.iter().map(|(_, jobs)| jobs).sum::<usize>())]),
-        ("pickup", &[("pickup", PICKUP_WARM_JOBS + PICKUP_JOBS)]),
-    ];
-    for (_, projects) in parts.into_iter().filter(|(part, _)| options.has(part)) {
-        for (project, jobs) in projects {
-            mesh.check_once(project, *jobs as u64).await?;
-        }
+    let singles = |round: usize| -> usize {
+        let measured = SINGLES.iter().filter(|(callers, _)| round < rounds_of(*callers));
+        measured.map(|(callers, jobs)| jobs / callers * callers).sum()
+    };
+    let mut projects = vec![(
+        "slots",
+        "slots".to_owned(),
+        ROUNDS * SLOTS.iter().map(|(_, jobs)| jobs).sum::<usize>(),
+    )];
+    for round in 0..ROUNDS {
+        projects.extend([
+            ("life", of_round("bulk", round), DRAIN_JOBS),
+            ("life", of_round("life", round), LIFE_JOBS),
+            ("singles", of_round("single", round), singles(round)),
+            ("pickup", of_round("pickup", round), PICKUP_WARM_JOBS + PICKUP_JOBS),
+        ]);
+    }
+    for (_, project, jobs) in projects.iter().filter(|(part, ..)| options.has(part)) {
+        mesh.check_once(project, *jobs as u64).await?;
     }
     Ok(())
 }
@@ -300,14 +272,19 @@ async fn time_pickup(
     if !options.has("pickup") {
         return Ok(None);
     }
-    let times = pickup::measure(mesh).await?;
+    let mut rounds = Vec::new();
+    for round in 0..ROUNDS {
+        let project = of_round("pickup", round);
+        rounds.push(pickup::measure(mesh, &project).await?);
+        mesh.check_once(&project, (PICKUP_WARM_JOBS + PICKUP_JOBS) as u64).await?;
+    }
+    let times = median_by(rounds, |times| times.quantile(0.99));
     let goals = match how {
         Durability::Fast => [1.0, 4.0],
         Durability::Always => [3.0, 8.0],
     };
     let goals = goals.map(|ms| Some(Goal::AtMost(ms)));
     report.latency(&format!("pickup, `{}`", how.name()), &times, goals);
-    mesh.check_once("pickup", (PICKUP_WARM_JOBS + PICKUP_JOBS) as u64).await?;
     Ok(Some(times))
 }
 
@@ -315,35 +292,50 @@ async fn time_pickup(
 async fn measure(mesh: &Mesh, options: &Options, report: &mut Report) -> anyhow::Result<Ours> {
     let mut ours = Ours::default();
     if options.has("life") {
-        let (before, gauge) = (mesh.usage(None)?, Gauge::start(mesh.nats_url()).await?);
-        let bulk = load::bulk(mesh.client(), &["bulk"], DRAIN_JOBS).await?;
-        report.rate("enqueue, in requests of 1,000", bulk);
-        report.usage("enqueue in bulk", &before, &mesh.usage(None)?, DRAIN_JOBS);
-        let enqueue = gauge.end(DRAIN_JOBS, 0).await?;
-        let gauge = Gauge::start(mesh.nats_url()).await?;
-        let (drained, work_bytes) =
-            tokio::try_join!(drain::all(mesh, DRAIN_JOBS), gauge.work_bytes())?;
-        report.rate("drain", drained.rate);
-        report.usage("drain", &drained.usage[0], &drained.usage[1], DRAIN_JOBS);
-        let drain = gauge.end(DRAIN_JOBS, work_bytes).await?;
-        mesh.check_once("bulk", DRAIN_JOBS as u64).await?;
-        let life = drain::whole_life(mesh, LIFE_JOBS).await?;
-        report.rate("whole life: enqueue and drain together, to the row in ClickHouse", life.rate);
-        report.usage("whole life", &life.usage[0], &life.usage[1], LIFE_JOBS);
-        mesh.check_once("life", LIFE_JOBS as u64).await?;
-        ours.traffic = Some((enqueue, drain));
-        (ours.bulk, ours.drain, ours.life) = (Some(bulk), Some(drained.rate), Some(life.rate));
+        let (mut bulk, mut drains, mut lives) = (Vec::new(), Vec::new(), Vec::new());
+        for round in 0..ROUNDS {
+            let (before, gauge) = (mesh.usage(None)?, Gauge::start(mesh.nats_url()).await?);
+            let project = of_round("bulk", round);
+            let rate = load::bulk(mesh.client(), &[&project], DRAIN_JOBS).await?;
+            bulk.push(Drained { rate, usage: [before, mesh.usage(None)?] });
+            let enqueue = gauge.end(DRAIN_JOBS, 0).await?;
+            let gauge = Gauge::start(mesh.nats_url()).await?;
+            let (drained, work_bytes) =
+                tokio::try_join!(drain::all(mesh, DRAIN_JOBS), gauge.work_bytes())?;
+            drains.push(drained);
+            ours.traffic = Some((enqueue, gauge.end(DRAIN_JOBS, work_bytes).await?));
+            mesh.check_once(&project, DRAIN_JOBS as u64).await?;
+            let project = of_round("life", round);
+            lives.push(drain::whole_life(mesh, &project, LIFE_JOBS).await?);
+            mesh.check_once(&project, LIFE_JOBS as u64).await?;
+        }
+        for (what, runs, rate) in [
+            ("enqueue, in requests of 1,000", bulk, &mut ours.bulk),
+            ("drain", drains, &mut ours.drain),
+            ("whole life: enqueue and drain, to the row in ClickHouse", lives, &mut ours.life),
+        ] {
+            let run = median_by(runs, |run| run.rate);
+            report.rate(what, run.rate);
+            report.usage(what, &run.usage[0], &run.usage[1], DRAIN_JOBS);
+            *rate = Some(run.rate);
+        }
     }
     if options.has("singles") {
         for (callers, jobs) in SINGLES {
-            let before = mesh.usage(None)?;
-            let (rate, times) = load::singles(mesh.client(), "single", callers, jobs).await?;
+            let mut runs = Vec::new();
+            for round in 0..rounds_of(callers) {
+                let before = mesh.usage(None)?;
+                let project = of_round("single", round);
+                let (rate, times) = load::singles(mesh.client(), &project, callers, jobs).await?;
+                runs.push((rate, times, [before, mesh.usage(None)?]));
+            }
+            let (rate, times, [before, after]) = median_by(runs, |run| run.0);
             let what = format!("enqueue one by one, {callers} callers");
             report.rate(&what, rate);
             report.latency(&what, &times, [None; 2]);
             if callers == PEER_CALLERS {
                 ours.single = Some(rate);
-                report.usage(&what, &before, &mesh.usage(None)?, jobs);
+                report.usage(&what, &before, &after, jobs);
             }
         }
         mesh.drain_rest().await?;
@@ -351,11 +343,11 @@ async fn measure(mesh: &Mesh, options: &Options, report: &mut Report) -> anyhow:
     if options.has("slots") {
         for (slots, jobs) in SLOTS {
             let mut rates = Vec::new();
-            for _ in 0..3 {
+            for _ in 0..ROUNDS {
                 load::bulk(mesh.client(), &["slots"], jobs).await?;
                 rates.push(drain::some(mesh, jobs, slots).await?.rate);
             }
-            let rate = median(rates);
+            let rate = median_by(rates, |rate| *rate);
             report.rate(&format!("drain, {}, median of three", compare::of_slots(slots)), rate);
             ours.slots.push(rate);
         }
@@ -363,7 +355,18 @@ async fn measure(mesh: &Mesh, options: &Options, report: &mut Report) -> anyhow:
     Ok(ours)
 }
 
-fn median(mut rates: Vec<f64>) -> f64 {
-    rates.sort_by(f64::total_cmp);
-    rates[rates.len() / 2]
+/// The middle one of an odd number of runs.
+fn median_by<T>(mut runs: Vec<T>, value: impl Fn(&T) -> f64) -> T {
+    runs.sort_by(|one, other| value(one).total_cmp(&value(other)));
+    runs.swap_remove(runs.len() / 2)
+}
+
+/// How often the enqueue by so many callers is measured: more than once where it is compared.
+fn rounds_of(callers: usize) -> usize {
+    if callers == PEER_CALLERS { ROUNDS } else { 1 }
+}
+
+/// The project of a round: each round is checked for itself.
+fn of_round(part: &str, round: usize) -> String {
+    format!("{part}-{round}")
 }

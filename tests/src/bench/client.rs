@@ -1,13 +1,16 @@
 //! A client of the edge: connections that are kept, and ask one thing after the other. A whole HTTP
 //! client takes more of the cores for a request than the edge does, and is not what is measured.
 
-use std::time::{Duration, Instant};
+use std::{
+    net::IpAddr,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, bail, ensure};
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufStream},
-    net::TcpStream,
+    net::{TcpSocket, TcpStream},
 };
 
 use super::DATA_BYTES;
@@ -18,6 +21,8 @@ pub struct Client {
     address: String,
     /// The header with its API key; empty if it has none.
     authorization: String,
+    /// The address that its connections come from; any if absent.
+    source: Option<IpAddr>,
 }
 
 /// A connection to the edge.
@@ -44,7 +49,7 @@ impl Answer {
 
 impl Client {
     pub fn new(address: String) -> Self {
-        Self { address, authorization: String::new() }
+        Self { address, authorization: String::new(), source: None }
     }
 
     /// The same with an API key.
@@ -53,10 +58,25 @@ impl Client {
         Self { authorization, ..self.clone() }
     }
 
+    /// The same with connections from this address.
+    pub fn from(&self, source: IpAddr) -> Self {
+        Self { source: Some(source), ..self.clone() }
+    }
+
+    /// A connection on which nothing was sent.
+    pub async fn open(&self) -> anyhow::Result<TcpStream> {
+        let socket = TcpSocket::new_v4()?;
+        if let Some(source) = self.source {
+            socket.bind((source, 0).into())?;
+        }
+        let stream = socket.connect(self.address.parse()?).await?;
+        stream.set_nodelay(true)?;
+        Ok(stream)
+    }
+
     /// A connection of its own.
     pub async fn connect(&self) -> anyhow::Result<Connection> {
-        let stream = TcpStream::connect(&self.address).await?;
-        stream.set_nodelay(true)?;
+        let stream = self.open().await?;
         let (host, authorization) = (self.address.clone(), self.authorization.clone());
         Ok(Connection { stream: BufStream::new(stream), host, authorization })
     }
@@ -162,7 +182,8 @@ impl Connection {
         Ok(())
     }
 
-    async fn send(&mut self, method: &str, path: &str, body: &str) -> anyhow::Result<()> {
+    /// Sends a request.
+    pub async fn send(&mut self, method: &str, path: &str, body: &str) -> anyhow::Result<()> {
         let (host, authorization, length) = (&self.host, &self.authorization, body.len());
         let head = format!(
             "{method} {path} HTTP/1.1\r\nHost: {host}\r\n{authorization}Content-Length: {length}\r\n\r\n"
@@ -173,7 +194,7 @@ impl Connection {
     }
 
     /// The status, and the length of the body if it is given.
-    async fn read_head(&mut self) -> anyhow::Result<(u16, Option<usize>)> {
+    pub async fn read_head(&mut self) -> anyhow::Result<(u16, Option<usize>)> {
         let mut line = String::new();
         self.stream.read_line(&mut line).await?;
         let status = line.split_whitespace().nth(1).and_then(|status| status.parse().ok());

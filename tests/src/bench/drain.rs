@@ -59,19 +59,19 @@ pub async fn some(mesh: &Mesh, jobs: usize, slots: usize) -> anyhow::Result<Drai
 
 /// Enqueues and runs jobs at the same time; the rate is that from the first request to the row of
 /// the last one's end.
-pub async fn whole_life(mesh: &Mesh, jobs: usize) -> anyhow::Result<Drained> {
+pub async fn whole_life(mesh: &Mesh, project: &str, jobs: usize) -> anyhow::Result<Drained> {
     let processor = mesh.start_processor()?;
     mesh.until_processor(PATIENCE).await?;
     let usage = mesh.usage(Some(&processor))?;
     let begun = Instant::now();
-    load::bulk(mesh.client(), &["life"], jobs).await?;
+    load::bulk(mesh.client(), &[project], jobs).await?;
     let mut connection = mesh.client().connect().await?;
     // Asked of state, for that costs little: metrics scans the engine for each answer.
-    while connection.count(Some("life"), "completed").await? < jobs as u64 {
+    while connection.count(Some(project), "completed").await? < jobs as u64 {
         ensure!(begun.elapsed() < PATIENCE, "not all were completed");
         tokio::time::sleep(LOOK_EVERY).await;
     }
-    while mesh.client().rows_of("life").await? < jobs as u64 {
+    while mesh.client().rows_of(project).await? < jobs as u64 {
         ensure!(begun.elapsed() < PATIENCE, "not all rows came");
         tokio::time::sleep(LOOK_EVERY).await;
     }

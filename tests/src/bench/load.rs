@@ -61,19 +61,19 @@ pub async fn bulk(client: &Client, projects: &[&str], jobs: usize) -> anyhow::Re
 /// Enqueues jobs one a request from so many callers: jobs a second, and how long each took.
 pub async fn singles(
     client: &Client,
-    project: &'static str,
+    project: &str,
     callers: usize,
     jobs: usize,
 ) -> anyhow::Result<(f64, Latencies)> {
     let begun = Instant::now();
     let mut running = JoinSet::new();
     for caller in 0..callers {
-        let client = client.clone();
+        let (client, project) = (client.clone(), project.to_owned());
         running.spawn(async move {
             let mut times = Vec::new();
             let mut connection = client.connect().await?;
             for n in 0..jobs / callers {
-                let body = client::one(project, &format!("{callers}-{caller}-{n}"));
+                let body = client::one(&project, &format!("{callers}-{caller}-{n}"));
                 let asked = Instant::now();
                 connection.post("/api/queue/enqueue", &body).await?;
                 times.push(asked.elapsed());

@@ -13,7 +13,7 @@ use anyhow::{Context, ensure};
 use serde::Deserialize;
 use tempfile::TempDir;
 
-use super::{PICKUP_EVERY, PICKUP_JOBS, load::Latencies, mesh::Durability};
+use super::{PICKUP_EVERY, PICKUP_JOBS, ROUNDS, load::Latencies, median_by, mesh::Durability};
 
 /// The folder of the programs.
 const PEERS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/peers");
@@ -89,11 +89,27 @@ impl Peers {
         Ok(Some(Self { dir }))
     }
 
-    /// BullMQ on its own Redis; `None` if there is no `redis-server`.
+    /// BullMQ on its own Redis, the medians of several runs; `None` if there is no `redis-server`.
     pub fn bullmq(&self, how: Durability, jobs: usize) -> anyhow::Result<Option<Peer>> {
         if version("redis-server").is_none() {
             return Ok(None);
         }
+        let runs = (0..ROUNDS).map(|_| self.bullmq_once(how, jobs));
+        let runs: Vec<Peer> = runs.collect::<anyhow::Result<_>>()?;
+        let median =
+            |value: fn(&Peer) -> f64| median_by(runs.iter().map(value).collect(), |it| *it);
+        let peer = Peer {
+            add_bulk: median(|run| run.add_bulk),
+            drain: median(|run| run.drain),
+            add: median(|run| run.add),
+            // Each a median already.
+            slots: runs[0].slots.clone(),
+            pickup: median_by(runs, |run| run.pickup.quantile(0.99)).pickup,
+        };
+        Ok(Some(peer))
+    }
+
+    fn bullmq_once(&self, how: Durability, jobs: usize) -> anyhow::Result<Peer> {
         let (port, data) = (fetch::free_port()?, TempDir::new()?);
         let fsync = match how {
             Durability::Fast => "everysec",
@@ -104,7 +120,7 @@ impl Peers {
         redis.args(["--appendonly", "yes", "--appendfsync", fsync, "--dir"]).arg(data.path());
         let _redis = Server(redis.stdout(Stdio::null()).spawn()?);
         until_open(port)?;
-        self.measure("bullmq.mjs", port, jobs).map(Some)
+        self.measure("bullmq.mjs", port, jobs)
     }
 
     /// graphile-worker on its own PostgreSQL; `None` if there is none.

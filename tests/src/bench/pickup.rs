@@ -36,7 +36,7 @@ pub fn serve() -> ExitCode {
 
 /// Enqueues jobs at a steady pace and returns how long each waited behind its answer; less than
 /// nothing where its handler was faster than the answer.
-pub async fn measure(mesh: &Mesh) -> anyhow::Result<Latencies> {
+pub async fn measure(mesh: &Mesh, project: &str) -> anyhow::Result<Latencies> {
     let mut command = Command::new(std::env::current_exe()?);
     command.arg0(PROGRAM).stdout(Stdio::piped());
     let mut processor = mesh.spawn(command, CONCURRENCY)?;
@@ -60,11 +60,11 @@ pub async fn measure(mesh: &Mesh) -> anyhow::Result<Latencies> {
     let jobs = PICKUP_WARM_JOBS + PICKUP_JOBS;
     for n in 0..jobs {
         tick.tick().await;
-        let job = connection.enqueue_one("pickup", &format!("{n}")).await?;
+        let job = connection.enqueue_one(project, &format!("{n}")).await?;
         answered.push((job, now_ns()));
     }
     let done = async {
-        while connection.count(Some("pickup"), "completed").await? < jobs as u64 {
+        while connection.count(Some(project), "completed").await? < jobs as u64 {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         anyhow::Ok(())

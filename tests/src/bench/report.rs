@@ -86,6 +86,12 @@ impl Report {
         }
     }
 
+    /// How long answers took, and what the slowest of them should be.
+    pub fn latencies(&mut self, what: &str, times: &Latencies, slowest: Option<Goal>) {
+        self.latency(what, times, [None; 2]);
+        self.row(&format!("{what}, slowest"), times.quantile(1.0), "ms", slowest);
+    }
+
     /// What each process took for a job, between two looks.
     pub fn usage(&mut self, what: &str, before: &[Usage], after: &[Usage], jobs: usize) {
         let mut written = 0;
@@ -100,16 +106,17 @@ impl Report {
         self.row(&format!("{what}, written to the disk by all"), each, "bytes/job", None);
     }
 
-    /// The memory of each process, and of our services together.
-    pub fn memory(&mut self, when: &str, usage: &[Usage], goal: Option<f64>) {
-        let mut sum = 0;
+    /// The memory of each process, and of our services together; the goals are those of state and of all.
+    pub fn memory(&mut self, when: &str, usage: &[Usage], goals: [Option<f64>; 2]) {
+        let ([state_goal, goal], mut sum) = (goals, 0);
         for Usage { name, rss_mb, .. } in usage {
             // Those are not ours: ClickHouse's engine, the broker, and the measuring.
             if !["olap", "nats-server", "the client"].contains(&name.as_str()) {
                 sum += rss_mb;
             }
             if name != "the client" {
-                self.row(&format!("memory of {name}, {when}"), *rss_mb as f64, "MB", None);
+                let goal = state_goal.filter(|_| name == "state").map(Goal::AtMost);
+                self.row(&format!("memory of {name}, {when}"), *rss_mb as f64, "MB", goal);
             }
         }
         let what = format!("memory of edge, state, metrics and a processor, {when}");
