@@ -77,15 +77,20 @@ async fn hurt(services: &Services, role: &str, offset: usize) -> anyhow::Result<
     Ok(kicked)
 }
 
-/// Follows all changes until every job of `expected` is terminal; counts the ends of each.
+/// Follows all changes until every job of `expected` is terminal, and again where it was too slow; counts the ends
+/// of each.
 async fn follow(
     services: &Services,
     expected: &Mutex<Option<usize>>,
 ) -> anyhow::Result<HashMap<String, usize>> {
-    let mut stream = services.follow("/api/queue/events?projectId=p&after=0.0").await?;
     let mut ends: HashMap<String, usize> = HashMap::new();
+    let mut last = "0.0".to_owned();
+    let again = async |last: &str| {
+        services.follow(&format!("/api/queue/events?projectId=p&after={last}")).await
+    };
+    let mut stream = again(&last).await?;
     let mut rest = String::new();
-    loop {
+    'events: loop {
         if expected.lock().unwrap().is_some_and(|jobs| ends.len() >= jobs) {
             return Ok(ends);
         }
@@ -95,8 +100,16 @@ async fn follow(
         while let Some(end) = rest.find("\n\n") {
             let event: String = rest.drain(..end + 2).collect();
             let field = |name: &str| event.lines().find_map(|line| line.strip_prefix(name));
+            if let Some(id) = field("id: ") {
+                last = id.to_owned();
+            }
             match field("event: ") {
-                Some("gap" | "lagged") => anyhow::bail!("a false event: {event}"),
+                Some("gap") => anyhow::bail!("a false event: {event}"),
+                Some("lagged") => {
+                    stream = again(&last).await?;
+                    rest.clear();
+                    continue 'events;
+                }
                 Some("completed" | "failed" | "canceled") => {
                     let data: Value = serde_json::from_str(field("data: ").unwrap())?;
                     *ends.entry(data["jobId"].as_str().unwrap().to_owned()).or_default() += 1;

@@ -20,6 +20,7 @@ mod following;
 mod handlers;
 mod hostile_messages;
 mod http;
+mod identities;
 mod key_changes;
 mod key_limits;
 mod keys;

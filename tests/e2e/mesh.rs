@@ -197,6 +197,13 @@ impl Drop for Mesh {
     fn drop(&mut self) {
         let _ = self.dev.kill();
         let _ = self.dev.wait();
+        // Each service works with the permissions of its own login.
+        let log = fs::read_to_string(self.data_dir.join("logs/nats-server.log"));
+        let log = log.unwrap_or_default();
+        let refused: Vec<&str> = log.lines().filter(|line| line.contains("Violation")).collect();
+        if !refused.is_empty() && !std::thread::panicking() {
+            panic!("the broker refused what a service needs:\n{}", refused.join("\n"));
+        }
     }
 }
 

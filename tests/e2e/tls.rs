@@ -25,10 +25,12 @@ fn issue(dir: &Path) -> anyhow::Result<Certificate> {
 #[tokio::test(flavor = "multi_thread")]
 async fn edge_serves_https_and_takes_a_new_certificate() -> anyhow::Result<()> {
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let (nats, dir, listen) = (Nats::start()?, TempDir::new()?, free_address()?);
+    let (server, dir, listen) = (Nats::start()?, TempDir::new()?, free_address()?);
+    let broker = nats::Broker::connect(&server.url(), "test").await?;
+    nats::topology::ensure(&broker, nats::topology::Sizes::default()).await?;
     let first = issue(dir.path())?;
     let mut edge = Command::new(env!("CARGO_BIN_EXE_tests"));
-    edge.args(["serve", "edge", "--listen", &listen.to_string(), "--nats-url", &nats.url()]);
+    edge.args(["serve", "edge", "--listen", &listen.to_string(), "--nats-url", &server.url()]);
     edge.arg("--tls-cert").arg(dir.path().join("edge.pem"));
     edge.arg("--tls-key").arg(dir.path().join("edge.key"));
     let log = dir.path().join("edge.log");

@@ -91,6 +91,7 @@ pub struct Access {
     servers: Vec<ServerAddr>,
     login: Login,
     tls: Tls,
+    inbox: Option<String>,
 }
 
 /// The address or the login cannot be used.
@@ -122,7 +123,7 @@ impl Access {
     /// # Errors
     /// See [`AccessError`].
     pub fn new(urls: &str, login: Login, tls: Tls) -> Result<Self, AccessError> {
-        let mut access = Self { servers: Vec::new(), login, tls };
+        let mut access = Self { servers: Vec::new(), login, tls, inbox: None };
         let urls = urls.split(',').map(str::trim).filter(|url| !url.is_empty());
         let mut named = None;
         for (index, url) in urls.enumerate() {
@@ -155,6 +156,12 @@ impl Access {
         Ok(access)
     }
 
+    /// The same, with inboxes of this service: subjects that only its login may subscribe to.
+    #[must_use]
+    pub fn with_inboxes_of(self, service: &str) -> Self {
+        Self { inbox: Some(format!("_INBOX.{service}")), ..self }
+    }
+
     /// The addresses, to be connected to.
     pub(crate) fn servers(&self) -> &[ServerAddr] {
         &self.servers
@@ -162,6 +169,10 @@ impl Access {
 
     /// Adds the login and the certificates to the options of a connection.
     pub(crate) fn apply(&self, options: ConnectOptions) -> Result<ConnectOptions, AccessError> {
+        let options = match &self.inbox {
+            Some(prefix) => options.custom_inbox_prefix(prefix),
+            None => options,
+        };
         let options = match &self.login {
             Login::None => options,
             Login::Password { user, password } => {

@@ -130,7 +130,8 @@ pub enum Verb {
 }
 
 impl Verb {
-    const ALL: [Self; 9] = [
+    /// All of them.
+    pub const ALL: [Self; 9] = [
         Self::Enqueue,
         Self::Redo,
         Self::Cancel,

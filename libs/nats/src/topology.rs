@@ -4,7 +4,8 @@
 use std::{collections::HashMap, time::Duration};
 
 use async_nats::jetstream::{
-    context::GetStreamErrorKind,
+    ErrorCode,
+    context::{GetStreamError, GetStreamErrorKind},
     kv, object_store,
     stream::{Config, DiscardPolicy, PersistenceMode, RetentionPolicy, StorageType},
 };
@@ -67,6 +68,12 @@ pub enum Error {
         /// The answer of the broker.
         why: String,
     },
+    /// A stream is not there. State makes the streams.
+    #[error("there is no stream {stream}: the state service makes it")]
+    Absent {
+        /// The stream.
+        stream: String,
+    },
     /// The broker takes no messages as large as ours.
     #[error(
         "the broker takes messages of at most {found} bytes; Jobmesh needs {wanted}: \
@@ -104,15 +111,12 @@ pub enum Error {
     },
 }
 
-/// Ensures all streams and buckets. Safe to call by every service, at every start.
+/// Ensures all streams and buckets. Safe to call by each state service, at every start.
 ///
 /// # Errors
 /// See [`Error`].
 pub async fn ensure(broker: &Broker, sizes: Sizes) -> Result<(), Error> {
-    let max_payload = broker.client.server_info().max_payload;
-    if max_payload < PAYLOAD_BYTES_MIN {
-        return Err(Error::Payload { found: max_payload, wanted: PAYLOAD_BYTES_MIN });
-    }
+    check_payload(broker)?;
     for config in streams(sizes, broker.is_in_cluster()) {
         ensure_stream(broker, config).await?;
     }
@@ -140,6 +144,14 @@ pub async fn ensure(broker: &Broker, sizes: Sizes) -> Result<(), Error> {
     Ok(())
 }
 
+fn check_payload(broker: &Broker) -> Result<(), Error> {
+    let max_payload = broker.client.server_info().max_payload;
+    if max_payload < PAYLOAD_BYTES_MIN {
+        return Err(Error::Payload { found: max_payload, wanted: PAYLOAD_BYTES_MIN });
+    }
+    Ok(())
+}
+
 fn failed(name: &str, error: &dyn std::error::Error) -> Error {
     Error::Broker { name: name.to_owned(), why: error.to_string() }
 }
@@ -149,10 +161,16 @@ fn failed(name: &str, error: &dyn std::error::Error) -> Error {
 /// # Errors
 /// See [`Error`].
 pub async fn check_all(broker: &Broker, sizes: Sizes) -> Result<(), Error> {
+    check_payload(broker)?;
     for wanted in streams(sizes, true) {
         let stream = broker.js.get_stream(&wanted.name).await;
-        let stream = stream.map_err(|error| failed(&wanted.name, &error))?;
+        let stream = stream.map_err(|error| absent(&wanted.name, &error))?;
         check(&stream.cached_info().config, &wanted)?;
+    }
+    let buckets = [names::LEASES, names::KEYS].map(|bucket| format!("KV_{bucket}"));
+    let snapshots = format!("OBJ_{}", names::SNAPSHOTS);
+    for stream in buckets.into_iter().chain([snapshots]) {
+        broker.js.get_stream(&stream).await.map_err(|error| absent(&stream, &error))?;
     }
     Ok(())
 }
@@ -240,15 +258,25 @@ async fn ensure_stream(broker: &Broker, wanted: Config) -> Result<(), Error> {
     let name = wanted.name.clone();
     match broker.js.get_stream(&name).await {
         Ok(stream) => check(&stream.cached_info().config, &wanted),
-        Err(error) => match error.kind() {
-            GetStreamErrorKind::JetStream(inner)
-                if inner.error_code() == async_nats::jetstream::ErrorCode::STREAM_NOT_FOUND =>
-            {
+        Err(error) => match absent(&name, &error) {
+            Error::Absent { .. } => {
                 let made = broker.js.create_stream(wanted).await;
                 made.map(|_| ()).map_err(|error| failed(&name, &error))
             }
-            _ => Err(failed(&name, &error)),
+            error => Err(error),
         },
+    }
+}
+
+/// What it means that a stream could not be read.
+fn absent(name: &str, error: &GetStreamError) -> Error {
+    match error.kind() {
+        GetStreamErrorKind::JetStream(inner)
+            if inner.error_code() == ErrorCode::STREAM_NOT_FOUND =>
+        {
+            Error::Absent { stream: name.to_owned() }
+        }
+        _ => failed(name, error),
     }
 }
 

@@ -116,6 +116,34 @@ impl NatsLogin {
     }
 }
 
+/// A service, as NATS knows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Identity {
+    /// It publishes commands and follows events.
+    Edge,
+    /// It makes and writes the streams.
+    State,
+    /// It reads events.
+    Metrics,
+    /// It takes work and publishes outcomes.
+    Processor,
+}
+
+impl Identity {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::State, Self::Edge, Self::Metrics, Self::Processor];
+
+    /// Its name, which its user and its inboxes have too.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Edge => "edge",
+            Self::State => "state",
+            Self::Metrics => "metrics",
+            Self::Processor => "processor",
+        }
+    }
+}
+
 /// The address of NATS, and the sizes of its streams.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Nats {
@@ -151,16 +179,18 @@ pub struct Nats {
 }
 
 impl Nats {
-    /// Connects as `name` and ensures streams and buckets; `None` where `stop` came first.
+    /// Connects as `name` and waits until streams and buckets are there, which state makes; `None` where
+    /// `stop` came first.
     ///
     /// # Errors
     /// If existing streams break the rules.
     pub async fn connect(
         &self,
+        identity: Identity,
         name: &str,
         stop: &CancellationToken,
     ) -> anyhow::Result<Option<Broker>> {
-        let access = self.login.access(self.nats_url.reveal())?;
+        let access = self.login.access(self.nats_url.reveal())?.with_inboxes_of(identity.name());
         let Some(broker) = Broker::connect_until(&access, name, stop).await? else {
             return Ok(None);
         };
@@ -174,15 +204,22 @@ impl Nats {
             replicas: self.replicas,
         };
         loop {
-            match topology::ensure(&broker, sizes).await {
+            let ensured = match identity {
+                Identity::State => topology::ensure(&broker, sizes).await,
+                _ => topology::check_all(&broker, sizes).await,
+            };
+            match ensured {
                 Ok(()) => return Ok(Some(broker)),
+                Err(error @ topology::Error::Absent { .. }) => {
+                    tracing::info!(%error, "waiting for the streams");
+                }
                 Err(
                     error @ (topology::Error::Mismatch { .. } | topology::Error::Payload { .. }),
                 ) => {
                     return Err(error).context("the NATS account is not usable");
                 }
                 Err(error) => {
-                    tracing::warn!(error = %error, "streams not ensured yet, trying again")
+                    tracing::warn!(error = %error, "streams not ensured yet, trying again");
                 }
             }
             tokio::select! {

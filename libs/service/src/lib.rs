@@ -8,12 +8,12 @@ pub mod secret;
 pub mod shutdown;
 pub mod telemetry;
 
-pub use broker::{Nats, NatsLogin, NatsUrl};
+pub use broker::{Identity, Nats, NatsLogin, NatsUrl};
 pub use clock::now_ms;
 pub use retry::retry_until;
 
 /// A name for this process alone: what it is, and eight digits that no other has.
-pub fn instance(role: &str) -> String {
+pub fn instance(identity: Identity) -> String {
     let id = uuid::Uuid::now_v7().simple().to_string();
-    format!("{role}-{}", &id[id.len() - 8..])
+    format!("{}-{}", identity.name(), &id[id.len() - 8..])
 }

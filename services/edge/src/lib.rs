@@ -22,6 +22,7 @@ mod view;
 use std::net::SocketAddr;
 
 use anyhow::{Context, ensure};
+use service::Identity;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
@@ -37,8 +38,9 @@ use server::Tls;
 /// If the address cannot or must not be listened on, or the NATS account cannot be used.
 pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> {
     check_listen(config.listen, config.insecure || config.require_keys)?;
-    let name = service::instance("edge");
-    let Some(broker) = config.nats.connect(&name, &stop).await? else { return Ok(()) };
+    let name = service::instance(Identity::Edge);
+    let broker = config.nats.connect(Identity::Edge, &name, &stop).await?;
+    let Some(broker) = broker else { return Ok(()) };
     let keys = keys::Keys::start(&broker, config.require_keys, stop.clone()).await?;
     let Some(keys) = keys else { return Ok(()) };
     let tls = match (&config.tls_cert, &config.tls_key) {

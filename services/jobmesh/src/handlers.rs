@@ -48,6 +48,10 @@ pub struct Config {
         default_value = "max_completion_tokens"
     )]
     llm_max_tokens_field: TokensField,
+    /// True if the images of jobs may be on private networks and on this machine: who enqueues jobs can then make the
+    /// endpoint of `llm` fetch whatever it can reach.
+    #[arg(long, env = "JOBMESH_LLM_PRIVATE_IMAGES")]
+    llm_private_images: bool,
 }
 
 /// The name of the bound on an answer's tokens in requests.
@@ -103,6 +107,7 @@ impl Config {
                 model: self.llm_model.as_deref(),
                 max_tokens_field: self.llm_max_tokens_field.into(),
                 result_bytes_max,
+                private_images: self.llm_private_images,
             };
             registry = registry.named("llm", Llm::new(&endpoint)?);
         }

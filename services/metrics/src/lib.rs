@@ -12,6 +12,7 @@ mod rollups;
 mod rows;
 mod schema;
 
+use service::Identity;
 use tokio_util::sync::CancellationToken;
 
 pub use config::Config;
@@ -22,8 +23,9 @@ pub use config::Config;
 /// If the NATS account cannot be used; temporary errors are retried.
 pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> {
     let clickhouse = config.clickhouse()?;
-    let name = service::instance("metrics");
-    let Some(broker) = config.nats.connect(&name, &stop).await? else { return Ok(()) };
+    let name = service::instance(Identity::Metrics);
+    let broker = config.nats.connect(Identity::Metrics, &name, &stop).await?;
+    let Some(broker) = broker else { return Ok(()) };
     let client = clickhouse.tables.clone();
     let Some(()) = schema::ensure(&clickhouse, &stop).await else { return Ok(()) };
     let progress = ingest::Progress::default();

@@ -10,6 +10,7 @@ use std::{sync::Arc, time::Duration};
 
 use job::PriorityClass;
 use nats::{Broker, command_publisher::CommandPublisher, consumer::Pullers, names::Verb};
+use service::Identity;
 use tokio::sync::{Semaphore, mpsc};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -36,8 +37,9 @@ pub async fn run(
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
     outbound::report_proxies();
-    let name = service::instance("processor");
-    let Some(broker) = config.nats.connect(&name, &stop).await? else { return Ok(()) };
+    let name = service::instance(Identity::Processor);
+    let broker = config.nats.connect(Identity::Processor, &name, &stop).await?;
+    let Some(broker) = broker else { return Ok(()) };
     let pullers = ensure_pullers(&broker, &registry, &stop).await;
     let Some(pullers) = pullers else { return Ok(()) };
     // Reports are still published while the processor drains; this ends them.

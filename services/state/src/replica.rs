@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use job::State;
 use nats::Broker;
+use service::Identity;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -44,8 +45,9 @@ struct Replica {
 /// # Errors
 /// If the NATS account cannot be used; temporary errors are retried.
 pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> {
-    let name = service::instance("state");
-    let Some(broker) = config.nats.connect(&name, &stop).await? else { return Ok(()) };
+    let name = service::instance(Identity::State);
+    let broker = config.nats.connect(Identity::State, &name, &stop).await?;
+    let Some(broker) = broker else { return Ok(()) };
     let queries = QueryServer::open(&broker).await?;
     let (held, lease) = watch::channel(None);
     let election = election::hold_lease(broker.clone(), name.clone(), held, stop.clone());

@@ -3,6 +3,8 @@
 
 use std::ffi::{OsStr, OsString};
 
+use service::Identity;
+
 /// What a child is, as far as its environment is concerned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Role {
@@ -46,6 +48,15 @@ const HANDLERS: [&str; 4] =
 const LLM: &str = "JOBMESH_LLM_";
 
 impl Role {
+    /// The role of a service.
+    pub fn of(identity: Identity) -> Self {
+        match identity {
+            Identity::Edge | Identity::State => Self::Mesh,
+            Identity::Metrics => Self::Metrics,
+            Identity::Processor => Self::Processor,
+        }
+    }
+
     /// The variables that a child of this role is given.
     pub fn environment(self, has_own_nats: bool) -> Vec<(OsString, OsString)> {
         let given = |name: &OsStr| self.is_given(&name.to_string_lossy(), has_own_nats);

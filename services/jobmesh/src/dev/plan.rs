@@ -12,6 +12,7 @@ use std::{
 
 use anyhow::Context;
 use nats::access::Secret;
+use service::Identity;
 
 use super::{
     broker::Watched,
@@ -26,11 +27,10 @@ const NATS_CONF: &str = include_str!("../../../../deploy/nats/jobmesh.conf");
 const CLICKHOUSE_LOGIN: [&str; 3] =
     ["JOBMESH_CLICKHOUSE_USER", "JOBMESH_CLICKHOUSE_PASSWORD", "JOBMESH_CLICKHOUSE_PASSWORD_FILE"];
 
-/// The login at the broker of `dev`, after its configuration.
-const NATS_LOGIN: &str =
-    "authorization { user: $JOBMESH_NATS_USER, password: $JOBMESH_NATS_PASSWORD }";
+/// The logins of its services, as operators have them too.
+const NATS_IDENTITIES: &str = include_str!("../../../../deploy/nats/identities.conf");
 
-/// The user of the broker of `dev`.
+/// The user of people at the broker of `dev`, who may do everything.
 const NATS_USER: &str = "jobmesh";
 
 /// The length of a password that `dev` makes.
@@ -71,23 +71,33 @@ pub(super) fn stages(config: &Config, data_dir: &Path) -> anyhow::Result<Vec<Vec
         watched: None,
     };
     let mut storage = Vec::new();
-    let nats_url = match &config.nats_url {
+    // In the order of the identities.
+    let nats_urls: Vec<String> = match &config.nats_url {
         Some(url) => {
             // Checked here, so that the error is visible: a child would log it.
             config.login.access(url.reveal())?;
-            url.reveal().to_owned()
+            Identity::ALL.map(|_| url.reveal().to_owned()).into()
         }
         None => {
             let port = fetch::free_port()?;
             let (file, secret) = password(data_dir.join("nats.password"))?;
-            storage.push(nats(config, data_dir, &logs, port, &secret)?);
+            let mut logins = vec![("JOBMESH_NATS_PASSWORD".to_owned(), secret)];
+            for identity in Identity::ALL {
+                let name = identity.name();
+                let (_, secret) = password(data_dir.join(format!("nats.{name}.password")))?;
+                logins.push((format!("JOBMESH_NATS_{}_PASSWORD", name.to_uppercase()), secret));
+            }
+            storage.push(nats(config, data_dir, &logs, port, &logins)?);
             let address = format!("127.0.0.1:{port}");
             // For other followers and processors.
             println!(
                 "nats nats://{address}, its user is {NATS_USER}, its password is in {}",
                 file.display()
             );
-            format!("nats://{NATS_USER}:{secret}@{address}")
+            let secrets = logins.into_iter().skip(1).map(|(_, secret)| secret);
+            let urls = Identity::ALL.into_iter().zip(secrets);
+            urls.map(|(user, secret)| format!("nats://{}:{secret}@{address}", user.name()))
+                .collect()
         }
     };
     let clickhouse_url = match &config.clickhouse_url {
@@ -112,9 +122,12 @@ pub(super) fn stages(config: &Config, data_dir: &Path) -> anyhow::Result<Vec<Vec
         }
     };
     // URLs may hold passwords, and arguments can be read by everybody on the machine.
-    let serve = |name: &str, role: Role, arguments: &[&str]| {
-        let mut child = spec(name, role, arguments);
-        child.environment.push(("JOBMESH_NATS_URL".into(), nats_url.as_str().into()));
+    let serve = |name: &str, identity: Identity, arguments: &[&str]| {
+        let mut child = spec(name, Role::of(identity), arguments);
+        let urls = Identity::ALL.into_iter().zip(&nats_urls);
+        for (_, url) in urls.filter(|(of, _)| *of == identity) {
+            child.environment.push(("JOBMESH_NATS_URL".into(), url.into()));
+        }
         if !has_own_nats {
             child.arguments.extend(config.login.arguments());
         }
@@ -125,8 +138,8 @@ pub(super) fn stages(config: &Config, data_dir: &Path) -> anyhow::Result<Vec<Vec
     let state = ["serve", "state", "--pipelined-writes"];
     let state = &state[..if pipelined { 3 } else { 2 }];
     let states =
-        (1..=config.states.max(1)).map(|n| serve(&format!("state-{n}"), Role::Mesh, state));
-    let mut metrics = serve("metrics", Role::Metrics, &["serve", "metrics"]);
+        (1..=config.states.max(1)).map(|n| serve(&format!("state-{n}"), Identity::State, state));
+    let mut metrics = serve("metrics", Identity::Metrics, &["serve", "metrics"]);
     if config.clickhouse_url.is_none() {
         // The engine has a password of its own.
         let is_login = |name: &OsString| CLICKHOUSE_LOGIN.iter().any(|login| name == login);
@@ -139,11 +152,11 @@ pub(super) fn stages(config: &Config, data_dir: &Path) -> anyhow::Result<Vec<Vec
     let stop_within = STOP_WITHIN + Duration::from_secs(u64::from(config.grace_s));
     let processors = (1..=config.processors).map(|n| Spec {
         stop_within,
-        ..serve(&format!("processor-{n}"), Role::Processor, &processor)
+        ..serve(&format!("processor-{n}"), Identity::Processor, &processor)
     });
     let processors = processors.collect();
     let listen = config.listen.to_string();
-    let mut edge = serve("edge", Role::Mesh, &["serve", "edge", "--listen", &listen]);
+    let mut edge = serve("edge", Identity::Edge, &["serve", "edge", "--listen", &listen]);
     if config.require_keys {
         edge.arguments.push("--require-keys".into());
     }
@@ -181,14 +194,14 @@ fn nats(
     data_dir: &Path,
     logs: &Path,
     port: u16,
-    password: &str,
+    logins: &[(String, String)],
 ) -> anyhow::Result<Spec> {
     let conf = data_dir.join("nats.conf");
     let store = data_dir.join("nats");
     // It may be a disk of its own.
     fs::create_dir_all(&store)?;
     let monitor = SocketAddr::from((Ipv4Addr::LOCALHOST, fetch::free_port()?));
-    let own = format!("# For `jobmesh dev`.\nhttp: \"{monitor}\"\n{NATS_LOGIN}\n");
+    let own = format!("# For `jobmesh dev`.\nhttp: \"{monitor}\"\n{NATS_IDENTITIES}\n");
     fs::write(&conf, format!("{NATS_CONF}\n{own}"))?;
     let sync = match config.durability {
         Durability::Always => "always",
@@ -199,10 +212,10 @@ fn nats(
         ("JOBMESH_NATS_LISTEN".into(), format!("\"127.0.0.1:{port}\"").into()),
         ("JOBMESH_NATS_STORE".into(), conf_string(&store)?.into()),
         ("JOBMESH_NATS_SYNC".into(), sync.into()),
-        ("JOBMESH_NATS_USER".into(), NATS_USER.into()),
-        // Digits and letters could be read as a number.
-        ("JOBMESH_NATS_PASSWORD".into(), format!("\"{password}\"").into()),
     ]);
+    // Digits and letters could be read as a number.
+    let logins = logins.iter().map(|(name, secret)| (name.into(), format!("\"{secret}\"").into()));
+    environment.extend(logins);
     Ok(Spec {
         name: "nats-server".into(),
         program: fetch::nats_server()?,

@@ -93,6 +93,8 @@ impl Answer {
     fn error(&self) -> String {
         let body = &self.body[..self.body.len().min(ERROR_BODY_BYTES_MAX)];
         let body = String::from_utf8_lossy(body);
+        // It is shown in terminals and on pages.
+        let body: String = body.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
         match body.trim() {
             "" => format!("answered {}", self.status),
             body => format!("answered {}: {body}", self.status),

@@ -18,7 +18,7 @@ use reqwest::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::client;
+use super::{client, public};
 use crate::handler::{Context, Handler, Outcome};
 use schema::Schema;
 
@@ -38,6 +38,7 @@ pub struct Llm {
     model: Option<String>,
     max_tokens_field: MaxTokensField,
     answer_bytes_max: usize,
+    private_images: bool,
 }
 
 /// How a processor reaches its language model.
@@ -53,6 +54,8 @@ pub struct Endpoint<'a> {
     pub max_tokens_field: MaxTokensField,
     /// The largest result of a job, in bytes.
     pub result_bytes_max: usize,
+    /// Whether the URLs of images may be on this machine and on private networks.
+    pub private_images: bool,
 }
 
 /// The body of a request.
@@ -140,6 +143,7 @@ impl Llm {
             model: endpoint.model.map(str::to_owned),
             max_tokens_field: endpoint.max_tokens_field,
             answer_bytes_max: endpoint.result_bytes_max + ANSWER_MARGIN_BYTES,
+            private_images: endpoint.private_images,
         })
     }
 
@@ -153,7 +157,7 @@ impl Llm {
         )?;
         let prompt = options.prompt()?.fill(&work.data, PROMPT_BYTES_MAX);
         let prompt = prompt.map_err(|error| format!("options.prompt: {error}"))?;
-        let images = images(&work.data)?;
+        let images = images(&work.data, self.private_images)?;
         let mut messages = Vec::new();
         if let Some(system) = options.system()? {
             let system = system.fill(&work.data, PROMPT_BYTES_MAX);
@@ -229,8 +233,9 @@ fn content(prompt: String, images: &[String]) -> Content<'_> {
     Content::Parts(std::iter::once(Part::Text { text: prompt }).chain(parts).collect())
 }
 
-/// The images of a job: `data.images`, URLs of `http`, `https` or `data`.
-fn images(data: &Json) -> Result<Vec<String>, String> {
+/// The images of a job: `data.images`, URLs of `http`, `https` or `data`. The model's server fetches them, and may be
+/// one that reaches private networks.
+fn images(data: &Json, private: bool) -> Result<Vec<String>, String> {
     #[derive(Deserialize)]
     struct Data {
         #[serde(default)]
@@ -245,6 +250,16 @@ fn images(data: &Json) -> Result<Vec<String>, String> {
         |url: &String| ["https://", "http://", "data:image/"].iter().any(|it| url.starts_with(it));
     if !images.iter().all(is_image) {
         return Err(malformed());
+    }
+    for (n, image) in images.iter().enumerate().filter(|(_, image)| image.starts_with("http")) {
+        let url = client::url(image).map_err(|error| format!("data.images[{n}]: {error:#}"))?;
+        if !private && !public::may_be_public(&url) {
+            let host = url.host_str().unwrap_or_default();
+            return Err(format!(
+                "data.images[{n}]: {host} is not on the public internet; an operator allows it with \
+                 JOBMESH_LLM_PRIVATE_IMAGES=true"
+            ));
+        }
     }
     if images.len() > IMAGES_MAX {
         return Err(format!(
@@ -308,16 +323,26 @@ mod tests {
 
     #[test]
     fn images_are_urls() {
-        let images = |data: &str| images(&serde_json::from_str(data).expect("it is JSON"));
+        let images = |data: &str| images(&serde_json::from_str(data).expect("it is JSON"), false);
         let urls = r#"{"images":["https://a/b.png","data:image/png;base64,AA=="]}"#;
         assert_eq!(images(urls).map(|urls| urls.len()), Ok(2));
         for none in ["{}", r#"{"images":null}"#, r#"{"images":[]}"#] {
             assert_eq!(images(none), Ok(Vec::new()), "{none}");
         }
-        for odd in
-            [r#"{"images":["file:///etc/passwd"]}"#, r#"{"images":[3]}"#, r#"{"images":"x"}"#]
-        {
+        for odd in [
+            r#"{"images":["file:///etc/passwd"]}"#,
+            r#"{"images":[3]}"#,
+            r#"{"images":"x"}"#,
+            r#"{"images":["http://[nowhere"]}"#,
+        ] {
             assert!(images(odd).is_err(), "{odd}");
+        }
+        for private in
+            ["127.1", "169.254.169.254", "[::ffff:10.0.0.1]", "LocalHost.", "a.internal", "0x7f.1"]
+        {
+            let error = images(&format!(r#"{{"images":["https://a/","http://{private}/x"]}}"#));
+            let error = error.expect_err(private);
+            assert!(error.starts_with("data.images[1]") && error.contains("public"), "{error}");
         }
     }
 }

@@ -2,6 +2,25 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use reqwest::Url;
+
+/// Names that are never on the public internet (RFC 6761, RFC 6762, and what ICANN reserved for private use), with the
+/// names below them.
+const PRIVATE_NAMES: [&str; 3] = ["localhost", "local", "internal"];
+
+/// Whether the host of a URL may be on the public internet: a public address, or a name, unless it is one of those that
+/// are never public. What a name resolves to is not looked up.
+pub(super) fn may_be_public(url: &Url) -> bool {
+    let host = url.host_str().unwrap_or_default();
+    let literal = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
+    literal.map_or_else(|_| !is_private_name(host), is_public)
+}
+
+fn is_private_name(host: &str) -> bool {
+    let last = host.trim_end_matches('.').rsplit('.').next().unwrap_or_default();
+    PRIVATE_NAMES.contains(&last)
+}
+
 /// Whether an address is neither of this machine, nor of a private network, nor of any other use
 /// that the registries of special purpose addresses (RFC 6890) list. An address that carries an
 /// older one is as public as that.

@@ -4,11 +4,7 @@
 //! The project sets the receiver's address, and a project is not trusted as an operator is: names
 //! are resolved here, and addresses outside the public internet are refused.
 
-use std::{
-    net::{IpAddr, SocketAddr},
-    sync::Arc,
-    time::Duration,
-};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use base64::{Engine, prelude::BASE64_STANDARD};
@@ -114,14 +110,11 @@ fn sign(key: &[u8], id: &str, at: &str, body: &str) -> anyhow::Result<String> {
     Ok(format!("v1,{}", BASE64_STANDARD.encode(mac.finalize().into_bytes())))
 }
 
-/// Refuses a URL that names an address which is not public: no resolver is asked for those.
+/// Refuses a URL whose host cannot be public: no resolver is asked for those.
 fn check_literal(url: &Url) -> anyhow::Result<()> {
     let host = url.host_str().unwrap_or_default();
-    let literal = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
-    match literal {
-        Ok(address) if !public::is_public(address) => anyhow::bail!(not_public(host)),
-        _ => Ok(()),
-    }
+    anyhow::ensure!(public::may_be_public(url), not_public(host));
+    Ok(())
 }
 
 fn not_public(host: &str) -> String {

@@ -1,0 +1,345 @@
+//! What each service's login at NATS may do, and that it may do nothing else: deploy/nats/identities.conf.
+
+use std::{process::Command, time::Duration};
+
+use anyhow::Context;
+use futures_util::{FutureExt, StreamExt};
+use nats::{
+    Broker,
+    access::{Access, Login, Tls},
+    names::{self, Verb},
+    topology::{self, Sizes},
+};
+use service::Identity;
+use testkit::Nats;
+
+const DEPLOY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/nats");
+/// How long a message may take.
+const PATIENCE: Duration = Duration::from_secs(10);
+const PASSWORD: &str = "correct-horse";
+/// Who may do everything.
+const ADMIN: &str = "jobmesh";
+/// A stream that is not of Jobmesh.
+const FOREIGN: &str = "FOREIGN";
+
+const STREAMS: [&str; 12] = [
+    names::COMMANDS,
+    names::EVENTS,
+    names::JOBS_STREAM,
+    names::RESULTS_STREAM,
+    names::REJECTED,
+    "WORK_HIGH",
+    "WORK_NORMAL",
+    "WORK_LOW",
+    "KV_leases",
+    "KV_keys",
+    "OBJ_snapshots",
+    FOREIGN,
+];
+
+/// What can be asked about a stream; `S` stands for its name.
+const STREAM_REQUESTS: [&str; 23] = [
+    "STREAM.INFO.S",
+    "STREAM.CREATE.S",
+    "STREAM.UPDATE.S",
+    "STREAM.DELETE.S",
+    "STREAM.PURGE.S",
+    "STREAM.MSG.GET.S",
+    "STREAM.MSG.DELETE.S",
+    "STREAM.SNAPSHOT.S",
+    "STREAM.RESTORE.S",
+    "STREAM.LEADER.STEPDOWN.S",
+    "STREAM.PEER.REMOVE.S",
+    "DIRECT.GET.S",
+    "DIRECT.GET.S.subject",
+    "CONSUMER.CREATE.S",
+    "CONSUMER.CREATE.S.c",
+    "CONSUMER.DURABLE.CREATE.S.c",
+    "CONSUMER.DELETE.S.c",
+    "CONSUMER.INFO.S.c",
+    "CONSUMER.LIST.S",
+    "CONSUMER.NAMES.S",
+    "CONSUMER.MSG.NEXT.S.c",
+    "CONSUMER.PAUSE.S.c",
+    "CONSUMER.LEADER.STEPDOWN.S.c",
+];
+
+/// Every kind of subject that there is.
+fn subjects() -> Vec<String> {
+    let mut subjects: Vec<String> =
+        Verb::ALL.iter().map(|verb| verb.subject().to_string()).collect();
+    for query in [
+        names::QUERY_JOB,
+        names::QUERY_STATS,
+        names::QUERY_JOBS,
+        names::QUERY_PROJECT,
+        names::QUERY_SCHEDULES,
+    ] {
+        subjects.extend([query.any.to_owned(), query.all.to_owned()]);
+    }
+    let more = [
+        names::QUERY_CLAIM,
+        names::QUERY_CURRENT,
+        names::QUERY_METRICS,
+        names::QUERY_ENDED,
+        names::QUERY_ARCHIVED,
+        names::EVENT_SUBJECT,
+        names::CONTROL_CANCEL,
+        names::CONTROL_HEARTBEAT_REQUEST,
+        names::UNSTORED,
+        "jobmesh.event.p.j.queued",
+        "jobmesh.work.high.process_batch.j.1",
+        "jobmesh.work.low._fence",
+        "jobmesh.heartbeat.x",
+        "jobmesh.rejected.COMMANDS.1",
+        "jobmesh.rejected.EVENTS.1",
+        "jobmesh.rejected.WORK_HIGH.1",
+        "jobmesh.other",
+        "$KV.jobs.j",
+        "$KV.jobs._through",
+        "$KV.leases.state",
+        "$KV.leases.metrics",
+        "$KV.leases.metrics-pump",
+        "$KV.keys.key.k",
+        "$O.results.C.x",
+        "$O.results.M.x",
+        "$O.snapshots.C.x",
+        "$JS.API.INFO",
+        "$JS.API.STREAM.LIST",
+        "$JS.API.STREAM.NAMES",
+        "$JS.API.ACCOUNT.PURGE.X",
+        "$SRV.PING",
+        "other",
+    ];
+    subjects.extend(more.map(str::to_owned));
+    subjects.extend(Identity::ALL.map(|identity| format!("_INBOX.{}.x", identity.name())));
+    subjects.push("_INBOX.x".to_owned());
+    for stream in STREAMS {
+        let requests = STREAM_REQUESTS.iter();
+        subjects.extend(
+            requests.map(|it| format!("$JS.API.{}", it.replace(".S", &format!(".{stream}")))),
+        );
+        subjects.push(format!("$JS.ACK.{stream}.c.1.1.1.1.0"));
+    }
+    subjects
+}
+
+/// Whether a service needs to publish to a subject.
+fn may_publish(identity: Identity, subject: &str) -> bool {
+    use Identity::{Edge, Metrics, Processor, State};
+    let verb = Verb::of(subject);
+    if let Some(verb) = verb {
+        return match verb {
+            Verb::Started | Verb::Progress | Verb::Outcome => identity == Processor,
+            _ => identity == Edge,
+        };
+    }
+    let begins = |with: &str| subject.starts_with(with);
+    match identity {
+        _ if subject == names::UNSTORED || subject == "$JS.API.INFO" => true,
+        _ if begins("$JS.") => may_ask(identity, subject),
+        State => {
+            subject == names::EVENT_SUBJECT
+                || ["jobmesh.event.", "jobmesh.work.", "jobmesh.control.", "jobmesh.rejected."]
+                    .into_iter()
+                    .chain(["$KV.jobs.", "$KV.leases.", "$O.snapshots.", "_INBOX."])
+                    .any(begins)
+        }
+        Edge => {
+            let is_of_leader = [names::QUERY_CLAIM, names::QUERY_CURRENT].contains(&subject);
+            (begins("jobmesh.state.") && !is_of_leader)
+                || ["jobmesh.metrics.", "jobmesh.rejected.EVENTS.", "$KV.keys."]
+                    .into_iter()
+                    .any(begins)
+        }
+        Metrics => {
+            ["$KV.leases.metrics", "$KV.leases.metrics-pump"].contains(&subject)
+                || ["jobmesh.rejected.EVENTS.", "_INBOX."].into_iter().any(begins)
+        }
+        Processor => {
+            [names::QUERY_CLAIM, names::QUERY_CURRENT].contains(&subject)
+                || ["jobmesh.heartbeat.", "jobmesh.rejected.WORK_", "$O.results."]
+                    .into_iter()
+                    .any(begins)
+        }
+    }
+}
+
+/// Whether a service needs to ask JetStream this.
+fn may_ask(identity: Identity, subject: &str) -> bool {
+    use Identity::{Edge, Metrics, Processor, State};
+    let Some(stream) =
+        STREAMS.into_iter().find(|stream| subject.split('.').any(|it| it == *stream))
+    else {
+        return false;
+    };
+    let request = subject.trim_start_matches("$JS.").trim_start_matches("API.");
+    let request = request.split(&format!(".{stream}")).next().unwrap_or_default();
+    let reads_with_consumer = match identity {
+        State => [names::COMMANDS, names::EVENTS, "OBJ_snapshots"].contains(&stream),
+        Edge => [names::EVENTS, "KV_keys", names::RESULTS_STREAM].contains(&stream),
+        Metrics => stream == names::EVENTS,
+        Processor => false,
+    };
+    let is_work = stream.starts_with("WORK_");
+    match request {
+        "STREAM.INFO" => true,
+        "STREAM.CREATE" => identity == State,
+        "STREAM.PURGE" => identity == State && reads_with_consumer,
+        "STREAM.MSG.GET" | "DIRECT.GET" => match identity {
+            State => true,
+            Edge => reads_with_consumer || stream == names::JOBS_STREAM,
+            Metrics => [names::EVENTS, "KV_leases"].contains(&stream),
+            Processor => false,
+        },
+        "CONSUMER.CREATE" | "CONSUMER.INFO" => {
+            // A consumer without a name would be of no use.
+            let is_named = subject.ends_with(".c");
+            reads_with_consumer || (identity == Processor && is_work && is_named)
+        }
+        "CONSUMER.DELETE" => reads_with_consumer,
+        "CONSUMER.MSG.NEXT" => match identity {
+            State => [names::COMMANDS, names::EVENTS].contains(&stream),
+            Edge | Metrics => stream == names::EVENTS,
+            Processor => is_work,
+        },
+        "ACK" => identity == Processor && is_work,
+        _ => false,
+    }
+}
+
+/// What can be subscribed to, with a subject that it matches.
+const SUBSCRIPTIONS: [(&str, &str); 13] = [
+    (">", "other"),
+    ("jobmesh.>", "jobmesh.other"),
+    ("jobmesh.cmd.*", "jobmesh.cmd.enqueue"),
+    ("jobmesh.evt", "jobmesh.evt"),
+    ("jobmesh.event.>", "jobmesh.event.p.j.queued"),
+    ("jobmesh.state.>", "jobmesh.state.job"),
+    ("jobmesh.metrics.*", "jobmesh.metrics.job"),
+    ("jobmesh.control.>", "jobmesh.control.cancel"),
+    ("jobmesh.heartbeat.*", "jobmesh.heartbeat.x"),
+    ("jobmesh.unstored", "jobmesh.unstored"),
+    ("$KV.>", "$KV.keys.key.k"),
+    ("$JS.API.>", "$JS.API.INFO"),
+    ("_INBOX.>", "_INBOX.x"),
+];
+
+fn may_subscribe(identity: Identity, subject: &str) -> bool {
+    use Identity::{Edge, Metrics, Processor, State};
+    match subject {
+        "jobmesh.state.>" | "jobmesh.heartbeat.*" => identity == State,
+        "jobmesh.metrics.*" => identity == Metrics,
+        "jobmesh.control.>" => identity == Processor,
+        "jobmesh.unstored" => [State, Edge].contains(&identity),
+        inbox => inbox == format!("_INBOX.{}.>", identity.name()),
+    }
+}
+
+async fn connect(nats: &Nats, user: &str) -> anyhow::Result<Broker> {
+    let login = Login::Password { user: user.to_owned(), password: PASSWORD.into() };
+    let access = Access::new(&nats.url(), login, Tls::default())?.with_inboxes_of(user);
+    Ok(Broker::connect_with(&access, user).await?)
+}
+
+/// Ends when the broker has processed what this connection sent before: each login may ask this.
+async fn processed(broker: &Broker) -> anyhow::Result<()> {
+    broker.js.query_account().await?;
+    Ok(())
+}
+
+/// Publishes `payload` to each of `subjects`; which of them arrived at `admin`, who receives everything.
+async fn arrived(
+    admin: &Broker,
+    from: &Broker,
+    subjects: &[String],
+    payload: &'static str,
+) -> anyhow::Result<Vec<String>> {
+    let mut all = admin.client.subscribe(">").await?;
+    processed(admin).await?;
+    for subject in subjects {
+        from.client.publish(subject.clone(), payload.into()).await?;
+    }
+    processed(from).await?;
+    admin.client.publish("end", "".into()).await?;
+    let mut arrived = Vec::new();
+    loop {
+        let message = tokio::time::timeout(PATIENCE, all.next()).await;
+        let message = message.with_context(|| format!("{payload}: the last message is missing"))?;
+        let message = message.context("the connection is open")?;
+        match message.subject.as_str() {
+            "end" => break,
+            subject if message.payload == payload => arrived.push(subject.to_owned()),
+            _ => {}
+        }
+    }
+    Ok(arrived)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_service_may_do_at_nats_what_it_needs_and_nothing_else() -> anyhow::Result<()> {
+    let mut conf = std::fs::read_to_string(format!("{DEPLOY}/identities.conf"))?;
+    let password = format!("{PASSWORD:?}");
+    for identity in Identity::ALL {
+        let variable = format!("$JOBMESH_NATS_{}_PASSWORD", identity.name().to_uppercase());
+        assert!(conf.contains(&variable), "{variable}");
+        conf = conf.replace(&variable, &password);
+    }
+    let nats = Nats::start_with(&conf.replace("$JOBMESH_NATS_PASSWORD", &password))?;
+    let admin = connect(&nats, ADMIN).await?;
+    topology::ensure(&admin, Sizes::default()).await?;
+    let subjects = subjects();
+    let everything = arrived(&admin, &admin, &subjects, "admin").await?;
+    assert_eq!(everything, subjects, "not everything that is published arrives");
+    let mut wrong = Vec::new();
+    for identity in Identity::ALL {
+        let name = identity.name();
+        let broker = connect(&nats, name).await?;
+        let published = arrived(&admin, &broker, &subjects, name).await?;
+        for subject in &subjects {
+            let (may, did) = (may_publish(identity, subject), published.contains(subject));
+            if may != did {
+                wrong.push(format!("{name} publishes to {subject}: {did}"));
+            }
+        }
+        let inboxes = Identity::ALL.map(|of| format!("_INBOX.{}.", of.name()));
+        let inboxes = inboxes.map(|inbox| (format!("{inbox}>"), format!("{inbox}x")));
+        let all = SUBSCRIPTIONS.map(|(to, of)| (to.to_owned(), of.to_owned()));
+        for (to, of) in all.into_iter().chain(inboxes) {
+            let client = &broker.client;
+            let mut subscribed = client.subscribe(to.clone()).await?;
+            let inbox = client.new_inbox();
+            let mut marker = client.subscribe(inbox.clone()).await?;
+            processed(&broker).await?;
+            admin.client.publish(of, "secret".into()).await?;
+            admin.client.publish(inbox, "".into()).await?;
+            let marked = tokio::time::timeout(PATIENCE, marker.next()).await;
+            marked.with_context(|| format!("{name}, {to}: the marker is missing"))?;
+            let did = subscribed.next().now_or_never().flatten().is_some();
+            if may_subscribe(identity, &to) != did {
+                wrong.push(format!("{name} subscribes to {to}: {did}"));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    for stream in STREAMS.iter().filter(|stream| **stream != FOREIGN) {
+        admin.js.get_stream(*stream).await?;
+    }
+    Ok(())
+}
+
+/// The file that operators start the broker with.
+#[test]
+fn the_configuration_with_identities_is_valid() -> anyhow::Result<()> {
+    let mut server = Command::new(fetch::nats_server()?);
+    server.args(["-t", "--config", &format!("{DEPLOY}/jobmesh-with-identities.conf")]);
+    server.env("JOBMESH_NATS_LISTEN", "\"127.0.0.1:0\"").env("JOBMESH_NATS_STORE", "\"/nowhere\"");
+    server.env("JOBMESH_NATS_SYNC", "always").env("JOBMESH_NATS_PASSWORD", "a");
+    for identity in Identity::ALL {
+        let name = identity.name().to_uppercase();
+        server.env(format!("JOBMESH_NATS_{name}_PASSWORD"), "\"12e4\"");
+    }
+    let checked = server.output()?;
+    assert!(checked.status.success(), "{}", String::from_utf8_lossy(&checked.stderr));
+    Ok(())
+}
