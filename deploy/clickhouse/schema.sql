@@ -88,6 +88,26 @@ PARTITION BY toYYYYMM(hour)
 ORDER BY (project, hour, type, model)
 SETTINGS non_replicated_deduplication_window = 10000;
 
+-- Requests that changed something, other than enqueues. A record can be inserted twice: read it with FINAL.
+CREATE TABLE IF NOT EXISTS audit
+(
+    id           UUID,
+    at           DateTime64(3, 'UTC')   COMMENT 'when the request was answered',
+    request_id   String,
+    key_id       String                 COMMENT 'of its API key, empty without one',
+    key_name     String,
+    address      String,
+    method       LowCardinality(String),
+    path         String,
+    project      String                 COMMENT 'empty if it is not about one project',
+    target       String,
+    status       UInt16                 COMMENT 'of the answer',
+    reason       String
+)
+ENGINE = ReplacingMergeTree
+PARTITION BY toYYYYMM(at)
+ORDER BY (at, id);
+
 CREATE MATERIALIZED VIEW IF NOT EXISTS runs_by_hour_view TO runs_by_hour AS
 SELECT
     toStartOfHour(toDateTime(at, 'UTC'))                         AS hour,

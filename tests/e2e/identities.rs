@@ -17,12 +17,13 @@ const DEPLOY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/nats");
 /// How long a message may take.
 const PATIENCE: Duration = Duration::from_secs(10);
 const PASSWORD: &str = "correct-horse";
-/// Who may do everything.
+/// The login that may do everything.
 const ADMIN: &str = "jobmesh";
 /// A stream that is not of Jobmesh.
 const FOREIGN: &str = "FOREIGN";
 
-const STREAMS: [&str; 12] = [
+const STREAMS: [&str; 13] = [
+    names::AUDIT,
     names::COMMANDS,
     names::EVENTS,
     names::JOBS_STREAM,
@@ -83,6 +84,8 @@ fn subjects() -> Vec<String> {
         names::QUERY_METRICS,
         names::QUERY_ENDED,
         names::QUERY_ARCHIVED,
+        names::QUERY_AUDIT,
+        names::AUDIT_SUBJECT,
         names::EVENT_SUBJECT,
         names::CONTROL_CANCEL,
         names::CONTROL_HEARTBEAT_REQUEST,
@@ -104,6 +107,10 @@ fn subjects() -> Vec<String> {
         "$O.results.C.x",
         "$O.results.M.x",
         "$O.snapshots.C.x",
+        "$JS.API.CONSUMER.CREATE.AUDIT.metrics",
+        "$JS.API.CONSUMER.MSG.NEXT.AUDIT.metrics",
+        "$JS.API.CONSUMER.DELETE.AUDIT.metrics",
+        "$JS.ACK.AUDIT.metrics.1.1.1.1.0",
         "$JS.API.INFO",
         "$JS.API.STREAM.LIST",
         "$JS.API.STREAM.NAMES",
@@ -148,6 +155,7 @@ fn may_publish(identity: Identity, subject: &str) -> bool {
         Edge => {
             let is_of_leader = [names::QUERY_CLAIM, names::QUERY_CURRENT].contains(&subject);
             (begins("jobmesh.state.") && !is_of_leader)
+                || subject == names::AUDIT_SUBJECT
                 || ["jobmesh.metrics.", "jobmesh.rejected.EVENTS.", "$KV.keys."]
                     .into_iter()
                     .any(begins)
@@ -182,6 +190,9 @@ fn may_ask(identity: Identity, subject: &str) -> bool {
         Processor => false,
     };
     let is_work = stream.starts_with("WORK_");
+    if identity == Metrics && subject.contains("AUDIT.metrics") {
+        return request != "CONSUMER.DELETE";
+    }
     match request {
         "STREAM.INFO" => true,
         "STREAM.CREATE" => identity == State,

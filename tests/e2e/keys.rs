@@ -140,6 +140,7 @@ fn routes(document: &Value, job: &str, key: &str) -> anyhow::Result<Vec<Route>> 
                 path.push_str("?projectId=own");
             }
             let scope = match (method.as_str(), template.as_str()) {
+                (_, "/api/audit") => "admin",
                 (_, keys) if keys.starts_with("/api/keys") => "admin",
                 (_, "/api/queue/enqueue" | "/api/queue/redo") => "enqueue",
                 ("GET", _) => "read",

@@ -6,6 +6,7 @@
 mod answers;
 mod api;
 mod api_document;
+mod audit;
 mod bad_input;
 mod browser;
 mod bulk;

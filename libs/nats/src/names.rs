@@ -17,6 +17,11 @@ pub const EVENT_SUBJECT: &str = "jobmesh.evt";
 /// What COMMANDS takes.
 pub const COMMAND_SUBJECTS: &str = "jobmesh.cmd.*";
 
+/// The audit log.
+pub const AUDIT: &str = "AUDIT";
+/// The subject of its records.
+pub const AUDIT_SUBJECT: &str = "jobmesh.audit";
+
 /// Messages that no service can process.
 pub const REJECTED: &str = "REJECTED";
 /// The subjects of [`REJECTED`].
@@ -105,6 +110,9 @@ pub const QUERY_METRICS: &str = "jobmesh.metrics.query";
 pub const QUERY_ENDED: &str = "jobmesh.metrics.jobs";
 /// The query for a job that the bucket no longer holds.
 pub const QUERY_ARCHIVED: &str = "jobmesh.metrics.job";
+
+/// The query for records of the audit log.
+pub const QUERY_AUDIT: &str = "jobmesh.metrics.audit";
 
 /// What a message on COMMANDS asks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

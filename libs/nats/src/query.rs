@@ -14,9 +14,11 @@ use job::{
     delivery::Deliveries, schedule::ScheduleState, time::Millis,
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use uuid::Uuid;
 
 use crate::{
     Broker,
+    audit::AuditRecord,
     names::{self, StateQuery},
 };
 
@@ -40,6 +42,28 @@ pub enum Error {
         /// The service's words.
         why: String,
     },
+}
+
+/// For the last records of the audit log.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct AuditQuery {
+    /// Of this project alone.
+    pub project: Option<String>,
+    /// Of the API key with this id alone.
+    pub key: Option<String>,
+    /// Before a record: its time and its id.
+    pub before: Option<(Millis, Uuid)>,
+    /// How many.
+    pub limit: usize,
+}
+
+/// Records of the audit log, the last first.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct AuditAnswer {
+    /// The records.
+    pub records: Vec<AuditRecord>,
+    /// The last of them, if there are more before it.
+    pub next: Option<(Millis, Uuid)>,
 }
 
 /// For a live job.

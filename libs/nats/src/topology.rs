@@ -18,6 +18,8 @@ const DUPLICATE_WINDOW: Duration = Duration::from_secs(120);
 /// The largest message that the broker has to take.
 const PAYLOAD_BYTES_MIN: usize = 8_000_000;
 const MIB: i64 = 1 << 20;
+/// How much of the audit log waits for ClickHouse.
+const AUDIT_BYTES_MAX: i64 = 256 * MIB;
 /// How much of the messages that were rejected is kept, and for how long.
 const REJECTED_BYTES_MAX: i64 = 64 * MIB;
 const REJECTED_AGE_MAX: Duration = Duration::from_secs(30 * 24 * 3_600);
@@ -220,6 +222,14 @@ fn streams(sizes: Sizes, is_in_cluster: bool) -> Vec<Config> {
             max_bytes: sizes.results_bytes,
             allow_rollup: true,
             allow_message_ttl: true,
+            ..base.clone()
+        },
+        Config {
+            name: names::AUDIT.into(),
+            subjects: vec![names::AUDIT_SUBJECT.into()],
+            max_bytes: AUDIT_BYTES_MAX,
+            // ClickHouse keeps them.
+            discard: DiscardPolicy::Old,
             ..base.clone()
         },
         Config {

@@ -23,7 +23,7 @@ const PAGES: &str = "/docs";
 /// What an allowed page may send, and read of an answer.
 const ALLOWED_METHODS: &str = "GET, POST, PUT, DELETE";
 const ALLOWED_HEADERS: &str =
-    "authorization, content-type, idempotency-key, last-event-id, x-request-id";
+    "authorization, content-type, idempotency-key, jobmesh-reason, last-event-id, x-request-id";
 const EXPOSED_HEADERS: &str = "retry-after, x-request-id";
 /// How long a browser remembers the answer to a preflight request, in seconds.
 const PREFLIGHT_MAX_AGE: &str = "600";

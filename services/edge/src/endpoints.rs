@@ -1,5 +1,6 @@
 //! The endpoints, one module a resource: extract, check, ask, answer.
 
+pub(crate) mod audit;
 pub(crate) mod cancel;
 mod command;
 pub(crate) mod enqueue;
@@ -32,6 +33,17 @@ type Answer<T> = Result<(StatusCode, axum::Json<T>), Error>;
 
 fn ok<T: Serialize>(body: T) -> Answer<T> {
     Ok((StatusCode::OK, axum::Json(body)))
+}
+
+/// Items of a page that names no limit, and of any page at most.
+const PAGE_DEFAULT: usize = 50;
+const PAGE_MAX: usize = 200;
+
+/// How many items a page has.
+fn page_limit(text: Option<&str>) -> Result<usize, Error> {
+    let Some(text) = text else { return Ok(PAGE_DEFAULT) };
+    let limit = text.parse().ok().filter(|limit| (1..=PAGE_MAX).contains(limit));
+    limit.ok_or_else(|| Error::invalid(format!("limit must be an integer from 1 to {PAGE_MAX}")))
 }
 
 /// The integer that a number is, in whatever way it was written.

@@ -255,7 +255,8 @@ pub(crate) async fn guard(State(keys): State<Keys>, mut request: Request, next: 
 fn scope_of(method: &Method, path: &str) -> Scope {
     match path {
         "/api/queue/enqueue" | "/api/queue/redo" => Scope::Enqueue,
-        _ if path == "/api/keys" || path.starts_with("/api/keys/") => Scope::Admin,
+        "/api/audit" | "/api/keys" => Scope::Admin,
+        _ if path.starts_with("/api/keys/") => Scope::Admin,
         _ if matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS) => Scope::Read,
         _ => Scope::Manage,
     }

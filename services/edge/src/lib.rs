@@ -4,12 +4,15 @@
 //! It holds no state: any number of edges serve side by side.
 
 mod app;
+mod audit;
 mod body;
 mod browser;
 mod config;
 mod endpoints;
 mod error;
 mod events;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod ids;
 mod keys;
 mod openapi;

@@ -14,8 +14,12 @@ static HEADER: HeaderName = HeaderName::from_static("x-request-id");
 /// The longest id that is taken from a client, in bytes.
 const ID_BYTES_MAX: usize = 128;
 
+/// The id of a request.
+#[derive(Clone, Debug)]
+pub(crate) struct RequestId(pub String);
+
 /// Gives the request its id.
-pub(crate) async fn give(request: Request, next: Next) -> Response {
+pub(crate) async fn give(mut request: Request, next: Next) -> Response {
     let brought = request.headers().get(&HEADER).and_then(|id| id.to_str().ok());
     let brought = brought.filter(|id| (1..=ID_BYTES_MAX).contains(&id.len()));
     let id = brought.map_or_else(|| Uuid::now_v7().simple().to_string(), str::to_owned);
@@ -25,6 +29,7 @@ pub(crate) async fn give(request: Request, next: Next) -> Response {
         method = %request.method(),
         path = request.uri().path(),
     );
+    request.extensions_mut().insert(RequestId(id.clone()));
     let mut response = next.run(request).instrument(span).await;
     if let Ok(value) = HeaderValue::from_str(&id) {
         response.headers_mut().insert(HEADER.clone(), value);

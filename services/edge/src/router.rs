@@ -17,10 +17,11 @@ use utoipa_swagger_ui::SwaggerUi;
 
 use crate::{
     app::App,
+    audit,
     browser::{self, Browsers},
     endpoints::{
-        cancel, enqueue, events, health, jobs, keys as keys_api, metrics, projects, redo, result,
-        retry, schedules, stats, status,
+        audit as audit_api, cancel, enqueue, events, health, jobs, keys as keys_api, metrics,
+        projects, redo, result, retry, schedules, stats, status,
     },
     error::Error,
     keys,
@@ -56,6 +57,7 @@ fn endpoints() -> OpenApiRouter<App> {
         .routes(routes!(keys_api::list_keys, keys_api::create_key))
         .routes(routes!(keys_api::revoke_key))
         .routes(routes!(keys_api::rotate_key))
+        .routes(routes!(audit_api::list_changes))
         .routes(routes!(health::healthz))
         .routes(routes!(health::readyz))
 }
@@ -109,11 +111,12 @@ fn router(app: App, browsers: Browsers) -> Router {
         .method_not_allowed_fallback(async |method: Method, uri: Uri| {
             Error::method(method.as_str(), uri.path())
         })
-        .with_state(app);
+        .with_state(app.clone());
     // Around all routes at once: a layer of each route is cloned for each request, with all that
     // is inside.
     let router = Router::new()
         .fallback_service(router)
+        .layer(middleware::from_fn_with_state(app, audit::record))
         .layer(middleware::from_fn_with_state(keys, keys::guard));
     protected(router, browsers)
 }

@@ -25,7 +25,7 @@ use tower_service::Service;
 
 pub(crate) use tls::Tls;
 
-use crate::Config;
+use crate::{Config, audit::Peer};
 use limits::{Admission, Connections};
 
 /// How long the head of a request may take from its first byte on.
@@ -81,6 +81,7 @@ pub(crate) async fn serve(
                     Admission::TooMany => routers.too_many.clone(),
                     Admission::TooManyOfAddress => routers.too_many_of_address.clone(),
                 };
+                let peer = Peer(peer.ip());
                 let (stop, acceptor) = (stop.clone(), tls.as_ref().map(Tls::acceptor));
                 let idle_within = match permit.admission {
                     Admission::Served => IDLE_WITHIN,
@@ -88,12 +89,12 @@ pub(crate) async fn serve(
                 };
                 connections.spawn(async move {
                     match acceptor {
-                        None => connection(stream, router, idle_within, stop).await,
+                        None => connection(stream, peer, router, idle_within, stop).await,
                         Some(acceptor) => {
                             // A handshake that fails or never ends is its client's affair.
                             let shaken = timeout(HANDSHAKE_WITHIN, acceptor.accept(stream)).await;
                             if let Ok(Ok(stream)) = shaken {
-                                connection(stream, router, idle_within, stop).await;
+                                connection(stream, peer, router, idle_within, stop).await;
                             }
                         }
                     }
@@ -122,14 +123,16 @@ fn is_of_connection(error: &io::Error) -> bool {
 
 async fn connection<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
     stream: S,
+    peer: Peer,
     router: Router,
     idle_within: Duration,
     stop: CancellationToken,
 ) {
     let activity = Arc::new(Activity::default());
     let noted = activity.clone();
-    let service = service_fn(move |request: hyper::Request<Incoming>| {
+    let service = service_fn(move |mut request: hyper::Request<Incoming>| {
         noted.enter(Phase::Request);
+        request.extensions_mut().insert(peer);
         let (mut router, noted) = (router.clone(), noted.clone());
         async move {
             let answer = router.call(request.map(Body::new)).await;

@@ -48,8 +48,8 @@ pub struct Config {
         default_value = "max_completion_tokens"
     )]
     llm_max_tokens_field: TokensField,
-    /// True if the images of jobs may be on private networks and on this machine: who enqueues jobs can then make the
-    /// endpoint of `llm` fetch whatever it can reach.
+    /// True if the images of jobs may be on private networks and on this machine. Clients that enqueue jobs can then make
+    /// the endpoint of `llm` fetch everything that it can reach.
     #[arg(long, env = "JOBMESH_LLM_PRIVATE_IMAGES")]
     llm_private_images: bool,
 }

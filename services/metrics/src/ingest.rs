@@ -15,6 +15,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    audit,
     checkpoint::{Checkpoint, CheckpointStore},
     rows::{RunRow, rows},
 };
@@ -109,6 +110,7 @@ async fn ingest_while_held(
     };
     tokio::select! {
         ended = ingest(broker, client, progress) => ended,
+        ended = audit::ingest(broker, client) => ended,
         lost = keep => lost,
     }
 }

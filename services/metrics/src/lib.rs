@@ -3,6 +3,7 @@
 //!
 //! ClickHouse away: taking in stops, the backlog waits in EVENTS, and jobs never notice.
 
+mod audit;
 mod checkpoint;
 mod config;
 mod ingest;

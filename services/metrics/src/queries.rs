@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    checkpoint::CheckpointStore, ingest::Progress, recent_answers::RecentAnswers, rollups,
+    audit, checkpoint::CheckpointStore, ingest::Progress, recent_answers::RecentAnswers, rollups,
 };
 
 /// Questions that are worked on at once.
@@ -45,6 +45,7 @@ pub(crate) async fn answer(
     let rollups = add("query", names::QUERY_METRICS).await?;
     let jobs = add("job", names::QUERY_ARCHIVED).await?;
     let ended = add("jobs", names::QUERY_ENDED).await?;
+    let changes = add("audit", names::QUERY_AUDIT).await?;
     let recent = RecentAnswers::new();
     let answering_sums = rollups.for_each_concurrent(AT_ONCE_MAX, |request| async {
         let answer = |query| answer_sums(&broker, &client, &progress, &recent, query);
@@ -56,8 +57,12 @@ pub(crate) async fn answer(
     let answering_ended = ended.for_each_concurrent(AT_ONCE_MAX, |request| async {
         respond(request, |ask| answer_ended(&client, &broker, &progress, ask)).await;
     });
+    let answering_changes = changes.for_each_concurrent(AT_ONCE_MAX, |request| async {
+        respond(request, |ask| audit::answer(&client, ask)).await;
+    });
     tokio::select! {
         () = stop.cancelled() => {}
+        () = answering_changes => {}
         () = answering_ended => {}
         () = answering_sums => {}
         () = answering_jobs => {}

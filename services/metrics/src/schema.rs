@@ -44,11 +44,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_schema_is_three_tables_and_two_views() {
+    fn the_schema_is_four_tables_and_two_views() {
         let statements = statements(SCHEMA);
         let begins = |with: &str| statements.iter().filter(|s| s.starts_with(with)).count();
-        assert_eq!(begins("CREATE TABLE IF NOT EXISTS"), 3);
+        assert_eq!(begins("CREATE TABLE IF NOT EXISTS"), 4);
         assert_eq!(begins("CREATE MATERIALIZED VIEW IF NOT EXISTS"), 2);
-        assert_eq!(statements.len(), 5);
+        assert_eq!(statements.len(), 6);
     }
 }

@@ -7,6 +7,8 @@
 mod access;
 mod config;
 mod engine;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod http;
 mod library;
 mod statement;

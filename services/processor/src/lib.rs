@@ -6,6 +6,8 @@
 mod admission;
 mod config;
 mod execute;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod handler;
 pub mod handlers;
 mod in_flight;

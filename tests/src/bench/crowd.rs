@@ -8,10 +8,7 @@ use std::{
 
 use anyhow::Context;
 use serde_json::json;
-use tokio::{
-    io::AsyncWriteExt,
-    task::{AbortHandle, JoinSet},
-};
+use tokio::{io::AsyncWriteExt, sync::oneshot, task::JoinSet};
 
 use super::{
     TIMED, UNDER_LOAD_EVERY,
@@ -26,7 +23,9 @@ const SLOW: usize = 2_000;
 const BYTE_EVERY: Duration = Duration::from_secs(1);
 /// Requests with `wait`, and event streams, of one key.
 const WAITING: usize = 5_000;
-/// Where all of these come from: the edge limits the connections of an address.
+/// How soon a request that is refused is answered.
+const REFUSED_WITHIN: Duration = Duration::from_millis(10);
+/// The address of the crowd: the edge limits the connections of each address.
 const CROWD: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 2));
 /// Callers that enqueue jobs of a project that is at its limit.
 const GREEDY_CALLERS: usize = 4;
@@ -45,29 +44,30 @@ pub async fn measure(report: &mut Report) -> anyhow::Result<()> {
     let job = root.connect().await?.enqueue_one("crowd", "first").await?;
     let idle = others(&root, report, "others alone").await?;
     let (answered, waiting) = {
-        let crowd = Crowd::gather(&crowd, &job).await?;
+        let crowd = Crowd::start(&crowd, &job).await?;
         let during = others(&root, report, "others beside the crowd").await?;
         let usage = mesh.usage(None)?;
         let edge = usage.iter().find(|usage| usage.name == "edge").context("an edge runs")?;
         report.memory("beside the crowd", std::slice::from_ref(edge), [None; 2]);
         (during, crowd.waiting)
     };
-    report.rate("requests with `wait` and event streams of the crowd that were accepted", waiting);
+    report
+        .labels("crowd", format!("{waiting} of {} requests that wait were accepted", 2 * WAITING));
     for (n, what) in ["stats", "status", "enqueue"].into_iter().enumerate() {
         let (idle, during) = (idle[n].quantile(0.99), answered[n].quantile(0.99));
-        let what = format!("{what} of others beside the crowd, p99, against twice that alone");
+        let what = format!("{what} of others beside the crowd, p99, at most twice that alone");
         report.ms(&what, during, Some(Goal::AtMost(2.0 * idle)));
     }
     root.set("greedy", json!({ "maxActiveJobs": 100 })).await?;
     let alone = steady_rate(&root).await?;
     let mut greedy = JoinSet::new();
-    for _ in 0..GREEDY_CALLERS {
+    for caller in 0..GREEDY_CALLERS {
         let root = root.clone();
         greedy.spawn(async move {
             let mut connection = root.connect().await?;
             let mut refused = 0_u64;
             for n in 0_u64.. {
-                let body = client::one("greedy", &format!("{n}"));
+                let body = client::one("greedy", &format!("{caller}-{n}"));
                 let answer = connection.ask("POST", "/api/queue/enqueue", &body).await?;
                 refused += u64::from(answer.status == 429);
                 if n % 100 == 99 {
@@ -132,62 +132,75 @@ async fn steady_rate(client: &Client) -> anyhow::Result<f64> {
 /// All those connections, on a thread of their own. They are closed when it is dropped.
 struct Crowd {
     /// How many requests that wait were accepted.
-    waiting: f64,
-    _all: Vec<AbortOnDrop>,
-}
-
-struct AbortOnDrop(AbortHandle);
-
-impl Drop for AbortOnDrop {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
+    waiting: u32,
+    _stop: oneshot::Sender<()>,
 }
 
 impl Crowd {
     /// Opens the connections; each request that waits is sent once.
-    async fn gather(client: &Client, job: &str) -> anyhow::Result<Self> {
-        let mut all = Vec::with_capacity(SLOW + 2 * WAITING);
-        for _ in 0..SLOW {
-            let client = client.clone();
-            let slow = tokio::spawn(async move {
-                loop {
-                    // The edge closes it; it comes again.
-                    let _ = slow_request(&client).await;
-                    tokio::time::sleep(BYTE_EVERY).await;
-                }
+    async fn start(client: &Client, job: &str) -> anyhow::Result<Self> {
+        let (client, job) = (client.clone(), job.to_owned());
+        let (stop, stopped) = oneshot::channel::<()>();
+        let (started, waiting) = oneshot::channel();
+        std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            let gathered = runtime.map_err(anyhow::Error::from).and_then(|runtime| {
+                runtime.block_on(async {
+                    let mut all = JoinSet::new();
+                    let waiting = gather(&client, &job, &mut all).await?;
+                    // The receiver may have failed.
+                    let _ = started.send(waiting);
+                    let _ = stopped.await;
+                    anyhow::Ok(())
+                })
             });
-            all.push(AbortOnDrop(slow.abort_handle()));
-        }
-        let mut waiting = 0_u32;
-        let stream = "/api/queue/events?projectId=crowd".to_owned();
-        let poll = format!("/api/queue/status/{job}?wait=60s");
-        for n in 0..2 * WAITING {
-            let mut connection = client.connect().await?;
-            if n % 2 == 0 {
-                // Its answer tells whether it was accepted.
-                if connection.follow(&stream).await.is_err() {
-                    continue;
-                }
-            } else {
-                connection.send("GET", &poll, "").await?;
-                let refused =
-                    tokio::time::timeout(Duration::from_millis(10), connection.read_head());
-                if refused.await.is_ok() {
-                    continue;
-                }
+            if let Err(error) = gathered {
+                eprintln!("the crowd failed: {error:#}");
             }
-            waiting += 1;
-            let held = tokio::spawn(async move {
-                let mut heard = Vec::new();
-                while connection.more(&mut heard).await.is_ok() {
-                    heard.clear();
-                }
-            });
-            all.push(AbortOnDrop(held.abort_handle()));
-        }
-        Ok(Self { waiting: f64::from(waiting), _all: all })
+        });
+        let waiting = waiting.await.context("the crowd gathers")?;
+        Ok(Self { waiting, _stop: stop })
     }
+}
+
+/// Opens the connections; returns how many of the requests that wait were accepted.
+async fn gather(client: &Client, job: &str, all: &mut JoinSet<()>) -> anyhow::Result<u32> {
+    for _ in 0..SLOW {
+        let client = client.clone();
+        all.spawn(async move {
+            loop {
+                // The edge closes it; it comes again.
+                let _ = slow_request(&client).await;
+                tokio::time::sleep(BYTE_EVERY).await;
+            }
+        });
+    }
+    let mut waiting = 0;
+    let stream = "/api/queue/events?projectId=crowd".to_owned();
+    let poll = format!("/api/queue/status/{job}?wait=60s");
+    for n in 0..2 * WAITING {
+        let mut connection = client.connect().await?;
+        if n % 2 == 0 {
+            // Its answer tells whether it was accepted.
+            if connection.follow(&stream).await.is_err() {
+                continue;
+            }
+        } else {
+            connection.send("GET", &poll, "").await?;
+            let refused = tokio::time::timeout(REFUSED_WITHIN, connection.read_head());
+            if refused.await.is_ok() {
+                continue;
+            }
+        }
+        waiting += 1;
+        all.spawn(async move {
+            let mut heard = Vec::new();
+            while connection.more(&mut heard).await.is_ok() {
+                heard.clear();
+            }
+        });
+    }
+    Ok(waiting)
 }
 
 /// A request whose head comes byte by byte.

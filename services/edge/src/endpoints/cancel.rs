@@ -68,6 +68,11 @@ pub(crate) async fn cancel(State(app): State<App>, command: CommandRequest) -> A
         let checked = checked.map(|(index, batch)| ids::id(&format!("batchIds[{index}]"), batch));
         batches = Some(checked.collect::<Result<Vec<_>, _>>()?);
     }
+    command.note_target(match &batches {
+        None => "all batches".to_owned(),
+        Some(batches) if batches.len() == 1 => format!("batch {}", batches[0]),
+        Some(batches) => count(batches.len() as u64, "batch", "batches"),
+    });
     let ask = Cancel { project, batches, idempotency: key.map(|key| key.idempotency) };
     let response = |canceled_count, batches_reset, message| {
         Some(Response { success: true, canceled_count, batches_reset, message })

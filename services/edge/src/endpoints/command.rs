@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::Answer;
 use crate::{
     app::App,
+    audit::AuditNote,
     body::{self, Body, NoQuery},
     error::Error,
     ids::{self, Key},
@@ -24,6 +25,7 @@ pub(super) const DURABLE: &str =
 /// A request without parameters whose body is a command.
 pub(crate) struct CommandRequest {
     access: Access,
+    note: AuditNote,
     headers: HeaderMap,
     body: Bytes,
 }
@@ -35,9 +37,10 @@ impl FromRequest<App> for CommandRequest {
         let (mut parts, body) = request.into_parts();
         NoQuery::from_request_parts(&mut parts, app).await?;
         let access = Access::from_request_parts(&mut parts, app).await?;
+        let note = AuditNote::from_request_parts(&mut parts, app).await?;
         let headers = parts.headers.clone();
         let Body(body) = Body::from_request(Request::from_parts(parts, body), app).await?;
-        Ok(Self { access, headers, body })
+        Ok(Self { access, note, headers, body })
     }
 }
 
@@ -58,8 +61,14 @@ impl CommandRequest {
         let project = request.project_id().ok_or_else(|| Error::missing("projectId"))?;
         let project = ids::id("projectId", project)?;
         self.access.project(&project)?;
+        self.note.project(&project);
         let key = Key::read(&self.headers, verb.name(), &project, &self.body)?;
         Ok((request, project, key))
+    }
+
+    /// Notes what the command changes, for the audit log.
+    pub(super) fn note_target(&self, target: impl Into<String>) {
+        self.note.target(target.into());
     }
 }
 

@@ -230,3 +230,9 @@ fn run_at(value: Option<&str>) -> Result<Option<Millis>, Error> {
     })?;
     Ok(Some(at))
 }
+
+/// Reads a body, for fuzz/.
+#[cfg(fuzzing)]
+pub(crate) fn try_read(data: &[u8]) {
+    let _ = crate::body::read::<Request<'_>>(data);
+}

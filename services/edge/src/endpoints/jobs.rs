@@ -17,7 +17,7 @@ use nats::{
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::{Answer, PATIENCE, ok};
+use super::{Answer, PATIENCE, ok, page_limit};
 use crate::{
     app::App,
     body,
@@ -28,10 +28,6 @@ use crate::{
     view::JobView,
 };
 
-/// Jobs of a page that names no limit.
-const LIMIT_DEFAULT: usize = 50;
-/// Jobs of a page at most.
-const LIMIT_MAX: usize = 200;
 /// Jobs of a batch that are shown: its live ones, and the last that ended.
 const BATCH_JOBS_MAX: usize = 100;
 const STATUSES: [Status; 5] =
@@ -130,7 +126,7 @@ pub(crate) async fn list_jobs(State(app): State<App>, access: Access, uri: Uri) 
         batch: batch.map(|id| ids::id("batchId", &id)).transpose()?,
         status: status.as_deref().map(named_status).transpose()?,
         job_type: job_type.as_deref().map(named_job_type).transpose()?,
-        limit: limit.as_deref().map_or(Ok(LIMIT_DEFAULT), limit_of)?,
+        limit: page_limit(limit.as_deref())?,
     };
     let cursor = match cursor {
         Some(text) => Cursor::read(&text)
@@ -287,11 +283,6 @@ fn named_job_type(name: &str) -> Result<JobType, Error> {
     let found = JobType::ALL.into_iter().find(|job_type| job_type.name() == name);
     let names = JobType::ALL.map(JobType::name).join(", ");
     found.ok_or_else(|| Error::invalid(format!("type must be one of {names}")))
-}
-
-fn limit_of(text: &str) -> Result<usize, Error> {
-    let limit = text.parse().ok().filter(|limit| (1..=LIMIT_MAX).contains(limit));
-    limit.ok_or_else(|| Error::invalid(format!("limit must be an integer from 1 to {LIMIT_MAX}")))
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ use utoipa::ToSchema;
 use super::{Answer, ok};
 use crate::{
     app::App,
+    audit::AuditNote,
     body::{self, Body, NoQuery},
     error::Error,
     ids,
@@ -146,6 +147,7 @@ pub(crate) async fn list_keys(
 pub(crate) async fn create_key(
     State(app): State<App>,
     access: Access,
+    note: AuditNote,
     _: NoQuery,
     Body(body): Body,
 ) -> Answer<Response> {
@@ -167,6 +169,7 @@ pub(crate) async fn create_key(
     }
     let (change, secret) = app.keys.store().create(new, now).await.map_err(failed)?;
     let record = in_force(&app, change)?;
+    note.target(format!("key {}", record.id));
     tracing::info!(key.id = record.id, key.name = record.name, "API key created");
     let secret = Some(secret.reveal().to_owned());
     ok(Response { success: true, key: View::new(record, None), secret })

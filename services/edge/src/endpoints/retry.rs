@@ -60,6 +60,7 @@ pub(crate) async fn retry(State(app): State<App>, command: CommandRequest) -> An
         (Some(job), false) => Some(ids::job_id("jobId", job)?),
         (None, true) => None,
     };
+    command.note_target(job.map_or("failed jobs".to_owned(), |job| format!("job {job}")));
     let idempotency = key.map(|key| key.idempotency);
     let ask = Retry { project: project.clone(), job, idempotency };
     let response = |retried_count, job_ids, message| {

@@ -41,7 +41,8 @@ impl Access {
         Self(Rights::Key { record, secret, current })
     }
 
-    fn record(&self) -> Option<&KeyRecord> {
+    /// The key, if the request has one.
+    pub fn key_record(&self) -> Option<&KeyRecord> {
         match &self.0 {
             Rights::Open(_) => None,
             Rights::Key { record, .. } => Some(record),
@@ -50,7 +51,7 @@ impl Access {
 
     /// The id of the key, if the request has one.
     pub fn key(&self) -> Option<&str> {
-        self.record().map(|record| record.id.as_str())
+        self.key_record().map(|record| record.id.as_str())
     }
 
     /// Checks that the key has a scope.
@@ -58,7 +59,7 @@ impl Access {
     /// # Errors
     /// If its scope is smaller.
     pub fn allows(&self, needed: Scope) -> Result<(), Error> {
-        match self.record() {
+        match self.key_record() {
             Some(record) if record.scope < needed => Err(Error::scope(record.scope, needed)),
             _ => Ok(()),
         }
@@ -66,7 +67,7 @@ impl Access {
 
     /// True if the request may know that a project exists.
     pub fn sees(&self, project: &str) -> bool {
-        self.record().is_none_or(|record| record.has_project(project))
+        self.key_record().is_none_or(|record| record.has_project(project))
     }
 
     /// Checks that the request may use a project.
@@ -84,14 +85,14 @@ impl Access {
     pub fn project_or_all(&self, project: Option<&Id>) -> Result<(), Error> {
         match project {
             Some(project) => self.project(project),
-            None if self.record().is_none_or(|record| record.projects.is_none()) => Ok(()),
+            None if self.key_record().is_none_or(|record| record.projects.is_none()) => Ok(()),
             None => Err(Error::missing("projectId (the API key is for some projects only)")),
         }
     }
 
     /// True if data, results and progress are hidden.
     pub fn is_metadata_only(&self) -> bool {
-        self.record().is_some_and(|record| record.metadata_only)
+        self.key_record().is_some_and(|record| record.metadata_only)
     }
 
     /// Checks that the request may see the content of jobs.

@@ -1,0 +1,73 @@
+//! The audit log: who changed what, when and why.
+
+use async_nats::{HeaderMap, jetstream::consumer::pull};
+use job::time::Millis;
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::{
+    Broker, names,
+    publish::{self, Message},
+};
+
+/// The consumer of metrics, which the broker remembers the place of.
+const CONSUMER: &str = "metrics";
+
+/// A change that was requested over HTTP.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AuditRecord {
+    /// The id of the record.
+    pub id: Uuid,
+    /// When the request was answered, in ms since 1970.
+    pub at: Millis,
+    /// The id of the request.
+    pub request_id: String,
+    /// The id of its API key, if it had one.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub key_id: Option<String>,
+    /// The name of that key at that time.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub key_name: Option<String>,
+    /// The address that it came from.
+    pub address: String,
+    /// Its method.
+    pub method: String,
+    /// Its path.
+    pub path: String,
+    /// The project that it is about, if it is about one.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub project: Option<String>,
+    /// What it changes, if the path does not say.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub target: Option<String>,
+    /// The status of the answer.
+    pub status: u16,
+    /// Why, in the words of the requester.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub reason: Option<String>,
+}
+
+impl Broker {
+    /// Stores a record. It reaches ClickHouse shortly after.
+    ///
+    /// # Errors
+    /// If the broker does not store it, or that is unknown.
+    pub async fn store_audit_record(&self, record: &AuditRecord) -> Result<(), publish::Error> {
+        let payload = serde_json::to_vec(record).expect("texts and numbers are JSON");
+        let subject = names::AUDIT_SUBJECT.into();
+        let message = Message { subject, headers: HeaderMap::new(), payload: payload.into() };
+        self.publish(message).await.map(|_| ())
+    }
+
+    /// What metrics reads the records with.
+    ///
+    /// # Errors
+    /// If the consumer cannot be made.
+    pub async fn audit_consumer(
+        &self,
+    ) -> Result<async_nats::jetstream::consumer::PullConsumer, async_nats::Error> {
+        let config = pull::Config { durable_name: Some(CONSUMER.to_owned()), ..Default::default() };
+        Ok(self.js.create_consumer_on_stream(config, names::AUDIT).await?)
+    }
+}

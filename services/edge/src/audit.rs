@@ -1,0 +1,145 @@
+//! Records each request that changes something, other than enqueues: who made it, what it was about, why, and how it
+//! was answered.
+
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use axum::{
+    extract::{FromRequestParts, Request, State},
+    http::{HeaderMap, HeaderName, Method, StatusCode, request::Parts},
+    middleware::Next,
+    response::{IntoResponse, Response},
+};
+use job::Id;
+use nats::audit::AuditRecord;
+use percent_encoding::percent_decode_str;
+use tracing::Instrument;
+use uuid::Uuid;
+
+use crate::{app::App, error::Error, keys::Access, request_id::RequestId};
+
+/// Why a change is made, in the words of the one who makes it.
+static REASON: HeaderName = HeaderName::from_static("jobmesh-reason");
+/// The longest reason, in bytes.
+const REASON_BYTES_MAX: usize = 500;
+/// How much of a path is recorded, in bytes.
+const PATH_BYTES_MAX: usize = 1_024;
+
+/// The address of a request's client.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Peer(pub IpAddr);
+
+/// What a handler knows of a change and the path does not say. Cheap to clone.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct AuditNote(Arc<Mutex<Noted>>);
+
+#[derive(Debug, Default)]
+struct Noted {
+    project: Option<Id>,
+    target: Option<String>,
+}
+
+impl AuditNote {
+    /// Notes which project the change is about.
+    pub fn project(&self, project: &Id) {
+        self.lock().project = Some(project.clone());
+    }
+
+    /// Notes what is changed.
+    pub fn target(&self, target: String) {
+        self.lock().target = Some(target);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Noted> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<S: Sync> FromRequestParts<S> for AuditNote {
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Error> {
+        // Of a request that is not recorded, nobody reads it.
+        Ok(parts.extensions.get().cloned().unwrap_or_default())
+    }
+}
+
+/// Records a change once it is answered.
+pub(crate) async fn record(State(app): State<App>, mut request: Request, next: Next) -> Response {
+    if !is_recorded(request.method(), request.uri().path()) {
+        return next.run(request).await;
+    }
+    let mut record = match begin(&request) {
+        Ok(record) => record,
+        Err(error) => return error.into_response(),
+    };
+    let note = AuditNote::default();
+    request.extensions_mut().insert(note.clone());
+    // A client that goes away takes nothing back.
+    let recorded = async move {
+        let response = next.run(request).await;
+        if is_change(response.status()) {
+            let Noted { project, target } = std::mem::take(&mut *note.lock());
+            record.at = service::now_ms();
+            record.status = response.status().as_u16();
+            record.project = project.map(|id| id.to_string()).or(record.project);
+            record.target = target;
+            if let Err(error) = app.broker.store_audit_record(&record).await {
+                tracing::error!(%error, ?record, "a change is missing in the audit log");
+            }
+        }
+        response
+    };
+    let recorded = tokio::spawn(recorded.in_current_span()).await;
+    recorded.unwrap_or_else(|_| Error::internal("a request panicked").into_response())
+}
+
+/// True for a request that changes something, other than an enqueue: jobs are a record of that themselves.
+fn is_recorded(method: &Method, path: &str) -> bool {
+    let is_question = matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS);
+    let is_enqueue = matches!(path, "/api/queue/enqueue" | "/api/queue/redo");
+    path.starts_with("/api/") && !is_question && !is_enqueue
+}
+
+/// True for an answer after which something may have changed, or somebody tried what they may not do.
+fn is_change(status: StatusCode) -> bool {
+    status.is_success() || status.is_server_error() || status == StatusCode::FORBIDDEN
+}
+
+fn begin(request: &Request) -> Result<AuditRecord, Error> {
+    let extensions = request.extensions();
+    let path = request.uri().path();
+    let key = extensions.get::<Access>().and_then(Access::key_record);
+    let address = extensions.get().map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |Peer(ip)| *ip);
+    Ok(AuditRecord {
+        id: Uuid::now_v7(),
+        at: 0,
+        request_id: extensions.get().map(|RequestId(id)| id.clone()).unwrap_or_default(),
+        key_id: key.map(|key| key.id.clone()),
+        key_name: key.map(|key| key.name.clone()),
+        address: address.to_string(),
+        method: request.method().to_string(),
+        path: job::bounds::truncate(path, PATH_BYTES_MAX),
+        project: project_in(path),
+        target: None,
+        status: 0,
+        reason: reason(request.headers())?,
+    })
+}
+
+/// The project that a path names.
+fn project_in(path: &str) -> Option<String> {
+    let project = path.strip_prefix("/api/projects/")?.split('/').next()?;
+    Some(percent_decode_str(project).decode_utf8().ok()?.into_owned())
+}
+
+fn reason(headers: &HeaderMap) -> Result<Option<String>, Error> {
+    let Some(value) = headers.get(&REASON) else { return Ok(None) };
+    let text = std::str::from_utf8(value.as_bytes()).ok();
+    let text = text.filter(|text| (1..=REASON_BYTES_MAX).contains(&text.len()));
+    let invalid =
+        || Error::invalid(format!("Jobmesh-Reason must be UTF-8 of 1 to {REASON_BYTES_MAX} bytes"));
+    Ok(Some(text.ok_or_else(invalid)?.to_owned()))
+}

@@ -1,0 +1,108 @@
+//! The audit log: each change is recorded once, with who made it and why.
+
+use reqwest::{Client, Method, header::HeaderValue};
+use serde_json::{Value, json};
+
+use crate::{
+    keys::{ask, create},
+    mesh::{Mesh, PATIENCE, until},
+};
+
+/// Makes a change and says why.
+async fn change(
+    mesh: &Mesh,
+    method: Method,
+    path: &str,
+    key: &str,
+    body: Option<Value>,
+    reason: &str,
+) -> anyhow::Result<u16> {
+    let client = Client::builder().no_proxy().build()?;
+    let request = client.request(method, mesh.url(path)).timeout(PATIENCE).bearer_auth(key);
+    let request = request.header("Jobmesh-Reason", HeaderValue::from_bytes(reason.as_bytes())?);
+    let request = match body {
+        Some(body) => request.json(&body),
+        None => request,
+    };
+    Ok(request.send().await?.status().as_u16())
+}
+
+async fn records(mesh: &Mesh, key: &str, query: &str) -> anyhow::Result<Value> {
+    let path = format!("/api/audit?{query}");
+    let answer = ask(mesh, &Method::GET, &path, Some(key), None).await?;
+    anyhow::ensure!(answer.status == 200, "{path}: {answer:?}");
+    Ok(answer.json())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_change_is_recorded_with_who_made_it_and_why() -> anyhow::Result<()> {
+    let mesh = Mesh::start()?;
+    let (_, root) = create(&mesh, None, json!({ "name": "root", "scope": "admin" })).await?;
+    let tenant = json!({ "name": "tenant", "scope": "manage", "projects": ["a"] });
+    let (tenant_id, tenant) = create(&mesh, Some(&root), tenant).await?;
+    let enqueue = json!({ "projectId": "a", "batchId": "b" });
+    let enqueued =
+        ask(&mesh, &Method::POST, "/api/queue/enqueue", Some(&tenant), Some(&enqueue)).await?;
+    assert_eq!(enqueued.status, 200);
+    let schedule = "/api/projects/a/schedules/nightly";
+    let all = json!({ "projectId": "a" });
+    let changes = [
+        (Method::PUT, "/api/projects/a", Some(json!({ "weight": 2 })), "weight", 200),
+        (Method::PUT, "/api/projects/a", Some(json!({ "maxActiveJobs": 9 })), "not mine", 403),
+        (Method::PUT, schedule, Some(json!({ "cron": "0 0 1 1 *" })), "yearly", 200),
+        (Method::DELETE, schedule, None, "no more", 200),
+        (Method::POST, "/api/queue/cancel", Some(all), "übung", 200),
+        (Method::POST, "/api/queue/cancel", Some(json!({ "projectId": 3 })), "invalid", 400),
+    ];
+    for (method, path, body, reason, status) in changes.clone() {
+        let answered = change(&mesh, method, path, &tenant, body, reason).await?;
+        assert_eq!(answered, status, "{path} {reason}");
+    }
+    let too_long = "x".repeat(501);
+    let answered = change(&mesh, Method::PUT, "/api/projects/a", &tenant, None, &too_long).await?;
+    assert_eq!(answered, 400);
+
+    let of_tenant = format!("keyId={tenant_id}");
+    until("recorded", async || {
+        let found = records(&mesh, &root, &of_tenant).await?;
+        let count = found["records"].as_array().map_or(0, Vec::len);
+        Ok(if count >= 5 { Ok(()) } else { Err(found.to_string()) })
+    })
+    .await?;
+    let found = records(&mesh, &root, &of_tenant).await?;
+    let found = found["records"].as_array().cloned().unwrap_or_default();
+    let recorded = changes.iter().filter(|(.., status)| *status != 400);
+    // The last comes first.
+    for (record, (method, path, _, reason, status)) in found.iter().zip(recorded.clone().rev()) {
+        let shown = format!("{record:#}");
+        assert_eq!(record["method"], method.as_str(), "{shown}");
+        assert_eq!((&record["path"], &record["status"]), (&json!(path), &json!(status)), "{shown}");
+        assert_eq!(record["reason"], *reason, "{shown}");
+        assert_eq!((&record["keyName"], &record["projectId"]), (&json!("tenant"), &json!("a")));
+        assert_eq!(record["address"], "127.0.0.1", "{shown}");
+    }
+    assert_eq!(found.len(), recorded.count());
+    assert_eq!(found[0]["target"], "all batches");
+
+    // Pages have every record once; the first two are of the keys.
+    let mut paged = Vec::new();
+    let mut cursor = String::new();
+    loop {
+        let page = records(&mesh, &root, &format!("limit=2{cursor}")).await?;
+        paged.extend(page["records"].as_array().cloned().unwrap_or_default());
+        let Some(next) = page["nextCursor"].as_str() else { break };
+        cursor = format!("&cursor={next}");
+    }
+    assert_eq!(paged[..5], found);
+    let first = &paged[6];
+    assert_eq!((paged.len(), &first["path"]), (7, &json!("/api/keys")), "{first:#}");
+    assert!(first.get("keyId").is_none(), "the first key was made without one: {first:#}");
+    assert_eq!(paged[5]["target"], format!("key {tenant_id}"));
+    let of_project = records(&mesh, &root, "projectId=a").await?;
+    assert_eq!(of_project["records"].as_array().map(Vec::len), Some(5));
+    let refused = ask(&mesh, &Method::GET, "/api/audit", Some(&tenant), None).await?;
+    assert_eq!(refused.status, 403);
+    let in_table = mesh.sql("SELECT count() FROM jobmesh.audit FINAL").await?;
+    assert_eq!(in_table.trim(), "7");
+    Ok(())
+}
