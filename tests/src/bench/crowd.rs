@@ -19,7 +19,7 @@ use super::{
 };
 
 /// Connections that never finish their request, and how often each sends a byte.
-const SLOW: usize = 2_000;
+const SLOW: u32 = 2_000;
 const BYTE_EVERY: Duration = Duration::from_secs(1);
 /// Requests with `wait`, and event streams, of one key.
 const WAITING: usize = 5_000;
@@ -45,17 +45,17 @@ pub async fn measure(report: &mut Report) -> anyhow::Result<()> {
     let idle = others(&root, report, "others alone").await?;
     let (answered, waiting) = {
         let crowd = Crowd::start(&crowd, &job).await?;
-        let during = others(&root, report, "others beside the crowd").await?;
+        let during = others(&root, report, "others with the crowd").await?;
         let usage = mesh.usage(None)?;
         let edge = usage.iter().find(|usage| usage.name == "edge").context("an edge runs")?;
-        report.memory("beside the crowd", std::slice::from_ref(edge), [None; 2]);
+        report.memory("with the crowd", std::slice::from_ref(edge), [None; 2]);
         (during, crowd.waiting)
     };
     report
         .labels("crowd", format!("{waiting} of {} requests that wait were accepted", 2 * WAITING));
     for (n, what) in ["stats", "status", "enqueue"].into_iter().enumerate() {
         let (idle, during) = (idle[n].quantile(0.99), answered[n].quantile(0.99));
-        let what = format!("{what} of others beside the crowd, p99, at most twice that alone");
+        let what = format!("{what} of others with the crowd, p99, at most twice that alone");
         report.ms(&what, during, Some(Goal::AtMost(2.0 * idle)));
     }
     root.set("greedy", json!({ "maxActiveJobs": 100 })).await?;
@@ -86,8 +86,8 @@ pub async fn measure(report: &mut Report) -> anyhow::Result<()> {
         }
     }
     report.rate("enqueue of others, 200 a second wanted", alone);
-    report.rate("enqueue of others beside a greedy project, 200 a second wanted", beside);
-    let what = "enqueue of others beside a greedy project against alone";
+    report.rate("enqueue of others with a greedy project, 200 a second wanted", beside);
+    let what = "enqueue of others with a greedy project against alone";
     report.ratio(what, Some(beside), Some(alone), KEPT);
     mesh.stop().await
 }
@@ -165,9 +165,11 @@ impl Crowd {
 
 /// Opens the connections; returns how many of the requests that wait were accepted.
 async fn gather(client: &Client, job: &str, all: &mut JoinSet<()>) -> anyhow::Result<u32> {
-    for _ in 0..SLOW {
+    for n in 0..SLOW {
         let client = client.clone();
         all.spawn(async move {
+            // Else all of them would send in the same moment.
+            tokio::time::sleep(BYTE_EVERY * n / SLOW).await;
             loop {
                 // The edge closes it; it comes again.
                 let _ = slow_request(&client).await;
