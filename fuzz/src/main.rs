@@ -59,11 +59,11 @@ fn commands(data: &[u8]) {
     let _ = wire::commands(&verb.subject(), payload);
 }
 
-/// What was read is written in such a way that it is read as the same again.
+/// A batch is the same after it was written and read again.
 fn events(data: &[u8]) {
     let Ok(batch) = wire::batch(1, data) else { return };
     let again = serde_json::to_vec(&batch).expect("events are JSON");
-    let again = wire::batch(1, &again).expect("what was written can be read");
+    let again = wire::batch(1, &again).expect("a batch can be read again");
     assert_eq!(batch, again);
 }
 
@@ -78,7 +78,7 @@ fn settings(data: &[u8]) {
     if patch.check().is_ok() {
         let settings = patch.apply(&Settings::default());
         let json = serde_json::to_string(&settings).expect("settings are JSON");
-        let read: Settings = serde_json::from_str(&json).expect("what was written can be read");
+        let read: Settings = serde_json::from_str(&json).expect("settings can be read again");
         assert_eq!(settings, read);
     }
 }

@@ -1,4 +1,4 @@
-//! The audit log: who changed what, when and why.
+//! The audit log: changes that were requested over HTTP.
 
 use async_nats::{HeaderMap, jetstream::consumer::pull};
 use job::time::Millis;

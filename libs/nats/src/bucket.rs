@@ -33,6 +33,8 @@ pub const WRITE_KEYS_MAX: usize = BATCH_MESSAGES_MAX - 1;
 
 /// Keys that are read at the same time.
 const READS_MAX: usize = 64;
+/// The bytes of keys that are read with one request.
+const READ_BYTES_MAX: usize = 8 << 20;
 
 /// A key that could not be read.
 #[derive(Debug, thiserror::Error)]
@@ -105,7 +107,8 @@ impl Broker {
         readable(self.read_key(&id.to_string()).await)
     }
 
-    /// Jobs, as [`read_job`](Self::read_job) reads each of them.
+    /// Jobs, as [`read_job`](Self::read_job) reads each of them. If they are large, some of them are left out: at least
+    /// one is read.
     ///
     /// # Errors
     /// See [`Error`].
@@ -125,13 +128,20 @@ impl Broker {
             let keys: Vec<String> = ids.iter().map(JobId::to_string).collect();
             let subjects: Vec<String> =
                 keys.iter().map(|key| names::key(names::JOBS, key).to_string()).collect();
-            let read = self.last_messages(names::JOBS_STREAM, &subjects).await;
-            let mut found =
-                read.map_err(|why| Error::Read { key: format!("{}…", keys[0]), why })?;
+            let read = self.last_messages(names::JOBS_STREAM, &subjects, READ_BYTES_MAX).await;
+            let read = read.map_err(|why| Error::Read { key: format!("{}…", keys[0]), why })?;
+            let (mut found, is_complete) = (read.found, read.is_complete);
             for ((id, key), subject) in ids.iter().zip(keys).zip(&subjects) {
                 let message = found.remove(subject);
+                // It may be one that was left out.
+                if message.is_none() && !is_complete {
+                    continue;
+                }
                 let value = message.map(|it| decode(&key, it.sequence, &it.payload));
                 jobs.push((*id, readable(value.transpose().map(Option::flatten))?));
+            }
+            if !is_complete {
+                break;
             }
         }
         Ok(jobs)

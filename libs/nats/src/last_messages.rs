@@ -26,6 +26,7 @@ const PENDING: &str = "Nats-Num-Pending";
 #[derive(Serialize)]
 struct Request<'a> {
     multi_last: &'a [String],
+    max_bytes: usize,
 }
 
 /// The last message of a subject.
@@ -37,8 +38,17 @@ pub(crate) struct LastMessage {
     pub payload: Bytes,
 }
 
+/// The last messages of subjects.
+#[derive(Debug, Default)]
+pub(crate) struct LastMessages {
+    /// By subject. Subjects without a message are left out.
+    pub found: HashMap<String, LastMessage>,
+    /// False if more messages were left out, because there are too many bytes.
+    pub is_complete: bool,
+}
+
 impl Broker {
-    /// The last message of each of at most [`SUBJECTS_MAX`] subjects of a stream; subjects without one are left out.
+    /// The last message of each of at most [`SUBJECTS_MAX`] subjects of a stream, until they have `bytes_max` bytes.
     ///
     /// Any replica of the stream answers, perhaps without the latest messages.
     ///
@@ -48,38 +58,27 @@ impl Broker {
         &self,
         stream: &str,
         subjects: &[String],
-    ) -> Result<HashMap<String, LastMessage>, String> {
-        let mut found = HashMap::with_capacity(subjects.len());
-        let mut rest = subjects.to_vec();
-        while !rest.is_empty() {
-            let known = found.len();
-            let is_complete = self
-                .reread(|| self.last_messages_once(stream, &rest))
-                .await?
-                .read_into(&mut found)?;
-            if is_complete {
-                break;
-            }
-            if found.len() == known {
-                return Err(
-                    "the broker answers with no message and says that there are some".into()
-                );
-            }
-            rest.retain(|subject| !found.contains_key(subject));
-        }
-        Ok(found)
+        bytes_max: usize,
+    ) -> Result<LastMessages, String> {
+        let read = || self.last_messages_once(stream, subjects, bytes_max);
+        self.reread(read).await?.read()
     }
 
-    async fn last_messages_once(&self, stream: &str, rest: &[String]) -> Result<Answer, String> {
-        let request =
-            serde_json::to_vec(&Request { multi_last: rest }).map_err(|e| e.to_string())?;
+    async fn last_messages_once(
+        &self,
+        stream: &str,
+        subjects: &[String],
+        bytes_max: usize,
+    ) -> Result<Answer, String> {
+        let request = Request { multi_last: subjects, max_bytes: bytes_max };
+        let request = serde_json::to_vec(&request).map_err(|error| error.to_string())?;
         let inbox = self.client.new_inbox();
         let mut answers =
             self.client.subscribe(inbox.clone()).await.map_err(|error| error.to_string())?;
         let subject = format!("$JS.API.DIRECT.GET.{stream}");
         let published = self.client.publish_with_reply(subject, inbox, request.into()).await;
         published.map_err(|error| error.to_string())?;
-        let mut messages = Vec::with_capacity(rest.len());
+        let mut messages = Vec::with_capacity(subjects.len());
         loop {
             let next = tokio::time::timeout(NEXT_WITHIN, answers.next()).await;
             let message = next.map_err(|_| "the broker does not answer".to_owned())?;
@@ -104,18 +103,22 @@ struct Answer {
 }
 
 impl Answer {
-    /// Adds what was found; true if nothing was left out.
-    fn read_into(self, found: &mut HashMap<String, LastMessage>) -> Result<bool, String> {
+    fn read(self) -> Result<LastMessages, String> {
+        let mut found = HashMap::with_capacity(self.messages.len());
         for message in self.messages {
             let header = |name| message.headers.as_ref()?.get(name).map(|value| value.as_str());
-            let subject =
-                header(NATS_SUBJECT.as_ref()).ok_or("a message has no subject")?.to_owned();
-            let sequence =
-                header(NATS_SEQUENCE.as_ref()).and_then(|sequence| sequence.parse().ok());
+            let subject = header(NATS_SUBJECT.as_ref()).ok_or("a message has no subject")?;
+            let subject = subject.to_owned();
+            let sequence = header(NATS_SEQUENCE.as_ref());
+            let sequence = sequence.and_then(|sequence| sequence.parse().ok());
             let sequence = sequence.ok_or("a message has no sequence")?;
             found.insert(subject, LastMessage { sequence, payload: message.payload });
         }
         let pending = self.end.as_ref().and_then(|end| end.headers.as_ref()?.get(PENDING));
-        Ok(pending.is_none_or(|pending| pending.as_str() == "0"))
+        let is_complete = pending.is_none_or(|pending| pending.as_str() == "0");
+        if found.is_empty() && !is_complete {
+            return Err("the broker answers with no message and says that there are some".into());
+        }
+        Ok(LastMessages { found, is_complete })
     }
 }

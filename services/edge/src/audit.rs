@@ -1,9 +1,10 @@
-//! Records each request that changes something, other than enqueues: who made it, what it was about, why, and how it
-//! was answered.
+//! Records each request that changes something, other than enqueues: its API key and address, its project and target,
+//! its reason and the status of its answer.
 
 use std::{
     net::{IpAddr, Ipv4Addr},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use axum::{
@@ -24,6 +25,8 @@ use crate::{app::App, error::Error, keys::Access, request_id::RequestId};
 static REASON: HeaderName = HeaderName::from_static("jobmesh-reason");
 /// The longest reason, in bytes.
 const REASON_BYTES_MAX: usize = 500;
+/// How long an answer waits for its record to be stored.
+const STORED_WITHIN: Duration = Duration::from_millis(500);
 /// How much of a path is recorded, in bytes.
 const PATH_BYTES_MAX: usize = 1_024;
 
@@ -61,7 +64,7 @@ impl<S: Sync> FromRequestParts<S> for AuditNote {
     type Rejection = Error;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Error> {
-        // Of a request that is not recorded, nobody reads it.
+        // A request that is not recorded has none.
         Ok(parts.extensions.get().cloned().unwrap_or_default())
     }
 }
@@ -86,9 +89,13 @@ pub(crate) async fn record(State(app): State<App>, mut request: Request, next: N
             record.status = response.status().as_u16();
             record.project = project.map(|id| id.to_string()).or(record.project);
             record.target = target;
-            if let Err(error) = app.broker.store_audit_record(&record).await {
-                tracing::error!(%error, ?record, "a change is missing in the audit log");
-            }
+            let storing = tokio::spawn(async move {
+                if let Err(error) = app.broker.store_audit_record(&record).await {
+                    tracing::error!(%error, ?record, "a change is missing in the audit log");
+                }
+            });
+            // The answer does not wait for a broker that is away.
+            let _ = tokio::time::timeout(STORED_WITHIN, storing).await;
         }
         response
     };
@@ -103,7 +110,7 @@ fn is_recorded(method: &Method, path: &str) -> bool {
     path.starts_with("/api/") && !is_question && !is_enqueue
 }
 
-/// True for an answer after which something may have changed, or somebody tried what they may not do.
+/// True for an answer after which something may have changed, or that refuses a change that the API key does not allow.
 fn is_change(status: StatusCode) -> bool {
     status.is_success() || status.is_server_error() || status == StatusCode::FORBIDDEN
 }

@@ -1,7 +1,7 @@
-//! The audit log in ClickHouse: taken in from the stream AUDIT, and queried.
+//! The audit log in ClickHouse: it is read from the stream AUDIT, inserted and queried.
 //!
-//! The broker remembers what was taken in. A record can be inserted again after a failure: the table keeps one of
-//! each id.
+//! The position in the stream is that of a durable consumer. A record can be inserted again after a failure: the table
+//! keeps one of each id.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! GET /api/audit: who changed what, the last change first.
+//! GET /api/audit: the changes that were requested over HTTP, the last one first.
 
 use axum::{extract::State, http::Uri};
 use job::{Id, time::Millis};
