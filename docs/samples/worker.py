@@ -1,6 +1,6 @@
 """A processor of Jobmesh in Python, over NATS alone, with the package nats-py.
 
-  python3 worker.py <nats url>
+  python3 worker.py nats://processor:<password>@<address>
 
 It takes jobs of type process_batch, upper-cases their data's text, and says what came of it. The
 protocol is in docs/processors.md; this is all of it that a processor has to do.
@@ -195,7 +195,7 @@ class Worker:
 
 
 async def main(url):
-    worker = Worker(await nats.connect(url))
+    worker = Worker(await nats.connect(url, inbox_prefix="_INBOX.processor"))
     await worker.start()
     print("working", flush=True)
     await asyncio.gather(worker.keep_alive(), *(worker.pull(cls) for cls in CLASSES))

@@ -263,7 +263,7 @@ async fn the_samples_in_node_and_python_follow_jobs_over_nats() -> anyhow::Resul
 async fn the_sample_of_a_processor_in_python_runs_jobs() -> anyhow::Result<()> {
     let mesh = Mesh::start_with(&[("JOBMESH_PROCESSORS", "0")])?;
     let early = mesh.enqueue("p", 2).await?;
-    let worker = Client::python("worker.py", &[&mesh.nats_url()?])?;
+    let worker = Client::python("worker.py", &[&mesh.processor_nats_url()?])?;
     worker.says("working").await?;
     let late = {
         let body = json!({ "projectId": "q", "batchId": "b", "data": { "text": "shout" } });

@@ -208,6 +208,8 @@ fn may_ask(identity: Identity, subject: &str) -> bool {
             let is_named = subject.ends_with(".c");
             reads_with_consumer || (identity == Processor && is_work && is_named)
         }
+        // Some clients make durable consumers so.
+        "CONSUMER.DURABLE.CREATE" => identity == Processor && is_work,
         "CONSUMER.DELETE" => reads_with_consumer,
         "CONSUMER.MSG.NEXT" => match identity {
             State => [names::COMMANDS, names::EVENTS].contains(&stream),

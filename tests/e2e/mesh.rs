@@ -97,14 +97,23 @@ impl Mesh {
         files.map(|file| fs::read_to_string(file.path()).unwrap_or_default()).collect()
     }
 
-    /// The URL of the broker, with its login.
+    /// The URL of the broker, with the login for people.
     pub fn nats_url(&self) -> anyhow::Result<String> {
+        self.nats_url_of("jobmesh", "nats.password")
+    }
+
+    /// The URL of the broker, with the login for processors.
+    pub fn processor_nats_url(&self) -> anyhow::Result<String> {
+        self.nats_url_of("processor", "nats.processor.password")
+    }
+
+    fn nats_url_of(&self, user: &str, file: &str) -> anyhow::Result<String> {
         let log = fs::read_to_string(self.data_dir.join("logs/nats-server.log"))?;
         let address =
             log.lines().rev().find_map(|line| line.split("client connections on ").nth(1));
         let address = address.context("the broker logs its address")?.trim();
-        let password = fs::read_to_string(self.data_dir.join("nats.password"))?;
-        Ok(format!("nats://jobmesh:{password}@{address}"))
+        let password = fs::read_to_string(self.data_dir.join(file))?;
+        Ok(format!("nats://{user}:{password}@{address}"))
     }
 
     /// A client of the broker.
