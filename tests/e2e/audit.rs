@@ -1,4 +1,4 @@
-//! The audit log: each change is recorded once, with who made it and why.
+//! The audit log: each change is recorded once, with its API key and its reason.
 
 use reqwest::{Client, Method, header::HeaderValue};
 use serde_json::{Value, json};

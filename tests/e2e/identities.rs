@@ -156,13 +156,11 @@ fn may_publish(identity: Identity, subject: &str) -> bool {
             let is_of_leader = [names::QUERY_CLAIM, names::QUERY_CURRENT].contains(&subject);
             (begins("jobmesh.state.") && !is_of_leader)
                 || subject == names::AUDIT_SUBJECT
-                || ["jobmesh.metrics.", "jobmesh.rejected.EVENTS.", "$KV.keys."]
-                    .into_iter()
-                    .any(begins)
+                || ["jobmesh.metrics.", "$KV.keys."].into_iter().any(begins)
         }
         Metrics => {
             ["$KV.leases.metrics", "$KV.leases.metrics-pump"].contains(&subject)
-                || ["jobmesh.rejected.EVENTS.", "_INBOX."].into_iter().any(begins)
+                || begins("_INBOX.")
         }
         Processor => {
             [names::QUERY_CLAIM, names::QUERY_CURRENT].contains(&subject)
@@ -222,7 +220,13 @@ fn may_ask(identity: Identity, subject: &str) -> bool {
 }
 
 /// What can be subscribed to, with a subject that it matches.
-const SUBSCRIPTIONS: [(&str, &str); 13] = [
+const SUBSCRIPTIONS: [(&str, &str); 19] = [
+    ("jobmesh.audit", "jobmesh.audit"),
+    ("jobmesh.work.>", "jobmesh.work.low._fence"),
+    ("jobmesh.rejected.>", "jobmesh.rejected.EVENTS.1"),
+    ("$O.>", "$O.results.M.x"),
+    ("$JS.ACK.>", "$JS.ACK.EVENTS.c.1.1.1.1.0"),
+    ("$SRV.>", "$SRV.PING"),
     (">", "other"),
     ("jobmesh.>", "jobmesh.other"),
     ("jobmesh.cmd.*", "jobmesh.cmd.enqueue"),
@@ -243,6 +247,7 @@ fn may_subscribe(identity: Identity, subject: &str) -> bool {
     match subject {
         "jobmesh.state.>" | "jobmesh.heartbeat.*" => identity == State,
         "jobmesh.metrics.*" => identity == Metrics,
+        "$SRV.>" => [State, Metrics].contains(&identity),
         "jobmesh.control.>" => identity == Processor,
         "jobmesh.unstored" => [State, Edge].contains(&identity),
         inbox => inbox == format!("_INBOX.{}.>", identity.name()),

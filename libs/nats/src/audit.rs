@@ -1,6 +1,6 @@
 //! The audit log: changes that were requested over HTTP.
 
-use async_nats::{HeaderMap, jetstream::consumer::pull};
+use async_nats::{HeaderMap, header::NATS_MESSAGE_ID, jetstream::consumer::pull};
 use job::time::Millis;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -56,7 +56,10 @@ impl Broker {
     pub async fn store_audit_record(&self, record: &AuditRecord) -> Result<(), publish::Error> {
         let payload = serde_json::to_vec(record).expect("texts and numbers are JSON");
         let subject = names::AUDIT_SUBJECT.into();
-        let message = Message { subject, headers: HeaderMap::new(), payload: payload.into() };
+        // A repeat within the broker's window for duplicates is stored once.
+        let mut headers = HeaderMap::new();
+        headers.insert(NATS_MESSAGE_ID, record.id.to_string());
+        let message = Message { subject, headers, payload: payload.into() };
         self.publish(message).await.map(|_| ())
     }
 

@@ -115,9 +115,10 @@ impl Broker {
         }
     }
 
-    /// Whether the server is one of a cluster, whose servers name each other to clients.
+    /// Whether the server is one of a cluster. Some clusters do not tell their clients the addresses of their servers.
     pub fn is_in_cluster(&self) -> bool {
-        !self.client.server_info().connect_urls.is_empty()
+        let info = self.client.server_info();
+        info.cluster.is_some() || !info.connect_urls.is_empty()
     }
 
     /// Whether the connection stands.

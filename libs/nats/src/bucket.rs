@@ -21,7 +21,7 @@ use serde::de::DeserializeOwned;
 
 use crate::{
     Broker,
-    last_messages::SUBJECTS_MAX,
+    last_messages::{LastMessages, SUBJECTS_MAX},
     names,
     publish::{self, BATCH_MESSAGES_MAX, Message, Writes},
     wire::ProjectionWatermark,
@@ -113,26 +113,26 @@ impl Broker {
     /// # Errors
     /// See [`Error`].
     pub async fn read_jobs(&self, ids: &[JobId]) -> Result<Vec<(JobId, Option<Job>)>, Error> {
-        let mut jobs = Vec::with_capacity(ids.len());
-        if self.is_in_cluster() {
-            let reads = ids.iter().copied();
-            let reads = reads.map(async |id| (id, self.read_job(id).await));
-            let mut reads = stream::iter(reads).buffer_unordered(READS_MAX);
-            while let Some((id, job)) = reads.next().await {
-                jobs.push((id, job?));
-            }
-            return Ok(jobs);
-        }
         // Only a server without replicas answers such a request with all that it has acked.
+        if self.is_in_cluster() {
+            return self.read_each_job(ids).await;
+        }
+        let mut jobs = Vec::with_capacity(ids.len());
         for ids in ids.chunks(SUBJECTS_MAX) {
             let keys: Vec<String> = ids.iter().map(JobId::to_string).collect();
             let subjects: Vec<String> =
                 keys.iter().map(|key| names::key(names::JOBS, key).to_string()).collect();
             let read = self.last_messages(names::JOBS_STREAM, &subjects, READ_BYTES_MAX).await;
-            let read = read.map_err(|why| Error::Read { key: format!("{}…", keys[0]), why })?;
-            let (mut found, is_complete) = (read.found, read.is_complete);
+            let LastMessages { found, is_complete } = match read {
+                Ok(read) => read,
+                Err(error) => {
+                    tracing::debug!(error, "keys are read one by one");
+                    jobs.extend(self.read_each_job(ids).await?);
+                    break;
+                }
+            };
             for ((id, key), subject) in ids.iter().zip(keys).zip(&subjects) {
-                let message = found.remove(subject);
+                let message = found.get(subject);
                 // It may be one that was left out.
                 if message.is_none() && !is_complete {
                     continue;
@@ -143,6 +143,23 @@ impl Broker {
             if !is_complete {
                 break;
             }
+        }
+        Ok(jobs)
+    }
+
+    /// The same with a request for each job.
+    async fn read_each_job(&self, ids: &[JobId]) -> Result<Vec<(JobId, Option<Job>)>, Error> {
+        let reads = ids.iter().copied().map(async |id| (id, self.read_job(id).await));
+        let mut reads = stream::iter(reads).buffer_unordered(READS_MAX);
+        let (mut jobs, mut bytes) = (Vec::with_capacity(ids.len()), 0);
+        while bytes < READ_BYTES_MAX
+            && let Some((id, job)) = reads.next().await
+        {
+            let job = job?;
+            let result = job.as_ref().and_then(|job| job.history().result.as_ref());
+            bytes += result.map_or(0, |result| result.get().len());
+            bytes += job.as_ref().map_or(0, |job| job.data.get().len());
+            jobs.push((id, job));
         }
         Ok(jobs)
     }

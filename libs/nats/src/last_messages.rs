@@ -18,8 +18,9 @@ pub(crate) const SUBJECTS_MAX: usize = 1_000;
 const NEXT_WITHIN: Duration = Duration::from_secs(5);
 /// The status of the message behind the last one.
 const END: u16 = 204;
-/// The status if no subject has a message.
+/// The status and description if no subject has a message. With another description a message could not be read.
 const NOT_FOUND: u16 = 404;
+const NO_RESULTS: &str = "No Results";
 /// How many messages the answer leaves out, because it would be too large.
 const PENDING: &str = "Nats-Num-Pending";
 
@@ -86,7 +87,9 @@ impl Broker {
             match message.status.map(|status| status.as_u16()) {
                 None => messages.push(message),
                 Some(END) => return Ok(Answer { messages, end: Some(message) }),
-                Some(NOT_FOUND) => return Ok(Answer { messages, end: None }),
+                Some(NOT_FOUND) if message.description.as_deref() == Some(NO_RESULTS) => {
+                    return Ok(Answer { messages, end: None });
+                }
                 Some(status) => {
                     let description = message.description.unwrap_or_default();
                     return Err(format!("the broker answers {status} {description}"));

@@ -21,12 +21,15 @@ use uuid::Uuid;
 
 use crate::{app::App, error::Error, keys::Access, request_id::RequestId};
 
-/// Why a change is made, in the words of the one who makes it.
+/// Why a change is made, in the words of the requester.
 static REASON: HeaderName = HeaderName::from_static("jobmesh-reason");
 /// The longest reason, in bytes.
 const REASON_BYTES_MAX: usize = 500;
 /// How long an answer waits for its record to be stored.
 const STORED_WITHIN: Duration = Duration::from_millis(500);
+/// How often a record is stored if the broker does not answer, and the pause between.
+const STORE_ATTEMPTS_MAX: u32 = 10;
+const STORE_PAUSE: Duration = Duration::from_secs(2);
 /// How much of a path is recorded, in bytes.
 const PATH_BYTES_MAX: usize = 1_024;
 
@@ -80,27 +83,39 @@ pub(crate) async fn record(State(app): State<App>, mut request: Request, next: N
     };
     let note = AuditNote::default();
     request.extensions_mut().insert(note.clone());
-    // A client that goes away takes nothing back.
+    // A client that disconnects takes nothing back, and a handler that panics may have changed something.
     let recorded = async move {
-        let response = next.run(request).await;
+        let answered = tokio::spawn(next.run(request).in_current_span()).await;
+        let failed = |_| Error::internal("a request ended early").into_response();
+        let response = answered.unwrap_or_else(failed);
         if is_change(response.status()) {
             let Noted { project, target } = std::mem::take(&mut *note.lock());
             record.at = service::now_ms();
             record.status = response.status().as_u16();
             record.project = project.map(|id| id.to_string()).or(record.project);
             record.target = target;
-            let storing = tokio::spawn(async move {
-                if let Err(error) = app.broker.store_audit_record(&record).await {
-                    tracing::error!(%error, ?record, "a change is missing in the audit log");
-                }
-            });
+            let storing = tokio::spawn(store(app, record).in_current_span());
             // The answer does not wait for a broker that is away.
             let _ = tokio::time::timeout(STORED_WITHIN, storing).await;
         }
         response
     };
     let recorded = tokio::spawn(recorded.in_current_span()).await;
-    recorded.unwrap_or_else(|_| Error::internal("a request panicked").into_response())
+    recorded.unwrap_or_else(|_| Error::internal("a request ended early").into_response())
+}
+
+/// Stores a record, again if the broker does not answer.
+async fn store(app: App, record: AuditRecord) {
+    for attempt in 1.. {
+        match app.broker.store_audit_record(&record).await {
+            Ok(()) => return,
+            Err(error) if attempt == STORE_ATTEMPTS_MAX => {
+                return tracing::error!(%error, ?record, "a change is missing in the audit log");
+            }
+            Err(error) => tracing::warn!(%error, attempt, "record of the audit log not stored yet"),
+        }
+        tokio::time::sleep(STORE_PAUSE).await;
+    }
 }
 
 /// True for a request that changes something, other than an enqueue: jobs are a record of that themselves.

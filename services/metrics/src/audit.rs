@@ -19,6 +19,10 @@ use uuid::Uuid;
 
 /// Records that are inserted at once.
 const RECORDS_MAX: usize = 500;
+/// How long ClickHouse may take for an insert.
+const INSERT_TIMEOUT: Duration = Duration::from_secs(30);
+/// The last time of a column, in ms since 1970: the year 2200.
+const LAST_TIME: Millis = 7_258_118_400_000;
 /// How long a pull waits, and how often the broker shows that it is there.
 const PULL_EXPIRES: Duration = Duration::from_secs(30);
 const HEARTBEAT: Duration = Duration::from_secs(5);
@@ -101,7 +105,8 @@ pub(crate) async fn ingest(broker: &Broker, client: &Client) -> anyhow::Result<(
 }
 
 async fn insert(client: &Client, messages: &[Message]) -> anyhow::Result<()> {
-    let mut insert = client.insert::<AuditRow>("audit").await?;
+    let insert = client.insert::<AuditRow>("audit").await?;
+    let mut insert = insert.with_timeouts(Some(INSERT_TIMEOUT), Some(INSERT_TIMEOUT));
     for message in messages {
         match serde_json::from_slice::<AuditRecord>(&message.payload) {
             Ok(record) => insert.write(&record.into()).await?,
@@ -111,19 +116,20 @@ async fn insert(client: &Client, messages: &[Message]) -> anyhow::Result<()> {
     Ok(insert.end().await?)
 }
 
-/// The last records that a question is about.
+/// The last records that a query selects.
 pub(crate) async fn answer(client: &Client, ask: AuditQuery) -> anyhow::Result<AuditAnswer> {
     let sql = format!(
         "SELECT id, toUnixTimestamp64Milli(records.at) AS at, request_id, key_id, key_name, address,
             toString(method) AS method, path, project, target, status, reason
         FROM audit AS records FINAL
-        WHERE (toUnixTimestamp64Milli(records.at), id) < ({{at:Int64}}, {{id:UUID}})
+        WHERE records.at <= fromUnixTimestamp64Milli({{at:Int64}})
+            AND (toUnixTimestamp64Milli(records.at), id) < ({{at:Int64}}, {{id:UUID}})
             AND ({{project:String}} = '' OR project = {{project:String}})
             AND ({{key:String}} = '' OR key_id = {{key:String}})
         ORDER BY records.at DESC, id DESC LIMIT {}",
         ask.limit + 1
     );
-    let (at, id) = ask.before.unwrap_or((Millis::MAX, Uuid::max()));
+    let (at, id) = ask.before.unwrap_or((LAST_TIME, Uuid::max()));
     let query = client
         .query_raw(&sql)
         .param("at", at)

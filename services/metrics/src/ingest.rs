@@ -108,13 +108,13 @@ async fn ingest_while_held(
         }
         anyhow::bail!("another metrics service pumps")
     };
-    // It fails and starts over for itself: rows of runs do not wait for it.
+    // It is retried apart from the rows of runs, which do not wait for it.
     let never = CancellationToken::new();
-    let take_in_changes = || audit::ingest(broker, client);
+    let ingest_changes = || audit::ingest(broker, client);
     let changes =
-        service::retry_until(&never, START_OVER_PAUSE, "audit log not taken in", take_in_changes);
+        service::retry_until(&never, START_OVER_PAUSE, "audit log not ingested", ingest_changes);
     tokio::select! {
-        _ = changes => anyhow::bail!("the audit log is taken in no more"),
+        _ = changes => anyhow::bail!("audit ingestion stopped"),
         ended = ingest(broker, client, progress) => ended,
         lost = keep => lost,
     }

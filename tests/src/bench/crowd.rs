@@ -171,7 +171,7 @@ async fn gather(client: &Client, job: &str, all: &mut JoinSet<()>) -> anyhow::Re
             // Else all of them would send in the same moment.
             tokio::time::sleep(BYTE_EVERY * n / SLOW).await;
             loop {
-                // The edge closes it; it comes again.
+                // The edge closes it; the client connects again.
                 let _ = slow_request(&client).await;
                 tokio::time::sleep(BYTE_EVERY).await;
             }
@@ -196,9 +196,9 @@ async fn gather(client: &Client, job: &str, all: &mut JoinSet<()>) -> anyhow::Re
         }
         waiting += 1;
         all.spawn(async move {
-            let mut heard = Vec::new();
-            while connection.more(&mut heard).await.is_ok() {
-                heard.clear();
+            let mut received = Vec::new();
+            while connection.more(&mut received).await.is_ok() {
+                received.clear();
             }
         });
     }

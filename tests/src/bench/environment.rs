@@ -1,4 +1,4 @@
-//! What all is measured on and with.
+//! The machine and the programs of a run.
 
 use std::{fs, io::Write, time::Instant};
 
@@ -7,7 +7,7 @@ use super::{
     peers::Peers, report::Report,
 };
 
-/// Says what all is measured on and with.
+/// Reports the machine, the broker, the engine, the disk and the peers.
 pub fn describe(report: &mut Report, mesh: &Mesh, peers: Option<&Peers>) -> anyhow::Result<()> {
     let cores = std::thread::available_parallelism().map_or(0, usize::from);
     let read = |path: &str| fs::read_to_string(path).unwrap_or_default();

@@ -245,14 +245,18 @@ fn images(data: &Json, private: bool) -> Result<Vec<String>, String> {
         || "data.images must be a list of URLs of images: https:, http: or data:image/".to_owned();
     let mut json = serde_json::Deserializer::from_str(data.get());
     let read: Data = object(&mut json).map_err(|_| malformed())?;
-    let images = read.images.unwrap_or_default();
+    let mut images = read.images.unwrap_or_default();
     let is_image =
         |url: &String| ["https://", "http://", "data:image/"].iter().any(|it| url.starts_with(it));
     if !images.iter().all(is_image) {
         return Err(malformed());
     }
-    for (n, image) in images.iter().enumerate().filter(|(_, image)| image.starts_with("http")) {
+    for (n, image) in images.iter_mut().enumerate().filter(|(_, image)| image.starts_with("http")) {
         let url = client::url(image).map_err(|error| format!("data.images[{n}]: {error:#}"))?;
+        // Other parsers could find another host in such a URL.
+        if image.contains('\\') || !url.username().is_empty() || url.password().is_some() {
+            return Err(format!("data.images[{n}] must be a URL without a user and without \\"));
+        }
         if !private && !public::may_be_public(&url) {
             let host = url.host_str().unwrap_or_default();
             return Err(format!(
@@ -260,6 +264,8 @@ fn images(data: &Json, private: bool) -> Result<Vec<String>, String> {
                  JOBMESH_LLM_PRIVATE_IMAGES=true"
             ));
         }
+        // The model's server fetches what was checked.
+        *image = url.into();
     }
     if images.len() > IMAGES_MAX {
         return Err(format!(
@@ -330,7 +336,7 @@ mod tests {
     #[test]
     fn images_are_urls() {
         let images = |data: &str| images(&serde_json::from_str(data).expect("it is JSON"), false);
-        let urls = r#"{"images":["https://a/b.png","data:image/png;base64,AA=="]}"#;
+        let urls = r#"{"images":["https://a.example/b.png","data:image/png;base64,AA=="]}"#;
         assert_eq!(images(urls).map(|urls| urls.len()), Ok(2));
         for none in ["{}", r#"{"images":null}"#, r#"{"images":[]}"#] {
             assert_eq!(images(none), Ok(Vec::new()), "{none}");
@@ -343,12 +349,23 @@ mod tests {
         ] {
             assert!(images(odd).is_err(), "{odd}");
         }
-        for private in
-            ["127.1", "169.254.169.254", "[::ffff:10.0.0.1]", "LocalHost.", "a.internal", "0x7f.1"]
-        {
-            let error = images(&format!(r#"{{"images":["https://a/","http://{private}/x"]}}"#));
-            let error = error.expect_err(private);
+        for private in [
+            "127.1",
+            "169.254.169.254",
+            "[::ffff:10.0.0.1]",
+            "LocalHost.",
+            "a.internal",
+            "redis",
+            "0x7f.1",
+        ] {
+            let data = format!(r#"{{"images":["https://a.example/","http://{private}/x"]}}"#);
+            let error = images(&data).expect_err(private);
             assert!(error.starts_with("data.images[1]") && error.contains("public"), "{error}");
+        }
+        for odd in [r"http://a.example\\@10.0.0.1/", "http://u:p@a.example/", "http://u@a.example/"]
+        {
+            let error = images(&format!(r#"{{"images":["{odd}"]}}"#)).expect_err(odd);
+            assert!(error.contains("without a user"), "{error}");
         }
     }
 }

@@ -17,8 +17,9 @@ pub(super) fn may_be_public(url: &Url) -> bool {
 }
 
 fn is_private_name(host: &str) -> bool {
-    let last = host.trim_end_matches('.').rsplit('.').next().unwrap_or_default();
-    PRIVATE_NAMES.contains(&last)
+    let parts = host.trim_end_matches('.').rsplit_once('.');
+    // A name without a dot is one of the local network.
+    parts.is_none_or(|(_, last)| PRIVATE_NAMES.contains(&last))
 }
 
 /// Whether an address is neither of this machine, nor of a private network, nor of any other use
