@@ -106,3 +106,19 @@ async fn each_change_is_recorded_with_who_made_it_and_why() -> anyhow::Result<()
     assert_eq!(in_table.trim(), "7");
     Ok(())
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_is_recorded_also_if_the_broker_was_away() -> anyhow::Result<()> {
+    let mesh = Mesh::start()?;
+    let (_, root) = create(&mesh, None, json!({ "name": "root", "scope": "admin" })).await?;
+    mesh.signal("nats-server", libc::SIGKILL)?;
+    let weight = Some(json!({ "weight": 3 }));
+    let status = change(&mesh, Method::PUT, "/api/projects/a", &root, weight, "away").await?;
+    until("recorded", async || {
+        let found = records(&mesh, &root, "projectId=a").await?;
+        let first = &found["records"][0];
+        let is_recorded = first["reason"] == "away" && first["status"] == status;
+        Ok(if is_recorded { Ok(()) } else { Err(found.to_string()) })
+    })
+    .await
+}

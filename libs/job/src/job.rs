@@ -310,6 +310,12 @@ fn is_zero_u32(n: &u32) -> bool {
 }
 
 impl Job {
+    /// The bytes of its data and of its result, as far as that is kept with the job.
+    pub fn content_bytes(&self) -> usize {
+        let result = self.history().result.as_ref().map_or(0, |result| result.get().len());
+        self.data.get().len() + result
+    }
+
     /// The job for a list: without its data and its result, which may be large.
     #[must_use]
     pub fn without_data(mut self) -> Self {

@@ -10,7 +10,7 @@ use crate::{
     publish::{self, Message},
 };
 
-/// The consumer of metrics, which the broker remembers the place of.
+/// The durable consumer of metrics.
 const CONSUMER: &str = "metrics";
 
 /// A change that was requested over HTTP.
@@ -63,7 +63,7 @@ impl Broker {
         self.publish(message).await.map(|_| ())
     }
 
-    /// What metrics reads the records with.
+    /// The consumer with which metrics reads the records.
     ///
     /// # Errors
     /// If the consumer cannot be made.

@@ -156,9 +156,7 @@ impl Broker {
             && let Some((id, job)) = reads.next().await
         {
             let job = job?;
-            let result = job.as_ref().and_then(|job| job.history().result.as_ref());
-            bytes += result.map_or(0, |result| result.get().len());
-            bytes += job.as_ref().map_or(0, |job| job.data.get().len());
+            bytes += job.as_ref().map_or(0, Job::content_bytes);
             jobs.push((id, job));
         }
         Ok(jobs)

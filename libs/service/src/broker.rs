@@ -117,7 +117,7 @@ impl NatsLogin {
 }
 
 /// A service, as NATS knows it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Identity {
     /// It publishes commands and follows events.
     Edge,

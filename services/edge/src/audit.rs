@@ -16,6 +16,7 @@ use axum::{
 use job::Id;
 use nats::audit::AuditRecord;
 use percent_encoding::percent_decode_str;
+use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 use uuid::Uuid;
 
@@ -27,9 +28,9 @@ static REASON: HeaderName = HeaderName::from_static("jobmesh-reason");
 const REASON_BYTES_MAX: usize = 500;
 /// How long an answer waits for its record to be stored.
 const STORED_WITHIN: Duration = Duration::from_millis(500);
-/// How often a record is stored if the broker does not answer, and the pause between.
-const STORE_ATTEMPTS_MAX: u32 = 10;
-const STORE_PAUSE: Duration = Duration::from_secs(2);
+/// How long the broker may be away before a record is lost, and the pause between two attempts to store it.
+const STORE_WITHIN: Duration = Duration::from_secs(60);
+const STORE_PAUSE: Duration = Duration::from_secs(1);
 /// How much of a path is recorded, in bytes.
 const PATH_BYTES_MAX: usize = 1_024;
 
@@ -106,15 +107,12 @@ pub(crate) async fn record(State(app): State<App>, mut request: Request, next: N
 
 /// Stores a record, again if the broker does not answer.
 async fn store(app: App, record: AuditRecord) {
-    for attempt in 1.. {
-        match app.broker.store_audit_record(&record).await {
-            Ok(()) => return,
-            Err(error) if attempt == STORE_ATTEMPTS_MAX => {
-                return tracing::error!(%error, ?record, "a change is missing in the audit log");
-            }
-            Err(error) => tracing::warn!(%error, attempt, "record of the audit log not stored yet"),
-        }
-        tokio::time::sleep(STORE_PAUSE).await;
+    let never = CancellationToken::new();
+    let attempt = || app.broker.store_audit_record(&record);
+    let storing =
+        service::retry_until(&never, STORE_PAUSE, "record of the audit log not stored", attempt);
+    if tokio::time::timeout(STORE_WITHIN, storing).await.is_err() {
+        tracing::error!(?record, "a change is missing in the audit log");
     }
 }
 

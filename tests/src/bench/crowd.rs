@@ -120,13 +120,13 @@ async fn others(
 async fn steady_rate(client: &Client) -> anyhow::Result<f64> {
     let mut connection = client.connect().await?;
     let mut tick = tokio::time::interval(UNDER_LOAD_EVERY);
-    let (begun, mut count) = (Instant::now(), 0_u32);
-    while begun.elapsed() < TIMED {
+    let (started, mut count) = (Instant::now(), 0_u32);
+    while started.elapsed() < TIMED {
         tick.tick().await;
         connection.enqueue_one("others", &format!("steady-{count}")).await?;
         count += 1;
     }
-    Ok(f64::from(count) / begun.elapsed().as_secs_f64())
+    Ok(f64::from(count) / started.elapsed().as_secs_f64())
 }
 
 /// All those connections, on a thread of their own. They are closed when it is dropped.

@@ -50,10 +50,10 @@ fn fsync_times() -> anyhow::Result<Latencies> {
     let mut file = tempfile::tempfile()?;
     let mut times = Vec::new();
     for _ in 0..FSYNCS {
-        let begun = Instant::now();
+        let started = Instant::now();
         file.write_all(&[b'x'; FSYNC_BYTES])?;
         file.sync_data()?;
-        times.push(begun.elapsed().as_secs_f64() * 1e3);
+        times.push(started.elapsed().as_secs_f64() * 1e3);
     }
     Ok(Latencies::new(times))
 }

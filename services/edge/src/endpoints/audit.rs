@@ -101,13 +101,13 @@ pub(crate) async fn list_changes(
         let invalid = || Error::invalid("cursor must be the nextCursor of an answer");
         read_cursor(text).ok_or_else(invalid)
     });
-    let question = AuditQuery {
+    let query = AuditQuery {
         project: project.map(|id| id.to_string()),
         key,
         before: before.transpose()?,
         limit: page_limit(limit.as_deref())?,
     };
-    let answer = app.broker.query(names::QUERY_AUDIT, &question, PATIENCE * 5).await;
+    let answer = app.broker.query(names::QUERY_AUDIT, &query, PATIENCE * 5).await;
     let answer: AuditAnswer = answer.map_err(|error| {
         tracing::warn!(%error, "no audit log");
         Error::away("metrics", "metrics does not answer, or ClickHouse does not answer it")

@@ -1,6 +1,7 @@
 //! What `dev` starts, and with which arguments.
 
 use std::{
+    collections::HashMap,
     ffi::OsString,
     fs,
     io::Write,
@@ -71,33 +72,31 @@ pub(super) fn stages(config: &Config, data_dir: &Path) -> anyhow::Result<Vec<Vec
         watched: None,
     };
     let mut storage = Vec::new();
-    // In the order of the identities.
-    let nats_urls: Vec<String> = match &config.nats_url {
+    let nats_urls: HashMap<Identity, String> = match &config.nats_url {
         Some(url) => {
             // Checked here, so that the error is visible: a child would log it.
             config.login.access(url.reveal())?;
-            Identity::ALL.map(|_| url.reveal().to_owned()).into()
+            Identity::ALL.map(|identity| (identity, url.reveal().to_owned())).into()
         }
         None => {
             let port = fetch::free_port()?;
             let (file, secret) = password(data_dir.join("nats.password"))?;
+            let address = format!("127.0.0.1:{port}");
             let mut logins = vec![("JOBMESH_NATS_PASSWORD".to_owned(), secret)];
+            let mut urls = HashMap::new();
             for identity in Identity::ALL {
                 let name = identity.name();
                 let (_, secret) = password(data_dir.join(format!("nats.{name}.password")))?;
+                urls.insert(identity, format!("nats://{name}:{secret}@{address}"));
                 logins.push((format!("JOBMESH_NATS_{}_PASSWORD", name.to_uppercase()), secret));
             }
             storage.push(nats(config, data_dir, &logs, port, &logins)?);
-            let address = format!("127.0.0.1:{port}");
             // For other followers and processors.
             println!(
                 "nats nats://{address}, its user is {NATS_USER}, its password is in {}",
                 file.display()
             );
-            let secrets = logins.into_iter().skip(1).map(|(_, secret)| secret);
-            let urls = Identity::ALL.into_iter().zip(secrets);
-            urls.map(|(user, secret)| format!("nats://{}:{secret}@{address}", user.name()))
-                .collect()
+            urls
         }
     };
     let clickhouse_url = match &config.clickhouse_url {
@@ -124,10 +123,8 @@ pub(super) fn stages(config: &Config, data_dir: &Path) -> anyhow::Result<Vec<Vec
     // URLs may hold passwords, and arguments can be read by everybody on the machine.
     let serve = |name: &str, identity: Identity, arguments: &[&str]| {
         let mut child = spec(name, Role::of(identity), arguments);
-        let urls = Identity::ALL.into_iter().zip(&nats_urls);
-        for (_, url) in urls.filter(|(of, _)| *of == identity) {
-            child.environment.push(("JOBMESH_NATS_URL".into(), url.into()));
-        }
+        let url = &nats_urls[&identity];
+        child.environment.push(("JOBMESH_NATS_URL".into(), url.into()));
         if !has_own_nats {
             child.arguments.extend(config.login.arguments());
         }

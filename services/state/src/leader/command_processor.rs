@@ -3,8 +3,8 @@
 use std::collections::HashSet;
 
 use job::{
-    Job, JobId, Lookups, Missing, Run, SLICE_BYTES_MAX, command::Command, event::Event,
-    reply::Code, time::Millis, transaction::Commit,
+    JobId, Lookups, Missing, Run, SLICE_BYTES_MAX, command::Command, event::Event, reply::Code,
+    time::Millis, transaction::Commit,
 };
 use nats::Broker;
 use uuid::Uuid;
@@ -57,7 +57,7 @@ impl BulkLookups {
     /// Receives what was read, without jobs that have changed since the read started.
     fn add(&mut self, mut read: Lookups) {
         self.is_reading = false;
-        let bytes: usize = read.jobs.values().flatten().map(|job| bytes_of(job)).sum();
+        let bytes: usize = read.jobs.values().flatten().map(|job| job.content_bytes()).sum();
         if let Some(mean) = bytes.checked_div(read.jobs.len()) {
             // Those behind may be larger.
             let most = 4 * self.jobs_max;
@@ -245,12 +245,6 @@ impl CommandProcessor {
         }
         self.appender.commit(core, commit).await
     }
-}
-
-/// The size of a job that ended, without its fields of a fixed size.
-fn bytes_of(job: &Job) -> usize {
-    let result = job.history().result.as_ref().map_or(0, |result| result.get().len());
-    job.data.get().len() + result
 }
 
 /// The command of an item, or why it is refused without a decision.
