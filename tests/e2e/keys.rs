@@ -18,6 +18,11 @@ const HIDDEN_FROM_METADATA: [&str; 4] = [
     "/api/projects/{projectId}/schedules/{name}",
 ];
 
+/// What concerns all projects: a key for some of them cannot see it.
+const OF_ALL_PROJECTS: [&str; 1] = ["/api/processors"];
+/// Lists that show each key what it is for.
+const LISTS: [&str; 1] = ["/api/projects"];
+
 /// A request of the matrix.
 struct Route {
     method: Method,
@@ -146,7 +151,8 @@ fn routes(document: &Value, job: &str, key: &str) -> anyhow::Result<Vec<Route>> 
                 ("GET", _) => "read",
                 _ => "manage",
             };
-            let is_of_project = scope != "admin" && !OPEN.contains(&template.as_str());
+            let is_general = [&OPEN[..], &LISTS[..]].concat().contains(&template.as_str());
+            let is_of_project = scope != "admin" && !is_general;
             let template = template.clone();
             routes.push(Route { method, template, path, body, scope, is_of_project });
         }
@@ -222,11 +228,13 @@ async fn each_key_may_do_at_each_endpoint_what_its_scope_says() -> anyhow::Resul
             let is_hidden = *name == "metadata"
                 && route.method == Method::GET
                 && HIDDEN_FROM_METADATA.contains(&route.template.as_str());
+            let concerns_all =
+                *name != "admin" && OF_ALL_PROJECTS.contains(&route.template.as_str());
             let expected = if OPEN.contains(&route.template.as_str()) {
                 "open"
             } else if rank(scope).is_none() {
                 "401"
-            } else if rank(scope) < rank(route.scope) || is_hidden {
+            } else if rank(scope) < rank(route.scope) || is_hidden || concerns_all {
                 "403"
             } else if *name == "other" && route.is_of_project {
                 "404"
@@ -272,6 +280,8 @@ async fn hidden_is_like_missing(mesh: &Mesh, other: Option<&str>, job: &str) -> 
         ("/api/queue/stats?projectId=own".into(), "/api/queue/stats?projectId=none".into()),
         ("/api/queue/metrics?projectId=own".into(), "/api/queue/metrics?projectId=none".into()),
         ("/api/queue/jobs?projectId=own".into(), "/api/queue/jobs?projectId=none".into()),
+        ("/api/queue/failures?projectId=own".into(), "/api/queue/failures?projectId=none".into()),
+        ("/api/queue/analytics?projectId=own".into(), "/api/queue/analytics?projectId=none".into()),
         ("/api/queue/events?projectId=own".into(), "/api/queue/events?projectId=none".into()),
         ("/api/queue/batches/b?projectId=own".into(), "/api/queue/batches/b?projectId=none".into()),
         ("/api/projects/own".into(), "/api/projects/none".into()),

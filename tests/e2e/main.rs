@@ -3,6 +3,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test ends at the first surprise")]
 
+mod analytics;
 mod answers;
 mod api;
 mod api_document;
@@ -28,6 +29,7 @@ mod keys;
 mod keys_cli;
 mod kills;
 mod later;
+mod lists;
 mod mesh;
 mod nats_login;
 mod power_cut;

@@ -75,7 +75,9 @@ async fn a_list_has_each_job_once_live_or_ended_page_by_page() -> anyhow::Result
     assert_eq!(pages(&mesh, "projectId=p&batchId=b3").await?.len(), 1);
     assert_eq!(pages(&mesh, "projectId=nobody").await?.len(), 0);
     for (query, names) in [
-        ("", "projectId"),
+        ("projectId=p&errorGroup=7", "errorGroup"),
+        ("projectId=p&from=yesterday", "from"),
+        ("from=2026-11-27T00:00:00Z&to=2026-11-26T00:00:00Z", "to must be after from"),
         ("projectId=p&status=odd", "status"),
         ("projectId=p&type=odd", "type"),
         ("projectId=p&limit=0", "limit"),

@@ -1,7 +1,7 @@
 //! The active jobs of a project, indexed by what they can be listed by.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeSet, BinaryHeap},
     hash::{DefaultHasher, Hash, Hasher},
     ops::Bound,
 };
@@ -80,43 +80,46 @@ impl ActiveJobs {
         self.batches.range((key, JobId::nil())..=(key, JobId::max())).copied()
     }
 
-    /// The jobs of all batches with this key whose id is below `before`, the newest first.
-    pub fn newest_of_key(&self, key: u64, before: JobId) -> impl Iterator<Item = JobId> {
-        self.batches.range((key, JobId::nil())..(key, before)).rev().map(|(_, id)| *id)
+    /// The jobs of all batches with the key of this one whose id is below `before`, the newest first.
+    pub fn newest_of_batch(&self, batch: &Id, before: JobId) -> Vec<Newest<'_>> {
+        let key = batch_key(batch);
+        let ids = self.batches.range((key, JobId::nil())..(key, before)).rev().map(|(_, id)| *id);
+        vec![Box::new(ids)]
     }
 
-    /// The jobs of a type and status, of all if absent, whose id is below `before`, the newest first.
+    /// The jobs of a type and status, of all if absent, whose id is below `before`: sequences, each with the
+    /// newest first.
     pub fn newest(
         &self,
         job_type: Option<JobType>,
         status: Option<Status>,
         before: JobId,
-    ) -> impl Iterator<Item = JobId> {
+    ) -> Vec<Newest<'_>> {
         let job_types = JobType::EVERY
             .into_iter()
             .filter(move |of| job_type.is_none_or(|job_type| job_type == *of));
         let sets = job_types.flat_map(|of| ACTIVE.into_iter().zip(&self.listed[of as usize]));
-        let sets = sets.filter(|(of, _)| status.is_none_or(|status| status == *of));
-        Newest::of(sets.map(|(_, set)| set.range(..before).rev().copied()))
+        let sets =
+            sets.filter(|(of, set)| status.is_none_or(|status| status == *of) && !set.is_empty());
+        sets.map(|(_, set)| Box::new(set.range(..before).rev().copied()) as Newest<'_>).collect()
     }
 }
 
-/// Several descending sequences as one: the next of each, and what follows it.
-struct Newest<I>(Vec<(Option<JobId>, I)>);
+/// Ids of jobs, the newest first.
+pub(crate) type Newest<'a> = Box<dyn Iterator<Item = JobId> + 'a>;
 
-impl<I: Iterator<Item = JobId>> Newest<I> {
-    fn of(sequences: impl Iterator<Item = I>) -> Self {
-        Self(sequences.map(|mut ids| (ids.next(), ids)).collect())
-    }
-}
-
-impl<I: Iterator<Item = JobId>> Iterator for Newest<I> {
-    type Item = JobId;
-
-    fn next(&mut self) -> Option<JobId> {
-        let (next, following) = self.0.iter_mut().max_by_key(|(next, _)| *next)?;
-        std::mem::replace(next, following.next())
-    }
+/// Several sequences as one, the newest first.
+pub(crate) fn newest_first<'a>(
+    sequences: impl Iterator<Item = Newest<'a>>,
+) -> impl Iterator<Item = JobId> {
+    let mut sequences: Vec<Newest<'a>> = sequences.collect();
+    let heads = sequences.iter_mut().enumerate().filter_map(|(n, ids)| Some((ids.next()?, n)));
+    let mut heads: BinaryHeap<(JobId, usize)> = heads.collect();
+    std::iter::from_fn(move || {
+        let (newest, n) = heads.pop()?;
+        heads.extend(sequences[n].next().map(|next| (next, n)));
+        Some(newest)
+    })
 }
 
 /// A 64-bit key that stands for a batch id. The ids of a million jobs would take too much memory.

@@ -32,10 +32,14 @@ impl Counts {
         *cell = cell.saturating_sub(1);
     }
 
+    /// Queued and running jobs.
+    pub fn active(&self) -> u64 {
+        self.queued.iter().chain(self.processing.iter()).sum()
+    }
+
     /// All jobs.
     pub fn total(&self) -> u64 {
-        let live: u64 = self.queued.iter().chain(self.processing.iter()).sum();
-        live + self.completed + self.failed + self.canceled
+        self.active() + self.completed + self.failed + self.canceled
     }
 
     fn cell(&mut self, status: Status, class: PriorityClass) -> &mut u64 {

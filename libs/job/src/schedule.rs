@@ -87,6 +87,23 @@ pub enum Malformed {
     Never(Id),
 }
 
+/// The time zone of an IANA name.
+///
+/// # Errors
+/// If there is none of this name.
+fn time_zone(name: &str) -> Result<TimeZone, Malformed> {
+    TimeZone::get(name).map_err(|_| Malformed::TimeZone(name.into()))
+}
+
+/// An IANA name of a time zone as the database spells it: names are read without regard to case.
+///
+/// # Errors
+/// If there is none of this name.
+pub fn time_zone_name(name: &str) -> Result<String, Malformed> {
+    let zone = time_zone(name)?;
+    Ok(zone.iana_name().unwrap_or(name).to_owned())
+}
+
 impl Schedule {
     /// When it fires first after `at`.
     ///
@@ -117,7 +134,7 @@ impl Schedule {
 
     fn zoned(&self, at: Millis) -> Result<Zoned, Malformed> {
         let unknown = |_| Malformed::TimeZone(self.time_zone.clone());
-        let zone = TimeZone::get(&self.time_zone).map_err(unknown)?;
+        let zone = time_zone(&self.time_zone)?;
         let time = Timestamp::from_millisecond(at).map_err(unknown)?;
         Ok(time.to_zoned(zone))
     }

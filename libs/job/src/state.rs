@@ -10,13 +10,9 @@ use uuid::Uuid;
 
 use crate::{
     Counts, Digest, Id, IdempotencyRecord, Job, JobId, JobType, Partial, Position, ProjectUsage,
-    ReadyQueue, Settings, Snapshot, SpillStore, Status, active_jobs::batch_key,
-    dirty_keys::DirtyKeys, internal, schedule::ScheduleState, snapshot::SnapshotState,
-    spill::SpillPolicy, time::Millis,
+    ReadyQueue, Settings, Snapshot, SpillStore, Status, dirty_keys::DirtyKeys, internal,
+    schedule::ScheduleState, snapshot::SnapshotState, spill::SpillPolicy, time::Millis,
 };
-
-/// Jobs that are looked at for one page of a list.
-const LOOK_JOBS_MAX: usize = 2_000;
 
 /// The state of all jobs, and what follows from it.
 #[derive(Debug, Default)]
@@ -112,49 +108,6 @@ impl State {
             ids.filter(|id| persisted.live.is_of(JobType::ProcessBatch, *id))
         });
         perhaps.filter_map(|id| self.job(id)).filter(move |job| job.batch == *batch)
-    }
-
-    /// Active jobs of a project, of a batch, status or type if one is given, the newest first by their ids: at most
-    /// `limit` whose ids come before `before`, and where the next page begins.
-    pub fn live_page(
-        &self,
-        project: &Id,
-        batch: Option<&Id>,
-        before: Option<JobId>,
-        limit: usize,
-        status: Option<Status>,
-        job_type: Option<JobType>,
-    ) -> (Vec<Arc<Job>>, Option<JobId>) {
-        let Some(project) = self.persisted.projects.get(project).filter(|_| limit > 0) else {
-            return (Vec::new(), None);
-        };
-        let before = before.unwrap_or(JobId::max());
-        let mut page = Vec::new();
-        let mut last = None;
-        let Some(batch) = batch else {
-            for id in project.live.newest(job_type, status, before) {
-                if page.len() >= limit {
-                    return (page, last);
-                }
-                last = Some(id);
-                page.extend(self.job(id));
-            }
-            return (page, None);
-        };
-        for (looked_at, id) in project.live.newest_of_key(batch_key(batch), before).enumerate() {
-            if page.len() >= limit || looked_at >= LOOK_JOBS_MAX {
-                return (page, last);
-            }
-            last = Some(id);
-            // Before it is read: most may sleep.
-            if status.is_none_or(|status| self.persisted.jobs.status(id) == Some(status)) {
-                let is_of = |job: &Arc<Job>| {
-                    job.batch == *batch && job_type.is_none_or(|job_type| job.job_type == job_type)
-                };
-                page.extend(self.job(id).filter(is_of));
-            }
-        }
-        (page, None)
     }
 
     /// A job, which is awake from here on: it is about to be run.

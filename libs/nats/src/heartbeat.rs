@@ -6,13 +6,20 @@ use std::{
     time::{Duration, Instant},
 };
 
-use job::{Capacity, Id, JobId, JobType, Run, bounds::ID_BYTES_MAX};
+use job::{Capacity, Id, JobId, JobType, Run, bounds::ID_BYTES_MAX, time::Millis};
 use serde::{Deserialize, Serialize};
+
+use crate::query::ProcessorSummary;
 
 /// How often a processor says that it is there.
 pub const PERIOD: Duration = Duration::from_secs(2);
 /// A processor without a heartbeat for this long is offline.
 pub const GONE_AFTER: Duration = Duration::from_secs(6);
+
+/// How long an offline processor is still listed.
+const LISTED_FOR: Duration = Duration::from_secs(10 * 60);
+/// Handlers of one processor that are listed.
+const HANDLERS_MAX: usize = 100;
 
 /// Processors that are known at the same time.
 const PROCESSORS_MAX: usize = 10_000;
@@ -20,7 +27,7 @@ const PROCESSORS_MAX: usize = 10_000;
 const SLOTS_MAX: usize = 100_000;
 
 /// What a processor says of itself.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Heartbeat {
     /// Its name, of this process alone.
     pub processor: Id,
@@ -33,6 +40,15 @@ pub struct Heartbeat {
     pub running: Vec<(JobId, Run)>,
     /// True while it stops and takes no further work.
     pub draining: bool,
+    /// The names of its handlers.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub handlers: Vec<Id>,
+    /// The version of its program.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<Id>,
+    /// When it started, by its clock.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub started_at: Option<Millis>,
 }
 
 impl Heartbeat {
@@ -46,6 +62,8 @@ impl Heartbeat {
 #[derive(Debug, Default)]
 pub struct WorkerRegistry {
     heard: HashMap<Id, (Instant, Heartbeat)>,
+    /// When the last heartbeat arrived.
+    last_at: Option<Instant>,
 }
 
 impl WorkerRegistry {
@@ -54,6 +72,9 @@ impl WorkerRegistry {
     pub fn note(&mut self, mut said: Heartbeat, now: Instant) -> bool {
         let before = self.capacity(now);
         let known = self.heard.contains_key(&said.processor);
+        if !known && self.heard.len() >= PROCESSORS_MAX {
+            self.heard.retain(|_, (at, _)| is_online(*at, now));
+        }
         if said.processor.len() > ID_BYTES_MAX || (!known && self.heard.len() >= PROCESSORS_MAX) {
             tracing::warn!(processors = self.heard.len(), "heartbeat ignored: out of bounds");
             return false;
@@ -61,15 +82,40 @@ impl WorkerRegistry {
         said.capacity = said.capacity.min(SLOTS_MAX);
         said.running.truncate(SLOTS_MAX * 2);
         said.job_types.truncate(JobType::EVERY.len());
+        said.handlers.truncate(HANDLERS_MAX);
+        let is_short = |text: &Id| text.len() <= ID_BYTES_MAX;
+        said.handlers.retain(is_short);
+        said.version = said.version.filter(is_short);
         self.heard.insert(said.processor.clone(), (now, said));
-        self.heard.retain(|_, (at, _)| now.duration_since(*at) < GONE_AFTER);
+        self.heard.retain(|_, (at, _)| now.duration_since(*at) < LISTED_FOR);
+        self.last_at = Some(now);
         before != self.capacity(now)
     }
 
     /// The processors that are online.
     pub fn live(&self, now: Instant) -> impl Iterator<Item = &Heartbeat> {
-        let live = move |(at, _): &&(Instant, Heartbeat)| now.duration_since(*at) < GONE_AFTER;
+        let live = move |(at, _): &&(Instant, Heartbeat)| is_online(*at, now);
         self.heard.values().filter(live).map(|(_, said)| said)
+    }
+
+    /// The processors that are online or went offline in the last ten minutes, by name.
+    pub fn list(&self, now: Instant) -> Vec<ProcessorSummary> {
+        let recent = self.heard.values().filter(|(at, _)| now.duration_since(*at) < LISTED_FOR);
+        let summaries = recent.map(|(at, heartbeat)| ProcessorSummary {
+            processor: heartbeat.processor.clone(),
+            online: is_online(*at, now),
+            draining: heartbeat.draining,
+            capacity: heartbeat.capacity,
+            running: heartbeat.running.len(),
+            job_types: heartbeat.job_types.clone(),
+            handlers: heartbeat.handlers.clone(),
+            version: heartbeat.version.clone(),
+            started_at: heartbeat.started_at,
+            heartbeat_age_ms: u64::try_from(now.duration_since(*at).as_millis()).unwrap_or(0),
+        });
+        let mut summaries: Vec<_> = summaries.collect();
+        summaries.sort_unstable_by(|a, b| a.processor.cmp(&b.processor));
+        summaries
     }
 
     /// How many jobs the live processors that still take work run at once.
@@ -94,7 +140,12 @@ impl WorkerRegistry {
 
     /// The processors that were online when the last heartbeat came.
     pub fn processors(&self) -> impl Iterator<Item = &Id> {
-        self.heard.keys()
+        let at_last = self.last_at;
+        let online = self
+            .heard
+            .iter()
+            .filter(move |(_, (at, _))| at_last.is_some_and(|last| is_online(*at, last)));
+        online.map(|(processor, _)| processor)
     }
 
     /// Whether a heartbeat of this processor came after `since`.
@@ -106,6 +157,10 @@ impl WorkerRegistry {
     pub fn held(&self, now: Instant) -> impl Iterator<Item = (JobId, Run)> {
         self.live(now).flat_map(|said| said.running.iter().copied())
     }
+}
+
+fn is_online(heartbeat_at: Instant, now: Instant) -> bool {
+    now.duration_since(heartbeat_at) < GONE_AFTER
 }
 
 #[cfg(test)]
@@ -121,7 +176,7 @@ mod tests {
             capacity: 4,
             job_types: JobType::EVERY.to_vec(),
             running: vec![run],
-            draining: false,
+            ..Heartbeat::default()
         };
         let mut workers = WorkerRegistry::default();
         assert!(workers.note(said, start));
@@ -131,5 +186,9 @@ mod tests {
         assert!(!workers.has_heartbeat_since(&"p".into(), start));
         assert_eq!(workers.capacity(start + GONE_AFTER), Capacity::default());
         assert!(workers.owner_of(run.0, run.1, start + GONE_AFTER).is_none());
+        let listed = |at: Instant| workers.list(at).iter().map(|it| it.online).collect::<Vec<_>>();
+        assert_eq!(listed(start + PERIOD), [true]);
+        assert_eq!(listed(start + GONE_AFTER), [false]);
+        assert!(listed(start + LISTED_FOR).is_empty());
     }
 }

@@ -96,6 +96,12 @@ pub const QUERY_PROJECT: StateQuery =
 /// The question for the schedules of a project.
 pub const QUERY_SCHEDULES: StateQuery =
     StateQuery { any: "jobmesh.state.schedules", all: "jobmesh.state.all.schedules" };
+/// The query for a page of projects.
+pub const QUERY_PROJECTS: StateQuery =
+    StateQuery { any: "jobmesh.state.projects", all: "jobmesh.state.all.projects" };
+/// The query for the processors.
+pub const QUERY_PROCESSORS: StateQuery =
+    StateQuery { any: "jobmesh.state.processors", all: "jobmesh.state.all.processors" };
 /// The last message of EVENTS that the client has seen: a replica that is behind it does not
 /// answer. In an answer, the last message that the answer includes.
 pub const SEEN: &str = "Jobmesh-Seen";
@@ -113,6 +119,11 @@ pub const QUERY_ARCHIVED: &str = "jobmesh.metrics.job";
 
 /// The query for records of the audit log.
 pub const QUERY_AUDIT: &str = "jobmesh.metrics.audit";
+
+/// The query for sums by bucket and group.
+pub const QUERY_ANALYTICS: &str = "jobmesh.metrics.analytics";
+/// The query for groups of errors.
+pub const QUERY_FAILURES: &str = "jobmesh.metrics.failures";
 
 /// What a message on COMMANDS asks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

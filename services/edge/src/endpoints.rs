@@ -1,14 +1,19 @@
 //! The endpoints, one module a resource: extract, check, ask, answer.
 
+pub(crate) mod analytics;
 pub(crate) mod audit;
 pub(crate) mod cancel;
 mod command;
 pub(crate) mod enqueue;
 pub(crate) mod events;
+pub(crate) mod failures;
 pub(crate) mod health;
 pub(crate) mod jobs;
 pub(crate) mod keys;
 pub(crate) mod metrics;
+mod parameters;
+pub(crate) mod processors;
+pub(crate) mod project_list;
 pub(crate) mod projects;
 pub(crate) mod redo;
 pub(crate) mod result;
@@ -20,7 +25,10 @@ pub(crate) mod status;
 use std::time::Duration;
 
 use axum::http::StatusCode;
-use job::bounds::ATTEMPTS_MAX;
+use job::{
+    bounds::ATTEMPTS_MAX,
+    time::{Millis, parse_rfc3339},
+};
 use serde::Serialize;
 
 use crate::{body::as_integer, error::Error};
@@ -35,9 +43,39 @@ fn ok<T: Serialize>(body: T) -> Answer<T> {
     Ok((StatusCode::OK, axum::Json(body)))
 }
 
+/// The time that a field has, in ms since 1970.
+fn time(field: &str, text: &str) -> Result<Millis, Error> {
+    parse_rfc3339(text).ok_or_else(|| {
+        let text = format!("{field} must be a time like 2026-12-31T08:00:00Z (RFC 3339)");
+        Error::invalid(text)
+    })
+}
+
+/// One of several values that have names.
+fn named<T: Copy>(
+    field: &str,
+    text: &str,
+    all: &[T],
+    name: impl Fn(T) -> &'static str,
+) -> Result<T, Error> {
+    all.iter().copied().find(|value| name(*value) == text).ok_or_else(|| {
+        let names: Vec<&str> = all.iter().map(|value| name(*value)).collect();
+        Error::invalid(format!("{field} must be one of {}", names.join(", ")))
+    })
+}
+
 /// Items of a page that names no limit, and of any page at most.
 const PAGE_DEFAULT: usize = 50;
 const PAGE_MAX: usize = 200;
+/// Items before a page of a list whose cursors count them.
+const SKIP_MAX: usize = 1_000_000;
+
+/// How many items come before a page of a list whose cursors count them.
+fn skip(cursor: Option<&str>) -> Result<usize, Error> {
+    let Some(text) = cursor else { return Ok(0) };
+    let skip = text.parse().ok().filter(|skip| *skip <= SKIP_MAX);
+    skip.ok_or_else(|| Error::invalid("cursor must be the nextCursor of an answer"))
+}
 
 /// How many items a page has.
 fn page_limit(text: Option<&str>) -> Result<usize, Error> {

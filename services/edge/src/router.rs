@@ -20,8 +20,9 @@ use crate::{
     audit,
     browser::{self, Browsers},
     endpoints::{
-        audit as audit_api, cancel, enqueue, events, health, jobs, keys as keys_api, metrics,
-        projects, redo, result, retry, schedules, stats, status,
+        analytics, audit as audit_api, cancel, enqueue, events, failures, health, jobs,
+        keys as keys_api, metrics, processors, project_list, projects, redo, result, retry,
+        schedules, stats, status,
     },
     error::Error,
     keys,
@@ -47,6 +48,9 @@ fn endpoints() -> OpenApiRouter<App> {
         .routes(routes!(stats::stats))
         .routes(routes!(metrics::metrics))
         .routes(routes!(events::stream))
+        .routes(routes!(analytics::analytics))
+        .routes(routes!(failures::list_failures))
+        .routes(routes!(project_list::list_projects))
         .routes(routes!(projects::get_project, projects::put_project))
         .routes(routes!(schedules::list_schedules))
         .routes(routes!(
@@ -57,6 +61,7 @@ fn endpoints() -> OpenApiRouter<App> {
         .routes(routes!(keys_api::list_keys, keys_api::create_key))
         .routes(routes!(keys_api::revoke_key))
         .routes(routes!(keys_api::rotate_key))
+        .routes(routes!(processors::list_processors))
         .routes(routes!(audit_api::list_changes))
         .routes(routes!(health::healthz))
         .routes(routes!(health::readyz))

@@ -3,10 +3,14 @@
 //!
 //! ClickHouse away: taking in stops, the backlog waits in EVENTS, and jobs never notice.
 
+mod analytics;
 mod audit;
 mod checkpoint;
+mod conditions;
 mod config;
+mod failures;
 mod ingest;
+mod jobs;
 mod queries;
 mod recent_answers;
 mod rollups;

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use clickhouse::{Client, Row};
 use job::time::{Millis, rfc3339};
 use nats::{
-    analytics::{Part, Period, Totals},
-    query::{MetricsQuery, Range},
+    analytics::{Part, Period, Range, Totals},
+    query::MetricsQuery,
 };
 use serde::Deserialize;
 

@@ -2,11 +2,12 @@
 
 use clickhouse::Row;
 use job::{
-    JobLabels, Position, RequeueReason, Usage,
+    JobLabels, Position, RequeueReason, Usage, error_pattern,
     event::{Batch, Ended, Event, LateRun, Transition},
     time::Millis,
 };
 use serde::Serialize;
+use sha2::{Digest, Sha256};
 
 /// One row of `job_runs`. Times are ms since 1970.
 #[derive(Clone, Debug, PartialEq, Row, Serialize)]
@@ -38,6 +39,7 @@ pub(crate) struct RunRow {
     model: String,
     worker: String,
     error: String,
+    error_group: u64,
 }
 
 /// The rows of message `sequence` of EVENTS.
@@ -77,6 +79,7 @@ fn ended_row(position: Position, at: Millis, ended: &Ended) -> RunRow {
     row.r#final = u8::from(ended.to.status().is_terminal());
     row.worker = ended.worker.as_deref().unwrap_or_default().to_owned();
     row.error = ended.error.as_deref().unwrap_or_default().to_owned();
+    row.error_group = error_group(&row.error);
     row
 }
 
@@ -86,7 +89,17 @@ fn late_row(position: Position, at: Millis, late: &LateRun, reason: &str) -> Run
     row.outcome = "refused".to_owned();
     row.worker = late.worker.to_string();
     row.error = reason.to_owned();
+    row.error_group = error_group(&row.error);
     row
+}
+
+/// The group of an error: the first 8 bytes of the SHA-256 hash of its pattern; 0 without an error.
+fn error_group(error: &str) -> u64 {
+    if error.is_empty() {
+        return 0;
+    }
+    let hash = Sha256::digest(error_pattern(error));
+    u64::from_be_bytes(hash.first_chunk().copied().expect("a hash has 32 bytes"))
 }
 
 /// The start and end of a run by its worker's clock, and the time at which its end was processed.
@@ -131,5 +144,6 @@ fn row(
         model: usage.model.as_deref().unwrap_or_default().to_owned(),
         worker: String::new(),
         error: String::new(),
+        error_group: 0,
     }
 }

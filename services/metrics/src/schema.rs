@@ -1,4 +1,4 @@
-//! The tables, created if they are missing.
+//! The tables: each version of the schema is applied once, in order.
 
 use std::time::Duration;
 
@@ -7,12 +7,18 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::ClickHouse;
 
-/// The schema, as operators have it too.
-const SCHEMA: &str = include_str!("../../../deploy/clickhouse/schema.sql");
+/// The versions of the schema, the first one first.
+const VERSIONS: [&str; 2] = [
+    include_str!("../../../deploy/clickhouse/schema/0001_runs.sql"),
+    include_str!("../../../deploy/clickhouse/schema/0002_analytics.sql"),
+];
+/// The versions that were applied. Two services may apply one at the same time: its statements can be run again.
+const CREATE_VERSIONS: &str = "CREATE TABLE IF NOT EXISTS schema_versions
+    (version UInt32, applied_at DateTime('UTC') DEFAULT now()) ENGINE = MergeTree ORDER BY version";
 /// How long to wait before ClickHouse is asked again.
 const PAUSE: Duration = Duration::from_millis(500);
 
-/// Makes database and tables; waits for ClickHouse. `None` where `stop` came first.
+/// Makes database and tables; waits for ClickHouse. `None` if `stop` came first.
 pub(crate) async fn ensure(clickhouse: &ClickHouse, stop: &CancellationToken) -> Option<()> {
     service::retry_until(stop, PAUSE, "tables not ensured yet", || try_ensure(clickhouse)).await
 }
@@ -26,13 +32,25 @@ async fn create(clickhouse: &ClickHouse) -> clickhouse::error::Result<()> {
     let database = clickhouse.database.replace('`', "");
     let create = format!("CREATE DATABASE IF NOT EXISTS `{database}`");
     clickhouse.server.query_raw(&create).execute().await?;
-    for statement in statements(SCHEMA) {
-        clickhouse.tables.query_raw(&statement).execute().await?;
+    let tables = &clickhouse.tables;
+    tables.query_raw(CREATE_VERSIONS).execute().await?;
+    let query = tables.query_raw("SELECT max(version) FROM schema_versions");
+    let applied: u32 = query.fetch_one().await?;
+    if applied as usize > VERSIONS.len() {
+        tracing::warn!(applied, known = VERSIONS.len(), "the tables are of a newer version");
+    }
+    for (version, schema) in (1_u32..).zip(VERSIONS).skip(applied as usize) {
+        for statement in statements(schema) {
+            tables.query_raw(&statement).execute().await?;
+        }
+        let insert = format!("INSERT INTO schema_versions (version) VALUES ({version})");
+        tables.query_raw(&insert).execute().await?;
+        tracing::info!(version, "schema applied");
     }
     Ok(())
 }
 
-/// The statements of the schema, without its comments.
+/// The statements of a version, without its comments.
 fn statements(schema: &str) -> Vec<String> {
     let lines = schema.lines().filter(|line| !line.trim_start().starts_with("--"));
     let text = lines.collect::<Vec<_>>().join("\n");
@@ -44,11 +62,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_schema_is_four_tables_and_two_views() {
-        let statements = statements(SCHEMA);
-        let begins = |with: &str| statements.iter().filter(|s| s.starts_with(with)).count();
-        assert_eq!(begins("CREATE TABLE IF NOT EXISTS"), 4);
-        assert_eq!(begins("CREATE MATERIALIZED VIEW IF NOT EXISTS"), 2);
-        assert_eq!(statements.len(), 6);
+    fn every_statement_can_be_run_again() {
+        let statements: Vec<String> = VERSIONS.into_iter().flat_map(statements).collect();
+        for statement in &statements {
+            let is_safe = statement.starts_with("CREATE TABLE IF NOT EXISTS")
+                || statement.starts_with("CREATE MATERIALIZED VIEW IF NOT EXISTS")
+                || statement.contains("MODIFY QUERY")
+                || statement.lines().all(|line| {
+                    line.starts_with("ALTER TABLE") || line.contains("ADD COLUMN IF NOT EXISTS")
+                });
+            assert!(is_safe, "{statement}");
+        }
+        assert_eq!(statements.len(), 13);
     }
 }

@@ -5,7 +5,7 @@ use std::{
     sync::Arc,
 };
 
-use job::JobType;
+use job::{Id, JobType};
 use nats::wire::Work;
 
 use crate::handler::{AnyHandler, Handler};
@@ -33,6 +33,11 @@ impl Registry {
     /// The kinds that have a handler, in a fixed order.
     pub fn job_types(&self) -> Vec<JobType> {
         JobType::EVERY.into_iter().filter(|job_type| self.handlers.contains_key(job_type)).collect()
+    }
+
+    /// The names of the handlers that projects can choose, in order.
+    pub(crate) fn handler_names(&self) -> Vec<Id> {
+        self.named.keys().map(|name| name.as_str().into()).collect()
     }
 
     /// Lets `handler` run the work of projects that name it.

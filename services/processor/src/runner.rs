@@ -8,7 +8,7 @@ mod run_task;
 
 use std::{sync::Arc, time::Duration};
 
-use job::PriorityClass;
+use job::{PriorityClass, time::Millis};
 use nats::{Broker, command_publisher::CommandPublisher, consumer::Pullers, names::Verb};
 use service::Identity;
 use tokio::sync::{Semaphore, mpsc};
@@ -58,6 +58,7 @@ pub async fn run(
         config,
         registry,
         name,
+        started_at: service::now_ms(),
         pullers,
         lanes: Lanes::default(),
         durations: RunDurations::default(),
@@ -90,6 +91,8 @@ struct Runner {
     config: Config,
     registry: Registry,
     name: String,
+    /// By this machine's clock.
+    started_at: Millis,
     pullers: Pullers,
     lanes: Lanes,
     durations: RunDurations,

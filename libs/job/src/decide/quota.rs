@@ -18,9 +18,7 @@ impl State {
             return Ok(());
         }
         let known = self.persisted.projects.get(project);
-        let active = known.map_or(0, |known| {
-            known.counts.queued.iter().chain(known.counts.processing.iter()).sum()
-        });
+        let active = known.map_or(0, |known| known.counts.active());
         let bytes = known.map_or(0, |known| known.live.bytes());
         let (mut new, mut new_bytes, mut ended, mut ended_bytes) = (0, 0, 0, 0);
         for event in events {

@@ -9,7 +9,7 @@ use job::{
     command::{Enqueue, NewJob},
     json::{self, Unrepresentable},
     reply::Reply,
-    time::{Millis, parse_rfc3339},
+    time::Millis,
 };
 use nats::names::Verb;
 use serde::{Deserialize, Serialize};
@@ -19,7 +19,7 @@ use utoipa::ToSchema;
 use super::{
     Answer,
     command::{self, CommandRequest, DURABLE, NamesProject},
-    count, max_attempts, priority,
+    count, max_attempts, priority, time,
 };
 use crate::{
     app::App,
@@ -225,10 +225,7 @@ fn new_jobs(batches: &[Id], mut data: HashMap<Id, Json>, key: Option<&Key>) -> V
 
 fn run_at(value: Option<&str>) -> Result<Option<Millis>, Error> {
     let Some(value) = value else { return Ok(None) };
-    let at = parse_rfc3339(value).ok_or_else(|| {
-        Error::invalid("runAt must be a time like 2026-12-31T08:00:00Z (RFC 3339)")
-    })?;
-    Ok(Some(at))
+    time("runAt", value).map(Some)
 }
 
 /// Reads a body, for fuzz/.

@@ -4,8 +4,9 @@ use std::time::{Duration, Instant};
 
 use axum::{Json, extract::State, http::StatusCode};
 use nats::{
+    analytics::Range,
     names,
-    query::{MetricsQuery, Range, StatsAnswer, StatsQuery},
+    query::{MetricsQuery, StatsAnswer, StatsQuery},
 };
 use tokio::time::timeout;
 

@@ -1,6 +1,6 @@
-//! GET /api/queue/jobs: the jobs of a project; GET /api/queue/batches/{batchId}: those of a batch.
+//! GET /api/queue/jobs: lists of jobs; GET /api/queue/batches/{batchId}: the jobs of a batch.
 //!
-//! Live jobs come from state, ended ones from ClickHouse, which is asked for what state knew
+//! Active jobs come from state, terminal ones from ClickHouse, which is asked for what state knew
 //! when it answered: no job is missing between the two.
 
 use std::collections::HashSet;
@@ -9,15 +9,18 @@ use axum::{
     extract::{Path, State, rejection::PathRejection},
     http::Uri,
 };
-use job::{Id, JobId, JobType, Position, Status};
+use job::{Id, JobId, JobType, Status};
 use nats::{
     names,
-    query::{EndedAnswer, EndedJobsQuery, JobsAnswer, JobsQuery},
+    query::{EndedAnswer, EndedCursor, EndedJobsQuery, JobsAnswer, JobsQuery, RunFilter},
 };
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::{Answer, PATIENCE, ok, page_limit};
+use super::{
+    Answer, PATIENCE, named, ok, page_limit,
+    parameters::{self, RunParameters},
+};
 use crate::{
     app::App,
     body,
@@ -66,11 +69,23 @@ struct BatchView {
 
 /// Which jobs to list.
 struct Filter {
-    project: Id,
+    runs: RunFilter,
     batch: Option<Id>,
     status: Option<Status>,
     job_type: Option<JobType>,
     limit: usize,
+}
+
+impl Filter {
+    /// True if only terminal jobs can match: an active one has no end, and no error or model to be found by.
+    fn is_of_terminal(&self) -> bool {
+        let RunFilter { model, error_group, from, to, .. } = &self.runs;
+        self.status.is_some_and(Status::is_terminal)
+            || model.is_some()
+            || error_group.is_some()
+            || from.is_some()
+            || to.is_some()
+    }
 }
 
 /// The start of a page.
@@ -78,8 +93,8 @@ struct Filter {
 enum Cursor {
     /// Among the live jobs, below an id.
     Live(Option<JobId>),
-    /// Among the ended ones, before an event.
-    Ended(Option<Position>),
+    /// Among the ended ones, before an end.
+    Ended(Option<EndedCursor>),
 }
 
 impl Cursor {
@@ -88,7 +103,11 @@ impl Cursor {
         match part {
             "live" => Some(Self::Live(Some(place.parse().ok()?))),
             "ended" if place.is_empty() => Some(Self::Ended(None)),
-            "ended" => Some(Self::Ended(Some(place.parse().ok()?))),
+            "ended" => {
+                let (position, at) = place.split_once('-')?;
+                let (position, at) = (position.parse().ok()?, at.parse().ok()?);
+                Some(Self::Ended(Some(EndedCursor { position, at })))
+            }
             _ => None,
         }
     }
@@ -97,41 +116,58 @@ impl Cursor {
         match self {
             Self::Live(place) => format!("live-{}", place.unwrap_or(JobId::max())),
             Self::Ended(None) => "ended-".to_owned(),
-            Self::Ended(Some(place)) => format!("ended-{place}"),
+            Self::Ended(Some(EndedCursor { position, at })) => format!("ended-{position}-{at}"),
         }
     }
 }
 
-/// Lists jobs of a project: live ones first, then ended ones, the last first.
+/// Lists jobs: active ones first, then terminal ones, the last ended first.
 #[utoipa::path(
     get, path = "/api/queue/jobs", tag = "queue",
     params(
-        ("projectId" = String, Query, min_length = 1, max_length = 128),
+        ("projectId" = Option<String>, Query, description = "All projects of the key if absent.", min_length = 1, max_length = 128),
         ("batchId" = Option<String>, Query, min_length = 1, max_length = 128),
         ("status" = Option<Status>, Query),
         ("type" = Option<ClientJobType>, Query),
+        ("processor" = Option<String>, Query, description = "The processor that runs them, or ended them.", min_length = 1, max_length = 128),
+        ("model" = Option<String>, Query, description = "Terminal jobs whose last run named this model.", min_length = 1, max_length = 128),
+        ("errorGroup" = Option<String>, Query, description = "Terminal jobs whose last error is of this group.", pattern = "^[0-9a-fA-F]{16}$"),
+        ("from" = Option<String>, Query, description = "Jobs that ended at this time or later, RFC 3339."),
+        ("to" = Option<String>, Query, description = "Jobs that ended before this time, RFC 3339."),
         ("limit" = Option<u32>, Query, description = "50 where absent.", minimum = 1, maximum = 200),
         ("cursor" = Option<String>, Query, description = "The `nextCursor` of the page before."),
     ),
     responses((status = 200, description = "As it is now.", body = Listed), QuestionError),
 )]
 pub(crate) async fn list_jobs(State(app): State<App>, access: Access, uri: Uri) -> Answer<Listed> {
-    let [project, batch, status, job_type, limit, cursor] =
-        body::query(&uri, ["projectId", "batchId", "status", "type", "limit", "cursor"])?;
-    let project = project.ok_or_else(|| Error::missing("projectId"))?;
-    let project = ids::id("projectId", &project)?;
-    access.project(&project)?;
+    let names = [
+        "projectId",
+        "batchId",
+        "status",
+        "type",
+        "processor",
+        "model",
+        "errorGroup",
+        "from",
+        "to",
+        "limit",
+        "cursor",
+    ];
+    let [project, batch, status, job_type, processor, model, error_group, from, to, limit, cursor] =
+        body::query(&uri, names)?;
+    let job_type_named = job_type.as_deref().map(parameters::job_type).transpose()?;
+    let runs = RunParameters { project, job_type, model, processor, error_group, from, to };
     let filter = Filter {
-        project,
+        runs: runs.filter(&access)?,
         batch: batch.map(|id| ids::id("batchId", &id)).transpose()?,
-        status: status.as_deref().map(named_status).transpose()?,
-        job_type: job_type.as_deref().map(named_job_type).transpose()?,
+        status: status.map(|name| named("status", &name, &STATUSES, Status::name)).transpose()?,
+        job_type: job_type_named,
         limit: page_limit(limit.as_deref())?,
     };
     let cursor = match cursor {
         Some(text) => Cursor::read(&text)
             .ok_or_else(|| Error::invalid("cursor must be the nextCursor of an answer"))?,
-        None if filter.status.is_some_and(Status::is_terminal) => Cursor::Ended(None),
+        None if filter.is_of_terminal() => Cursor::Ended(None),
         None => Cursor::Live(None),
     };
     let (mut jobs, next) = match cursor {
@@ -163,8 +199,9 @@ pub(crate) async fn get_batch(
     let project = project.ok_or_else(|| Error::missing("projectId"))?;
     let project = ids::id("projectId", &project)?;
     access.project(&project)?;
+    let runs = RunFilter { projects: Some(vec![project.clone()]), ..RunFilter::default() };
     let filter = Filter {
-        project: project.clone(),
+        runs,
         batch: Some(ids::id("batchId", &id)?),
         status: None,
         job_type: None,
@@ -194,9 +231,8 @@ pub(crate) async fn get_batch(
         return Err(Error::batch_not_found(text));
     };
     hide(&access, &mut jobs);
-    let Filter { project: project_id, batch, .. } = filter;
-    let batch_id = batch.unwrap_or_else(|| id.into());
-    ok(Batch { success: true, batch: BatchView { project_id, batch_id, status, jobs } })
+    let batch_id = filter.batch.unwrap_or_else(|| id.into());
+    ok(Batch { success: true, batch: BatchView { project_id: project, batch_id, status, jobs } })
 }
 
 /// Hides what the key may not see.
@@ -225,15 +261,14 @@ async fn live(
 async fn ended(
     app: &App,
     filter: &Filter,
-    before: Option<Position>,
+    before: Option<EndedCursor>,
 ) -> Result<(Vec<JobView>, Option<Cursor>), Error> {
     // What state knows now, ClickHouse has to know when it answers.
     let event = ask_state(app, filter, None, 0, Vec::new()).await?.event;
     let question = EndedJobsQuery {
-        project: filter.project.to_string(),
+        filter: filter.runs.clone(),
         batch: filter.batch.as_ref().map(ToString::to_string),
         outcome: filter.status.map(|status| status.name().to_owned()),
-        job_type: filter.job_type.map(|job_type| job_type.name().to_owned()),
         before,
         limit: filter.limit,
         event,
@@ -259,10 +294,11 @@ async fn ask_state(
     live: Vec<JobId>,
 ) -> Result<JobsAnswer, Error> {
     let question = JobsQuery {
-        project: filter.project.clone(),
+        projects: filter.runs.projects.clone(),
         batch: filter.batch.clone(),
         status: filter.status,
         job_type: filter.job_type,
+        processor: filter.runs.processor.as_deref().map(Id::from),
         before,
         limit,
         live,
@@ -273,28 +309,17 @@ async fn ask_state(
     })
 }
 
-fn named_status(name: &str) -> Result<Status, Error> {
-    let found = STATUSES.into_iter().find(|status| status.name() == name);
-    let names = STATUSES.map(Status::name).join(", ");
-    found.ok_or_else(|| Error::invalid(format!("status must be one of {names}")))
-}
-
-fn named_job_type(name: &str) -> Result<JobType, Error> {
-    let found = JobType::ALL.into_iter().find(|job_type| job_type.name() == name);
-    let names = JobType::ALL.map(JobType::name).join(", ");
-    found.ok_or_else(|| Error::invalid(format!("type must be one of {names}")))
-}
-
 #[cfg(test)]
 mod tests {
+    use job::Position;
+
     use super::*;
 
     #[test]
     fn a_cursor_is_read_as_it_was_written() {
         let id = JobId::from_u128(7);
-        for cursor in
-            [Cursor::Live(Some(id)), Cursor::Ended(None), Cursor::Ended(Some(Position::new(3, 4)))]
-        {
+        let end = EndedCursor { position: Position::new(3, 4), at: 5 };
+        for cursor in [Cursor::Live(Some(id)), Cursor::Ended(None), Cursor::Ended(Some(end))] {
             assert_eq!(Cursor::read(&cursor.text()), Some(cursor));
         }
         for odd in ["", "live", "live-x", "ended-x", "dead-1.2"] {

@@ -1,10 +1,7 @@
 //! GET /api/queue/metrics: durations, tokens and outcomes over a range of time.
 
 use axum::{extract::State, http::Uri};
-use nats::{
-    names,
-    query::{MetricsQuery, Range},
-};
+use nats::{analytics::Range, names, query::MetricsQuery};
 use serde::Serialize;
 use serde_json::value::RawValue;
 use utoipa::ToSchema;

@@ -85,8 +85,34 @@ impl Access {
     pub fn project_or_all(&self, project: Option<&Id>) -> Result<(), Error> {
         match project {
             Some(project) => self.project(project),
-            None if self.key_record().is_none_or(|record| record.projects.is_none()) => Ok(()),
+            None if self.is_of_all_projects() => Ok(()),
             None => Err(Error::missing("projectId (the API key is for some projects only)")),
+        }
+    }
+
+    /// Checks that the request may see what concerns all projects.
+    ///
+    /// # Errors
+    /// If its key is for some projects only.
+    pub fn all_projects(&self) -> Result<(), Error> {
+        if self.is_of_all_projects() {
+            return Ok(());
+        }
+        Err(Error::forbidden("the API key is for some projects only, and this concerns all"))
+    }
+
+    fn is_of_all_projects(&self) -> bool {
+        self.key_record().is_none_or(|record| record.projects.is_none())
+    }
+
+    /// The projects that a list may show: the one that is named, else all that the key is for; `None` for all.
+    ///
+    /// # Errors
+    /// If the key is not for the named project.
+    pub fn visible(&self, named: Option<Id>) -> Result<Option<Vec<Id>>, Error> {
+        match named {
+            Some(project) => self.project(&project).map(|()| Some(vec![project])),
+            None => Ok(self.key_record().and_then(|record| record.projects.clone())),
         }
     }
 

@@ -60,6 +60,9 @@ impl Runner {
             job_types: self.pullers.job_types().to_vec(),
             running: self.in_flight.runs(),
             draining: self.stop.is_cancelled(),
+            handlers: self.registry.handler_names(),
+            version: Some(env!("CARGO_PKG_VERSION").into()),
+            started_at: Some(self.started_at),
         };
         let body = serde_json::to_vec(&heartbeat).expect("a heartbeat is JSON");
         // A lost heartbeat is followed by another in two seconds.

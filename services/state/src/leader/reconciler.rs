@@ -225,7 +225,7 @@ mod tests {
     fn heartbeat(workers: &mut WorkerRegistry, running: Vec<(JobId, Run)>) {
         let job_types = vec![JobType::ProcessBatch];
         let processor = "p".into();
-        let sent = Heartbeat { processor, capacity: 1, job_types, running, draining: false };
+        let sent = Heartbeat { processor, capacity: 1, job_types, running, ..Heartbeat::default() };
         workers.note(sent, Instant::now());
     }
 

@@ -1,13 +1,14 @@
 //! Answers, made from what this replica knows.
 
-use std::{sync::Arc, time::Instant};
+use std::{cmp::Reverse, collections::HashSet, sync::Arc, time::Instant};
 
-use job::{Limits, State, time::Millis};
+use job::{ActiveFilter, Id, Limits, ListedProject, State, time::Millis};
 use nats::{
     heartbeat::WorkerRegistry,
     query::{
-        JobAnswer, JobQuery, JobsAnswer, JobsQuery, ProjectAnswer, ProjectQuery, RunsAnswer,
-        RunsQuery, SchedulesAnswer, StatsAnswer, StatsQuery,
+        JobAnswer, JobQuery, JobsAnswer, JobsQuery, ProcessorsAnswer, ProjectAnswer, ProjectOrder,
+        ProjectQuery, ProjectSummary, ProjectsAnswer, ProjectsQuery, RunsAnswer, RunsQuery,
+        SchedulesAnswer, StatsAnswer, StatsQuery,
     },
 };
 
@@ -65,6 +66,47 @@ impl QueryContext<'_> {
         ProjectAnswer { settings, usage, deliveries: self.state.deliveries(&query.project) }
     }
 
+    pub(super) fn projects(&mut self, query: &ProjectsQuery) -> ProjectsAnswer {
+        let now = self.now();
+        self.state.wake(now);
+        let only: Option<HashSet<&Id>> = query.projects.as_ref().map(|ids| ids.iter().collect());
+        let search = query.search.as_ref().map(|text| text.to_lowercase());
+        let matches = |project: &ListedProject<'_>| {
+            only.as_ref().is_none_or(|only| only.contains(project.id))
+                && search.as_ref().is_none_or(|text| project.id.to_lowercase().contains(text))
+        };
+        let rank = |project: &ListedProject<'_>| match query.order {
+            ProjectOrder::Id => 0,
+            ProjectOrder::Queued => project.counts.queued.iter().sum(),
+            ProjectOrder::Processing => project.counts.processing.iter().sum(),
+            ProjectOrder::Failed => project.counts.failed,
+            ProjectOrder::Tokens => self.state.usage(project.id, now).tokens,
+        };
+        let found = self.state.projects().filter(matches);
+        let mut found: Vec<(Reverse<u64>, ListedProject<'_>)> =
+            found.map(|project| (Reverse(rank(&project)), project)).collect();
+        found.sort_unstable_by(|(rank, project), (other_rank, other)| {
+            rank.cmp(other_rank).then_with(|| project.id.cmp(other.id))
+        });
+        let total = found.len();
+        let page = found.into_iter().skip(query.skip).take(query.limit.min(LISTED_MAX));
+        let projects = page.map(|(_, project)| ProjectSummary {
+            project: project.id.clone(),
+            counts: *project.counts,
+            scheduled: self.state.scheduled(Some(project.id)),
+            active_bytes: project.active_bytes,
+            paused: project.settings.paused,
+            limits: project.settings.limits(&self.rules.limits),
+            usage: self.state.usage(project.id, now),
+            schedules: project.schedules,
+        });
+        ProjectsAnswer { projects: projects.collect(), total }
+    }
+
+    pub(super) fn processors(&self, workers: &WorkerRegistry) -> ProcessorsAnswer {
+        ProcessorsAnswer { processors: workers.list(Instant::now()) }
+    }
+
     pub(super) fn schedules(&self, query: &ProjectQuery) -> SchedulesAnswer {
         let schedules = self.state.schedules(&query.project);
         let schedules = schedules.map(|(name, timed)| (name.clone(), timed.clone())).collect();
@@ -73,14 +115,14 @@ impl QueryContext<'_> {
 
     pub(super) fn jobs(&self, query: &JobsQuery) -> JobsAnswer {
         let limit = query.limit.min(LISTED_MAX);
-        let (jobs, next) = self.state.live_page(
-            &query.project,
-            query.batch.as_ref(),
-            query.before,
-            limit,
-            query.status,
-            query.job_type,
-        );
+        let filter = ActiveFilter {
+            projects: query.projects.as_deref(),
+            batch: query.batch.as_ref(),
+            status: query.status,
+            job_type: query.job_type,
+            processor: query.processor.as_ref(),
+        };
+        let (jobs, next) = self.state.active_page(&filter, query.before, limit);
         let jobs = jobs.into_iter().map(|job| {
             let max_attempts = self.state.max_attempts(&job);
             let mut job = Arc::unwrap_or_clone(job).without_data();

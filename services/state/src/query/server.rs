@@ -17,6 +17,7 @@ use nats::{
     Broker,
     heartbeat::{Heartbeat, WorkerRegistry},
     names::{self, StateQuery},
+    query::ProcessorsQuery,
 };
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::sync::mpsc;
@@ -36,6 +37,8 @@ enum QueryKind {
     Project,
     Schedules,
     Jobs,
+    Projects,
+    Processors,
     /// Which runs a processor may begin: for the leader.
     Claim,
     /// Which runs must not go on: for the leader.
@@ -103,6 +106,8 @@ impl QueryServer {
             (QueryKind::Project, names::QUERY_PROJECT),
             (QueryKind::Schedules, names::QUERY_SCHEDULES),
             (QueryKind::Jobs, names::QUERY_JOBS),
+            (QueryKind::Projects, names::QUERY_PROJECTS),
+            (QueryKind::Processors, names::QUERY_PROCESSORS),
         ] {
             listen_to_any(&service, &sender, kind, question).await?;
             listen_to_all(broker, &sender, kind, question.all).await?;
@@ -190,6 +195,10 @@ impl QueryServer {
             QueryKind::Project => reply(payload, |query| context.project(&query)),
             QueryKind::Schedules => reply(payload, |query| context.schedules(&query)),
             QueryKind::Jobs => reply(payload, |query| context.jobs(&query)),
+            QueryKind::Projects => reply(payload, |query| context.projects(&query)),
+            QueryKind::Processors => {
+                reply(payload, |ProcessorsQuery {}| context.processors(&self.workers))
+            }
             QueryKind::Claim | QueryKind::Current if !context.leads => return,
             QueryKind::Claim => reply(payload, |query| context.claim(&query, &self.workers)),
             QueryKind::Current => reply(payload, |query| context.not_current(&query)),

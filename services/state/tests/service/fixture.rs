@@ -140,8 +140,7 @@ pub async fn until_dispatched(broker: &Broker) -> anyhow::Result<()> {
         processor: "tester".into(),
         capacity: 1,
         job_types: JobType::ALL.to_vec(),
-        running: Vec::new(),
-        draining: false,
+        ..Heartbeat::default()
     };
     while broker.list_work(PriorityClass::Normal).await?.is_empty() {
         anyhow::ensure!(begun.elapsed() < PATIENCE, "nothing was dispatched");

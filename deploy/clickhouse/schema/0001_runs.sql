@@ -1,4 +1,4 @@
--- The tables of Jobmesh. Every statement may be run again; metrics runs them at its start.
+-- Version 1. The files of this folder are applied in order, once each; every statement can be run again.
 --
 -- A row of job_runs is an ended run, or a job that ended without one. `final` marks the row that
 -- ended its job: counts of jobs use final rows, durations use rows whose run came to its own end

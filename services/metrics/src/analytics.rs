@@ -1,0 +1,326 @@
+//! Sums by bucket and group, from the rollups if they have what is asked for, else from the runs.
+
+use clickhouse::{Client, Row};
+use jiff::{Span, Timestamp, Unit, Zoned, civil::Weekday, tz::TimeZone};
+use job::time::{Millis, rfc3339};
+use nats::{
+    analytics::{Analytics, Bucket, BucketSums, Distribution, GroupBy, Sums},
+    query::AnalyticsQuery,
+};
+use serde::Deserialize;
+
+use crate::conditions::Conditions;
+
+const HOUR_MS: Millis = 3_600_000;
+/// The name of the group of all that are not listed, in queries.
+const OTHER: &str = "other";
+
+/// What is read.
+struct Source {
+    table: &'static str,
+    /// The time of a row.
+    time: &'static str,
+    /// The sums, by the names of [`Cell`].
+    columns: &'static str,
+    /// The ends of jobs.
+    jobs: &'static str,
+    /// The percentiles of the durations of listed groups.
+    durations: &'static str,
+    /// The percentiles of their waits.
+    waits: &'static str,
+}
+
+const RUNS: Source = Source {
+    table: "job_runs",
+    time: "t.at",
+    columns: "countIf(t.final AND t.outcome = 'completed') AS completed,
+        countIf(t.final AND t.outcome = 'failed') AS failed,
+        countIf(t.final AND t.outcome = 'canceled') AS canceled,
+        countIf(t.ran) AS runs, countIf(t.outcome = 'retry') AS retries,
+        countIf(t.outcome = 'lost') AS lost_runs,
+        sumIf(t.duration_ms, t.ran) AS duration_sum, sumIf(t.wait_ms, t.ran) AS wait_sum,
+        sum(t.tokens_in) AS tokens_in, sum(t.tokens_out) AS tokens_out,
+        sumIf(t.tokens_in + t.tokens_out, t.outcome IN ('retry', 'failed', 'lost', 'refused'))
+            AS wasted_tokens",
+    jobs: "countIf(t.final)",
+    durations: "quantilesTDigestIf(0.5, 0.95, 0.99)(t.duration_ms, t.ran AND is_listed)",
+    waits: "quantilesTDigestIf(0.5, 0.95, 0.99)(t.wait_ms, t.ran AND is_listed)",
+};
+const HOURS: Source = Source {
+    table: "runs_by_hour",
+    time: "t.hour",
+    columns: "sum(t.completed) AS completed, sum(t.failed) AS failed,
+        sum(t.canceled) AS canceled, sum(t.runs) AS runs, sum(t.retries) AS retries,
+        sum(t.lost_runs) AS lost_runs,
+        sum(t.duration_sum) AS duration_sum, sum(t.wait_sum) AS wait_sum,
+        sum(t.tokens_in) AS tokens_in, sum(t.tokens_out) AS tokens_out,
+        sum(t.wasted_tokens) AS wasted_tokens",
+    jobs: "sum(t.completed + t.failed + t.canceled)",
+    durations: "quantilesTDigestMergeIf(0.5, 0.95, 0.99)(t.durations, is_listed)",
+    waits: "quantilesTDigestMergeIf(0.5, 0.95, 0.99)(t.wait_digest, is_listed)",
+};
+const PROJECT_HOURS: Source = Source { table: "runs_by_project_hour", ..HOURS };
+
+/// One row of an answer; the start is 0 in a total.
+#[derive(Clone, Debug, Default, Row, Deserialize)]
+struct Cell {
+    start: i64,
+    group: String,
+    listed: u8,
+    completed: u64,
+    failed: u64,
+    canceled: u64,
+    runs: u64,
+    retries: u64,
+    lost_runs: u64,
+    duration_sum: u64,
+    wait_sum: u64,
+    tokens_in: u64,
+    tokens_out: u64,
+    wasted_tokens: u64,
+    durations: Vec<f64>,
+    waits: Vec<f64>,
+}
+
+impl Cell {
+    fn sums(self, group_by: Option<GroupBy>) -> Sums {
+        let is_listed = self.listed == 1;
+        let mean = |sum: u64| if self.runs == 0 { 0.0 } else { sum as f64 / self.runs as f64 };
+        let distribution = |sum: u64, percentiles: &[f64]| {
+            let percentile = |n: usize| percentiles.get(n).copied().filter(|_| is_listed);
+            Distribution {
+                avg: mean(sum),
+                p50: percentile(0),
+                p95: percentile(1),
+                p99: percentile(2),
+            }
+        };
+        let decided = self.completed + self.failed;
+        Sums {
+            group: group_by.map(|_| if is_listed { self.group } else { OTHER.to_owned() }),
+            is_other: !is_listed,
+            jobs: decided + self.canceled,
+            completed: self.completed,
+            failed: self.failed,
+            canceled: self.canceled,
+            runs: self.runs,
+            retries: self.retries,
+            lost_runs: self.lost_runs,
+            success_rate: if decided == 0 { 0.0 } else { self.completed as f64 / decided as f64 },
+            duration: distribution(self.duration_sum, &self.durations),
+            wait: distribution(self.wait_sum, &self.waits),
+            input_tokens: self.tokens_in,
+            output_tokens: self.tokens_out,
+            wasted_tokens: self.wasted_tokens,
+        }
+    }
+}
+
+/// Sums what was asked for, as of `as_of`.
+pub(crate) async fn analytics(
+    client: &Client,
+    query: &AnalyticsQuery,
+    as_of: Millis,
+) -> anyhow::Result<Analytics> {
+    let zone = TimeZone::get(&query.time_zone)?;
+    let source = source(query, &zone)?;
+    let (from, to) = match source.time {
+        "t.hour" => (floor(query.from), floor(query.to - 1) + HOUR_MS),
+        _ => (query.from, query.to),
+    };
+    let conditions = Conditions::of_runs(&query.filter);
+    let conditions = match source.time {
+        "t.hour" => conditions
+            .millis("t.hour >= toDateTime(fromUnixTimestamp64Milli({from:Int64}))", "from", from)
+            .millis("t.hour < toDateTime(fromUnixTimestamp64Milli({to:Int64}))", "to", to),
+        _ => conditions
+            .millis("t.at >= fromUnixTimestamp64Milli({from:Int64})", "from", from)
+            .millis("t.at < fromUnixTimestamp64Milli({to:Int64})", "to", to),
+    };
+    let conditions = conditions.with_text("zone", query.time_zone.clone());
+    let cells = cells(client, query, source, conditions).await?;
+    let (mut totals, mut rows) = (Vec::new(), Vec::new());
+    for cell in cells {
+        match cell.start {
+            0 => totals.push(cell.sums(query.group_by)),
+            start => rows.push(BucketSums {
+                start: rfc3339(start * 1_000),
+                sums: cell.sums(query.group_by),
+            }),
+        }
+    }
+    if query.group_by.is_none() && totals.is_empty() {
+        totals.push(Cell { listed: 1, ..Cell::default() }.sums(None));
+    }
+    Ok(Analytics {
+        as_of: rfc3339(as_of),
+        from: rfc3339(from),
+        to: rfc3339(to),
+        bucket: query.bucket,
+        time_zone: query.time_zone.clone(),
+        group_by: query.group_by,
+        buckets: starts(query.bucket, &zone, from, to)?.into_iter().map(rfc3339).collect(),
+        totals,
+        rows,
+    })
+}
+
+fn floor(at: Millis) -> Millis {
+    at.div_euclid(HOUR_MS) * HOUR_MS
+}
+
+/// The cheapest table that has what is asked for.
+fn source(query: &AnalyticsQuery, zone: &TimeZone) -> anyhow::Result<&'static Source> {
+    let filter = &query.filter;
+    let offset = zone.to_offset(Timestamp::from_millisecond(query.from)?);
+    let is_in_rollups = query.bucket != Bucket::Minute
+        && offset.seconds() % 3_600 == 0
+        && filter.processor.is_none()
+        && filter.error_group.is_none()
+        && matches!(query.group_by, None | Some(GroupBy::Project | GroupBy::Model | GroupBy::Type));
+    Ok(match (is_in_rollups, &filter.projects, query.group_by) {
+        (false, ..) => &RUNS,
+        (true, None, None | Some(GroupBy::Model | GroupBy::Type)) => &HOURS,
+        (true, ..) => &PROJECT_HOURS,
+    })
+}
+
+/// The totals of each group, the one with the most jobs first, and the sums of each bucket, in order.
+async fn cells(
+    client: &Client,
+    query: &AnalyticsQuery,
+    source: &Source,
+    conditions: Conditions,
+) -> anyhow::Result<Vec<Cell>> {
+    let group = match query.group_by {
+        None => "''",
+        Some(GroupBy::Project) => "toString(t.project)",
+        Some(GroupBy::Model) => "toString(t.model)",
+        Some(GroupBy::Type) => "toString(t.type)",
+        Some(GroupBy::Outcome) => "toString(t.outcome)",
+        Some(GroupBy::ErrorGroup) => {
+            "if(t.error_group = 0, '', lower(leftPad(hex(t.error_group), 16, '0')))"
+        }
+        Some(GroupBy::Processor) => "toString(t.worker)",
+    };
+    let time = source.time;
+    let start = match query.bucket {
+        Bucket::Minute => format!("toStartOfMinute(toDateTime({time}, {{zone:String}}))"),
+        Bucket::Hour => format!("toStartOfHour(toDateTime({time}, {{zone:String}}))"),
+        Bucket::Day => format!("toStartOfDay(toDateTime({time}, {{zone:String}}))"),
+        Bucket::Week => format!(
+            "toDateTime(toStartOfWeek(toDateTime({time}, {{zone:String}}), 1), {{zone:String}})"
+        ),
+    };
+    let Source { table, columns, durations, waits, .. } = source;
+    let filter = conditions.sql();
+    let (is_listed, conditions) = match query.group_by {
+        None => ("true", conditions),
+        Some(_) => {
+            let sql = format!(
+                "SELECT {group} AS name FROM {table} AS t WHERE {filter} GROUP BY name
+                ORDER BY {} DESC, name LIMIT {}",
+                source.jobs, query.groups_max
+            );
+            let names: Vec<String> = conditions.query(client, &sql).fetch_all().await?;
+            ("has({listed:Array(String)}, name)", conditions.with_texts("listed", names))
+        }
+    };
+    let finite = |digest: &str| format!("arrayMap(q -> if(isNaN(q), 0, toFloat64(q)), {digest})");
+    let sql = format!(
+        "WITH {group} AS name, {is_listed} AS is_listed
+        SELECT toInt64(toUnixTimestamp({start})) AS start, if(is_listed, name, '') AS group,
+            toUInt8(is_listed) AS listed, {columns},
+            {} AS durations, {} AS waits
+        FROM {table} AS t WHERE {filter}
+        GROUP BY GROUPING SETS ((start, group, listed), (group, listed))
+        ORDER BY start, listed DESC, completed + failed + canceled DESC, group",
+        finite(durations),
+        finite(waits),
+    );
+    Ok(conditions.query(client, &sql).fetch_all().await?)
+}
+
+/// The start of each bucket from the one of `from` on.
+fn starts(
+    bucket: Bucket,
+    zone: &TimeZone,
+    from: Millis,
+    to: Millis,
+) -> anyhow::Result<Vec<Millis>> {
+    let first = Timestamp::from_millisecond(from)?.to_zoned(zone.clone());
+    let (mut start, step): (Zoned, Span) = match bucket {
+        Bucket::Minute => (first.round((Unit::Minute, 1))?, Span::new().minutes(1)),
+        Bucket::Hour => (first.round((Unit::Hour, 1))?, Span::new().hours(1)),
+        Bucket::Day => (first.start_of_day()?, Span::new().days(1)),
+        Bucket::Week => {
+            let days = first.weekday().since(Weekday::Monday);
+            (first.checked_sub(Span::new().days(days))?.start_of_day()?, Span::new().weeks(1))
+        }
+    };
+    // The rounding of jiff goes to the nearest.
+    if start.timestamp().as_millisecond() > from {
+        start = start.checked_sub(step)?;
+    }
+    let mut starts = Vec::new();
+    while start.timestamp().as_millisecond() < to {
+        starts.push(start.timestamp().as_millisecond());
+        start = start.checked_add(step)?;
+    }
+    Ok(starts)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn millis(text: &str) -> Millis {
+        text.parse::<Timestamp>().unwrap().as_millisecond()
+    }
+
+    fn texts(bucket: Bucket, zone: &str, from: &str, to: &str) -> Vec<String> {
+        let zone = TimeZone::get(zone).unwrap();
+        let starts = starts(bucket, &zone, millis(from), millis(to)).unwrap();
+        starts.into_iter().map(rfc3339).collect()
+    }
+
+    #[test]
+    fn buckets_start_at_the_boundaries_of_the_time_zone() {
+        let days =
+            texts(Bucket::Day, "Europe/Berlin", "2026-10-24T12:00:00Z", "2026-10-26T12:00:00Z");
+        // The clock goes back an hour on the 25th.
+        assert_eq!(
+            days,
+            ["2026-10-23T22:00:00.000Z", "2026-10-24T22:00:00.000Z", "2026-10-25T23:00:00.000Z"]
+        );
+        let weeks = texts(Bucket::Week, "UTC", "2026-11-27T00:00:00Z", "2026-11-30T00:00:01Z");
+        assert_eq!(weeks, ["2026-11-23T00:00:00.000Z", "2026-11-30T00:00:00.000Z"]);
+        let hours =
+            texts(Bucket::Hour, "Asia/Kolkata", "2026-11-27T00:45:00Z", "2026-11-27T01:31:00Z");
+        assert_eq!(hours, ["2026-11-27T00:30:00.000Z", "2026-11-27T01:30:00.000Z"]);
+        let minutes = texts(Bucket::Minute, "UTC", "2026-11-27T00:00:59Z", "2026-11-27T00:01:01Z");
+        assert_eq!(minutes, ["2026-11-27T00:00:00.000Z", "2026-11-27T00:01:00.000Z"]);
+    }
+
+    #[test]
+    fn rollups_answer_what_they_have() {
+        let query = |bucket, time_zone: &str, group_by| AnalyticsQuery {
+            filter: Default::default(),
+            from: 0,
+            to: 1,
+            bucket,
+            time_zone: time_zone.to_owned(),
+            group_by,
+            groups_max: 1,
+        };
+        let table = |query: &AnalyticsQuery| {
+            source(query, &TimeZone::get(&query.time_zone).unwrap()).unwrap().table
+        };
+        let project = Some(GroupBy::Project);
+        assert_eq!(table(&query(Bucket::Day, "UTC", None)), "runs_by_hour");
+        assert_eq!(table(&query(Bucket::Day, "UTC", project)), "runs_by_project_hour");
+        assert_eq!(table(&query(Bucket::Day, "Asia/Kolkata", None)), "job_runs");
+        assert_eq!(table(&query(Bucket::Minute, "UTC", None)), "job_runs");
+        assert_eq!(table(&query(Bucket::Day, "UTC", Some(GroupBy::Outcome))), "job_runs");
+    }
+}

@@ -1,0 +1,153 @@
+//! Sums over any time and groups of errors, compared with SQL of the test's own.
+
+use serde_json::{Value, json};
+
+use crate::{
+    mesh::{Mesh, until},
+    receiver::Receiver,
+};
+
+/// A mesh in which jobs of two projects have completed and failed.
+async fn ended(receiver: &Receiver) -> anyhow::Result<Mesh> {
+    let mesh = receiver.mesh(&[("JOBMESH_MAX_ATTEMPTS", "2")])?;
+    for (project, kinds) in
+        [("one", ["done", "done", "done", "reject"]), ("two", ["done", "fail", "reject", "reject"])]
+    {
+        let batches: Vec<String> = (0..4).map(|n| format!("b{n}")).collect();
+        let data: serde_json::Map<String, Value> = batches
+            .iter()
+            .zip(kinds)
+            .map(|(batch, kind)| (batch.clone(), json!({ "do": kind })))
+            .collect();
+        let body = json!({ "projectId": project, "batchIds": batches, "data": data });
+        mesh.post("/api/queue/enqueue", body).await?;
+    }
+    // The view of failures is the last one of an insert.
+    until("in ClickHouse", async || {
+        let ended = mesh.sql("SELECT count() FROM job_runs").await?;
+        let failed = mesh.sql("SELECT sum(runs) FROM failures_by_hour").await?;
+        let is_complete = (ended.as_str(), failed.as_str()) == ("9", "5");
+        Ok(if is_complete { Ok(()) } else { Err(format!("{ended} ended, {failed} failed")) })
+    })
+    .await?;
+    Ok(mesh)
+}
+
+async fn get(mesh: &Mesh, path: &str) -> anyhow::Result<Value> {
+    let (status, answer) = mesh.get(path).await?;
+    anyhow::ensure!(status == 200, "{path}: {answer}");
+    Ok(answer)
+}
+
+/// Some fields of each item of a list.
+fn fields(items: &Value, names: &[&str]) -> Value {
+    let items = items.as_array().unwrap().iter();
+    items.map(|item| names.iter().map(|name| item[name].clone()).collect::<Value>()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn analytics_sum_up_as_sql_does_in_each_bucket_and_group() -> anyhow::Result<()> {
+    let receiver = Receiver::start().await?;
+    let mesh = ended(&receiver).await?;
+    let counts = ["jobs", "completed", "failed", "retries", "runs"];
+    for bucket in ["minute", "hour", "day", "week"] {
+        let path = format!("/api/queue/analytics?bucket={bucket}");
+        let analytics = &get(&mesh, &path).await?["analytics"];
+        assert_eq!(fields(&analytics["totals"], &counts), json!([[8, 4, 4, 1, 9]]), "{bucket}");
+        let tokens = fields(&analytics["totals"], &["inputTokens", "outputTokens", "wastedTokens"]);
+        assert_eq!(tokens, json!([[40, 12, 0]]));
+        let sum: u64 = analytics["rows"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .filter_map(|row| row["jobs"].as_u64())
+            .sum();
+        assert_eq!(sum, 8, "{analytics}");
+        let buckets = analytics["buckets"].as_array().unwrap();
+        for row in analytics["rows"].as_array().unwrap() {
+            assert!(buckets.contains(&row["start"]), "{bucket}: {row} is in no bucket");
+        }
+        let sql = "SELECT max(duration_ms) FROM job_runs WHERE ran";
+        let longest: f64 = mesh.sql(sql).await?.parse()?;
+        let duration = &analytics["totals"][0]["duration"];
+        let [avg, p50, p99] = ["avg", "p50", "p99"].map(|it| duration[it].as_f64().unwrap());
+        assert!(p50 <= p99 && p99 <= longest && avg <= longest, "{duration} of {longest}");
+        assert!(analytics["totals"][0]["wait"]["p95"].as_f64().unwrap() > 0.0, "{analytics}");
+    }
+    let grouped = async |query: &str| -> anyhow::Result<Value> {
+        let path = format!("/api/queue/analytics?{query}");
+        let analytics = get(&mesh, &path).await?["analytics"].clone();
+        Ok(fields(&analytics["totals"], &["group", "jobs", "completed", "failed"]))
+    };
+    let by_project = json!([["one", 4, 3, 1], ["two", 4, 1, 3]]);
+    assert_eq!(grouped("groupBy=project").await?, by_project);
+    assert_eq!(grouped("groupBy=project&bucket=minute").await?, by_project);
+    assert_eq!(grouped("groupBy=project&projectId=two").await?, json!([["two", 4, 1, 3]]));
+    let by_model = json!([["", 4, 0, 4], ["small", 4, 4, 0]]);
+    assert_eq!(grouped("groupBy=model").await?, by_model);
+    assert_eq!(grouped("groupBy=type").await?, json!([["process_batch", 8, 4, 4]]));
+    let by_outcome = json!([["completed", 4, 4, 0], ["failed", 4, 0, 4], ["retry", 0, 0, 0]]);
+    assert_eq!(grouped("groupBy=outcome").await?, by_outcome);
+    let others = grouped("groupBy=project&groups=1").await?;
+    assert_eq!(others, json!([["one", 4, 3, 1], ["other", 4, 1, 3]]));
+    // A time zone that is not whole hours off is summed from the runs.
+    assert_eq!(grouped("timeZone=asia/kolkata&bucket=day").await?, json!([[null, 8, 4, 4]]));
+    let before = "from=2026-01-01T00:00:00Z&to=2026-01-02T00:00:00Z";
+    assert_eq!(grouped(before).await?, json!([[null, 0, 0, 0]]));
+    let csv = reqwest::get(mesh.url("/api/queue/analytics?groupBy=project&format=csv")).await?;
+    assert_eq!(csv.headers()["content-type"], "text/csv; charset=utf-8");
+    let csv = csv.text().await?;
+    let lines: Vec<&str> = csv.lines().collect();
+    assert!(lines[0].starts_with("start,group,jobs,completed"), "{csv}");
+    assert!(lines[1].contains(",one,4,3,1,0,"), "{csv}");
+    for (query, names) in [
+        ("bucket=year", "bucket"),
+        ("groupBy=odd", "groupBy"),
+        ("timeZone=Mars/Base", "timeZone"),
+        ("groups=0", "groups"),
+        ("format=xml", "format"),
+        ("bucket=minute&from=2026-01-01T00:00:00Z", "buckets"),
+        ("from=2999-01-01T00:00:00Z", "to must be after from"),
+    ] {
+        let (status, answer) = mesh.get(&format!("/api/queue/analytics?{query}")).await?;
+        let error = answer["error"].as_str().unwrap_or_default();
+        assert!(status == 400 && error.contains(names), "{query}: {answer}");
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn failures_are_grouped_by_what_their_errors_have_in_common() -> anyhow::Result<()> {
+    let receiver = Receiver::start().await?;
+    let mesh = ended(&receiver).await?;
+    let answer = get(&mesh, "/api/queue/failures?sort=jobs").await?;
+    let groups = &answer["groups"];
+    let shown = fields(groups, &["pattern", "jobs", "runs"]);
+    let expected = json!([
+        ["answered 422 Unprocessable Entity: no such page", 3, 3],
+        ["answered 502 Bad Gateway: try later", 1, 2],
+    ]);
+    assert_eq!(shown, expected, "{answer}");
+    let rejected = &groups[0];
+    assert!(!rejected["sampleJobs"].as_array().unwrap().is_empty(), "{rejected}");
+    assert_eq!(rejected["projects"].as_array().map(Vec::len), Some(2));
+    let hours = rejected["hours"].as_array().unwrap().iter();
+    assert_eq!(hours.map(|hour| hour["runs"].as_u64()).sum::<Option<u64>>(), Some(3));
+    let group = rejected["errorGroup"].as_str().unwrap();
+    let jobs = get(&mesh, &format!("/api/queue/jobs?errorGroup={group}")).await?;
+    assert_eq!(
+        fields(&jobs["jobs"], &["status", "error"]),
+        json!(vec![json!(["failed", "answered 422 Unprocessable Entity: no such page"]); 3])
+    );
+    let of_two = get(&mesh, "/api/queue/failures?projectId=two&limit=1&sort=jobs").await?;
+    assert_eq!(fields(&of_two["groups"], &["errorGroup", "jobs"]), json!([[group, 2]]));
+    assert_eq!(of_two["nextCursor"], "1");
+    let next = get(&mesh, "/api/queue/failures?projectId=two&limit=1&sort=jobs&cursor=1").await?;
+    assert_eq!(fields(&next["groups"], &["jobs", "runs"]), json!([[1, 2]]));
+    let path = format!("/api/queue/analytics?errorGroup={group}&groupBy=errorGroup");
+    let analytics = &get(&mesh, &path).await?["analytics"];
+    assert_eq!(fields(&analytics["totals"], &["group", "failed"]), json!([[group, 3]]));
+    let none = get(&mesh, "/api/queue/failures?to=2026-01-01T00:00:00Z").await?;
+    assert_eq!(none["groups"], json!([]));
+    Ok(())
+}
