@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::{
+    api::sql,
     mesh::{Mesh, until},
     receiver::Receiver,
 };
@@ -150,4 +151,51 @@ async fn failures_are_grouped_by_what_their_errors_have_in_common() -> anyhow::R
     let none = get(&mesh, "/api/queue/failures?to=2026-01-01T00:00:00Z").await?;
     assert_eq!(none["groups"], json!([]));
     Ok(())
+}
+
+/// The tables of the first version, as operators may have them.
+const FIRST_SCHEMA: &str = include_str!("../../deploy/clickhouse/schema/0001_runs.sql");
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tables_of_an_earlier_version_are_upgraded_and_keep_their_rows() -> anyhow::Result<()> {
+    let receiver = Receiver::start().await?;
+    let mesh = receiver.mesh(&[])?;
+    let writer = std::fs::read_to_string(mesh.data_dir().join("olap.writer.password"))?;
+    let reader = mesh.clickhouse_url()?;
+    let (_, address) = reader.rsplit_once('@').unwrap();
+    let url = format!("http://writer:{writer}@{address}");
+    // What the first version left behind: one run.
+    let tables = sql(&url, "SELECT name FROM system.tables WHERE database = 'jobmesh'").await?;
+    for table in tables.lines() {
+        sql(&url, &format!("DROP TABLE `{table}`")).await?;
+    }
+    let lines = FIRST_SCHEMA.lines().filter(|line| !line.starts_with("--"));
+    let schema = lines.collect::<Vec<_>>().join("\n");
+    for statement in schema.split(';').filter(|text| !text.trim().is_empty()) {
+        sql(&url, statement).await?;
+    }
+    let row = "INSERT INTO job_runs (at, project, type, outcome, final, ran, duration_ms)
+        SELECT now(), 'old', 'process_batch', 'completed', 1, 1, 40";
+    sql(&url, row).await?;
+    mesh.signal("metrics", libc::SIGKILL)?;
+    until("upgraded", async || {
+        let version = sql(&url, "SELECT max(version) FROM schema_versions").await?;
+        Ok(if version == "2" { Ok(()) } else { Err(version) })
+    })
+    .await?;
+    let enqueue = json!({ "projectId": "new", "batchId": "b", "data": { "do": "reject" } });
+    mesh.post("/api/queue/enqueue", enqueue).await?;
+    until("summed", async || {
+        let answer = get(&mesh, "/api/queue/analytics?groupBy=project").await?;
+        let totals = fields(&answer["analytics"]["totals"], &["group", "completed", "failed"]);
+        let is_summed = totals == json!([["new", 0, 1], ["old", 1, 0]]);
+        Ok(if is_summed { Ok(()) } else { Err(answer.to_string()) })
+    })
+    .await?;
+    until("grouped", async || {
+        let answer = get(&mesh, "/api/queue/failures").await?;
+        let is_grouped = fields(&answer["groups"], &["jobs"]) == json!([[1]]);
+        Ok(if is_grouped { Ok(()) } else { Err(answer.to_string()) })
+    })
+    .await
 }
