@@ -9,7 +9,7 @@ use crate::{
 };
 
 /// A mesh in which jobs of two projects have completed and failed.
-async fn ended(receiver: &Receiver) -> anyhow::Result<Mesh> {
+pub async fn ended(receiver: &Receiver) -> anyhow::Result<Mesh> {
     let mesh = receiver.mesh(&[("JOBMESH_MAX_ATTEMPTS", "2")])?;
     for (project, kinds) in
         [("one", ["done", "done", "done", "reject"]), ("two", ["done", "fail", "reject", "reject"])]

@@ -15,6 +15,8 @@ use crate::mesh::until;
 const INSTALLED: &str = env!("CARGO_TARGET_TMPDIR");
 /// The folder that says which.
 const CLIENTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/clients");
+/// The folder of the programs that use the console.
+const CONSOLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/console");
 const SAMPLES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/samples");
 
 fn run(command: &mut Command) -> anyhow::Result<()> {
@@ -37,17 +39,33 @@ fn once(
 fn node_folder() -> anyhow::Result<PathBuf> {
     static DONE: OnceLock<Result<PathBuf, String>> = OnceLock::new();
     once(&DONE, || {
-        let dir = Path::new(INSTALLED).join("node");
-        std::fs::create_dir_all(&dir)?;
-        for file in ["package.json", "package-lock.json", ".npmrc", "follow-sse.mjs"] {
-            std::fs::copy(Path::new(CLIENTS).join(file), dir.join(file))?;
-        }
+        let dir = install(Path::new(CLIENTS), "node")?;
         for sample in ["follow.mjs", "webhook.mjs"] {
             std::fs::copy(Path::new(SAMPLES).join(sample), dir.join(sample))?;
         }
-        run(Command::new("npm").args(["ci", "--no-audit", "--no-fund"]).current_dir(&dir))?;
         Ok(dir)
     })
+}
+
+/// Copies the files of a folder of this crate to a folder in the target directory, and installs its packages.
+fn install(source: &Path, name: &str) -> anyhow::Result<PathBuf> {
+    let dir = Path::new(INSTALLED).join(name);
+    std::fs::create_dir_all(&dir)?;
+    for entry in std::fs::read_dir(source)? {
+        let path = entry?.path();
+        if let (true, Some(file)) = (path.is_file(), path.file_name()) {
+            std::fs::copy(&path, dir.join(file))?;
+        }
+    }
+    run(Command::new("npm").args(["ci", "--no-audit", "--no-fund"]).current_dir(&dir))?;
+    Ok(dir)
+}
+
+/// Runs a program of tests/console, in a browser; fails with what it writes.
+pub fn browse(program: &str, arguments: &[&str]) -> anyhow::Result<()> {
+    static DONE: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+    let dir = once(&DONE, || install(Path::new(CONSOLE), "console"))?;
+    run(Command::new("node").current_dir(dir).arg(program).args(arguments))
 }
 
 /// A Python with the packages of tests/clients/requirements.txt.

@@ -20,8 +20,8 @@ const HIDDEN_FROM_METADATA: [&str; 4] = [
 
 /// What concerns all projects: a key for some of them cannot see it.
 const OF_ALL_PROJECTS: [&str; 1] = ["/api/processors"];
-/// Lists that show each key what it is for.
-const LISTS: [&str; 1] = ["/api/projects"];
+/// What shows each key what it is for.
+const LISTS: [&str; 2] = ["/api/projects", "/api/access"];
 
 /// A request of the matrix.
 struct Route {

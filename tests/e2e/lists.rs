@@ -147,3 +147,42 @@ async fn jobs_of_all_projects_are_listed_once_active_or_terminal() -> anyhow::Re
     receiver.open();
     Ok(())
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn counts_are_streamed_as_they_change() -> anyhow::Result<()> {
+    let mesh = Mesh::start_with_arguments(&["--processors", "0"], &[])?;
+    let (status, access) = mesh.get("/api/access").await?;
+    let expected = json!({ "success": true, "keyRequired": false,
+        "access": { "scope": "admin", "metadataOnly": false } });
+    assert_eq!((status, access), (200, expected));
+    let mut all = mesh.follow("/api/queue/live").await?;
+    let mut of_one = mesh.follow("/api/queue/live?projectId=one").await?;
+    for (project, expected, of_project) in [("one", 2, 2), ("two", 4, 2)] {
+        mesh.enqueue(project, 2).await?;
+        until_queued(&mut all, expected).await?;
+        if project == "one" {
+            until_queued(&mut of_one, of_project).await?;
+        }
+    }
+    let (status, answer) = mesh.get("/api/queue/live?projectId=").await?;
+    assert_eq!((status, &answer["code"]), (400, &json!("invalid_field")));
+    Ok(())
+}
+
+/// Reads a stream of counts until it has this number of queued jobs.
+async fn until_queued(stream: &mut reqwest::Response, queued: u64) -> anyhow::Result<()> {
+    let mut text = String::new();
+    while let Some(chunk) = stream.chunk().await? {
+        text.push_str(std::str::from_utf8(&chunk)?);
+        while let Some((event, rest)) = text.split_once("\n\n") {
+            let data = event.strip_prefix("event: stats\ndata: ");
+            let stats: Value = data.map_or(Ok(Value::Null), serde_json::from_str)?;
+            if stats["queue"]["queued"] == queued {
+                assert!(stats["position"].is_string() && stats["worker"].is_object(), "{stats}");
+                return Ok(());
+            }
+            text = rest.to_owned();
+        }
+    }
+    anyhow::bail!("the stream ended")
+}

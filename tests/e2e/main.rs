@@ -15,6 +15,7 @@ mod clickhouse_away;
 mod clients;
 mod command_line;
 mod connections;
+mod console;
 mod dev;
 mod disk;
 mod failures;

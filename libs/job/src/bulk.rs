@@ -11,7 +11,9 @@ use std::collections::VecDeque;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::{Digest, Id, Idempotency, Job, JobId, Position, reply::Reply, time::Millis};
+use crate::{
+    Digest, Id, Idempotency, Job, JobId, JobType, Position, error_group, reply::Reply, time::Millis,
+};
 
 /// Ids of retried jobs that a reply lists; their number is always exact.
 const REPLY_JOBS_MAX: usize = 10_000;
@@ -51,8 +53,35 @@ pub enum BulkAction {
         #[serde(skip_serializing_if = "Option::is_none", default)]
         batches: Option<Vec<Id>>,
     },
-    /// Queue failed jobs again.
+    /// Queue all failed jobs again.
     RetryFailed,
+    /// Queue those failed jobs again that match.
+    RetryMatching(FailedFilter),
+}
+
+/// Some failed jobs of a project; all by default.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct FailedFilter {
+    /// With an error of this [group](crate::error_group) alone.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub error_group: Option<u64>,
+    /// Of this type alone.
+    #[serde(rename = "type", skip_serializing_if = "Option::is_none", default)]
+    pub job_type: Option<JobType>,
+}
+
+impl FailedFilter {
+    /// True if every failed job matches.
+    pub fn is_all(&self) -> bool {
+        *self == Self::default()
+    }
+
+    pub(crate) fn matches(&self, job: &Job) -> bool {
+        let error = job.history().error.as_deref().unwrap_or_default();
+        self.job_type.is_none_or(|job_type| job.job_type == job_type)
+            && self.error_group.is_none_or(|group| error_group(error) == group)
+    }
 }
 
 impl BulkOperation {
@@ -78,7 +107,7 @@ impl BulkOperation {
             BulkAction::Cancel { .. } => {
                 Reply::Canceled { jobs: progress.jobs, batches: progress.batches }
             }
-            BulkAction::RetryFailed => Reply::Retried {
+            BulkAction::RetryFailed | BulkAction::RetryMatching(_) => Reply::Retried {
                 jobs: progress.retried,
                 count: progress.jobs,
                 left: progress.skipped,

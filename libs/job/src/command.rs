@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     Backoff, Id, Idempotency, JobId, JobLabels, JobType, Json, Patch, Run, StoredResult, Usage,
-    schedule::Schedule, time::Millis,
+    bulk::FailedFilter, schedule::Schedule, time::Millis,
 };
 
 /// One thing asked.
@@ -116,9 +116,12 @@ pub struct Cancel {
 pub struct Retry {
     /// The project.
     pub project: Id,
-    /// The job; all failed ones where absent.
+    /// The job; all failed ones that match `filter` if absent.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub job: Option<JobId>,
+    /// Which failed jobs.
+    #[serde(skip_serializing_if = "FailedFilter::is_all", default)]
+    pub filter: FailedFilter,
     /// What makes a repeat of the request harmless.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub idempotency: Option<Idempotency>,

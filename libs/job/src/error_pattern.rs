@@ -4,6 +4,8 @@
 
 use std::iter::Peekable;
 
+use sha2::{Digest, Sha256};
+
 /// The longest pattern, in characters.
 const PATTERN_CHARS_MAX: usize = 200;
 /// The shortest mix of letters and digits that counts as an id.
@@ -48,10 +50,19 @@ pub fn error_pattern(error: &str) -> String {
             rest.next();
             pattern.push(next);
         }
-        previous = Some(next).filter(|_| !is_of_word(next)).or(Some('a'));
+        previous = Some(next);
         chars += pattern[start..].chars().count();
     }
     pattern.trim().to_owned()
+}
+
+/// The group of an error: the first 8 bytes of the SHA-256 hash of its pattern; 0 without an error.
+pub fn error_group(error: &str) -> u64 {
+    if error.is_empty() {
+        return 0;
+    }
+    let hash = Sha256::digest(error_pattern(error));
+    u64::from_be_bytes(hash.first_chunk().copied().expect("a hash has 32 bytes"))
 }
 
 fn take_while(
@@ -142,9 +153,9 @@ mod tests {
                 "request <id> failed",
             ),
             (
-                "job 01a20b4c-6a7d-74fa-9f39-6814a2640da1 is gone",
-                "job 01b30b4c-6a7d-74fa-9f39-6814a2640da2 is gone",
-                "job <id> is gone",
+                "job 01a20b4c-6a7d-74fa-9f39-6814a2640da1 is missing",
+                "job 01b30b4c-6a7d-74fa-9f39-6814a2640da2 is missing",
+                "job <id> is missing",
             ),
             ("row-17 of p4", "row-2 of p99", "row-# of p#"),
             ("it can't be 5", "it can't be 77", "it can't be #"),

@@ -46,7 +46,7 @@ pub use config::Config;
 pub use counts::Counts;
 pub use decide::{Decision, Lookups, Missing, SLICE_BYTES_MAX, Slice};
 pub use dirty_keys::DirtyKey;
-pub use error_pattern::error_pattern;
+pub use error_pattern::{error_group, error_pattern};
 pub use idempotency::{Digest, Idempotency, IdempotencyRecord};
 pub use identity::{Id, JobId, Run};
 pub use job::{Job, JobHistory, JobType, RequeueReason, Status, Step, StoredResult, Usage};

@@ -12,6 +12,7 @@ use std::{
 use job::{
     Config, Counts, Job, JobId, JobLabels, JobType, Json, Lookups, Missing, Position,
     PriorityClass, Scheduler, SpillFile, SpillRef, SpillStore, State, Status, Usage,
+    bulk::FailedFilter,
     command::{Cancel, Command, End, Enqueue, NewJob, Outcome, Retry, Started},
     event::Batch,
     time::Millis,
@@ -198,11 +199,19 @@ impl World {
             Action::Retry { nth } => {
                 let id = self.pick(*nth)?;
                 let project = self.look(id)?.project.clone();
-                Command::Retry(Retry { project, job: Some(id), idempotency: None })
+                Command::Retry(Retry {
+                    project,
+                    job: Some(id),
+                    filter: FailedFilter::default(),
+                    idempotency: None,
+                })
             }
-            Action::RetryAll { project } => {
-                Command::Retry(Retry { project: name(project), job: None, idempotency: None })
-            }
+            Action::RetryAll { project } => Command::Retry(Retry {
+                project: name(project),
+                job: None,
+                filter: FailedFilter::default(),
+                idempotency: None,
+            }),
             Action::Started { nth, back } => {
                 let job = self.look(self.pick(*nth)?)?;
                 let run = job.run.saturating_sub(*back).max(1);

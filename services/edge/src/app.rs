@@ -21,6 +21,7 @@ use crate::{
     Config,
     events::Feed,
     keys::{Keys, WaitingRequests},
+    live::LiveStats,
     submit::Submitter,
     view::Health,
 };
@@ -43,6 +44,7 @@ pub(crate) struct Parts {
     pub broker: Broker,
     pub submitter: Submitter,
     pub feed: Feed,
+    pub live: LiveStats,
     pub keys: Keys,
     /// The event streams and waiting requests of each key.
     pub waiting: WaitingRequests,
@@ -76,7 +78,9 @@ impl App {
         let unstored = broker.watch_storage().await?;
         let waiting = WaitingRequests::new(config.max_waiting_per_key);
         let readiness = tokio::sync::Mutex::default();
-        let parts = Parts { broker, submitter, feed, keys, waiting, unstored, readiness, full };
+        let live = LiveStats::default();
+        let parts =
+            Parts { broker, submitter, feed, live, keys, waiting, unstored, readiness, full };
         Ok(Self(Arc::new(parts)))
     }
 }

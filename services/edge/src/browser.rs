@@ -17,8 +17,9 @@ use crate::{Config, error::Error};
 
 const FETCH_SITE: &str = "sec-fetch-site";
 const FETCH_MODE: &str = "sec-fetch-mode";
-/// The path below which pages are served; everything else is data.
-const PAGES: &str = "/docs";
+/// The paths of the console; below `DOCS` are the pages about the API. Everything else is data.
+const CONSOLE: [&str; 2] = ["/", "/assets"];
+const DOCS: &str = "/docs";
 
 /// What an allowed page may send, and read of an answer.
 const ALLOWED_METHODS: &str = "GET, POST, PUT, DELETE";
@@ -35,10 +36,13 @@ const HARDENING: [(HeaderName, HeaderValue); 3] = [
     (header::X_FRAME_OPTIONS, HeaderValue::from_static("DENY")),
 ];
 const RESOURCE_POLICY: HeaderName = HeaderName::from_static("cross-origin-resource-policy");
-/// The policy of data, and that of pages, which bring their own scripts and styles.
+/// The policy of data, that of the console, and that of the pages about the API, which have styles in them.
 const DATA_POLICY: HeaderValue =
     HeaderValue::from_static("default-src 'none'; frame-ancestors 'none'");
-const PAGE_POLICY: HeaderValue = HeaderValue::from_static(
+const CONSOLE_POLICY: HeaderValue = HeaderValue::from_static(
+    "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+);
+const DOCS_POLICY: HeaderValue = HeaderValue::from_static(
     "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; base-uri 'none'; \
      form-action 'none'; frame-ancestors 'none'",
 );
@@ -80,7 +84,7 @@ pub(crate) async fn guard(
     request: Request,
     next: Next,
 ) -> Response {
-    let is_page = request.uri().path().starts_with(PAGES);
+    let policy = policy_of(request.uri().path());
     let (mut response, site) = match allowed.check(&request) {
         Err(error) => {
             // A page that may use the API may read its errors too.
@@ -92,7 +96,6 @@ pub(crate) async fn guard(
     };
     let headers = response.headers_mut();
     headers.extend(HARDENING);
-    let policy = if is_page { PAGE_POLICY } else { DATA_POLICY };
     headers.insert(header::CONTENT_SECURITY_POLICY, policy);
     let readers = if let Site::Allowed(origin) = site {
         headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin);
@@ -105,6 +108,18 @@ pub(crate) async fn guard(
     };
     headers.insert(RESOURCE_POLICY, HeaderValue::from_static(readers));
     response
+}
+
+/// The content security policy of a path.
+fn policy_of(path: &str) -> HeaderValue {
+    let is_below = |page: &str| path.strip_prefix(page).is_some_and(|rest| rest.starts_with('/'));
+    if CONSOLE.contains(&path) || is_below(CONSOLE[1]) {
+        CONSOLE_POLICY
+    } else if path == DOCS || is_below(DOCS) {
+        DOCS_POLICY
+    } else {
+        DATA_POLICY
+    }
 }
 
 fn is_preflight(request: &Request) -> bool {

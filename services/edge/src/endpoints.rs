@@ -1,15 +1,18 @@
 //! The endpoints, one module a resource: extract, check, ask, answer.
 
+pub(crate) mod access;
 pub(crate) mod analytics;
 pub(crate) mod audit;
 pub(crate) mod cancel;
 mod command;
+pub(crate) mod console;
 pub(crate) mod enqueue;
 pub(crate) mod events;
 pub(crate) mod failures;
 pub(crate) mod health;
 pub(crate) mod jobs;
 pub(crate) mod keys;
+pub(crate) mod live;
 pub(crate) mod metrics;
 mod parameters;
 pub(crate) mod processors;

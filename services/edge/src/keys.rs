@@ -39,8 +39,8 @@ const PAUSE: Duration = Duration::from_millis(250);
 const RELOAD_EVERY: Duration = Duration::from_secs(30);
 /// How often the last use of a key is recorded at most, in ms.
 const RECORD_USE_EVERY_MS: Millis = 60_000;
-/// Paths without a key: probes, and the documentation of the API.
-const OPEN_PATHS: [&str; 4] = ["/healthz", "/readyz", "/openapi.json", "/docs"];
+/// Paths without a key: probes, the documentation of the API, and the console, which has no data of its own.
+const OPEN_PATHS: [&str; 5] = ["/healthz", "/readyz", "/openapi.json", "/docs", "/assets"];
 /// The authentication scheme.
 const BEARER: &str = "bearer ";
 
@@ -232,9 +232,10 @@ impl Keys {
 /// Refuses requests without a key that allows them, and attaches the [`Access`] of the others.
 pub(crate) async fn guard(State(keys): State<Keys>, mut request: Request, next: Next) -> Response {
     let path = request.uri().path();
-    let is_open = OPEN_PATHS.iter().any(|open| {
+    let is_below = |open: &str| {
         path.strip_prefix(open).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
-    });
+    };
+    let is_open = path == "/" || OPEN_PATHS.iter().any(|open| is_below(open));
     let access = if is_open {
         Ok(Access::open(CancellationToken::new()))
     } else {

@@ -15,6 +15,7 @@ mod events;
 pub mod fuzzing;
 mod ids;
 mod keys;
+mod live;
 mod openapi;
 mod request_id;
 mod router;

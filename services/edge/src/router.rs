@@ -11,6 +11,7 @@ use axum::{
     response::Response,
     routing::get,
 };
+use nats::query::ProjectOrder;
 use utoipa::OpenApi;
 use utoipa_axum::{router::OpenApiRouter, routes};
 use utoipa_swagger_ui::SwaggerUi;
@@ -20,9 +21,9 @@ use crate::{
     audit,
     browser::{self, Browsers},
     endpoints::{
-        analytics, audit as audit_api, cancel, enqueue, events, failures, health, jobs,
-        keys as keys_api, metrics, processors, project_list, projects, redo, result, retry,
-        schedules, stats, status,
+        access, analytics, analytics::AnalyticsFormat, audit as audit_api, cancel, console,
+        enqueue, events, failures, failures::FailureOrder, health, jobs, keys as keys_api, live,
+        metrics, processors, project_list, projects, redo, result, retry, schedules, stats, status,
     },
     error::Error,
     keys,
@@ -34,9 +35,14 @@ use crate::{
 /// The path of the API document.
 const OPENAPI: &str = "/openapi.json";
 
+/// The schemas of parameters: a route adds those of its body and its answers only.
+#[derive(OpenApi)]
+#[openapi(components(schemas(ProjectOrder, AnalyticsFormat, FailureOrder)))]
+struct ParameterSchemas;
+
 /// The endpoints, with their document.
 fn endpoints() -> OpenApiRouter<App> {
-    OpenApiRouter::with_openapi(Document::openapi())
+    OpenApiRouter::with_openapi(Document::openapi().merge_from(ParameterSchemas::openapi()))
         .routes(routes!(enqueue::enqueue))
         .routes(routes!(redo::redo))
         .routes(routes!(cancel::cancel))
@@ -46,6 +52,7 @@ fn endpoints() -> OpenApiRouter<App> {
         .routes(routes!(jobs::list_jobs))
         .routes(routes!(jobs::get_batch))
         .routes(routes!(stats::stats))
+        .routes(routes!(live::live))
         .routes(routes!(metrics::metrics))
         .routes(routes!(events::stream))
         .routes(routes!(analytics::analytics))
@@ -58,6 +65,7 @@ fn endpoints() -> OpenApiRouter<App> {
             schedules::put_schedule,
             schedules::delete_schedule
         ))
+        .routes(routes!(access::get_access))
         .routes(routes!(keys_api::list_keys, keys_api::create_key))
         .routes(routes!(keys_api::revoke_key))
         .routes(routes!(keys_api::rotate_key))
@@ -111,6 +119,8 @@ fn router(app: App, browsers: Browsers) -> Router {
     let docs = utoipa_swagger_ui::Config::from(OPENAPI).validator_url("none");
     let router = router
         .route(OPENAPI, document)
+        .route("/", get(console::page))
+        .route("/assets/{file}", get(console::asset))
         .merge(SwaggerUi::new("/docs").config(docs))
         .fallback(async |uri: Uri| Error::no_endpoint(uri.path()))
         .method_not_allowed_fallback(async |method: Method, uri: Uri| {
@@ -128,6 +138,17 @@ fn router(app: App, browsers: Browsers) -> Router {
 
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn every_reference_of_the_document_resolves() {
+        let document: serde_json::Value =
+            serde_json::from_str(&super::openapi()).expect("the document is JSON");
+        let text = document.to_string();
+        let references = text.split("\"$ref\":\"#").skip(1);
+        for reference in references.filter_map(|rest| rest.split('"').next()) {
+            assert!(document.pointer(reference).is_some(), "{reference} is missing");
+        }
+    }
+
     /// `JOBMESH_BLESS=1 cargo test -p jobmesh-edge` writes it again, for review and commit.
     #[test]
     fn the_document_in_the_repository_is_that_of_the_code() {

@@ -2,12 +2,11 @@
 
 use clickhouse::Row;
 use job::{
-    JobLabels, Position, RequeueReason, Usage, error_pattern,
+    JobLabels, Position, RequeueReason, Usage, error_group,
     event::{Batch, Ended, Event, LateRun, Transition},
     time::Millis,
 };
 use serde::Serialize;
-use sha2::{Digest, Sha256};
 
 /// One row of `job_runs`. Times are ms since 1970.
 #[derive(Clone, Debug, PartialEq, Row, Serialize)]
@@ -91,15 +90,6 @@ fn late_row(position: Position, at: Millis, late: &LateRun, reason: &str) -> Run
     row.error = reason.to_owned();
     row.error_group = error_group(&row.error);
     row
-}
-
-/// The group of an error: the first 8 bytes of the SHA-256 hash of its pattern; 0 without an error.
-fn error_group(error: &str) -> u64 {
-    if error.is_empty() {
-        return 0;
-    }
-    let hash = Sha256::digest(error_pattern(error));
-    u64::from_be_bytes(hash.first_chunk().copied().expect("a hash has 32 bytes"))
 }
 
 /// The start and end of a run by its worker's clock, and the time at which its end was processed.

@@ -21,7 +21,10 @@ impl State {
             return Ok(decision);
         }
         let Some(id) = request.job else {
-            let action = BulkAction::RetryFailed;
+            let action = match request.filter.is_all() {
+                true => BulkAction::RetryFailed,
+                false => BulkAction::RetryMatching(request.filter.clone()),
+            };
             return Ok(self.decide_bulk(now, &request.project, action, request.idempotency));
         };
         let mut decision = self.retry_one(lookups, now, &request.project, id)?;

@@ -2,6 +2,7 @@
 
 use job::{
     Id, JobId, JobType, Patch,
+    bulk::FailedFilter,
     command::{Cancel, Command, Enqueue, NewJob, Project, Retry},
     webhook::Webhook,
 };
@@ -56,7 +57,12 @@ impl World {
                 let batch = self.batch();
                 Command::Cancel(Cancel { project, batches: Some(vec![batch]), idempotency: None })
             }
-            2 => Command::Retry(Retry { project, job: None, idempotency: None }),
+            2 => Command::Retry(Retry {
+                project,
+                job: None,
+                filter: FailedFilter::default(),
+                idempotency: None,
+            }),
             _ => self.enqueue(project),
         }
     }

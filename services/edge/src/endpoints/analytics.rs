@@ -44,8 +44,8 @@ pub(crate) struct Body {
 
 /// The format of an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ToSchema)]
-#[schema(as = AnalyticsFormat, rename_all = "camelCase")]
-enum Format {
+#[schema(rename_all = "camelCase")]
+pub(crate) enum AnalyticsFormat {
     Json,
     /// The sums of each bucket and group, one line each.
     Csv,
@@ -66,7 +66,7 @@ enum Format {
         ("timeZone" = Option<String>, Query, description = "An IANA time zone; `UTC` if absent.", max_length = 64),
         ("groupBy" = Option<GroupBy>, Query, description = "One sum if absent."),
         ("groups" = Option<u32>, Query, description = "How many groups are listed, those with the most jobs; the others are one sum. 20 if absent.", minimum = 1, maximum = 100),
-        ("format" = Option<Format>, Query, description = "`json` if absent."),
+        ("format" = Option<AnalyticsFormat>, Query, description = "`json` if absent."),
     ),
     responses((status = 200, description = "As it is now.", content((Body = "application/json"), (String = "text/csv"))), QuestionError),
 )]
@@ -108,12 +108,15 @@ pub(crate) async fn analytics(
     let to = filter.to.unwrap_or_else(service::now_ms);
     let bucket = bucket.map(|name| named("bucket", &name, &Bucket::ALL, Bucket::name));
     let group_by = group_by.map(|name| named("groupBy", &name, &GroupBy::ALL, GroupBy::name));
-    let format = format.map(|name| {
-        named("format", &name, &[Format::Json, Format::Csv], |format| match format {
-            Format::Json => "json",
-            Format::Csv => "csv",
-        })
-    });
+    let format =
+        format.map(|name| {
+            named("format", &name, &[AnalyticsFormat::Json, AnalyticsFormat::Csv], |format| {
+                match format {
+                    AnalyticsFormat::Json => "json",
+                    AnalyticsFormat::Csv => "csv",
+                }
+            })
+        });
     let query = AnalyticsQuery {
         from: filter.from.unwrap_or(to - DAY_MS),
         to,
@@ -129,9 +132,9 @@ pub(crate) async fn analytics(
         tracing::warn!(%error, "no analytics");
         Error::away("metrics", "metrics does not answer, or ClickHouse does not answer it")
     })?;
-    Ok(match format.transpose()?.unwrap_or(Format::Json) {
-        Format::Json => Json(Body { success: true, analytics }).into_response(),
-        Format::Csv => {
+    Ok(match format.transpose()?.unwrap_or(AnalyticsFormat::Json) {
+        AnalyticsFormat::Json => Json(Body { success: true, analytics }).into_response(),
+        AnalyticsFormat::Csv => {
             let csv = csv::write(&analytics);
             ([(CONTENT_TYPE, "text/csv; charset=utf-8")], csv).into_response()
         }

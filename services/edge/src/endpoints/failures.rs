@@ -36,8 +36,8 @@ pub(crate) struct Response {
 
 /// The order of groups.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ToSchema)]
-#[schema(as = FailureOrder, rename_all = "camelCase")]
-enum Order {
+#[schema(rename_all = "camelCase")]
+pub(crate) enum FailureOrder {
     /// The largest number of jobs first.
     Jobs,
     /// The last occurrence first.
@@ -109,7 +109,7 @@ impl From<FailureGroup> for View {
         ("errorGroup" = Option<String>, Query, pattern = "^[0-9a-fA-F]{16}$"),
         ("from" = Option<String>, Query, description = "RFC 3339; the hour of this time is included. All time if absent."),
         ("to" = Option<String>, Query, description = "RFC 3339."),
-        ("sort" = Option<Order>, Query, description = "`lastSeen` if absent."),
+        ("sort" = Option<FailureOrder>, Query, description = "`lastSeen` if absent."),
         ("limit" = Option<u32>, Query, description = "50 if absent.", minimum = 1, maximum = 200),
         ("cursor" = Option<String>, Query, description = "The `nextCursor` of the page before."),
     ),
@@ -127,15 +127,15 @@ pub(crate) async fn list_failures(
     let parameters =
         RunParameters { project, job_type, model, processor: None, error_group, from, to };
     let order = sort.map(|name| {
-        named("sort", &name, &[Order::Jobs, Order::LastSeen], |order| match order {
-            Order::Jobs => "jobs",
-            Order::LastSeen => "lastSeen",
+        named("sort", &name, &[FailureOrder::Jobs, FailureOrder::LastSeen], |order| match order {
+            FailureOrder::Jobs => "jobs",
+            FailureOrder::LastSeen => "lastSeen",
         })
     });
     let (limit, skip) = (page_limit(limit.as_deref())?, skip(cursor.as_deref())?);
     let query = FailuresQuery {
         filter: parameters.filter(&access)?,
-        latest_first: order.transpose()?.is_none_or(|order| order == Order::LastSeen),
+        latest_first: order.transpose()?.is_none_or(|order| order == FailureOrder::LastSeen),
         skip,
         limit,
     };

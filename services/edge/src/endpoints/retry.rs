@@ -1,7 +1,7 @@
 //! POST /api/queue/retry: queue a failed or canceled job again, or all failed jobs of a project.
 
 use axum::extract::State;
-use job::{Id, JobId, command::Retry, reply::Reply};
+use job::{Id, JobId, bulk::FailedFilter, command::Retry, reply::Reply};
 use nats::names::Verb;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -9,9 +9,14 @@ use utoipa::ToSchema;
 use super::{
     Answer,
     command::{self, CommandRequest, DURABLE, NamesProject},
-    count, status,
+    count, parameters, status,
 };
-use crate::{app::App, error::Error, ids, openapi::IdempotencyKey};
+use crate::{
+    app::App,
+    error::Error,
+    ids,
+    openapi::{ClientJobType, IdempotencyKey},
+};
 
 #[derive(Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, expecting = "a JSON object")]
@@ -24,6 +29,12 @@ struct Request {
     project_id: Option<String>,
     /// All failed jobs of the project.
     retry_all: Option<bool>,
+    /// With `retryAll`: only those whose error is of this group.
+    #[schema(pattern = "^[0-9a-fA-F]{16}$")]
+    error_group: Option<String>,
+    /// With `retryAll`: only those of this type.
+    #[schema(value_type = Option<ClientJobType>)]
+    r#type: Option<String>,
 }
 
 impl NamesProject for Request {
@@ -45,7 +56,7 @@ pub(crate) struct Response {
     message: String,
 }
 
-/// Retries one job, or all failed ones.
+/// Retries one job, or all failed ones of a project, or those that match.
 #[utoipa::path(
     post, path = "/api/queue/retry", tag = "queue", request_body = Request,
     params(IdempotencyKey),
@@ -60,9 +71,16 @@ pub(crate) async fn retry(State(app): State<App>, command: CommandRequest) -> An
         (Some(job), false) => Some(ids::job_id("jobId", job)?),
         (None, true) => None,
     };
-    command.note_target(job.map_or("failed jobs".to_owned(), |job| format!("job {job}")));
+    let filter = FailedFilter {
+        error_group: request.error_group.as_deref().map(parameters::error_group).transpose()?,
+        job_type: request.r#type.as_deref().map(parameters::job_type).transpose()?,
+    };
+    if job.is_some() && !filter.is_all() {
+        return Err(Error::invalid("errorGroup and type go with retryAll, not with jobId"));
+    }
+    command.note_target(target(job, request.error_group.as_deref()));
     let idempotency = key.map(|key| key.idempotency);
-    let ask = Retry { project: project.clone(), job, idempotency };
+    let ask = Retry { project: project.clone(), job, filter, idempotency };
     let response = |retried_count, job_ids, message| {
         Some(Response { success: true, retried_count, job_ids, message })
     };
@@ -83,6 +101,15 @@ pub(crate) async fn retry(State(app): State<App>, command: CommandRequest) -> An
     match command::submit(&app, Verb::Retry, ask, respond).await {
         Err(error) => Err(explain(&app, error, &project, job).await),
         answer => answer,
+    }
+}
+
+/// What the request is about, for the audit log.
+fn target(job: Option<JobId>, error_group: Option<&str>) -> String {
+    match (job, error_group) {
+        (Some(job), _) => format!("job {job}"),
+        (None, Some(group)) => format!("failed jobs of error group {group}"),
+        (None, None) => "failed jobs".to_owned(),
     }
 }
 

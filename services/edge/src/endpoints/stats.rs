@@ -1,7 +1,7 @@
 //! GET /api/queue/stats: current, exact counts.
 
 use axum::{extract::State, http::Uri};
-use job::PriorityClass;
+use job::{Id, PriorityClass};
 use nats::{
     names,
     query::{StatsAnswer, StatsQuery},
@@ -22,7 +22,7 @@ pub(crate) struct Response {
 
 #[derive(Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-struct Queue {
+pub(super) struct Queue {
     queued: u64,
     processing: u64,
     completed: u64,
@@ -48,7 +48,7 @@ struct Live {
 
 #[derive(Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-struct Worker {
+pub(super) struct Worker {
     is_running: bool,
     processors: u64,
     active_jobs: u64,
@@ -67,43 +67,54 @@ pub(crate) async fn stats(State(app): State<App>, access: Access, uri: Uri) -> A
     let [project] = body::query(&uri, ["projectId"])?;
     let project = project.map(|id| ids::id("projectId", &id)).transpose()?;
     access.project_or_all(project.as_ref())?;
-    let question = StatsQuery { project: project.map(|id| id.to_string()) };
-    let answer: StatsAnswer =
-        app.ask_state(names::QUERY_STATS, &question).await.map_err(|error| {
-            tracing::warn!(error = %error, "stats without state");
-            Error::away("state", "state does not answer, and only it knows the counts")
-        })?;
+    let answer = query(&app, project.as_ref()).await.map_err(|error| {
+        tracing::warn!(error = %error, "stats without state");
+        Error::away("state", "state does not answer, and only it knows the counts")
+    })?;
+    let (queue, worker) = views(&answer);
+    ok(Response { success: true, queue, worker })
+}
+
+/// Queries the counts of a project, or of all.
+pub(super) async fn query(
+    app: &App,
+    project: Option<&Id>,
+) -> Result<StatsAnswer, nats::query::Error> {
+    let query = StatsQuery { project: project.map(ToString::to_string) };
+    app.ask_state(names::QUERY_STATS, &query).await
+}
+
+/// What clients see of the counts.
+pub(super) fn views(answer: &StatsAnswer) -> (Queue, Worker) {
     let counts = answer.counts;
     let live = |class: PriorityClass| Live {
         queued: counts.queued[class],
         processing: counts.processing[class],
     };
     let processing = counts.processing.iter().sum();
-    ok(Response {
-        success: true,
-        queue: Queue {
-            queued: counts.queued.iter().sum(),
-            processing,
-            completed: counts.completed,
-            failed: counts.failed,
-            canceled: counts.canceled,
-            scheduled: answer.scheduled,
-            total_jobs: counts.total(),
-            by_class: ByClass {
-                high: live(PriorityClass::High),
-                normal: live(PriorityClass::Normal),
-                low: live(PriorityClass::Low),
-            },
+    let queue = Queue {
+        queued: counts.queued.iter().sum(),
+        processing,
+        completed: counts.completed,
+        failed: counts.failed,
+        canceled: counts.canceled,
+        scheduled: answer.scheduled,
+        total_jobs: counts.total(),
+        by_class: ByClass {
+            high: live(PriorityClass::High),
+            normal: live(PriorityClass::Normal),
+            low: live(PriorityClass::Low),
         },
-        worker: Worker {
-            is_running: answer.processors > 0,
-            processors: answer.processors,
-            active_jobs: processing,
-            requests_per_minute: u64::from(answer.limits.requests_per_minute),
-            max_concurrency: match answer.limits.max_concurrency {
-                0 => answer.capacity,
-                limit => u64::from(limit),
-            },
+    };
+    let worker = Worker {
+        is_running: answer.processors > 0,
+        processors: answer.processors,
+        active_jobs: processing,
+        requests_per_minute: u64::from(answer.limits.requests_per_minute),
+        max_concurrency: match answer.limits.max_concurrency {
+            0 => answer.capacity,
+            limit => u64::from(limit),
         },
-    })
+    };
+    (queue, worker)
 }

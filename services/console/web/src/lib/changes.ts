@@ -1,0 +1,46 @@
+// What the console changes. The reason goes to the audit log.
+
+import api, { body } from "./api";
+import { lookAgain } from "./live";
+
+async function changed<T>(answered: Promise<T>): Promise<T> {
+  const answer = await answered;
+  lookAgain();
+  return answer;
+}
+
+function headers(reason: string): Record<string, string> {
+  // A header has ASCII only.
+  const text = reason.trim().replace(/[^\x20-\x7e]/g, "?");
+  return text ? { "jobmesh-reason": text } : {};
+}
+
+export function retryJob(projectId: string, jobId: string, reason: string) {
+  return changed(body(api.POST("/api/queue/retry", { body: { projectId, jobId }, headers: headers(reason) })));
+}
+
+export function retryAll(projectId: string, reason: string) {
+  return changed(body(api.POST("/api/queue/retry", { body: { projectId, retryAll: true }, headers: headers(reason) })));
+}
+
+/** Retries the failed jobs of a project whose error is of a group; returns their number. */
+export async function retryGroup(projectId: string, errorGroup: string, reason: string): Promise<number | null> {
+  const request = { body: { projectId, retryAll: true, errorGroup }, headers: headers(reason) };
+  return (await changed(body(api.POST("/api/queue/retry", request)))).retriedCount ?? null;
+}
+
+export function cancel(projectId: string, batchIds: string[] | null, reason: string) {
+  const request = { body: { projectId, batchIds }, headers: headers(reason) };
+  return changed(body(api.POST("/api/queue/cancel", request)));
+}
+
+export type Patch = Parameters<typeof put>[1];
+
+function put(projectId: string, patch: import("./api").Schemas["Patch"], reason: string) {
+  const request = { params: { path: { projectId } }, body: patch, headers: headers(reason) };
+  return body(api.PUT("/api/projects/{projectId}", request));
+}
+
+export function setProject(projectId: string, patch: Patch, reason: string) {
+  return changed(put(projectId, patch, reason));
+}

@@ -1,0 +1,54 @@
+// Data of a view: loaded when its key changes, and again when any job has changed.
+
+import { useEffect, useRef, useState } from "preact/hooks";
+import type { ApiError } from "./api";
+import { version } from "./live";
+
+export interface Query<T> {
+  data: T | null;
+  error: ApiError | null;
+  isLoading: boolean;
+  reload: () => void;
+}
+
+/** `live` loads again when any job has changed; `once` only when `key` changes. */
+export function useQuery<T>(
+  key: string | null,
+  load: (signal: AbortSignal) => Promise<T>,
+  refresh: "live" | "once" = "live",
+): Query<T> {
+  const [state, setState] = useState<{ key: string | null; data: T | null; error: ApiError | null }>({
+    key: null,
+    data: null,
+    error: null,
+  });
+  const [isLoading, setLoading] = useState(false);
+  const [reloads, setReloads] = useState(0);
+  const running = useRef<string | null>(null);
+  const at = refresh === "live" ? version.value : 0;
+  useEffect(() => {
+    if (key === null) return;
+    // A slow answer must not be overtaken for ever by the next look.
+    if (running.current === key) return;
+    running.current = key;
+    const abort = new AbortController();
+    setLoading(true);
+    load(abort.signal)
+      .then((data) => running.current === key && setState({ key, data, error: null }))
+      .catch((error: ApiError) => {
+        if (error.name === "AbortError" || running.current !== key) return;
+        setState((state) => ({ key, data: state.key === key ? state.data : null, error }));
+      })
+      .finally(() => {
+        if (running.current === key) running.current = null;
+        setLoading(false);
+      });
+  }, [key, at, reloads]);
+  const isCurrent = state.key === key;
+  return {
+    data: isCurrent ? state.data : null,
+    error: isCurrent ? state.error : null,
+    isLoading,
+    reload: () => setReloads((n) => n + 1),
+  };
+}

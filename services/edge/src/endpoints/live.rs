@@ -1,0 +1,86 @@
+//! GET /api/queue/live: counts as server-sent events, once a second if they have changed.
+
+use std::{convert::Infallible, time::Duration};
+
+use axum::{
+    body::{Body, Bytes},
+    extract::State,
+    http::{Uri, header},
+    response::{IntoResponse, Response},
+};
+use futures_util::{StreamExt, stream};
+use job::Id;
+use serde::Serialize;
+
+use super::stats::{self, Queue, Worker};
+use crate::{
+    app::App, body, error::Error, ids, keys::Access, live::LiveCounts, openapi::QuestionError,
+};
+
+/// How long a stream may be without an event: a proxy could take it for dead.
+const KEEP_ALIVE: Duration = Duration::from_secs(15);
+
+/// The data of an event.
+#[derive(Serialize)]
+struct Live<'a> {
+    /// The last event of the mesh that the counts include: when it has changed, so may have any list.
+    position: String,
+    queue: &'a Queue,
+    worker: &'a Worker,
+}
+
+/// Streams the answer of `stats` as events `stats`, at once and then at most once a second, if it has changed. The field
+/// `position` changes with every change of any job.
+#[utoipa::path(
+    get, path = "/api/queue/live", tag = "queue",
+    params(("projectId" = Option<String>, Query, description = "All projects if absent.", min_length = 1, max_length = 128)),
+    responses((status = 200, description = "Counts, as they change.", body = String, content_type = "text/event-stream"), QuestionError),
+)]
+pub(crate) async fn live(
+    State(app): State<App>,
+    access: Access,
+    uri: Uri,
+) -> Result<Response, Error> {
+    let [project] = body::query(&uri, ["projectId"])?;
+    let project = project.map(|id| ids::id("projectId", &id)).transpose()?;
+    access.project_or_all(project.as_ref())?;
+    let permit = app.waiting.enter(&access)?;
+    let (reader, of) = (app.clone(), project.clone());
+    let counts = app.live.subscribe(project, move || read(reader.clone(), of.clone()));
+    // A stream ends with its key.
+    let events = events(counts).take_until(async move {
+        access.ended().await;
+        drop(permit);
+    });
+    let headers =
+        [(header::CONTENT_TYPE, "text/event-stream"), (header::CACHE_CONTROL, "no-store")];
+    Ok((headers, Body::from_stream(events)).into_response())
+}
+
+/// Reads the counts of a project, or of all, as an event.
+async fn read(app: App, project: Option<Id>) -> Option<Bytes> {
+    let answer = stats::query(&app, project.as_ref()).await;
+    let answer = answer.inspect_err(|error| tracing::debug!(%error, "no live counts")).ok()?;
+    let (queue, worker) = stats::views(&answer);
+    let position = answer.position.to_string();
+    let data = serde_json::to_string(&Live { position, queue: &queue, worker: &worker }).ok()?;
+    Some(Bytes::from(format!("event: stats\ndata: {data}\n\n")))
+}
+
+/// The counts as they are, each change of them, and comments in between.
+fn events(mut counts: LiveCounts) -> impl futures_util::Stream<Item = Result<Bytes, Infallible>> {
+    counts.mark_changed();
+    stream::unfold(counts, |mut counts| async move {
+        loop {
+            let changed = tokio::time::timeout(KEEP_ALIVE, counts.changed()).await;
+            let event = match changed {
+                Ok(Ok(())) => counts.borrow_and_update().clone(),
+                Ok(Err(_)) => return None,
+                Err(_) => Some(Bytes::from_static(b": no change\n\n")),
+            };
+            if let Some(event) = event {
+                return Some((Ok(event), counts));
+            }
+        }
+    })
+}

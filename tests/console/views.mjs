@@ -1,0 +1,43 @@
+// Every view at two widths and in both color schemes: a screenshot, no finding of axe, nothing wider than the window.
+
+import assert from "node:assert/strict";
+import { mkdirSync } from "node:fs";
+import { api, checkAccessibility, post, run, until } from "./browser.mjs";
+
+await run(async ({ page, url, argument: folder }) => {
+  mkdirSync(folder, { recursive: true });
+  const data = { a: { do: "done" }, b: { do: "reject" }, c: { do: "wait", nested: [1, { x: "y" }] } };
+  const enqueued = await post(url, "/api/queue/enqueue", { projectId: "a-project", batchIds: Object.keys(data), data });
+  const schedule = { method: "PUT", body: { cron: "0 4 * * 1-5", timeZone: "Europe/Berlin" } };
+  assert.equal((await api(url, "/api/projects/a-project/schedules/nightly", schedule)).status, 200);
+  await until("in ClickHouse", async () => (await api(url, "/api/queue/failures")).body.groups?.length === 1);
+  const views = {
+    overview: "",
+    jobs: "jobs",
+    job: `jobs/${enqueued.jobIds[1]}`,
+    running: `jobs/${enqueued.jobIds[2]}`,
+    failures: "failures",
+    projects: "projects",
+    project: "projects/a-project",
+    analytics: "analytics?groupBy=model&hours=1",
+    processors: "processors",
+    audit: "audit",
+    "empty-list": "jobs?status=canceled",
+  };
+  for (const colorScheme of ["light", "dark"]) {
+    await page.emulateMedia({ colorScheme });
+    for (const width of [360, 1_440]) {
+      await page.setViewportSize({ width, height: 900 });
+      for (const [name, path] of Object.entries(views)) {
+        await page.goto(`${url}#/${path}`);
+        await page.locator("main h1").waitFor();
+        await until("loaded", async () => (await page.locator(".loading").count()) === 0);
+        await page.screenshot({ path: `${folder}/${name}-${width}-${colorScheme}.png`, fullPage: true });
+        const overflow = await page.evaluate(() => document.documentElement.scrollWidth - innerWidth);
+        assert.ok(overflow <= 0, `${name} is ${overflow} px wider than ${width}`);
+        await checkAccessibility(page, `${name} ${width} ${colorScheme}`);
+        assert.equal(await page.locator(".problem").count(), 0, name);
+      }
+    }
+  }
+});

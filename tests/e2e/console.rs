@@ -1,0 +1,92 @@
+//! The console in a browser: Chromium, driven by the programs of tests/console.
+
+use std::path::Path;
+
+use reqwest::{Client, header};
+use serde_json::{Value, json};
+
+use crate::{analytics, clients::browse, keys::create, mesh::Mesh, receiver::Receiver};
+
+/// Where the screenshots go, in the target directory.
+const SCREENSHOTS: &str = concat!(env!("CARGO_TARGET_TMPDIR"), "/console-screenshots");
+
+/// Runs a program on a mesh, beside the tasks of the test.
+async fn browse_mesh(mesh: &Mesh, program: &'static str, argument: &str) -> anyhow::Result<()> {
+    let (url, argument) = (mesh.url(""), argument.to_owned());
+    tokio::task::spawn_blocking(move || browse(program, &[&url, &argument])).await?
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn jobs_are_followed_retried_and_canceled_without_a_reload() -> anyhow::Result<()> {
+    let receiver = Receiver::start().await?;
+    let mesh = receiver.mesh(&[])?;
+    browse_mesh(&mesh, "main-path.mjs", "").await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn keyboard_is_enough() -> anyhow::Result<()> {
+    let mesh = Mesh::start()?;
+    browse_mesh(&mesh, "keyboard.mjs", "").await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_view_fits_any_window_and_is_accessible() -> anyhow::Result<()> {
+    let receiver = Receiver::start().await?;
+    let mesh = receiver.mesh(&[])?;
+    browse_mesh(&mesh, "views.mjs", SCREENSHOTS).await?;
+    assert!(Path::new(SCREENSHOTS).join("overview-360-dark.png").is_file());
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn key_that_reads_sees_no_button() -> anyhow::Result<()> {
+    let receiver = Receiver::start().await?;
+    let mesh = receiver.mesh(&[])?;
+    let (_, admin) = create(&mesh, None, json!({ "name": "root", "scope": "admin" })).await?;
+    browse_mesh(&mesh, "keys.mjs", &admin).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn numbers_are_those_of_the_api_and_of_sql() -> anyhow::Result<()> {
+    let receiver = Receiver::start().await?;
+    let mesh = analytics::ended(&receiver).await?;
+    let sql = "SELECT project, countIf(final), countIf(outcome = 'completed'),
+            countIf(outcome = 'failed'), sum(tokens_in)
+        FROM job_runs GROUP BY project ORDER BY project";
+    let rows = mesh.sql(sql).await?;
+    let rows: Vec<Vec<Value>> = rows
+        .lines()
+        .map(|line| {
+            let fields = line.split('\t');
+            fields.map(|it| it.parse::<u64>().map_or_else(|_| it.into(), Value::from)).collect()
+        })
+        .collect();
+    browse_mesh(&mesh, "analytics.mjs", &serde_json::to_string(&rows)?).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn page_and_its_files_are_cached_and_protected() -> anyhow::Result<()> {
+    let mesh = Mesh::start()?;
+    let client = Client::builder().no_proxy().build()?;
+    let page = client.get(mesh.url("/")).send().await?.error_for_status()?;
+    let policy = page.headers()[header::CONTENT_SECURITY_POLICY].to_str()?.to_owned();
+    assert!(policy.starts_with("default-src 'self'; ") && !policy.contains("unsafe"), "{policy}");
+    assert_eq!(page.headers()[header::CACHE_CONTROL], "no-cache");
+    let etag = page.headers()[header::ETAG].clone();
+    let same = client.get(mesh.url("/")).header(header::IF_NONE_MATCH, &etag).send().await?;
+    assert_eq!(same.status(), 304);
+    let text = page.text().await?;
+    let script = text.split("./assets/").find(|rest| rest.contains(".js\""));
+    let script = script.and_then(|rest| rest.split('"').next()).expect("the page has a script");
+    let url = mesh.url(&format!("/assets/{script}"));
+    let plain = client.get(&url).send().await?.error_for_status()?;
+    assert!(plain.headers()[header::CACHE_CONTROL].to_str()?.contains("immutable"));
+    assert_eq!(plain.headers().get(header::CONTENT_ENCODING), None);
+    let bytes = plain.bytes().await?.len();
+    let packed = client.get(&url).header(header::ACCEPT_ENCODING, "br, gzip").send().await?;
+    assert_eq!(packed.headers()[header::CONTENT_ENCODING], "gzip");
+    assert!(packed.bytes().await?.len() < bytes / 2);
+    let (status, missing) = mesh.get("/assets/none.js").await?;
+    assert_eq!((status, &missing["code"]), (404, &Value::from("no_such_endpoint")));
+    Ok(())
+}
