@@ -35,6 +35,7 @@ mod mesh;
 mod nats_login;
 mod power_cut;
 mod projects;
+mod prometheus;
 mod quota;
 mod reading;
 mod receiver;

@@ -93,6 +93,11 @@ impl State {
         (page, None)
     }
 
+    /// How many projects are known.
+    pub fn project_count(&self) -> usize {
+        self.persisted.projects.len()
+    }
+
     /// The projects that have jobs, settings or schedules, in no order.
     pub fn projects(&self) -> impl Iterator<Item = ListedProject<'_>> {
         let listed = self.persisted.projects.iter().map(|(id, project)| ListedProject {

@@ -3,6 +3,7 @@
 
 mod broker;
 mod clock;
+pub mod prometheus;
 mod retry;
 pub mod secret;
 pub mod shutdown;

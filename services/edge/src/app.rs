@@ -22,6 +22,7 @@ use crate::{
     events::Feed,
     keys::{Keys, WaitingRequests},
     live::LiveStats,
+    measurements,
     submit::Submitter,
     view::Health,
 };
@@ -108,11 +109,13 @@ async fn look_at_fill(broker: Broker, full: Arc<AtomicBool>, stop: CancellationT
     loop {
         let mut now = None;
         for (stream, limit) in FULL {
-            match broker.fill(stream).await {
-                Some(fill) if fill >= limit => now = Some((stream, fill)),
-                _ => {}
+            let Some(fill) = broker.fill(stream).await else { continue };
+            measurements::stream_fill(stream, fill);
+            if fill >= limit {
+                now = Some((stream, fill));
             }
         }
+        measurements::refusing_work(now.is_some());
         if full.swap(now.is_some(), Ordering::Relaxed) != now.is_some() {
             match now {
                 Some((stream, fill)) => tracing::error!(stream, fill, "new work is refused"),

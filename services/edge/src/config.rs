@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
 
 use axum::http::HeaderValue;
-use service::Nats;
+use service::{Nats, prometheus};
 use url::Url;
 
 /// The origin of a web page: scheme, host and port, as browsers write it.
@@ -31,6 +31,9 @@ pub struct Config {
     /// The address of NATS.
     #[command(flatten)]
     pub nats: Nats,
+    /// The address of its measurements.
+    #[command(flatten)]
+    pub measurements: prometheus::Listen,
     /// The address to listen on for HTTP.
     #[arg(long, env = "JOBMESH_LISTEN", default_value = "127.0.0.1:8080")]
     pub listen: SocketAddr,

@@ -16,6 +16,7 @@ pub mod fuzzing;
 mod ids;
 mod keys;
 mod live;
+mod measurements;
 mod openapi;
 mod request_id;
 mod router;
@@ -45,6 +46,8 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     let name = service::instance(Identity::Edge);
     let broker = config.nats.connect(Identity::Edge, &name, &stop).await?;
     let Some(broker) = broker else { return Ok(()) };
+    let describe = measurements::describe;
+    config.measurements.serve(&broker, Identity::Edge, describe, stop.clone()).await?;
     let keys = keys::Keys::start(&broker, config.require_keys, stop.clone()).await?;
     let Some(keys) = keys else { return Ok(()) };
     let tls = match (&config.tls_cert, &config.tls_key) {
@@ -55,7 +58,11 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     let listener = listener.with_context(|| format!("cannot listen on {}", config.listen))?;
     tracing::info!(listen = %listener.local_addr()?, "edge serves");
     let app = app::App::start(&config, broker, keys, stop.clone()).await?;
-    let routers = router::routers(&app, &Browsers::new(&config));
+    let routers = router::routers(
+        &app,
+        &Browsers::new(&config),
+        config.measurements.metrics_listen.is_some(),
+    );
     server::serve(listener, routers, tls, &config, stop).await;
     app.broker.client.flush().await.ok();
     tracing::info!("edge drained");

@@ -27,6 +27,7 @@ use crate::{
     },
     error::Error,
     keys,
+    measurements::{self, Routes},
     openapi::Document,
     request_id,
     server::Routers,
@@ -82,7 +83,7 @@ pub fn openapi() -> String {
 }
 
 /// The routes of each kind of connection.
-pub(crate) fn routers(app: &App, browsers: &Browsers) -> Routers {
+pub(crate) fn routers(app: &App, browsers: &Browsers, is_measured: bool) -> Routers {
     let refused = |error: fn() -> Error| {
         let refused = Router::new().route("/healthz", get(async || "ok"));
         let refused = refused.fallback(async move || error());
@@ -90,7 +91,7 @@ pub(crate) fn routers(app: &App, browsers: &Browsers) -> Routers {
         protected(refused.layer(middleware::map_response(close_connection)), browsers.clone())
     };
     Routers {
-        served: router(app.clone(), browsers.clone()),
+        served: router(app.clone(), browsers.clone(), is_measured),
         too_many: refused(Error::too_many_connections),
         too_many_of_address: refused(Error::too_many_connections_of_address),
     }
@@ -109,8 +110,8 @@ fn protected(router: Router, browsers: Browsers) -> Router {
 }
 
 /// The routes of the API.
-fn router(app: App, browsers: Browsers) -> Router {
-    let (router, _) = endpoints().split_for_parts();
+fn router(app: App, browsers: Browsers, is_measured: bool) -> Router {
+    let (router, description) = endpoints().split_for_parts();
     let keys = app.keys.clone();
     // A handler is cloned for each request: it must not hold the document itself.
     let document = Bytes::from(openapi());
@@ -133,7 +134,12 @@ fn router(app: App, browsers: Browsers) -> Router {
         .fallback_service(router)
         .layer(middleware::from_fn_with_state(app, audit::record))
         .layer(middleware::from_fn_with_state(keys, keys::guard));
-    protected(router, browsers)
+    let router = protected(router, browsers);
+    if !is_measured {
+        return router;
+    }
+    let routes = Routes::new(description.paths.paths.into_keys());
+    router.layer(middleware::from_fn_with_state(routes, measurements::measure))
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::{Context, bail};
 use nats::access::Secret;
 use percent_encoding::percent_decode_str;
-use service::Nats;
+use service::{Nats, prometheus};
 use url::Url;
 
 /// The variable with ClickHouse's password.
@@ -17,6 +17,9 @@ pub struct Config {
     /// The address of NATS.
     #[command(flatten)]
     pub nats: Nats,
+    /// The address of its measurements.
+    #[command(flatten)]
+    pub measurements: prometheus::Listen,
     /// The URL of ClickHouse's HTTP interface. It may hold a user and a password: then better in the
     /// variable than as an argument.
     #[arg(

@@ -1,6 +1,9 @@
 //! Reads ended runs from EVENTS and inserts them into ClickHouse in blocks, each exactly once.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use anyhow::{bail, ensure};
 use job::time::Millis;
@@ -17,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     audit,
     checkpoint::{Checkpoint, CheckpointStore},
+    measurements,
     rows::{RunRow, rows},
 };
 
@@ -81,7 +85,9 @@ pub(crate) async fn run(
                 ended = ingest_while_held(broker, client, name, progress) => ended,
             }
         };
-        if let Err(error) = ingest.await {
+        let ended = ingest.await;
+        measurements::ingesting(false);
+        if let Err(error) = ended {
             tracing::warn!(error = format!("{error:#}"), "not taking in events, starting over");
         }
         tokio::select! {
@@ -102,8 +108,11 @@ async fn ingest_while_held(
     while !lease.hold().await? {
         tokio::time::sleep(nats::lease::RENEW_EVERY).await;
     }
+    measurements::ingesting(true);
     let keep = async {
         while lease.hold().await? {
+            let last = broker.last_sequence(names::EVENTS).await?;
+            measurements::lag(last.saturating_sub(progress.reached().sequence));
             tokio::time::sleep(nats::lease::RENEW_EVERY).await;
         }
         anyhow::bail!("another metrics service pumps")
@@ -264,7 +273,12 @@ impl Block {
 async fn insert_until_done(client: &clickhouse::Client, rows: &[RunRow], token: &str) {
     // A restart would insert the same block: the token makes that harmless.
     let never = CancellationToken::new();
-    let insert = || insert(client, rows, token);
+    let insert = || async {
+        let started = Instant::now();
+        let inserted = insert(client, rows, token).await;
+        measurements::inserted(rows.len(), started.elapsed(), inserted.is_ok());
+        inserted
+    };
     service::retry_until(&never, INSERT_PAUSE, "rows not inserted", insert).await;
 }
 

@@ -11,6 +11,7 @@ mod config;
 mod failures;
 mod ingest;
 mod jobs;
+mod measurements;
 mod queries;
 mod recent_answers;
 mod rollups;
@@ -31,6 +32,8 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     let name = service::instance(Identity::Metrics);
     let broker = config.nats.connect(Identity::Metrics, &name, &stop).await?;
     let Some(broker) = broker else { return Ok(()) };
+    let describe = measurements::describe;
+    config.measurements.serve(&broker, Identity::Metrics, describe, stop.clone()).await?;
     let client = clickhouse.tables.clone();
     let Some(()) = schema::ensure(&clickhouse, &stop).await else { return Ok(()) };
     let progress = ingest::Progress::default();

@@ -16,7 +16,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    analytics, audit, checkpoint::CheckpointStore, failures, ingest::Progress, jobs,
+    analytics, audit, checkpoint::CheckpointStore, failures, ingest::Progress, jobs, measurements,
     recent_answers::RecentAnswers, rollups,
 };
 
@@ -51,26 +51,29 @@ pub(crate) async fn answer(
         let compute = async |query: &MetricsQuery| {
             Ok(rollups::rollups(&client, query, service::now_ms(), as_of().await?).await?)
         };
-        respond(request, |query| recently(&progress, &recent_totals, query, compute)).await;
+        respond("totals", request, |query| recently(&progress, &recent_totals, query, compute))
+            .await;
     });
     let answering_sums = sums.for_each_concurrent(AT_ONCE_MAX, |request| async {
         let compute = async |query: &AnalyticsQuery| {
             analytics::analytics(&client, query, as_of().await?).await
         };
-        respond(request, |query| recently(&progress, &recent_sums, query, compute)).await;
+        respond("analytics", request, |query| recently(&progress, &recent_sums, query, compute))
+            .await;
     });
     let answering_failures = failed.for_each_concurrent(AT_ONCE_MAX, |request| async {
         let compute = async |query: &FailuresQuery| failures::failures(&client, query).await;
-        respond(request, |query| recently(&progress, &recent_failures, query, compute)).await;
+        respond("failures", request, |query| recently(&progress, &recent_failures, query, compute))
+            .await;
     });
     let answering_archived = archived.for_each_concurrent(AT_ONCE_MAX, |request| async {
-        respond(request, |query| jobs::archived(&client, query)).await;
+        respond("job", request, |query| jobs::archived(&client, query)).await;
     });
     let answering_ended = ended.for_each_concurrent(AT_ONCE_MAX, |request| async {
-        respond(request, |query| jobs::ended(&client, &broker, &progress, query)).await;
+        respond("jobs", request, |query| jobs::ended(&client, &broker, &progress, query)).await;
     });
     let answering_changes = changes.for_each_concurrent(AT_ONCE_MAX, |request| async {
-        respond(request, |query| audit::answer(&client, query)).await;
+        respond("audit", request, |query| audit::answer(&client, query)).await;
     });
     tokio::select! {
         () = stop.cancelled() => {}
@@ -116,15 +119,27 @@ async fn as_of(broker: &Broker, progress: &Progress, now: Millis) -> anyhow::Res
     Ok(if checkpoint.next > last { now } else { checkpoint.at.max(reached.at) })
 }
 
+/// Records how long an answer took.
+async fn measured<A>(
+    name: &'static str,
+    answer: impl Future<Output = anyhow::Result<A>>,
+) -> anyhow::Result<A> {
+    let started = Instant::now();
+    let answer = answer.await;
+    measurements::answered(name, started.elapsed(), answer.is_ok());
+    answer
+}
+
 /// Reads a question, answers it, or says why not.
 async fn respond<Q: DeserializeOwned, A: Serialize>(
+    name: &'static str,
     request: Request,
     answer: impl AsyncFnOnce(Q) -> anyhow::Result<A>,
 ) {
     let refusal = |code: usize, why: String| Refusal { code, status: why };
     let response = match serde_json::from_slice(&request.message.payload) {
         Err(error) => Err(refusal(400, error.to_string())),
-        Ok(question) => match answer(question).await {
+        Ok(question) => match measured(name, answer(question)).await {
             Err(error) => {
                 tracing::warn!(error = format!("{error:#}"), "a question was not answered");
                 Err(refusal(503, "ClickHouse did not answer".to_owned()))

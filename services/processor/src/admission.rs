@@ -22,7 +22,7 @@ use nats::{
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::{in_flight::InFlightRuns, incarnation::BrokerIncarnation};
+use crate::{in_flight::InFlightRuns, incarnation::BrokerIncarnation, measurements};
 
 /// How long an answer about waiting runs may take before it is asked for again.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -138,6 +138,7 @@ impl AdmissionGuard {
     async fn report(&self, delivery: Delivery) {
         let outcome =
             outcome(&delivery.work, &self.processor, End::Redelivered, delivery.priority_class);
+        measurements::redelivered();
         if commit(&self.outcomes, outcome).await.is_ok() {
             delivery.ack().await;
         }

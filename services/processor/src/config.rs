@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use service::Nats;
+use service::{Nats, prometheus};
 
 /// Settings of a processor.
 #[derive(Clone, Debug, clap::Args)]
@@ -10,6 +10,9 @@ pub struct Config {
     /// The address of NATS.
     #[command(flatten)]
     pub nats: Nats,
+    /// The address of its measurements.
+    #[command(flatten)]
+    pub measurements: prometheus::Listen,
     /// How many jobs this processor runs at once.
     #[arg(long, env = "JOBMESH_CONCURRENCY", default_value_t = 8)]
     pub concurrency: usize,

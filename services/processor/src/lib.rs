@@ -13,6 +13,7 @@ pub mod handlers;
 mod in_flight;
 mod incarnation;
 mod lanes;
+mod measurements;
 mod prefetch;
 mod registry;
 mod results;

@@ -18,6 +18,7 @@ use crate::{
     Config, Registry,
     in_flight::InFlightRuns,
     lanes::Lanes,
+    measurements,
     prefetch::{self, RunDurations},
 };
 
@@ -40,6 +41,8 @@ pub async fn run(
     let name = service::instance(Identity::Processor);
     let broker = config.nats.connect(Identity::Processor, &name, &stop).await?;
     let Some(broker) = broker else { return Ok(()) };
+    let describe = measurements::describe;
+    config.measurements.serve(&broker, Identity::Processor, describe, stop.clone()).await?;
     let pullers = ensure_pullers(&broker, &registry, &stop).await;
     let Some(pullers) = pullers else { return Ok(()) };
     // Reports are still published while the processor drains; this ends them.

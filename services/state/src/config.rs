@@ -3,7 +3,7 @@
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use nats::publish::Writes;
-use service::Nats;
+use service::{Nats, prometheus};
 
 use crate::spill::SpillStore;
 
@@ -13,6 +13,9 @@ pub struct Config {
     /// The address of NATS.
     #[command(flatten)]
     pub nats: Nats,
+    /// The address of its measurements.
+    #[command(flatten)]
+    pub measurements: prometheus::Listen,
     /// The attempts of a job whose request sets no number.
     #[arg(long, env = "JOBMESH_MAX_ATTEMPTS", default_value_t = 3)]
     pub max_attempts: u32,

@@ -38,6 +38,7 @@ use crate::{
     Config,
     clock::Clock,
     election::LeaseHeld,
+    measurements,
     query::{Incoming, QueryContext, QueryServer},
     takeover::Started,
 };
@@ -243,6 +244,8 @@ impl<'a> Leader<'a> {
     }
 
     async fn housekeep(&mut self) {
+        let in_flight = self.core.scheduler.out().count();
+        measurements::observe(&self.core.state, in_flight, &self.queries.workers);
         let Core { state, rules, clock, .. } = &mut self.core;
         let mut context = QueryContext { state, rules, clock, leads: true };
         self.queries.look_again(&mut context).await;

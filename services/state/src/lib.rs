@@ -10,6 +10,7 @@ mod config;
 mod election;
 mod follower;
 mod leader;
+mod measurements;
 mod query;
 mod replica;
 mod spill;

@@ -15,6 +15,7 @@ use crate::{
     election::{self, LeaseHeld},
     follower,
     leader::{Leader, StepDown},
+    measurements,
     query::QueryServer,
     takeover,
 };
@@ -48,6 +49,8 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     let name = service::instance(Identity::State);
     let broker = config.nats.connect(Identity::State, &name, &stop).await?;
     let Some(broker) = broker else { return Ok(()) };
+    let describe = measurements::describe;
+    config.measurements.serve(&broker, Identity::State, describe, stop.clone()).await?;
     let queries = QueryServer::open(&broker).await?;
     let (held, lease) = watch::channel(None);
     let election = election::hold_lease(broker.clone(), name.clone(), held, stop.clone());
@@ -88,10 +91,11 @@ impl Replica {
         let started = takeover::start(config, broker, *state, name, clock).await?;
         let (connection, lease_held) = (broker.clone(), lease.clone());
         let leader = Leader::new(config, connection, queries, lease_held, clock.clone(), started);
-        tokio::select! {
-            ended = leader.run(stop.clone()) => ended?,
-            _ = lease.wait_for(Option::is_none) => return Err(StepDown::LeaseLost),
-        }
-        Ok(Role::Follower)
+        let ended = tokio::select! {
+            ended = leader.run(stop.clone()) => ended,
+            _ = lease.wait_for(Option::is_none) => Err(StepDown::LeaseLost),
+        };
+        measurements::stopped_leading(ended.is_err());
+        ended.map(|()| Role::Follower)
     }
 }

@@ -49,6 +49,9 @@ pub struct Config {
     /// Refuse requests without an API key, even while there is no key.
     #[arg(long, env = "JOBMESH_REQUIRE_KEYS")]
     pub require_keys: bool,
+    /// Let each service serve measurements for Prometheus; prometheus-targets.json in the data directory lists where.
+    #[arg(long, env = "JOBMESH_METRICS")]
+    pub metrics: bool,
     /// Allow an address that others can reach without --require-keys.
     #[arg(long, env = "JOBMESH_INSECURE")]
     pub insecure: bool,

@@ -37,6 +37,8 @@ const PLAIN: [&str; 12] = [
 const NATS: &str = "JOBMESH_NATS_";
 /// What only an edge of its own may have.
 const TLS: &str = "JOBMESH_TLS_";
+/// What `dev` chooses itself.
+const METRICS_LISTEN: &str = "JOBMESH_METRICS_LISTEN";
 /// What no child needs.
 const KEY: &str = "JOBMESH_KEY";
 /// What only metrics needs.
@@ -69,7 +71,7 @@ impl Role {
             return false;
         }
         // The key of a person who uses the commands for clients.
-        if name.starts_with(KEY) {
+        if name.starts_with(KEY) || name == METRICS_LISTEN {
             return false;
         }
         let of_handlers = HANDLERS.contains(&name) || name.starts_with(LLM);

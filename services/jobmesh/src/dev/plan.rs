@@ -160,7 +160,27 @@ pub(super) fn stages(config: &Config, data_dir: &Path) -> anyhow::Result<Vec<Vec
     if config.insecure {
         edge.arguments.push("--insecure".into());
     }
-    Ok(vec![storage, core, processors, vec![edge]])
+    let mut stages = vec![storage, core, processors, vec![edge]];
+    if config.metrics {
+        measure(&mut stages[1..], data_dir)?;
+    }
+    Ok(stages)
+}
+
+/// Lets services measure, and lists where: in the format of Prometheus's file-based service discovery.
+fn measure(stages: &mut [Vec<Spec>], data_dir: &Path) -> anyhow::Result<()> {
+    let mut targets = Vec::new();
+    for child in stages.iter_mut().flatten() {
+        let listen = format!("127.0.0.1:{}", fetch::free_port()?);
+        child.arguments.extend(["--metrics-listen".into(), listen.clone().into()]);
+        let labels = serde_json::json!({ "job": "jobmesh", "name": child.name });
+        targets.push(serde_json::json!({ "targets": [listen], "labels": labels }));
+    }
+    let file = data_dir.join("prometheus-targets.json");
+    let json = serde_json::to_vec_pretty(&targets)?;
+    fs::write(&file, json).with_context(|| format!("cannot write {}", file.display()))?;
+    println!("measurements for Prometheus: {}", file.display());
+    Ok(())
 }
 
 /// A password that is made once, and its file, which only this user can read.

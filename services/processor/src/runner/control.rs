@@ -13,6 +13,7 @@ use nats::{
 use tokio_util::sync::CancellationToken;
 
 use super::Runner;
+use crate::measurements;
 
 /// How long an answer about current runs may take; the next extension asks again.
 const CURRENT_PATIENCE: Duration = Duration::from_secs(2);
@@ -54,12 +55,16 @@ impl Runner {
     }
 
     pub(super) async fn publish_heartbeat(&self) {
+        let running = self.in_flight.runs();
+        let draining = self.stop.is_cancelled();
+        let job_types = self.pullers.job_types();
+        measurements::observe(job_types, self.config.concurrency, running.len(), draining);
         let heartbeat = Heartbeat {
             processor: self.name.as_str().into(),
             capacity: self.config.concurrency,
             job_types: self.pullers.job_types().to_vec(),
-            running: self.in_flight.runs(),
-            draining: self.stop.is_cancelled(),
+            running,
+            draining,
             handlers: self.registry.handler_names(),
             version: Some(env!("CARGO_PKG_VERSION").into()),
             started_at: Some(self.started_at),

@@ -3,7 +3,7 @@
 
 use std::{
     sync::{Arc, Once},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use job::{
@@ -20,6 +20,7 @@ use super::{Runner, pull::Held};
 use crate::{
     admission,
     execute::{self, Ended},
+    measurements,
     prefetch::SHORT_RUN,
     results,
 };
@@ -36,8 +37,11 @@ impl Runner {
         }
         let work = Arc::new(delivery.work.clone());
         let (started_at, started) = (service::now_ms(), Instant::now());
+        let waited_ms = u64::try_from(started_at - work.queued_at).unwrap_or(0);
+        measurements::started(work.job_type, Duration::from_millis(waited_ms));
         let ended = self.execute(&work, started_at, stop).await;
         let took = started.elapsed();
+        measurements::ended(work.job_type, outcome_name(&ended), took);
         if matches!(ended, Ended::Reported(..)) {
             self.durations.record(took);
         }
@@ -126,6 +130,18 @@ impl Runner {
             is_reported.wait().await;
             let _ = publisher.commit(json).await;
         });
+    }
+}
+
+/// The outcome of a run, as it is measured.
+fn outcome_name(ended: &Ended) -> &'static str {
+    match ended {
+        Ended::Reported(End::Done { .. }, _) => "completed",
+        Ended::Reported(End::Retry { .. }, _) => "retry",
+        Ended::Reported(End::Reject { .. }, _) => "rejected",
+        Ended::Reported(End::Deferred { .. }, _) => "deferred",
+        Ended::Reported(..) | Ended::Released(_) => "released",
+        Ended::Stopped(_) => "stopped",
     }
 }
 

@@ -17,6 +17,7 @@ use super::{
     step_down::StepDown,
     tasks::Tasks,
 };
+use crate::measurements;
 
 /// Schedules fired at once.
 const FIRE_MAX: usize = 1_000;
@@ -104,6 +105,7 @@ impl CommandProcessor {
         held: HashSet<(JobId, Run)>,
         batch: CommandBatch,
     ) -> Result<(), StepDown> {
+        measurements::commands(batch.messages.len());
         let unsettled = !core.is_settled();
         let mut lookups = Lookups { held, unsettled, ..Lookups::default() };
         lookups::prefetch(&self.broker, &core.state, batch.commands(), &mut lookups).await?;
@@ -227,6 +229,7 @@ impl CommandProcessor {
         let mut transaction = core.begin();
         for (job, run) in lost {
             if transaction.requeue_lost(job, run) {
+                measurements::lost_run();
                 tracing::warn!(job.id = %job, run, "worker lost");
             }
         }

@@ -12,6 +12,7 @@ use nats::{
 };
 
 use super::{core::Core, step_down::StepDown};
+use crate::measurements;
 
 /// Runs in one dispatch.
 const DISPATCH_RUNS_MAX: usize = 500;
@@ -123,6 +124,7 @@ impl Dispatcher {
                     self.is_in_doubt = true;
                 }
                 self.last[class] = Some(ack.sequence);
+                measurements::dispatched(sent.runs);
                 return Ok(());
             }
             Err(error) => error,

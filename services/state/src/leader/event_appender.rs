@@ -2,7 +2,7 @@
 //! and hints follow. All effects may be repeated, or left out by a crash: processors and clients ask
 //! again.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, time::Instant};
 
 use anyhow::Context;
 use job::{
@@ -16,8 +16,10 @@ use nats::{
     wire::{Answered, Stop},
 };
 use serde::Serialize;
+use service::prometheus::Histogram;
 
 use super::{core::Core, step_down::StepDown};
+use crate::measurements;
 
 /// Replies in one message: each may name 10,000 jobs.
 const REPLIES_MAX: usize = 10;
@@ -27,11 +29,12 @@ const STOP_RUNS_MAX: usize = 5_000;
 /// Appends to EVENTS.
 pub(super) struct EventAppender {
     broker: Broker,
+    appends: Histogram,
 }
 
 impl EventAppender {
     pub fn new(broker: Broker) -> Self {
-        Self { broker }
+        Self { broker, appends: measurements::appends() }
     }
 
     /// Appends the messages of a transaction, then lets its effects follow.
@@ -44,7 +47,9 @@ impl EventAppender {
             messages.peek().map_or(core.state.position().sequence, |first| first.planned - 1);
         for message in messages {
             let payload = message.payload.into();
+            let started = Instant::now();
             let appended = self.broker.append(last, message.through, payload).await;
+            self.appends.record(started.elapsed());
             last = match appended.map_err(anyhow::Error::from)? {
                 Appended::At(sequence) => sequence,
                 Appended::Stale => return Err(StepDown::AppendRefused),

@@ -14,7 +14,7 @@ use job::{Snapshot, State};
 use nats::{Broker, snapshot::SnapshotWatermark};
 
 use super::stream_trimmer::Trim;
-use crate::Config;
+use crate::{Config, measurements};
 
 /// Writing a snapshot takes at most one part in this many of the time.
 const SNAPSHOT_SHARE: u32 = 2;
@@ -141,6 +141,7 @@ impl Snapshotter {
             tracing::error!(error = %error, "snapshot not written, nothing is trimmed");
             return None;
         }
+        measurements::snapshot(self.took);
         let duration_ms = super::core::millis(self.took);
         tracing::debug!(events.last = written.events, duration_ms, "snapshot written");
         self.kept.push(written);

@@ -1,0 +1,107 @@
+//! Measurements for Prometheus: each service defines its own in one file, `measurements.rs`.
+//!
+//! Without `--metrics-listen` nothing is recorded.
+
+use std::{
+    net::SocketAddr,
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
+
+use anyhow::Context;
+use axum::{Router, http::header::CONTENT_TYPE, routing::get};
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder};
+use nats::Broker;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+pub use metrics::{
+    Counter, Gauge, Histogram, Unit, counter, describe_counter, describe_gauge, describe_histogram,
+    gauge, histogram,
+};
+
+use crate::Identity;
+
+const BUILD: &str = "jobmesh_build_info";
+const CONNECTED: &str = "jobmesh_nats_connected";
+const CONNECTS: &str = "jobmesh_nats_connects_total";
+/// The upper bounds of the buckets of durations, in seconds.
+const SECONDS: [f64; 16] = [
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 120.0,
+    600.0,
+];
+/// How often the samples of histograms are put in their buckets.
+const UPKEEP_EVERY: Duration = Duration::from_secs(5);
+/// The media type of the answer.
+const TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// The address of the measurements.
+#[derive(Clone, Debug, Default, clap::Args)]
+#[group(skip)]
+pub struct Listen {
+    /// The address at which Prometheus reads the measurements of the service, at /metrics. It needs no API key: do not
+    /// expose it. Nothing is measured if it is absent.
+    #[arg(long, env = "JOBMESH_METRICS_LISTEN")]
+    pub metrics_listen: Option<SocketAddr>,
+}
+
+impl Listen {
+    /// Serves the measurements of this process, unless it does so already, until `stop` is cancelled. `describe` gives each its unit and help.
+    ///
+    /// # Errors
+    /// If the address cannot be listened on.
+    pub async fn serve(
+        &self,
+        broker: &Broker,
+        identity: Identity,
+        describe: impl FnOnce(),
+        stop: CancellationToken,
+    ) -> anyhow::Result<()> {
+        // A process may run a service twice, as that of processors does.
+        static IS_SERVED: AtomicBool = AtomicBool::new(false);
+        let Some(listen) = self.metrics_listen else { return Ok(()) };
+        if IS_SERVED.swap(true, Ordering::AcqRel) {
+            return Ok(());
+        }
+        let listener = TcpListener::bind(listen).await;
+        let listener = listener.with_context(|| format!("cannot listen on {listen}"))?;
+        let recorder = PrometheusBuilder::new()
+            .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &SECONDS)?
+            .add_global_label("service", identity.name())
+            .build_recorder();
+        let handle = recorder.handle();
+        metrics::set_global_recorder(recorder)
+            .context("there is another recorder of measurements")?;
+        describe();
+        describe_gauge!(BUILD, "1, with the version of the program.");
+        gauge!(BUILD, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
+        describe_gauge!(CONNECTED, "1 while this process is connected to NATS.");
+        describe_counter!(CONNECTS, "Connections to NATS that were made.");
+        let (broker, upkeep) = (broker.clone(), handle.clone());
+        let render = get(async move || {
+            gauge!(CONNECTED).set(f64::from(u8::from(broker.is_connected())));
+            counter!(CONNECTS).absolute(*broker.connects().borrow());
+            ([(CONTENT_TYPE, TEXT)], handle.render())
+        });
+        let router = Router::new().route("/metrics", render);
+        tracing::info!(%listen, "measurements are served");
+        tokio::spawn(async move {
+            let stopped = stop.clone().cancelled_owned();
+            let serving = axum::serve(listener, router).with_graceful_shutdown(stopped);
+            let upkeep = async {
+                loop {
+                    tokio::time::sleep(UPKEEP_EVERY).await;
+                    upkeep.run_upkeep();
+                }
+            };
+            tokio::select! {
+                served = serving => if let Err(error) = served {
+                    tracing::error!(%error, "measurements are no longer served");
+                },
+                () = upkeep => {}
+                () = stop.cancelled() => {}
+            }
+        });
+        Ok(())
+    }
+}
