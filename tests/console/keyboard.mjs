@@ -29,6 +29,7 @@ await run(async ({ page, url }) => {
   await page.keyboard.type("typ");
   await page.getByRole("button", { name: "Project typed" }).waitFor();
   await page.keyboard.press("Escape");
+  await page.getByRole("dialog").waitFor({ state: "hidden" });
   await page.keyboard.press("?");
   await page.getByRole("heading", { name: "Keys" }).waitFor();
 });

@@ -11,6 +11,9 @@ use crate::conditions::Conditions;
 
 /// Projects, models and jobs of a group that are named.
 const NAMED_MAX: usize = 10;
+const HOUR_MS: Millis = 3_600_000;
+/// The last hours of the time range, for which failed runs are counted by hour.
+const HOURS: i64 = 48;
 
 #[derive(Row, Deserialize)]
 struct GroupRow {
@@ -79,14 +82,20 @@ pub(crate) async fn failures(
     );
     let firsts: Vec<FirstRow> = any_time.query(client, &sql).fetch_all().await?;
     let firsts: HashMap<u64, Millis> = firsts.into_iter().map(|row| (row.id, row.first)).collect();
+    let first_hour = filter.to.unwrap_or_else(service::now_ms) - HOURS * HOUR_MS;
+    let recent = conditions.millis(
+        "t.hour > toStartOfHour(fromUnixTimestamp64Milli({first_hour:Int64}))",
+        "first_hour",
+        first_hour,
+    );
     let sql = format!(
         "SELECT t.error_group AS id, toUInt32(t.hour) AS hour, sum(t.runs) AS runs
         FROM failures_by_hour AS t WHERE {} AND t.error_group IN ({ids})
         GROUP BY id, t.hour ORDER BY t.hour",
-        conditions.sql()
+        recent.sql()
     );
     let mut hours: HashMap<u64, Vec<(Millis, u64)>> = HashMap::new();
-    let hour_rows: Vec<HourRow> = conditions.query(client, &sql).fetch_all().await?;
+    let hour_rows: Vec<HourRow> = recent.query(client, &sql).fetch_all().await?;
     for row in hour_rows {
         hours.entry(row.id).or_default().push((Millis::from(row.hour) * 1_000, row.runs));
     }

@@ -212,6 +212,7 @@ pub struct FailureGroup {
     pub models: Vec<String>,
     /// Some of its jobs.
     pub sample_jobs: Vec<JobId>,
-    /// Failed runs by hour: the start of the hour, and their number. Hours without any are absent.
+    /// Failed runs by hour, in the last 48 hours of the time range: the start of the hour, and their number. Hours without
+    /// any are absent.
     pub hours: Vec<(Millis, u64)>,
 }

@@ -56,6 +56,8 @@ export function App() {
   const isKnown = access.value !== null;
   useEffect(() => (isKnown ? connect() : undefined), [isKnown, current]);
   useEffect(() => keyboard(setDialog), []);
+  // The event of one dialog that closed can come after another has opened.
+  const close = (closed: typeof dialog) => setDialog((shown) => (shown === closed ? null : shown));
   if (needsKey.value) return <SignIn />;
   if (error) {
     return (
@@ -73,8 +75,8 @@ export function App() {
       </a>
       <Navigation onPalette={() => setDialog("palette")} onHelp={() => setDialog("help")} />
       <Current />
-      {dialog === "palette" && <Palette entries={entries()} onClose={() => setDialog(null)} />}
-      {dialog === "help" && <Help onClose={() => setDialog(null)} />}
+      {dialog === "palette" && <Palette entries={entries()} onClose={() => close("palette")} />}
+      {dialog === "help" && <Help onClose={() => close("help")} />}
     </>
   );
 }
@@ -182,26 +184,30 @@ function Help({ onClose }: { onClose: () => void }) {
   );
 }
 
+/** How long after `g` its letter may follow, in ms. */
+const GOING_MS = 1_500;
+
 /** Handles keys that no field takes. */
 function keyboard(show: (dialog: "palette" | "help") => void): () => void {
-  let isGoing = false;
+  let goingUntil = 0;
   const onKey = (event: KeyboardEvent) => {
     if ((event.ctrlKey || event.metaKey) && event.key === "k") {
       event.preventDefault();
       return show("palette");
     }
     const target = event.target as HTMLElement;
-    const isField = target.matches("input, select, textarea") || target.closest("dialog") !== null;
+    // A field of a dialog that has just closed can still have the focus.
+    const isField = target.closest("dialog")?.open ?? target.matches("input, select, textarea");
     if (isField || event.ctrlKey || event.metaKey || event.altKey) return;
-    if (isGoing) {
-      isGoing = false;
+    if (performance.now() < goingUntil) {
+      goingUntil = 0;
       const entry = entries().find(({ letter }) => letter === event.key);
       if (entry) go(href(entry.name ? [entry.name] : []));
       return;
     }
     switch (event.key) {
       case "g":
-        isGoing = true;
+        goingUntil = performance.now() + GOING_MS;
         return;
       case "?":
         return show("help");

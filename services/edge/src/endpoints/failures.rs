@@ -69,7 +69,7 @@ struct View {
     /// Ten of its jobs at most.
     #[schema(value_type = Vec<uuid::Uuid>)]
     sample_jobs: Vec<JobId>,
-    /// Failed runs by hour; hours without any are absent.
+    /// Failed runs by hour, in the last 48 hours of the time range; hours without any are absent.
     hours: Vec<Hour>,
 }
 

@@ -84,7 +84,7 @@ impl From<ProjectSummary> for View {
 #[utoipa::path(
     get, path = "/api/projects", tag = "projects",
     params(
-        ("search" = Option<String>, Query, description = "A part of the id, in lower or upper case.", min_length = 1, max_length = 128),
+        ("search" = Option<String>, Query, description = "A part of the id, in lower or upper case.", max_length = 128),
         ("sort" = Option<ProjectOrder>, Query, description = "`id` if absent; otherwise the largest first."),
         ("limit" = Option<u32>, Query, description = "50 if absent.", minimum = 1, maximum = 200),
         ("cursor" = Option<String>, Query, description = "The `nextCursor` of the page before."),

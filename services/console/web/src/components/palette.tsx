@@ -1,6 +1,6 @@
 // The command palette: a view by its name, or a job or project by its id.
 
-import { useEffect, useMemo, useRef, useState } from "preact/hooks";
+import { useEffect, useLayoutEffect, useMemo, useRef, useState } from "preact/hooks";
 import api, { body } from "../lib/api";
 import { go, href } from "../lib/router";
 
@@ -16,7 +16,8 @@ export function Palette({ entries, onClose }: { entries: { name: string; label: 
   const dialog = useRef<HTMLDialogElement>(null);
   const [text, setText] = useState("");
   const [projects, setProjects] = useState<string[]>([]);
-  useEffect(() => dialog.current?.showModal(), []);
+  // At once: what is typed next belongs to the field.
+  useLayoutEffect(() => dialog.current?.showModal(), []);
   useEffect(() => {
     if (!text) return setProjects([]);
     const abort = new AbortController();

@@ -1,7 +1,7 @@
 // Small parts that all views use.
 
 import type { ComponentChildren, JSX } from "preact";
-import { useEffect, useRef, useState } from "preact/hooks";
+import { useEffect, useLayoutEffect, useRef, useState } from "preact/hooks";
 import { ApiError } from "../lib/api";
 import { ago, localTime, time } from "../lib/format";
 import { href } from "../lib/router";
@@ -172,7 +172,7 @@ export function Confirm({ title, children, action, requiredText, onConfirm, onCl
   const [reason, setReason] = useState("");
   const [error, setError] = useState<Error | null>(null);
   const [isBusy, setBusy] = useState(false);
-  useEffect(() => dialog.current?.showModal(), []);
+  useLayoutEffect(() => dialog.current?.showModal(), []);
   const submit = async (event: Event) => {
     event.preventDefault();
     setBusy(true);

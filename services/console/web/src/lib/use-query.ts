@@ -24,26 +24,29 @@ export function useQuery<T>(
   });
   const [isLoading, setLoading] = useState(false);
   const [reloads, setReloads] = useState(0);
-  const running = useRef<string | null>(null);
+  const running = useRef<{ key: string; abort: AbortController } | null>(null);
   const at = refresh === "live" ? version.value : 0;
   useEffect(() => {
     if (key === null) return;
-    // A slow answer must not be overtaken for ever by the next look.
-    if (running.current === key) return;
-    running.current = key;
-    const abort = new AbortController();
+    // A slow answer is not replaced by the next look at the same.
+    if (running.current?.key === key) return;
+    running.current?.abort.abort();
+    const own = { key, abort: new AbortController() };
+    running.current = own;
+    const isCurrent = () => running.current === own;
     setLoading(true);
-    load(abort.signal)
-      .then((data) => running.current === key && setState({ key, data, error: null }))
+    load(own.abort.signal)
+      .then((data) => isCurrent() && setState({ key, data, error: null }))
       .catch((error: ApiError) => {
-        if (error.name === "AbortError" || running.current !== key) return;
-        setState((state) => ({ key, data: state.key === key ? state.data : null, error }));
+        if (isCurrent()) setState((state) => ({ key, data: state.key === key ? state.data : null, error }));
       })
       .finally(() => {
-        if (running.current === key) running.current = null;
+        if (!isCurrent()) return;
+        running.current = null;
         setLoading(false);
       });
   }, [key, at, reloads]);
+  useEffect(() => () => running.current?.abort.abort(), []);
   const isCurrent = state.key === key;
   return {
     data: isCurrent ? state.data : null,
