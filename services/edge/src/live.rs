@@ -25,11 +25,11 @@ type Watched = HashMap<Option<Id>, watch::Sender<Option<Bytes>>>;
 
 impl LiveStats {
     /// Receives the counts of a project, or of all, each time they have changed. `read` reads them as long as somebody
-    /// receives; `None` from it means that they cannot be read now.
+    /// receives.
     pub fn subscribe<F, R>(&self, project: Option<Id>, read: F) -> LiveCounts
     where
         F: Fn() -> R + Send + 'static,
-        R: Future<Output = Option<Bytes>> + Send,
+        R: Future<Output = Bytes> + Send,
     {
         let mut watched = self.watched();
         if let Some(sender) = watched.get(&project) {
@@ -40,13 +40,12 @@ impl LiveStats {
         let live = self.clone();
         tokio::spawn(async move {
             while live.is_watched(&project, &sender) {
-                if let Some(counts) = read().await {
-                    sender.send_if_modified(|last| {
-                        let has_changed = last.as_ref() != Some(&counts);
-                        *last = Some(counts);
-                        has_changed
-                    });
-                }
+                let counts = read().await;
+                sender.send_if_modified(|last| {
+                    let has_changed = last.as_ref() != Some(&counts);
+                    *last = Some(counts);
+                    has_changed
+                });
                 tokio::time::sleep(PERIOD).await;
             }
         });

@@ -30,7 +30,7 @@ struct Live<'a> {
 }
 
 /// Streams the answer of `stats` as events `stats`, at once and then at most once a second, if it has changed. The field
-/// `position` changes with every change of any job.
+/// `position` changes with every change of any job. An event `unavailable` means that state does not answer.
 #[utoipa::path(
     get, path = "/api/queue/live", tag = "queue",
     params(("projectId" = Option<String>, Query, description = "All projects if absent.", min_length = 1, max_length = 128)),
@@ -58,13 +58,19 @@ pub(crate) async fn live(
 }
 
 /// Reads the counts of a project, or of all, as an event.
-async fn read(app: App, project: Option<Id>) -> Option<Bytes> {
-    let answer = stats::query(&app, project.as_ref()).await;
-    let answer = answer.inspect_err(|error| tracing::debug!(%error, "no live counts")).ok()?;
+async fn read(app: App, project: Option<Id>) -> Bytes {
+    let answer = match stats::query(&app, project.as_ref()).await {
+        Ok(answer) => answer,
+        Err(error) => {
+            tracing::debug!(%error, "no live counts");
+            return Bytes::from_static(b"event: unavailable\ndata: {}\n\n");
+        }
+    };
     let (queue, worker) = stats::views(&answer);
     let position = answer.position.to_string();
-    let data = serde_json::to_string(&Live { position, queue: &queue, worker: &worker }).ok()?;
-    Some(Bytes::from(format!("event: stats\ndata: {data}\n\n")))
+    let live = Live { position, queue: &queue, worker: &worker };
+    let data = serde_json::to_string(&live).expect("counts are JSON");
+    Bytes::from(format!("event: stats\ndata: {data}\n\n"))
 }
 
 /// The counts as they are, each change of them, and comments in between.

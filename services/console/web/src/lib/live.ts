@@ -11,7 +11,8 @@ export type Counts = Pick<Schemas["Stats"], "queue" | "worker">;
 export const counts = signal<Counts | null>(null);
 /** Changes when any job has changed, or when it is time to look again. */
 export const version = signal(0);
-export const connection = signal<"connecting" | "live" | "polling" | "offline">("connecting");
+/** `stale` if the edge answers and state does not: counts are the last ones. */
+export const connection = signal<"connecting" | "live" | "polling" | "stale" | "offline">("connecting");
 
 /** How long to wait before a stream that ended is opened again, in ms. */
 const RECONNECT_MS = 2_000;
@@ -55,6 +56,7 @@ async function run(signal: AbortSignal) {
     try {
       const headers: Record<string, string> = key.value ? { authorization: `Bearer ${key.value}` } : {};
       const response = await follow(`${base}/api/queue/live`, headers, signal, ({ event, data }) => {
+        if (event === "unavailable") connection.value = "stale";
         if (event !== "stats") return;
         connection.value = "live";
         counts.value = JSON.parse(data) as Counts;
