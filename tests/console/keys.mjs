@@ -15,6 +15,7 @@ await run(async ({ page, url, argument: admin }) => {
   await page.goto(url);
   await page.getByLabel("API key").fill("jm_wrong");
   await page.getByRole("button", { name: "Sign in" }).click();
+  await page.getByRole("alert").waitFor();
   await page.getByLabel("API key").fill(reader);
   await page.getByRole("button", { name: "Sign in" }).click();
   await page.getByRole("heading", { name: "Overview" }).waitFor();

@@ -11,26 +11,28 @@ await run(async ({ page, url, argument: folder }) => {
   const schedule = { method: "PUT", body: { cron: "0 4 * * 1-5", timeZone: "Europe/Berlin" } };
   assert.equal((await api(url, "/api/projects/a-project/schedules/nightly", schedule)).status, 200);
   await until("in ClickHouse", async () => (await api(url, "/api/queue/failures")).body.groups?.length === 1);
+  const job = (n) => `jobs/${enqueued.jobIds[n]}`;
+  const title = (n) => `Job ${enqueued.jobIds[n].slice(0, 8)}`;
   const views = {
-    overview: "",
-    jobs: "jobs",
-    job: `jobs/${enqueued.jobIds[1]}`,
-    running: `jobs/${enqueued.jobIds[2]}`,
-    failures: "failures",
-    projects: "projects",
-    project: "projects/a-project",
-    analytics: "analytics?groupBy=model&hours=1",
-    processors: "processors",
-    audit: "audit",
-    "empty-list": "jobs?status=canceled",
+    overview: ["", "Overview"],
+    jobs: ["jobs", "Jobs"],
+    job: [job(1), title(1)],
+    running: [job(2), title(2)],
+    failures: ["failures", "Failures"],
+    projects: ["projects", "Projects"],
+    project: ["projects/a-project", "Project a-project"],
+    analytics: ["analytics?groupBy=model&hours=1", "Analytics"],
+    processors: ["processors", "Processors"],
+    audit: ["audit", "Audit"],
+    "empty-list": ["jobs?status=canceled", "Jobs"],
   };
   for (const colorScheme of ["light", "dark"]) {
     await page.emulateMedia({ colorScheme });
     for (const width of [360, 1_440]) {
       await page.setViewportSize({ width, height: 900 });
-      for (const [name, path] of Object.entries(views)) {
+      for (const [name, [path, heading]] of Object.entries(views)) {
         await page.goto(`${url}#/${path}`);
-        await page.locator("main h1").waitFor();
+        await page.getByRole("heading", { level: 1, name: heading, exact: true }).waitFor();
         await until("loaded", async () => (await page.locator(".loading").count()) === 0);
         await page.screenshot({ path: `${folder}/${name}-${width}-${colorScheme}.png`, fullPage: true });
         const overflow = await page.evaluate(() => document.documentElement.scrollWidth - innerWidth);

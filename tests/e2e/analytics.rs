@@ -1,9 +1,11 @@
 //! Sums over any time and groups of errors, compared with SQL of the test's own.
 
+use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::{
     api::sql,
+    keys::{ask, create},
     mesh::{Mesh, until},
     receiver::Receiver,
 };
@@ -108,6 +110,7 @@ async fn analytics_sum_up_as_sql_does_in_each_bucket_and_group() -> anyhow::Resu
         ("groups=0", "groups"),
         ("format=xml", "format"),
         ("bucket=minute&from=2026-01-01T00:00:00Z", "buckets"),
+        ("bucket=minute&groupBy=model&groups=100", "rows"),
         ("from=2999-01-01T00:00:00Z", "to must be after from"),
     ] {
         let (status, answer) = mesh.get(&format!("/api/queue/analytics?{query}")).await?;
@@ -150,6 +153,32 @@ async fn failures_are_grouped_by_what_their_errors_have_in_common() -> anyhow::R
     assert_eq!(fields(&analytics["totals"], &["group", "failed"]), json!([[group, 3]]));
     let none = get(&mesh, "/api/queue/failures?to=2026-01-01T00:00:00Z").await?;
     assert_eq!(none["groups"], json!([]));
+    key_sees_its_project_alone(&mesh).await
+}
+
+/// A key for one project gets sums and failures of that project, without naming it.
+async fn key_sees_its_project_alone(mesh: &Mesh) -> anyhow::Result<()> {
+    let (_, admin) = create(mesh, None, json!({ "name": "root", "scope": "admin" })).await?;
+    let own = json!({ "name": "own", "scope": "read", "projects": ["two", "two"] });
+    let (_, own) = create(mesh, Some(&admin), own).await?;
+    let list = async |path: &str| -> anyhow::Result<Value> {
+        let answer = ask(mesh, &Method::GET, path, Some(&own), None).await?;
+        anyhow::ensure!(answer.status == 200, "{path}: {answer:?}");
+        Ok(answer.json())
+    };
+    until("in force", async || {
+        let (status, answer) = mesh.get("/api/queue/failures").await?;
+        Ok(if status == 401 { Ok(()) } else { Err(answer.to_string()) })
+    })
+    .await?;
+    for bucket in ["minute", "hour"] {
+        let path = format!("/api/queue/analytics?groupBy=project&bucket={bucket}");
+        let totals = &list(&path).await?["analytics"]["totals"];
+        assert_eq!(fields(totals, &["group", "jobs"]), json!([["two", 4]]));
+    }
+    let failures = list("/api/queue/failures?sort=jobs").await?;
+    let expected = json!([[["two"], 2], [["two"], 1]]);
+    assert_eq!(fields(&failures["groups"], &["projects", "jobs"]), expected, "{failures}");
     Ok(())
 }
 

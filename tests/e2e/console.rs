@@ -7,10 +7,10 @@ use serde_json::{Value, json};
 
 use crate::{analytics, clients::browse, keys::create, mesh::Mesh, receiver::Receiver};
 
-/// Where the screenshots go, in the target directory.
+/// The folder of the screenshots, in the target directory.
 const SCREENSHOTS: &str = concat!(env!("CARGO_TARGET_TMPDIR"), "/console-screenshots");
 
-/// Runs a program on a mesh, beside the tasks of the test.
+/// Runs a program on a mesh, while the tasks of the test go on.
 async fn browse_mesh(mesh: &Mesh, program: &'static str, argument: &str) -> anyhow::Result<()> {
     let (url, argument) = (mesh.url(""), argument.to_owned());
     tokio::task::spawn_blocking(move || browse(program, &[&url, &argument])).await?

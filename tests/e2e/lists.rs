@@ -4,10 +4,11 @@ use std::collections::BTreeSet;
 
 use reqwest::Method;
 use serde_json::{Value, json};
+use tokio::time::timeout;
 
 use crate::{
     keys::{ask, create},
-    mesh::{Mesh, until},
+    mesh::{Mesh, PATIENCE, until},
     receiver::Receiver,
 };
 
@@ -157,26 +158,28 @@ async fn counts_are_streamed_as_they_change() -> anyhow::Result<()> {
     assert_eq!((status, access), (200, expected));
     let mut all = mesh.follow("/api/queue/live").await?;
     let mut of_one = mesh.follow("/api/queue/live?projectId=one").await?;
-    for (project, expected, of_project) in [("one", 2, 2), ("two", 4, 2)] {
-        mesh.enqueue(project, 2).await?;
-        until_queued(&mut all, expected).await?;
-        if project == "one" {
-            until_queued(&mut of_one, of_project).await?;
-        }
-    }
+    mesh.enqueue("one", 2).await?;
+    until_queued(&mut all, 2).await?;
+    until_queued(&mut of_one, 2).await?;
+    mesh.enqueue("two", 2).await?;
+    until_queued(&mut all, 4).await?;
+    // The jobs of the other project are never in it.
+    mesh.post("/api/queue/enqueue", json!({ "projectId": "one", "batchId": "more" })).await?;
+    until_queued(&mut of_one, 3).await?;
     let (status, answer) = mesh.get("/api/queue/live?projectId=").await?;
     assert_eq!((status, &answer["code"]), (400, &json!("invalid_field")));
     Ok(())
 }
 
-/// Reads a stream of counts until it has this number of queued jobs.
+/// Reads a stream of counts until it has this number of queued jobs, and never more.
 async fn until_queued(stream: &mut reqwest::Response, queued: u64) -> anyhow::Result<()> {
     let mut text = String::new();
-    while let Some(chunk) = stream.chunk().await? {
+    while let Some(chunk) = timeout(PATIENCE, stream.chunk()).await?? {
         text.push_str(std::str::from_utf8(&chunk)?);
         while let Some((event, rest)) = text.split_once("\n\n") {
             let data = event.strip_prefix("event: stats\ndata: ");
             let stats: Value = data.map_or(Ok(Value::Null), serde_json::from_str)?;
+            assert!(stats["queue"]["queued"].as_u64() <= Some(queued), "{stats}");
             if stats["queue"]["queued"] == queued {
                 assert!(stats["position"].is_string() && stats["worker"].is_object(), "{stats}");
                 return Ok(());

@@ -38,6 +38,7 @@ mod tests {
 
     #[test]
     fn first_load_is_small_and_each_asset_of_the_page_is_there() {
+        assert!(!ASSETS.is_empty(), "the console is not built: npm is missing or failed");
         let page = std::str::from_utf8(page().content).expect("the page is text");
         let names = page.split("./assets/").skip(1).filter_map(|rest| rest.split('"').next());
         let sizes = names.map(|name| {

@@ -27,7 +27,7 @@ pub(crate) mod status;
 
 use std::time::Duration;
 
-use axum::http::StatusCode;
+use axum::http::{HeaderName, StatusCode, header};
 use job::{
     bounds::ATTEMPTS_MAX,
     time::{Millis, parse_rfc3339},
@@ -65,6 +65,15 @@ fn named<T: Copy>(
         let names: Vec<&str> = all.iter().map(|value| name(*value)).collect();
         Error::invalid(format!("{field} must be one of {}", names.join(", ")))
     })
+}
+
+/// The headers of a stream of events. The last one keeps proxies from holding events back.
+fn event_stream_headers() -> [(HeaderName, &'static str); 3] {
+    [
+        (header::CONTENT_TYPE, "text/event-stream"),
+        (header::CACHE_CONTROL, "no-store"),
+        (HeaderName::from_static("x-accel-buffering"), "no"),
+    ]
 }
 
 /// Items of a page that names no limit, and of any page at most.

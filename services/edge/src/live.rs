@@ -24,8 +24,8 @@ pub(crate) struct LiveStats(Arc<Mutex<Watched>>);
 type Watched = HashMap<Option<Id>, watch::Sender<Option<Bytes>>>;
 
 impl LiveStats {
-    /// Receives the counts of a project, or of all, each time they have changed. `read` reads them as long as somebody
-    /// receives.
+    /// Receives the counts of a project, or of all, each time they have changed. `read` reads them while there are
+    /// receivers.
     pub fn subscribe<F, R>(&self, project: Option<Id>, read: F) -> LiveCounts
     where
         F: Fn() -> R + Send + 'static,
@@ -52,7 +52,7 @@ impl LiveStats {
         receiver
     }
 
-    /// False if nobody receives any more: then the next subscriber starts anew.
+    /// False without receivers: the next subscriber starts a new task.
     fn is_watched(&self, project: &Option<Id>, sender: &watch::Sender<Option<Bytes>>) -> bool {
         let mut watched = self.watched();
         let is_watched = sender.receiver_count() > 0;

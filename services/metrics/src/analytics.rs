@@ -124,9 +124,12 @@ pub(crate) async fn analytics(
 ) -> anyhow::Result<Analytics> {
     let zone = TimeZone::get(&query.time_zone)?;
     let source = source(query, &zone)?;
-    let (from, to) = match source.time {
-        "t.hour" => (floor(query.from), floor(query.to - 1) + HOUR_MS),
-        _ => (query.from, query.to),
+    // The same range whatever is read.
+    let (from, to) = match query.bucket {
+        Bucket::Minute => (query.from, query.to),
+        Bucket::Hour | Bucket::Day | Bucket::Week => {
+            (floor(query.from), floor(query.to - 1) + HOUR_MS)
+        }
     };
     let conditions = Conditions::of_runs(&query.filter);
     let conditions = match source.time {
@@ -172,9 +175,13 @@ fn floor(at: Millis) -> Millis {
 /// The cheapest table that has what is asked for.
 fn source(query: &AnalyticsQuery, zone: &TimeZone) -> anyhow::Result<&'static Source> {
     let filter = &query.filter;
-    let offset = zone.to_offset(Timestamp::from_millisecond(query.from)?);
+    let mut has_whole_hours = true;
+    for at in [query.from, query.to] {
+        let offset = zone.to_offset(Timestamp::from_millisecond(at)?);
+        has_whole_hours &= offset.seconds() % 3_600 == 0;
+    }
     let is_in_rollups = query.bucket != Bucket::Minute
-        && offset.seconds() % 3_600 == 0
+        && has_whole_hours
         && filter.processor.is_none()
         && filter.error_group.is_none()
         && matches!(query.group_by, None | Some(GroupBy::Project | GroupBy::Model | GroupBy::Type));

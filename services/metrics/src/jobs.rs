@@ -51,9 +51,9 @@ const END_COLUMNS: &str = "job, sequence, idx, project, batch, toString(type) AS
 /// Runs of one job that are shown.
 const RUNS_MAX: usize = 200;
 const HOUR_MS: Millis = 3_600_000;
-/// How soon the place of a pump elsewhere is looked at again: it cannot be waited for.
+/// How often the checkpoint of another service is read: its changes cannot be awaited.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
-/// How long a question waits for rows that are on their way.
+/// How long a query waits for rows that are on their way.
 const ROWS_WITHIN: Duration = Duration::from_secs(3);
 
 impl EndRow {
@@ -77,12 +77,13 @@ impl EndRow {
 }
 
 /// The last row of a job and its runs.
-pub(crate) async fn archived(client: &Client, ask: JobQuery) -> anyhow::Result<ArchivedAnswer> {
+pub(crate) async fn archived(client: &Client, query: JobQuery) -> anyhow::Result<ArchivedAnswer> {
     let sql = format!(
         "SELECT {END_COLUMNS} FROM job_runs AS t WHERE job = {{job:UUID}}
         ORDER BY sequence DESC, idx DESC LIMIT {RUNS_MAX}"
     );
-    let query = client.query_raw(&sql).param("job", ask.job.to_string());
+    let job = query.job.to_string();
+    let query = client.query_raw(&sql).param("job", job);
     let rows: Vec<EndRow> = query.fetch_all().await?;
     let Some(last) = rows.iter().find(|row| row.last == 1).cloned() else {
         return Ok(ArchivedAnswer { job: None });
@@ -107,18 +108,18 @@ pub(crate) async fn ended(
     client: &Client,
     broker: &Broker,
     progress: &Progress,
-    ask: EndedJobsQuery,
+    query: EndedJobsQuery,
 ) -> anyhow::Result<EndedAnswer> {
     // Listing is read-your-writes: the end of a job that a client has seen is always included.
-    let begun = Instant::now();
+    let started = Instant::now();
     let mut changes = progress.changes();
-    while changes.borrow_and_update().sequence < ask.event {
-        // Another one may pump: the place that it left tells.
-        if CheckpointStore::open(broker).await?.checkpoint().next > ask.event {
+    while changes.borrow_and_update().sequence < query.event {
+        // Another service may ingest: its checkpoint is used.
+        if CheckpointStore::open(broker).await?.checkpoint().next > query.event {
             break;
         }
-        let late = begun.elapsed() > ROWS_WITHIN;
-        anyhow::ensure!(!late, "the rows up to event {} are not in ClickHouse yet", ask.event);
+        let late = started.elapsed() > ROWS_WITHIN;
+        anyhow::ensure!(!late, "the rows up to event {} are not in ClickHouse yet", query.event);
         tokio::select! {
             _ = changes.changed() => {}
             () = tokio::time::sleep(LOOK_EVERY) => {}
@@ -127,13 +128,18 @@ pub(crate) async fn ended(
     let mut rows = Vec::new();
     // The last ends are in the last hours: a table of many projects is not sorted by time alone.
     for hours in [Some(1), Some(24), Some(30 * 24), None] {
-        rows = last_rows(client, &ask, hours).await?;
-        if rows.len() > ask.limit {
+        rows = last_rows(client, &query, hours).await?;
+        let is_whole = hours.is_some_and(|hours| {
+            let end = query.before.map(|before| before.at).or(query.filter.to);
+            let start = end.unwrap_or_else(service::now_ms) - hours * HOUR_MS;
+            query.filter.from.is_some_and(|from| from >= start)
+        });
+        if rows.len() > query.limit || is_whole {
             break;
         }
     }
-    let more = rows.len() > ask.limit;
-    rows.truncate(ask.limit);
+    let more = rows.len() > query.limit;
+    rows.truncate(query.limit);
     let next = rows
         .last()
         .filter(|_| more)
@@ -151,20 +157,20 @@ pub(crate) async fn ended(
 /// One row more than the page has: of the last `hours`, or of all time.
 async fn last_rows(
     client: &Client,
-    ask: &EndedJobsQuery,
+    query: &EndedJobsQuery,
     hours: Option<i64>,
 ) -> anyhow::Result<Vec<EndRow>> {
-    let mut conditions = Conditions::of_runs(&ask.filter).and("t.final");
+    let mut conditions = Conditions::of_runs(&query.filter).and("t.final");
     for (sql, name, value) in [
-        ("t.batch = {batch:String}", "batch", &ask.batch),
-        ("t.outcome = {outcome:String}", "outcome", &ask.outcome),
+        ("t.batch = {batch:String}", "batch", &query.batch),
+        ("t.outcome = {outcome:String}", "outcome", &query.outcome),
     ] {
         if let Some(value) = value {
             conditions = conditions.text(sql, name, value.clone());
         }
     }
-    let mut end = ask.filter.to.unwrap_or_else(service::now_ms);
-    if let Some(EndedCursor { position: Position { sequence, index }, at }) = ask.before {
+    let mut end = query.filter.to.unwrap_or_else(service::now_ms);
+    if let Some(EndedCursor { position: Position { sequence, index }, at }) = query.before {
         end = end.min(at);
         conditions = conditions
             .millis("t.at <= fromUnixTimestamp64Milli({last:Int64})", "last", at)
@@ -175,10 +181,10 @@ async fn last_rows(
             )
             .with_unsigned("idx", index.into());
     }
-    if let Some(to) = ask.filter.to {
+    if let Some(to) = query.filter.to {
         conditions = conditions.millis("t.at < fromUnixTimestamp64Milli({to:Int64})", "to", to);
     }
-    let start = hours.map(|hours| end - hours * HOUR_MS).max(ask.filter.from);
+    let start = hours.map(|hours| end - hours * HOUR_MS).max(query.filter.from);
     if let Some(start) = start {
         conditions =
             conditions.millis("t.at >= fromUnixTimestamp64Milli({from:Int64})", "from", start);
@@ -187,7 +193,7 @@ async fn last_rows(
         "SELECT {END_COLUMNS} FROM job_runs AS t WHERE {}
         ORDER BY sequence DESC, idx DESC LIMIT {}",
         conditions.sql(),
-        ask.limit + 1
+        query.limit + 1
     );
     Ok(conditions.query(client, &sql).fetch_all().await?)
 }

@@ -150,6 +150,8 @@ async fn respond<Q: DeserializeOwned, A: Serialize>(
             },
         },
     };
-    // The requester may be offline.
-    let _ = request.respond(response).await;
+    // The requester may be offline. An answer that is too large for a message is refused here.
+    if let Err(error) = request.respond(response).await {
+        tracing::warn!(query = name, %error, "an answer was not sent");
+    }
 }

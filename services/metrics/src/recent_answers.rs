@@ -40,9 +40,8 @@ impl<Q: Eq + Hash, A> RecentAnswers<Q, A> {
     /// Keeps an answer to a query that was asked at `now`.
     pub fn put(&self, query: Q, answer: Arc<A>, now: Instant, ingested: u64) {
         let mut answers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if answers.len() >= ANSWERS_MAX {
-            answers.retain(|_, recent| is_fresh(recent.at, now));
-        }
+        // An answer can have megabytes: those that are never given again are not kept.
+        answers.retain(|_, recent| is_fresh(recent.at, now));
         if answers.len() < ANSWERS_MAX {
             answers.insert(query, Recent { at: now, ingested, answer });
         }

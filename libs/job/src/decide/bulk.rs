@@ -184,7 +184,8 @@ impl State {
             };
             let ended_before =
                 |job: &Job| job.history().completed_at.is_none_or(|at| at <= operation.started_at);
-            let is_named = job.as_deref().is_none_or(|job| filter.matches(job));
+            // One that cannot be read may not match.
+            let is_named = job.as_deref().map_or(filter.is_all(), |job| filter.matches(job));
             let is_of_slice = is_named && *until > now && job.as_deref().is_none_or(ended_before);
             let can_retry = |job: &Arc<Job>| {
                 job.status == Status::Failed && {

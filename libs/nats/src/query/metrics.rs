@@ -34,7 +34,8 @@ pub struct AuditAnswer {
 /// Which runs are read.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct RunFilter {
-    /// Of these projects; of all if absent.
+    /// Of these projects; of all if null. A query without the field is refused: it could be about one project.
+    #[serde(deserialize_with = "Option::deserialize")]
     pub projects: Option<Vec<Id>>,
     /// Of this type of job alone.
     pub job_type: Option<String>,
@@ -88,7 +89,7 @@ pub struct EndedAnswer {
 /// For sums over a range of time.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct MetricsQuery {
-    /// The project; all where absent.
+    /// The project; all if absent.
     pub project: Option<String>,
     /// The range.
     pub range: Range,
@@ -101,7 +102,7 @@ pub struct Archived {
     pub project: String,
     /// The batch.
     pub batch: String,
-    /// What kind of work it was.
+    /// Its type.
     pub job_type: String,
     /// How it ended.
     pub outcome: String,
@@ -119,7 +120,7 @@ pub struct Archived {
     pub worker: String,
     /// Tokens read by the model in its last run, and written.
     pub tokens: (u64, u64),
-    /// The model that was asked.
+    /// The model of its last run.
     pub model: String,
     /// Its ended runs, oldest first; only if one job is requested.
     #[serde(default)]

@@ -75,13 +75,14 @@ pub struct SchedulesAnswer {
 /// For active jobs.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct JobsQuery {
-    /// Of these projects; of all if absent.
+    /// Of these projects; of all if null. A query without the field is refused: it could be about one project.
+    #[serde(deserialize_with = "Option::deserialize")]
     pub projects: Option<Vec<Id>>,
     /// Of this batch alone.
     pub batch: Option<Id>,
     /// In this status alone.
     pub status: Option<Status>,
-    /// Of this kind alone.
+    /// Of this type alone.
     pub job_type: Option<JobType>,
     /// Running at this processor alone.
     pub processor: Option<Id>,
@@ -159,7 +160,8 @@ impl ProjectOrder {
 /// For a page of projects.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct ProjectsQuery {
-    /// Of these; of all if absent.
+    /// Of these; of all if null.
+    #[serde(deserialize_with = "Option::deserialize")]
     pub projects: Option<Vec<Id>>,
     /// Only those whose ids contain this, in lower or upper case.
     pub search: Option<String>,

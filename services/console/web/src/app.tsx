@@ -6,7 +6,7 @@ import { connect, connection } from "./lib/live";
 import { go, href, view } from "./lib/router";
 import { access, key, may, needsKey, seesAll, signOut } from "./lib/session";
 import { Palette } from "./components/palette";
-import { Problem } from "./components/ui";
+import { Page, Problem } from "./components/ui";
 import { zone } from "./lib/format";
 import { AnalyticsPage } from "./pages/analytics";
 import { AuditPage } from "./pages/audit";
@@ -18,7 +18,6 @@ import { ProcessorsPage } from "./pages/processors";
 import { ProjectPage } from "./pages/project";
 import { ProjectsPage } from "./pages/projects";
 import { SignIn } from "./pages/sign-in";
-import { Page } from "./components/ui";
 
 interface Entry {
   name: string;
@@ -49,6 +48,8 @@ export function App() {
   const current = key.value;
   useEffect(() => {
     setError(null);
+    // The answer would be that a key is needed.
+    if (needsKey.value) return;
     body(api.GET("/api/access"))
       .then((answer) => (access.value = answer.access))
       .catch((error: ApiError) => error.status !== 401 && setError(error));
@@ -104,11 +105,11 @@ function Navigation({ onPalette, onHelp }: { onPalette: () => void; onHelp: () =
           Find…
         </button>
         <button type="button" onClick={onHelp} title="?">
-          Keys
+          Keyboard
         </button>
         <a href="docs/">API</a>
         {key.value && (
-          <button type="button" onClick={signOut}>
+          <button type="button" onClick={() => signOut()}>
             Sign out
           </button>
         )}
@@ -165,8 +166,8 @@ const KEYS: [string, string][] = [
 
 function Help({ onClose }: { onClose: () => void }) {
   return (
-    <dialog ref={(element) => void (element && !element.open && element.showModal())} onClose={onClose} aria-label="Keys">
-      <h2>Keys</h2>
+    <dialog ref={(element) => void (element && !element.open && element.showModal())} onClose={onClose} aria-label="Keyboard">
+      <h2>Keyboard</h2>
       <dl class="facts">
         {[...KEYS, ...entries().map(({ letter, label }): [string, string] => [`g ${letter}`, label])].map(([keys, what]) => (
           <div key={keys}>

@@ -31,6 +31,10 @@ const HOUR_MS: Millis = 60 * MINUTE_MS;
 const DAY_MS: Millis = 24 * HOUR_MS;
 /// Buckets of an answer.
 const BUCKETS_MAX: i64 = 2_000;
+/// Rows of an answer: buckets times groups. More would not fit one message.
+const ROWS_MAX: i64 = 16_000;
+/// The time that a request without `to` means is rounded up to this, so that many requests are one query.
+const NOW_STEP_MS: Millis = 1_000;
 /// Groups that are listed if the request names no number, and at most.
 const GROUPS_DEFAULT: usize = 20;
 const GROUPS_MAX: usize = 100;
@@ -65,7 +69,7 @@ pub(crate) enum AnalyticsFormat {
         ("bucket" = Option<Bucket>, Query, description = "`hour` if absent."),
         ("timeZone" = Option<String>, Query, description = "An IANA time zone; `UTC` if absent.", max_length = 64),
         ("groupBy" = Option<GroupBy>, Query, description = "One sum if absent."),
-        ("groups" = Option<u32>, Query, description = "How many groups are listed, those with the most jobs; the others are one sum. 20 if absent.", minimum = 1, maximum = 100),
+        ("groups" = Option<u32>, Query, description = "How many groups are listed, those with the most jobs; the others are one sum. 20 if absent, or as many as fit.", minimum = 1, maximum = 100),
         ("format" = Option<AnalyticsFormat>, Query, description = "`json` if absent."),
     ),
     responses((status = 200, description = "As it is now.", content((Body = "application/json"), (String = "text/csv"))), QuestionError),
@@ -105,7 +109,8 @@ pub(crate) async fn analytics(
     ] = body::query(&uri, names)?;
     let parameters = RunParameters { project, job_type, model, processor, error_group, from, to };
     let filter = parameters.filter(&access)?;
-    let to = filter.to.unwrap_or_else(service::now_ms);
+    let to =
+        filter.to.unwrap_or_else(|| (service::now_ms().div_euclid(NOW_STEP_MS) + 1) * NOW_STEP_MS);
     let bucket = bucket.map(|name| named("bucket", &name, &Bucket::ALL, Bucket::name));
     let group_by = group_by.map(|name| named("groupBy", &name, &GroupBy::ALL, GroupBy::name));
     let format =
@@ -117,7 +122,7 @@ pub(crate) async fn analytics(
                 }
             })
         });
-    let query = AnalyticsQuery {
+    let mut query = AnalyticsQuery {
         from: filter.from.unwrap_or(to - DAY_MS),
         to,
         bucket: bucket.transpose()?.unwrap_or(Bucket::Hour),
@@ -126,6 +131,11 @@ pub(crate) async fn analytics(
         groups_max: groups.as_deref().map_or(Ok(GROUPS_DEFAULT), groups_max)?,
         filter,
     };
+    if groups.is_none() {
+        // As many as fit.
+        let most = ROWS_MAX / buckets(&query).max(1) - 1;
+        query.groups_max = usize::try_from(most).unwrap_or(0).clamp(1, GROUPS_DEFAULT);
+    }
     check_range(&query)?;
     let answer = app.broker.query(names::QUERY_ANALYTICS, &query, PATIENCE * 5).await;
     let analytics: Analytics = answer.map_err(|error| {
@@ -152,13 +162,18 @@ fn groups_max(text: &str) -> Result<usize, Error> {
         .ok_or_else(|| Error::invalid(format!("groups must be an integer from 1 to {GROUPS_MAX}")))
 }
 
-fn check_range(query: &AnalyticsQuery) -> Result<(), Error> {
+/// How many buckets a query has, about.
+fn buckets(query: &AnalyticsQuery) -> i64 {
     let length = match query.bucket {
         Bucket::Minute => MINUTE_MS,
         Bucket::Hour => HOUR_MS,
         Bucket::Day => DAY_MS,
         Bucket::Week => 7 * DAY_MS,
     };
+    query.to.saturating_sub(query.from) / length
+}
+
+fn check_range(query: &AnalyticsQuery) -> Result<(), Error> {
     let in_calendar = |at: Millis| (0..=253_402_300_799_999).contains(&at);
     if !in_calendar(query.from) || !in_calendar(query.to) {
         return Err(Error::invalid("from and to must be from 1970 to 9999"));
@@ -166,10 +181,17 @@ fn check_range(query: &AnalyticsQuery) -> Result<(), Error> {
     if query.from >= query.to {
         return Err(Error::invalid("to must be after from"));
     }
-    if (query.to - query.from) / length > BUCKETS_MAX {
+    if buckets(query) > BUCKETS_MAX {
         let text = format!(
             "from and to are more than {BUCKETS_MAX} buckets of one {} apart: ask for longer buckets or a shorter time",
             query.bucket.name()
+        );
+        return Err(Error::invalid(text));
+    }
+    let groups = query.group_by.map_or(1, |_| query.groups_max as i64 + 1);
+    if buckets(query) * groups > ROWS_MAX {
+        let text = format!(
+            "buckets times groups are more than {ROWS_MAX} rows: ask for longer buckets, a shorter time or fewer groups"
         );
         return Err(Error::invalid(text));
     }

@@ -5,7 +5,7 @@ use std::convert::Infallible;
 use axum::{
     body::{Body, Bytes},
     extract::State,
-    http::{HeaderMap, Uri, header},
+    http::{HeaderMap, Uri},
     response::{IntoResponse, Response},
 };
 use futures_util::StreamExt;
@@ -55,8 +55,7 @@ pub(crate) async fn stream(
         access.ended().await;
         drop(permit);
     });
-    let headers =
-        [(header::CONTENT_TYPE, "text/event-stream"), (header::CACHE_CONTROL, "no-store")];
+    let headers = super::event_stream_headers();
     Ok((headers, Body::from_stream(chunks)).into_response())
 }
 

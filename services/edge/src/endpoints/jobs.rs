@@ -93,7 +93,7 @@ impl Filter {
 enum Cursor {
     /// Among the live jobs, below an id.
     Live(Option<JobId>),
-    /// Among the ended ones, before an end.
+    /// Among terminal jobs, before an end.
     Ended(Option<EndedCursor>),
 }
 

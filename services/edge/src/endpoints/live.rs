@@ -5,7 +5,7 @@ use std::{convert::Infallible, time::Duration};
 use axum::{
     body::{Body, Bytes},
     extract::State,
-    http::{Uri, header},
+    http::Uri,
     response::{IntoResponse, Response},
 };
 use futures_util::{StreamExt, stream};
@@ -52,8 +52,7 @@ pub(crate) async fn live(
         access.ended().await;
         drop(permit);
     });
-    let headers =
-        [(header::CONTENT_TYPE, "text/event-stream"), (header::CACHE_CONTROL, "no-store")];
+    let headers = super::event_stream_headers();
     Ok((headers, Body::from_stream(events)).into_response())
 }
 

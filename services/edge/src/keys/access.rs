@@ -112,7 +112,13 @@ impl Access {
     pub fn visible(&self, named: Option<Id>) -> Result<Option<Vec<Id>>, Error> {
         match named {
             Some(project) => self.project(&project).map(|()| Some(vec![project])),
-            None => Ok(self.key_record().and_then(|record| record.projects.clone())),
+            None => {
+                Ok(self.key_record().and_then(|record| record.projects.clone()).map(|mut own| {
+                    own.sort_unstable();
+                    own.dedup();
+                    own
+                }))
+            }
         }
     }
 

@@ -97,6 +97,20 @@ export function Loaded<T>({ query, children }: { query: Query<T>; children: (dat
   return <p class="faint loading">Loading…</p>;
 }
 
+/** Names with their values. */
+export function Facts({ facts }: { facts: [name: string, value: ComponentChildren][] }) {
+  return (
+    <dl class="facts">
+      {facts.map(([name, value]) => (
+        <div key={name}>
+          <dt>{name}</dt>
+          <dd>{value}</dd>
+        </div>
+      ))}
+    </dl>
+  );
+}
+
 export interface Column<T> {
   name: string;
   /** A number is aligned to the right. */
@@ -158,12 +172,14 @@ export function Command({ children }: { children: string }) {
 }
 
 /** A question before something that cannot be undone. */
-export function Confirm({ title, children, action, requiredText, onConfirm, onClose }: {
+export function Confirm({ title, children, action, requiredText, isReady = true, onConfirm, onClose }: {
   title: string;
   children: ComponentChildren;
   action: string;
   /** Text that must be typed first. */
   requiredText?: string;
+  /** False while something that is asked about is not known. */
+  isReady?: boolean;
   onConfirm: (reason: string) => Promise<unknown>;
   onClose: () => void;
 }) {
@@ -204,7 +220,7 @@ export function Confirm({ title, children, action, requiredText, onConfirm, onCl
           <button type="button" onClick={onClose}>
             Keep
           </button>
-          <button type="submit" class="danger" disabled={isBusy || (requiredText !== undefined && typed !== requiredText)}>
+          <button type="submit" class="danger" disabled={isBusy || !isReady || (requiredText !== undefined && typed !== requiredText)}>
             {action}
           </button>
         </div>
@@ -248,14 +264,19 @@ export function TextField({ label, value, onChange, ...input }: {
   value: string;
   onChange: (value: string) => void;
 } & Omit<JSX.InputHTMLAttributes<HTMLInputElement>, "onChange" | "label" | "value">) {
+  // What is being typed stays when the view is loaded again.
+  const [typed, setTyped] = useState(value);
+  useEffect(() => setTyped(value), [value]);
+  const commit = () => typed.trim() !== value && onChange(typed.trim());
   return (
     <label class="field">
       <span>{label}</span>
       <input
         {...input}
-        value={value}
-        onChange={(event) => onChange(event.currentTarget.value.trim())}
-        onKeyDown={(event) => event.key === "Enter" && onChange(event.currentTarget.value.trim())}
+        value={typed}
+        onInput={(event) => setTyped(event.currentTarget.value)}
+        onChange={commit}
+        onKeyDown={(event) => event.key === "Enter" && commit()}
       />
     </label>
   );

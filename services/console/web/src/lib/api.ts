@@ -1,7 +1,7 @@
 // The client of the API. Its types are generated from docs/openapi.json.
 
 import createClient from "openapi-fetch";
-import type { components, paths } from "../api";
+import type { components, paths } from "../../types/api";
 import { key, signOut } from "./session";
 
 export type Schemas = components["schemas"];
@@ -31,12 +31,13 @@ client.use({
   },
 });
 
-/** The error that an answer has. */
-export function errorOf(body: unknown, response: Response): ApiError {
+/** The error that an answer has; `used` is the key of its request. */
+export function errorOf(body: unknown, response: Response, used: string): ApiError {
   const { error, code } = (body ?? {}) as { error?: string; code?: string };
   const message = error ?? `The server answered ${response.status}.`;
   const requestId = response.headers.get("x-request-id");
-  if (response.status === 401) signOut();
+  // A late answer says nothing about a key that was entered since.
+  if (response.status === 401 && used === key.value) signOut(used ? message : "");
   return new ApiError(message, response.status, code ?? "unknown", requestId);
 }
 
@@ -44,6 +45,7 @@ type Answered<T> = Promise<{ data?: T; error?: unknown; response: Response }>;
 
 /** The body of an answer; throws an `ApiError` if it is an error. */
 export async function body<T>(answered: Answered<T>): Promise<T> {
+  const used = key.value;
   let answer;
   try {
     answer = await answered;
@@ -52,15 +54,20 @@ export async function body<T>(answered: Answered<T>): Promise<T> {
     throw new ApiError("The edge cannot be reached.", 0, "unreachable", null);
   }
   if (answer.error !== undefined || answer.data === undefined) {
-    throw errorOf(answer.error, answer.response);
+    throw errorOf(answer.error, answer.response, used);
   }
   return answer.data;
 }
 
+/** The headers of a request that is not made with the client. */
+export function authorization(): Record<string, string> {
+  return key.value ? { authorization: `Bearer ${key.value}` } : {};
+}
+
 /** A request as text, for what must be shown exactly as it was sent. */
-export async function text(path: string, signal: AbortSignal): Promise<string> {
-  const headers: Record<string, string> = key.value ? { authorization: `Bearer ${key.value}` } : {};
-  const response = await fetch(base + path, { headers, signal });
+export async function text(path: string, signal?: AbortSignal): Promise<string> {
+  const used = key.value;
+  const response = await fetch(base + path, { headers: authorization(), signal });
   const answer = await response.text();
   if (!response.ok) {
     let parsed: unknown = null;
@@ -69,7 +76,7 @@ export async function text(path: string, signal: AbortSignal): Promise<string> {
     } catch {
       // A proxy answers with a page of its own.
     }
-    throw errorOf(parsed, response);
+    throw errorOf(parsed, response, used);
   }
   return answer;
 }

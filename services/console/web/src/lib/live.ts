@@ -1,8 +1,8 @@
 // One event stream per tab: counts once a second, and the position that changes with any job.
 
 import { signal } from "@preact/signals";
-import { base, type Schemas } from "./api";
-import { access, key, seesAll, signOut } from "./session";
+import { authorization, base, text, type Schemas } from "./api";
+import { access, seesAll, signOut } from "./session";
 import { follow } from "./sse";
 
 export type Counts = Pick<Schemas["Stats"], "queue" | "worker">;
@@ -18,6 +18,10 @@ export const connection = signal<"connecting" | "live" | "polling" | "stale" | "
 const RECONNECT_MS = 2_000;
 /** How often to look again without a stream, in ms. */
 const POLL_MS = 5_000;
+/** How long a stream may be without any byte: the edge sends a comment every 15 s, in ms. */
+const SILENT_MS = 40_000;
+/** How often views are loaded again without a change: ages and shares of a minute change by themselves, in ms. */
+const CLOCK_MS = 10_000;
 /** The shortest time between two looks: many jobs change every second, in ms. */
 const LOOK_MS = 1_500;
 
@@ -41,8 +45,13 @@ export function connect(): () => void {
   const stop = new AbortController();
   const shown = () => document.visibilityState === "visible" && lookAgain();
   document.addEventListener("visibilitychange", shown, { signal: stop.signal });
+  const clock = setInterval(lookAgain, CLOCK_MS);
   void run(stop.signal);
-  return () => stop.abort();
+  return () => {
+    clearInterval(clock);
+    stop.abort();
+    counts.value = null;
+  };
 }
 
 async function run(signal: AbortSignal) {
@@ -53,9 +62,15 @@ async function run(signal: AbortSignal) {
       await pause(POLL_MS, signal);
       continue;
     }
+    const silence = new AbortController();
+    let timer = setTimeout(() => silence.abort(), SILENT_MS);
+    const heard = () => {
+      clearTimeout(timer);
+      timer = setTimeout(() => silence.abort(), SILENT_MS);
+    };
     try {
-      const headers: Record<string, string> = key.value ? { authorization: `Bearer ${key.value}` } : {};
-      const response = await follow(`${base}/api/queue/live`, headers, signal, ({ event, data }) => {
+      const either = AbortSignal.any([signal, silence.signal]);
+      const response = await follow(`${base}/api/queue/live`, authorization(), either, heard, ({ event, data }) => {
         if (event === "unavailable") connection.value = "stale";
         if (event !== "stats") return;
         connection.value = "live";
@@ -66,14 +81,33 @@ async function run(signal: AbortSignal) {
       if (!response.ok) connection.value = "offline";
     } catch {
       if (!signal.aborted) connection.value = "offline";
+    } finally {
+      clearTimeout(timer);
     }
+    if (!signal.aborted) await loadCounts(signal);
     await pause(RECONNECT_MS, signal);
+  }
+}
+
+/** Loads the counts once: a proxy may hold streams back, or the edge refuse one more. */
+async function loadCounts(signal: AbortSignal) {
+  try {
+    counts.value = JSON.parse(await text("/api/queue/stats", signal)) as Counts;
+    connection.value = "polling";
+    lookAgain();
+  } catch {
+    // The next attempt follows.
   }
 }
 
 function pause(ms: number, signal: AbortSignal): Promise<void> {
   return new Promise((done) => {
-    const timer = setTimeout(done, ms);
-    signal.addEventListener("abort", () => (clearTimeout(timer), done()), { once: true });
+    const end = () => {
+      clearTimeout(timer);
+      signal.removeEventListener("abort", end);
+      done();
+    };
+    const timer = setTimeout(end, ms);
+    signal.addEventListener("abort", end);
   });
 }

@@ -9,10 +9,19 @@ export interface View {
   params: URLSearchParams;
 }
 
+/** A part of a path; as it is if it is not encoded. */
+function decoded(part: string): string {
+  try {
+    return decodeURIComponent(part);
+  } catch {
+    return part;
+  }
+}
+
 function read(): View {
   const [path = "", query = ""] = location.hash.replace(/^#\/?/, "").split("?", 2);
   return {
-    path: path.split("/").filter(Boolean).map(decodeURIComponent),
+    path: path.split("/").filter(Boolean).map(decoded),
     params: new URLSearchParams(query),
   };
 }

@@ -1,7 +1,7 @@
 // The API key of this tab, and what it allows.
 
 import { signal } from "@preact/signals";
-import type { components } from "../api";
+import type { components } from "../../types/api";
 
 type Access = components["schemas"]["Access"];
 export type Scope = Access["scope"];
@@ -15,15 +15,20 @@ export const access = signal<Access | null>(null);
 /** True if the server requires a key, and the one that was sent is not accepted. */
 export const needsKey = signal(false);
 
+/** Why a key was not accepted. */
+export const refusal = signal("");
+
 /** Uses a key from now on, and keeps it beyond this tab if that is wanted. */
 export function signIn(text: string, keep: boolean) {
   (keep ? localStorage : sessionStorage).setItem(STORED, text);
+  refusal.value = "";
   key.value = text;
   needsKey.value = false;
 }
 
-/** Forgets the key. */
-export function signOut() {
+/** Forgets the key; `why` is shown at the sign-in. */
+export function signOut(why = "") {
+  refusal.value = why;
   sessionStorage.removeItem(STORED);
   localStorage.removeItem(STORED);
   key.value = "";

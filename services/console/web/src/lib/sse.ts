@@ -26,6 +26,7 @@ export async function follow(
   url: string,
   headers: Record<string, string>,
   signal: AbortSignal,
+  onBytes: () => void,
   onMessage: (message: Message) => void,
 ): Promise<Response> {
   const response = await fetch(url, { headers, signal, cache: "no-store" });
@@ -35,6 +36,7 @@ export async function follow(
   for (;;) {
     const { value, done } = await reader.read();
     if (done) return response;
+    onBytes();
     const { messages, rest } = parse(text + value);
     text = rest;
     messages.forEach(onMessage);

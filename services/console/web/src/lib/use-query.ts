@@ -24,18 +24,22 @@ export function useQuery<T>(
   });
   const [isLoading, setLoading] = useState(false);
   const [reloads, setReloads] = useState(0);
-  const running = useRef<{ key: string; abort: AbortController } | null>(null);
+  const running = useRef<{ key: string; abort: AbortController; isStale: boolean } | null>(null);
   const at = refresh === "live" ? version.value : 0;
   useEffect(() => {
     if (key === null) return;
-    // A slow answer is not replaced by the next look at the same.
-    if (running.current?.key === key) return;
+    // A slow answer is not replaced by the next look at the same; that follows.
+    if (running.current?.key === key) {
+      running.current.isStale = true;
+      return;
+    }
     running.current?.abort.abort();
-    const own = { key, abort: new AbortController() };
+    const own = { key, abort: new AbortController(), isStale: false };
     running.current = own;
     const isCurrent = () => running.current === own;
     setLoading(true);
-    load(own.abort.signal)
+    Promise.resolve()
+      .then(() => load(own.abort.signal))
       .then((data) => isCurrent() && setState({ key, data, error: null }))
       .catch((error: ApiError) => {
         if (isCurrent()) setState((state) => ({ key, data: state.key === key ? state.data : null, error }));
@@ -44,6 +48,7 @@ export function useQuery<T>(
         if (!isCurrent()) return;
         running.current = null;
         setLoading(false);
+        if (own.isStale) setReloads((n) => n + 1);
       });
   }, [key, at, reloads]);
   useEffect(() => () => running.current?.abort.abort(), []);

@@ -1,7 +1,7 @@
 // Failed runs, grouped by what their errors have in common.
 
 import { signal } from "@preact/signals";
-import { useState } from "preact/hooks";
+import { useEffect, useState } from "preact/hooks";
 import { Sparkline } from "../components/chart";
 import { Confirm, Empty, JobLink, Loaded, Page, Pager, ProjectLink, Select, Table, TextField, Time } from "../components/ui";
 import api, { body, type Schemas } from "../lib/api";
@@ -30,7 +30,7 @@ const RANGES: [string, string][] = [
 export function FailuresPage() {
   const { params } = view.value;
   const projectId = params.get("projectId") ?? "";
-  const hours = params.get("hours") ?? "168";
+  const hours = RANGES.some(([value]) => value === params.get("hours")) ? (params.get("hours") ?? "") : "168";
   const sort = (params.get("sort") ?? "lastSeen") as Schemas["FailureOrder"];
   const cursor = params.get("cursor") ?? undefined;
   const [retried, setRetried] = useState<Group | null>(null);
@@ -77,6 +77,15 @@ export function FailuresPage() {
                       </a>
                     ),
                   },
+                  {
+                    name: "Retry",
+                    cell: (group) =>
+                      may("manage") && (
+                        <button type="button" onClick={() => setRetried(group)}>
+                          Retry…
+                        </button>
+                      ),
+                  },
                   { name: "Failed jobs", isNumber: true, cell: (group) => number(group.jobs) },
                   { name: "Failed runs", isNumber: true, cell: (group) => number(group.runs) },
                   {
@@ -90,15 +99,6 @@ export function FailuresPage() {
                     cell: (group) => group.projects.slice(0, 3).map((id) => <span key={id} class="item"><ProjectLink id={id} /></span>),
                   },
                   { name: "Models", cell: (group) => group.models.join(", ") || "–" },
-                  {
-                    name: "Retry",
-                    cell: (group) =>
-                      may("manage") && (
-                        <button type="button" onClick={() => setRetried(group)}>
-                          Retry…
-                        </button>
-                      ),
-                  },
                   { name: "A job", cell: (group) => group.sampleJobs[0] && <JobLink id={group.sampleJobs[0]} /> },
                 ]}
               />
@@ -120,12 +120,19 @@ function Retry({ group, projectId, onClose }: { group: Group; projectId: string;
     const query = { projectId: project, errorGroup: group.errorGroup };
     return body(api.GET("/api/queue/failures", { params: { query }, signal }));
   });
-  const most = jobs.data?.groups[0]?.jobs ?? 0;
+  // The number of a question stays while it is asked.
+  const [asked, setAsked] = useState<{ project: string; jobs: number } | null>(null);
+  const known = jobs.data?.groups[0]?.jobs;
+  useEffect(() => {
+    if (known !== undefined && asked?.project !== project) setAsked({ project, jobs: known });
+  }, [known, project]);
+  const most = asked?.project === project ? asked.jobs : 0;
   return (
     <Confirm
       title="Retry the failed jobs of this group?"
       action="Retry"
       requiredText={most > 1_000 ? String(most) : undefined}
+      isReady={asked?.project === project}
       onClose={onClose}
       onConfirm={async (reason) => {
         const retried = await retryGroup(project, group.errorGroup, reason);
@@ -140,7 +147,7 @@ function Retry({ group, projectId, onClose }: { group: Group; projectId: string;
         onChange={setProject}
       />
       <p>
-        {count(most, "job")} of it failed with this error. Those that are still failed are queued again, and their attempts start at 0.
+        At most {count(most, "job")} of it: those that are still failed are queued again, and their attempts start at 0.
       </p>
     </Confirm>
   );

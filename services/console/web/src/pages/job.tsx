@@ -5,6 +5,7 @@ import { JsonTree } from "../components/json-tree";
 import {
   Command,
   Confirm,
+  Facts,
   Loaded,
   Page,
   Panel,
@@ -45,7 +46,7 @@ export function JobPage({ id }: { id: string }) {
         {({ job, node, mayBeBehind }) => (
           <>
             {mayBeBehind && <p class="problem">State does not answer: this may be behind by some seconds.</p>}
-            <Facts job={job} />
+            <JobFacts job={job} />
             {job.status === "queued" && <Reason job={job} />}
             {job.error && (
               <Panel title={job.status === "failed" ? "Error" : "Last error"}>
@@ -61,7 +62,7 @@ export function JobPage({ id }: { id: string }) {
   );
 }
 
-function Facts({ job }: { job: Job }) {
+function JobFacts({ job }: { job: Job }) {
   const end = job.completedAt ? Date.parse(job.completedAt) : Date.now();
   const facts: [string, preact.ComponentChildren][] = [
     ["Status", <StatusBadge status={job.status} />],
@@ -80,16 +81,7 @@ function Facts({ job }: { job: Job }) {
     ["Processor", job.worker ? <a href={href(["jobs"], { processor: job.worker })}>{job.worker}</a> : "–"],
     ["Superseded by", job.supersededBy ? <a href={href(["jobs", job.supersededBy])}>{job.supersededBy}</a> : "–"],
   ];
-  return (
-    <dl class="facts">
-      {facts.map(([name, value]) => (
-        <div key={name}>
-          <dt>{name}</dt>
-          <dd>{value}</dd>
-        </div>
-      ))}
-    </dl>
-  );
+  return <Facts facts={facts} />;
 }
 
 /** Why a queued job does not run yet: what its project may do, and who could run it. */

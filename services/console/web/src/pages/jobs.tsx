@@ -77,7 +77,12 @@ export function JobsPage() {
       <Loaded query={query}>
         {({ jobs, nextCursor }) => (
           <>
-            <Listed key={JSON.stringify([filters, cursor])} jobs={jobs} filters={filters} />
+            <Listed
+              key={JSON.stringify([filters, cursor])}
+              jobs={jobs}
+              filters={filters}
+              hasMore={nextCursor !== undefined && nextCursor !== null}
+            />
             <Pager next={nextCursor} params={(cursor) => setParams({ cursor })} />
           </>
         )}
@@ -87,7 +92,7 @@ export function JobsPage() {
 }
 
 function list(
-  query: NonNullable<import("../api").paths["/api/queue/jobs"]["get"]["parameters"]["query"]>,
+  query: NonNullable<import("../../types/api").paths["/api/queue/jobs"]["get"]["parameters"]["query"]>,
   signal: AbortSignal,
 ) {
   return body(api.GET("/api/queue/jobs", { params: { query }, signal }));
@@ -144,7 +149,7 @@ function matching(filters: Filters): string {
   return ` of ${number(total)} in all projects`;
 }
 
-function Listed({ jobs, filters }: { jobs: Job[]; filters: Filters }) {
+function Listed({ jobs, filters, hasMore }: { jobs: Job[]; filters: Filters; hasMore: boolean }) {
   const [shown, setShown] = useState(jobs);
   const place = useRef<HTMLDivElement>(null);
   const current = new Map(jobs.map((job) => [job.id, job]));
@@ -157,6 +162,7 @@ function Listed({ jobs, filters }: { jobs: Job[]; filters: Filters }) {
     else setShown((shown) => shown.map((job) => current.get(job.id) ?? job));
   }, [jobs]);
   if (shown.length === 0 && newer.length === 0) {
+    if (hasMore) return <p>No job on this page.</p>;
     return (
       <Empty>
         {Object.keys(filters).length > 0 ? (

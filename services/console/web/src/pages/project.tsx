@@ -1,7 +1,7 @@
 // One project: limits against their use, settings, schedules, webhook.
 
 import { useState } from "preact/hooks";
-import { Confirm, Empty, Loaded, Meter, Page, Panel, Problem, Table, Time } from "../components/ui";
+import { Confirm, Empty, Facts, Loaded, Meter, Page, Panel, Problem, Table, Time } from "../components/ui";
 import api, { body, type Schemas } from "../lib/api";
 import { cancel, retryAll, setProject, type Patch } from "../lib/changes";
 import { bytes, count, duration, number } from "../lib/format";
@@ -31,7 +31,7 @@ export function ProjectPage({ id }: { id: string }) {
         {({ project }) =>
           project && (
             <>
-              <Limits project={project} />
+              <Limits project={project} queue={queue} />
               <Settings project={project} />
               {project.webhook && <Webhook webhook={project.webhook} />}
             </>
@@ -71,14 +71,19 @@ interface Limit {
   format?: (value: number) => string;
 }
 
-function Limits({ project }: { project: Project }) {
+function Limits({ project, queue }: { project: Project; queue: Queue | undefined }) {
   const [edited, setEdited] = useState<Limit | null>(null);
   const { usage } = project;
   const limits: Limit[] = [
     { field: "maxConcurrency", label: "Jobs at once", used: usage.runningJobs },
     { field: "requestsPerMinute", label: "Starts a minute", used: usage.startsInLastMinute },
     { field: "tokensPerMinute", label: "Tokens a minute", used: usage.tokensInLastMinute },
-    { field: "maxActiveJobs", label: "Queued and running jobs", isForAdmins: true },
+    {
+      field: "maxActiveJobs",
+      label: "Queued and running jobs",
+      used: queue && queue.queued + queue.processing,
+      isForAdmins: true,
+    },
     { field: "maxActiveBytes", label: "Bytes of their data", isForAdmins: true, format: bytes },
   ];
   return (
@@ -158,14 +163,7 @@ function Settings({ project }: { project: Project }) {
   ];
   return (
     <Panel title="Settings">
-      <dl class="facts">
-        {facts.map(([name, value]) => (
-          <div key={name}>
-            <dt>{name}</dt>
-            <dd>{value}</dd>
-          </div>
-        ))}
-      </dl>
+      <Facts facts={facts} />
     </Panel>
   );
 }
@@ -226,24 +224,28 @@ function Schedules({ id }: { id: string }) {
 
 function Actions({ project, queue }: { project: Project; queue: Queue }) {
   const [asked, setAsked] = useState<"pause" | "retry" | "cancel" | null>(null);
+  // The numbers of a question stay while it is asked.
+  const [frozen, setFrozen] = useState<Queue | null>(null);
   if (!may("manage")) return null;
   const id = project.projectId;
-  const close = () => setAsked(null);
-  const active = queue.queued + queue.processing;
+  const close = () => (setAsked(null), setFrozen(null));
+  const ask = (what: typeof asked) => (setAsked(what), setFrozen(queue));
+  const { failed, queued, processing } = frozen ?? queue;
+  const active = queued + processing;
   // A large number must be typed: a click alone is too easy.
   const typed = (n: number) => (n > 1_000 ? String(n) : undefined);
   return (
     <>
-      <button type="button" onClick={() => setAsked("pause")}>
+      <button type="button" onClick={() => ask("pause")}>
         {project.paused ? "Resume" : "Pause"}
       </button>
-      {queue.failed > 0 && (
-        <button type="button" onClick={() => setAsked("retry")}>
-          Retry {count(queue.failed, "failed job")}
+      {failed > 0 && (
+        <button type="button" onClick={() => ask("retry")}>
+          Retry {count(failed, "failed job")}
         </button>
       )}
       {active > 0 && (
-        <button type="button" class="danger" onClick={() => setAsked("cancel")}>
+        <button type="button" class="danger" onClick={() => ask("cancel")}>
           Cancel {count(active, "active job")}
         </button>
       )}
@@ -259,9 +261,9 @@ function Actions({ project, queue }: { project: Project; queue: Queue }) {
       )}
       {asked === "retry" && (
         <Confirm
-          title={`Retry ${count(queue.failed, "failed job")} of ${id}?`}
+          title={`Retry ${count(failed, "failed job")} of ${id}?`}
           action="Retry"
-          requiredText={typed(queue.failed)}
+          requiredText={typed(failed)}
           onClose={close}
           onConfirm={(reason) => retryAll(id, reason)}
         >

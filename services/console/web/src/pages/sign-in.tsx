@@ -1,5 +1,5 @@
 import { useState } from "preact/hooks";
-import { signIn } from "../lib/session";
+import { refusal, signIn } from "../lib/session";
 
 export function SignIn() {
   const [text, setText] = useState("");
@@ -28,6 +28,11 @@ export function SignIn() {
           <input type="checkbox" checked={keep} onChange={(event) => setKeep(event.currentTarget.checked)} />
           Keep it in this browser
         </label>
+        {refusal.value && (
+          <p class="problem" role="alert">
+            {refusal.value}
+          </p>
+        )}
         <button type="submit">Sign in</button>
         <p class="faint">
           Each request needs a key: one that is missing, expired or revoked brings you here. An admin makes one with{" "}

@@ -4,7 +4,7 @@ use nats::analytics::{Analytics, BucketSums, Distribution};
 
 const HEADER: &str = "start,group,jobs,completed,failed,canceled,runs,retries,lostRuns,successRate,\
     avgDuration,p50Duration,p95Duration,p99Duration,avgWait,p50Wait,p95Wait,p99Wait,\
-    inputTokens,outputTokens,wastedTokens";
+    inputTokens,outputTokens,wastedTokens,isOther";
 
 /// The sums of each bucket and group, one line each, under a line of names.
 pub(super) fn write(analytics: &Analytics) -> String {
@@ -36,6 +36,8 @@ fn line(BucketSums { start, sums }: &BucketSums) -> String {
     }
     let tokens = [sums.input_tokens, sums.output_tokens, sums.wasted_tokens];
     fields.extend(tokens.map(|tokens| tokens.to_string()));
+    // A group can have the name of the sum of all others.
+    fields.push(sums.is_other.to_string());
     fields.join(",")
 }
 
