@@ -21,7 +21,7 @@ const HIDDEN_FROM_METADATA: [&str; 4] = [
 /// What concerns all projects: a key for some of them cannot see it.
 const OF_ALL_PROJECTS: [&str; 1] = ["/api/processors"];
 /// What shows each key what it is for.
-const LISTS: [&str; 2] = ["/api/projects", "/api/access"];
+const LISTS: [&str; 3] = ["/api/projects", "/api/access", "/api/queue/operations"];
 
 /// A request of the matrix.
 struct Route {
@@ -110,7 +110,7 @@ pub async fn create(
 }
 
 /// The requests of the API document, about the project `own`.
-fn routes(document: &Value, job: &str, key: &str) -> anyhow::Result<Vec<Route>> {
+fn routes(document: &Value, job: &str, key: &str, operation: &str) -> anyhow::Result<Vec<Route>> {
     let mut routes = Vec::new();
     for (template, methods) in document["paths"].as_object().into_iter().flatten() {
         for (method, endpoint) in methods.as_object().into_iter().flatten() {
@@ -124,6 +124,9 @@ fn routes(document: &Value, job: &str, key: &str) -> anyhow::Result<Vec<Route>> 
                     Some(json!({ "projectId": "own", "batchIds": ["none"] }))
                 }
                 (_, "/api/queue/retry") => Some(json!({ "projectId": "own", "retryAll": true })),
+                (_, "/api/queue/operations") => Some(json!({ "action": "cancel",
+                    "filter": { "projectId": "own", "batchId": "none" } })),
+                (_, "/api/queue/operations/{operationId}/abort") => None,
                 (_, "/api/projects/{projectId}") => Some(json!({ "weight": 2 })),
                 (_, "/api/projects/{projectId}/schedules/{name}") => {
                     Some(json!({ "cron": "0 0 1 1 *" }))
@@ -140,6 +143,7 @@ fn routes(document: &Value, job: &str, key: &str) -> anyhow::Result<Vec<Route>> 
                 .replace("{batchId}", "b")
                 .replace("{jobId}", job)
                 .replace("{keyId}", key)
+                .replace("{operationId}", operation)
                 .replace("{name}", "nightly");
             if is_query("projectId") {
                 path.push_str("?projectId=own");
@@ -151,7 +155,8 @@ fn routes(document: &Value, job: &str, key: &str) -> anyhow::Result<Vec<Route>> 
                 ("GET", _) => "read",
                 _ => "manage",
             };
-            let is_general = [&OPEN[..], &LISTS[..]].concat().contains(&template.as_str());
+            let template_is = |listed: &[&str]| listed.contains(&template.as_str());
+            let is_general = template_is(&OPEN) || method == Method::GET && template_is(&LISTS);
             let is_of_project = scope != "admin" && !is_general;
             let template = template.clone();
             routes.push(Route { method, template, path, body, scope, is_of_project });
@@ -167,6 +172,10 @@ async fn each_key_may_do_at_each_endpoint_what_its_scope_says() -> anyhow::Resul
     let job =
         mesh.post("/api/queue/enqueue", json!({ "projectId": "own", "batchId": "b" })).await?;
     let job = job["jobId"].as_str().expect("jobId").to_owned();
+    let filter = json!({ "projectId": "own", "batchId": "none" });
+    let operation =
+        mesh.post("/api/queue/operations", json!({ "action": "cancel", "filter": filter })).await?;
+    let operation = operation["operation"]["operationId"].as_str().expect("its id").to_owned();
     let (status, document) = mesh.get("/openapi.json").await?;
     assert_eq!(status, 200);
     // The first key is an admin's: others could lock everybody out.
@@ -216,7 +225,7 @@ async fn each_key_may_do_at_each_endpoint_what_its_scope_says() -> anyhow::Resul
     let mut violations = Vec::new();
     let mut cells = 0;
     let (spare, _) = make(json!({ "name": "spare", "scope": "read" })).await?;
-    for route in routes(&document, &job, &spare)? {
+    for route in routes(&document, &job, &spare, &operation)? {
         for (name, text) in &keys {
             let (method, path) = (&route.method, &route.path);
             let answer = ask(&mesh, method, path, text.as_deref(), route.body.as_ref()).await?;
@@ -246,7 +255,8 @@ async fn each_key_may_do_at_each_endpoint_what_its_scope_says() -> anyhow::Resul
                 "401" => answer.status == 401 && answer.headers.contains_key("www-authenticate"),
                 "403" => answer.status == 403 && code == "forbidden",
                 "404" => {
-                    answer.status == 404 && (code == "project_not_found" || code == "job_not_found")
+                    let codes = ["project_not_found", "job_not_found", "operation_not_found"];
+                    answer.status == 404 && codes.iter().any(|known| code == *known)
                 }
                 _ => ![401, 403].contains(&answer.status) && code != "project_not_found",
             };

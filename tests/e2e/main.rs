@@ -33,6 +33,7 @@ mod later;
 mod lists;
 mod mesh;
 mod nats_login;
+mod operations;
 mod power_cut;
 mod projects;
 mod prometheus;

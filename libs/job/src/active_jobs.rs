@@ -80,6 +80,28 @@ impl ActiveJobs {
         self.batches.range((key, JobId::nil())..=(key, JobId::max())).copied()
     }
 
+    /// How many jobs are of a type and status, of all if absent.
+    pub fn count(&self, job_type: Option<JobType>, status: Option<Status>) -> usize {
+        self.sets(job_type, status).map(BTreeSet::len).sum()
+    }
+
+    /// The jobs of a type and status, of all if absent, behind one: at most `limit`, the oldest first.
+    pub fn oldest(
+        &self,
+        job_type: Option<JobType>,
+        status: Option<Status>,
+        after: Option<JobId>,
+        limit: usize,
+    ) -> Vec<JobId> {
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let sets = self.sets(job_type, status);
+        let heads = sets.flat_map(|set| set.range((from, Bound::Unbounded)).take(limit));
+        let mut ids: Vec<JobId> = heads.copied().collect();
+        ids.sort_unstable();
+        ids.truncate(limit);
+        ids
+    }
+
     /// The jobs of all batches with the key of this one whose id is below `before`, the newest first.
     pub fn newest_of_batch(&self, batch: &Id, before: JobId) -> Vec<Newest<'_>> {
         let key = batch_key(batch);
@@ -95,13 +117,23 @@ impl ActiveJobs {
         status: Option<Status>,
         before: JobId,
     ) -> Vec<Newest<'_>> {
+        let sets = self.sets(job_type, status);
+        sets.map(|set| Box::new(set.range(..before).rev().copied()) as Newest<'_>).collect()
+    }
+
+    /// The sets of a type and status, of all if absent, that are not empty.
+    fn sets(
+        &self,
+        job_type: Option<JobType>,
+        status: Option<Status>,
+    ) -> impl Iterator<Item = &BTreeSet<JobId>> {
         let job_types = JobType::EVERY
             .into_iter()
             .filter(move |of| job_type.is_none_or(|job_type| job_type == *of));
         let sets = job_types.flat_map(|of| ACTIVE.into_iter().zip(&self.listed[of as usize]));
-        let sets =
-            sets.filter(|(of, set)| status.is_none_or(|status| status == *of) && !set.is_empty());
-        sets.map(|(_, set)| Box::new(set.range(..before).rev().copied()) as Newest<'_>).collect()
+        let sets = sets
+            .filter(move |(of, set)| status.is_none_or(|status| status == *of) && !set.is_empty());
+        sets.map(|(_, set)| set)
     }
 }
 

@@ -3,9 +3,8 @@
 use uuid::Uuid;
 
 use crate::{
-    ByClass, DirtyKey, Gate, Id, Job, JobId, OpenJobTypes, Partial, Position, ReadyQueue,
-    RequeueReason, State, Status,
-    bulk::{BulkOperation, BulkProgress},
+    ByClass, DirtyKey, Gate, Id, Job, JobId, OpenJobTypes, Partial, Position, PriorityClass,
+    ReadyQueue, RequeueReason, State, Status,
     delivery::Receiver,
     event::{Batch, Ended, Enqueued, Event, LateRun, Requeued, Retried, Transition},
     internal,
@@ -115,9 +114,18 @@ impl State {
                 });
                 self.schedule(project, name, timed);
             }
-            Event::BulkStarted(operation) => self.bulk_started(at, position, operation),
-            Event::BulkAdvanced { project, slice } => self.bulk_advanced(project, slice),
-            Event::BulkFinished { project } => self.bulk_finished(project),
+            Event::BulkStarted(operation) => self.apply_bulk_started(at, position, operation),
+            Event::BulkAdvanced { project, slice } => self.apply_bulk_advanced(project, slice),
+            Event::BulkFinished { project, slice } => {
+                self.apply_bulk_finished(at, project, slice.as_deref());
+            }
+            Event::OperationStarted(started) => self.apply_operation_started(at, position, started),
+            Event::OperationAborted { operation, by } => {
+                self.apply_operation_aborted(at, *operation, by.as_ref());
+            }
+            Event::PriorityChanged { job, priority, priority_class, .. } => {
+                self.change_priority(*job, position, *priority, *priority_class);
+            }
             Event::Partial { item, jobs, batches } => {
                 self.persisted.partial =
                     Some(Partial { item: *item, jobs: *jobs, batches: *batches });
@@ -160,26 +168,23 @@ impl State {
         }
     }
 
-    /// Applies the start of an operation.
-    fn bulk_started(&mut self, at: Millis, position: Position, new: &BulkOperation) {
-        let operation = BulkOperation { started: position, started_at: at, ..new.clone() };
-        self.persisted.bulk.push(operation);
-    }
-
-    /// Applies a slice that was not the last; the operations of other projects are next.
-    fn bulk_advanced(&mut self, project: &Id, slice: &BulkProgress) {
-        let mut operations = self.persisted.bulk.take(project);
-        if let Some(operation) = operations.front_mut() {
-            operation.progress.add(slice);
+    /// Changes the priority of a queued job. One that is in flight keeps its place.
+    fn change_priority(
+        &mut self,
+        id: JobId,
+        position: Position,
+        priority: u16,
+        priority_class: PriorityClass,
+    ) {
+        let Some(job) = self.persisted.jobs.get(id) else { return };
+        let is_in_queue = self.ready.contains(&job);
+        self.change(id, position, |job| {
+            job.priority = priority;
+            job.priority_class = priority_class;
+        });
+        if !is_in_queue && let Some(job) = self.persisted.jobs.get(id) {
+            self.ready.remove(&job);
         }
-        self.persisted.bulk.put_back(project, operations);
-    }
-
-    /// Applies the end of the first operation of a project.
-    fn bulk_finished(&mut self, project: &Id) {
-        let mut operations = self.persisted.bulk.take(project);
-        operations.pop_front();
-        self.persisted.bulk.put_back(project, operations);
     }
 
     fn enqueued(&mut self, at: Millis, position: Position, new: &Enqueued) {

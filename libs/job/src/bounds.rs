@@ -11,6 +11,10 @@ pub const ID_BYTES_MAX: usize = 128;
 pub const PRIORITY_MAX: u16 = 1_000;
 /// The most jobs or batches of one request.
 pub const BATCHES_MAX: usize = 10_000;
+/// The most jobs that one operation names.
+pub const OPERATION_JOBS_MAX: usize = 1_000;
+/// The longest reason for an operation, in bytes.
+pub const REASON_BYTES_MAX: usize = 500;
 /// The largest data of a job, in bytes.
 pub const DATA_BYTES_MAX: usize = 256 * 1024;
 /// The largest result that is kept with a job, in bytes; larger ones are stored apart.

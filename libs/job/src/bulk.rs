@@ -1,4 +1,4 @@
-//! Bulk operations: a cancel of many jobs, or a retry of all failed ones.
+//! Bulk operations: changes of many jobs of one project.
 //!
 //! Such a request can name hundreds of thousands of jobs. Unless it is small, it is recorded as an operation, which the
 //! leader then carries out in slices, each small enough to fit one message of EVENTS. Other commands and questions are
@@ -12,7 +12,8 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::{
-    Digest, Id, Idempotency, Job, JobId, JobType, Position, error_group, reply::Reply, time::Millis,
+    Digest, Id, Idempotency, Job, JobFilter, JobId, Position, operation::OperationPart,
+    reply::Reply, time::Millis,
 };
 
 /// Ids of retried jobs that a reply lists; their number is always exact.
@@ -56,32 +57,9 @@ pub enum BulkAction {
     /// Queue all failed jobs again.
     RetryFailed,
     /// Queue those failed jobs again that match.
-    RetryMatching(FailedFilter),
-}
-
-/// Some failed jobs of a project; all by default.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct FailedFilter {
-    /// With an error of this [group](crate::error_group) alone.
-    #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub error_group: Option<u64>,
-    /// Of this type alone.
-    #[serde(rename = "type", skip_serializing_if = "Option::is_none", default)]
-    pub job_type: Option<JobType>,
-}
-
-impl FailedFilter {
-    /// True if every failed job matches.
-    pub fn is_all(&self) -> bool {
-        *self == Self::default()
-    }
-
-    pub(crate) fn matches(&self, job: &Job) -> bool {
-        let error = job.history().error.as_deref().unwrap_or_default();
-        self.job_type.is_none_or(|job_type| job.job_type == job_type)
-            && self.error_group.is_none_or(|group| error_group(error) == group)
-    }
+    RetryMatching(JobFilter),
+    /// Do what an operation of a client does to one project.
+    Operation(Box<OperationPart>),
 }
 
 impl BulkOperation {
@@ -112,6 +90,8 @@ impl BulkOperation {
                 count: progress.jobs,
                 left: progress.skipped,
             },
+            // Its requester got the reply when it started.
+            BulkAction::Operation(_) => Reply::Noted,
         }
     }
 
@@ -137,6 +117,9 @@ pub struct BulkProgress {
     /// The last job that was looked at: the key of its batch (0 in a retry) and its id.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub after: Option<(u64, JobId)>,
+    /// Jobs that were looked at.
+    #[serde(default)]
+    pub looked_at: u64,
     /// Jobs that were changed.
     pub jobs: u64,
     /// Batches of canceled jobs.
@@ -156,6 +139,7 @@ pub struct BulkProgress {
 impl BulkProgress {
     pub(crate) fn add(&mut self, slice: &Self) {
         self.after = slice.after.or(self.after);
+        self.looked_at += slice.looked_at;
         self.jobs += slice.jobs;
         self.batches += slice.batches;
         self.last_batch = slice.last_batch.or(self.last_batch);
@@ -188,6 +172,14 @@ impl BulkQueue {
         if !operations.is_empty() {
             self.0.push_back((project.clone(), operations));
         }
+    }
+
+    /// Removes the operations that are not to be kept.
+    pub(crate) fn retain(&mut self, mut keep: impl FnMut(&BulkOperation) -> bool) {
+        for (_, operations) in &mut self.0 {
+            operations.retain(&mut keep);
+        }
+        self.0.retain(|(_, operations)| !operations.is_empty());
     }
 
     pub(crate) fn len_of(&self, project: &Id) -> usize {

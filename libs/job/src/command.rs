@@ -3,10 +3,11 @@
 mod bounded;
 
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
 use crate::{
-    Backoff, Id, Idempotency, JobId, JobLabels, JobType, Json, Patch, Run, StoredResult, Usage,
-    bulk::FailedFilter, schedule::Schedule, time::Millis,
+    Backoff, Id, Idempotency, JobFilter, JobId, JobLabels, JobType, Json, Patch, Run, StoredResult,
+    Usage, operation::Operation, schedule::Schedule, time::Millis,
 };
 
 /// One thing asked.
@@ -22,6 +23,8 @@ pub enum Command {
     Project(Project),
     /// Set or remove a schedule.
     Schedule(SetSchedule),
+    /// Start or abort an operation.
+    Operation(OperationCommand),
     /// A processor began a run.
     Started(Started),
     /// A processor says how far a run is.
@@ -120,8 +123,8 @@ pub struct Retry {
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub job: Option<JobId>,
     /// Which failed jobs.
-    #[serde(skip_serializing_if = "FailedFilter::is_all", default)]
-    pub filter: FailedFilter,
+    #[serde(skip_serializing_if = "JobFilter::is_all", default)]
+    pub filter: JobFilter,
     /// What makes a repeat of the request harmless.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub idempotency: Option<Idempotency>,
@@ -146,6 +149,39 @@ pub struct SetSchedule {
     /// The new schedule; absent to remove it.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub schedule: Option<Schedule>,
+}
+
+/// Start or abort an operation over many jobs.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum OperationCommand {
+    /// Start one.
+    Start(Box<StartOperation>),
+    /// Abort one.
+    Abort(AbortOperation),
+}
+
+/// Start an operation.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StartOperation {
+    /// The operation, without progress.
+    pub operation: Operation,
+    /// What makes a repeat of the request harmless.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub idempotency: Option<Idempotency>,
+}
+
+/// Abort an operation.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AbortOperation {
+    /// The operation.
+    pub operation: Uuid,
+    /// Only if it concerns no other projects than these; `None` stands for all.
+    pub projects: Option<Vec<Id>>,
+    /// The name of the API key that requests it.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub requested_by: Option<Id>,
 }
 
 /// A processor began a run. It may come late, twice or never: an outcome implies it.

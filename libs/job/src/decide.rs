@@ -3,6 +3,7 @@
 mod bulk;
 mod cancel;
 mod enqueue;
+mod operation;
 mod project;
 mod quota;
 mod retry;
@@ -96,6 +97,7 @@ impl State {
             Command::Retry(ask) => self.decide_retry(lookups, now, ask),
             Command::Project(ask) => Ok(self.decide_project(ask)),
             Command::Schedule(ask) => Ok(self.decide_schedule(now, ask)),
+            Command::Operation(command) => self.decide_operation(config, lookups, now, command),
             Command::Started(said) => Ok(self.decide_started(said)),
             Command::Progress(said) => Ok(self.decide_progress(said)),
             Command::Outcome(said) => self.decide_outcome(config, lookups, now, said),

@@ -7,8 +7,9 @@ use uuid::Uuid;
 
 use crate::{
     Backoff, Digest, Id, IdempotencyRecord, Job, JobId, JobLabels, JobType, Json, Position,
-    RequeueReason, Run, Settings, Status, StoredResult, Usage,
+    PriorityClass, RequeueReason, Run, Settings, Status, StoredResult, Usage,
     bulk::{BulkOperation, BulkProgress},
+    operation::OperationStarted,
     schedule::ScheduleState,
     time::Millis,
 };
@@ -129,6 +130,31 @@ pub enum Event {
     BulkFinished {
         /// The project.
         project: Id,
+        /// What the last slice did, if the bulk operation is part of an operation.
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        slice: Option<Box<BulkProgress>>,
+    },
+    /// A client started an operation.
+    OperationStarted(Box<OperationStarted>),
+    /// A client aborted an operation.
+    OperationAborted {
+        /// The operation.
+        operation: Uuid,
+        /// The name of the API key that did.
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        by: Option<Id>,
+    },
+    /// A queued job got another priority.
+    PriorityChanged {
+        /// The job.
+        job: JobId,
+        /// The project and batch it belongs to.
+        of: JobScope,
+        /// 0 to 1000, lower first.
+        priority: u16,
+        /// The class that the priority puts it in.
+        #[serde(rename = "class")]
+        priority_class: PriorityClass,
     },
     /// A message of COMMANDS with too many events for one message goes on in the next: with this
     /// item of it, those before are done.
@@ -168,7 +194,7 @@ pub struct Enqueued {
     pub priority: u16,
     /// The class that its priority put it in.
     #[serde(rename = "class")]
-    pub priority_class: crate::PriorityClass,
+    pub priority_class: PriorityClass,
     /// The attempts it may use.
     pub max_attempts: u32,
     /// Whether its request named that number: a project's setting changes nothing of it then.

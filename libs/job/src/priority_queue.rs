@@ -57,6 +57,17 @@ impl PriorityQueue {
         was_there
     }
 
+    /// True if a job is in the queue.
+    pub fn contains(&self, queue_key: &QueueKey) -> bool {
+        let (number, age, id) = queue_key;
+        let queued = || {
+            let queue = self.queues.get(number)?;
+            let at = queue.binary_search_by_key(age, |(age, _)| *age).ok()?;
+            Some(queue[at].1 == *id)
+        };
+        self.returned.contains(queue_key) || queued() == Some(true)
+    }
+
     /// The first in the line.
     pub fn first(&self) -> Option<QueueKey> {
         let queued = self

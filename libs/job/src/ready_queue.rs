@@ -98,6 +98,16 @@ impl ReadyQueue {
         self.class_queue(job).remove(job);
     }
 
+    /// True if a job is in it.
+    pub fn contains(&self, job: &Job) -> bool {
+        let is_timed = job.run_at.is_some_and(|at| self.timers.contains_key(&(at, job.id)));
+        let class_queue = match job.job_type.is_internal() {
+            true => &self.own,
+            false => &self.class_queues[job.priority_class],
+        };
+        is_timed || class_queue.contains(job)
+    }
+
     fn class_queue(&mut self, job: &Job) -> &mut ClassQueue {
         if job.job_type.is_internal() {
             &mut self.own
@@ -236,6 +246,11 @@ impl ClassQueue {
         if queue.is_empty() && !queue.in_ring {
             self.projects.remove(&job.project);
         }
+    }
+
+    fn contains(&self, job: &Job) -> bool {
+        let queue = self.projects.get(&job.project);
+        queue.is_some_and(|queue| queue.queues[job.job_type as usize].contains(&queue_key(job)))
     }
 
     fn join_ring(&mut self, project: &Id) {

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{JobId, Settings, schedule::ScheduleState};
+use crate::{JobId, Settings, operation::Operation, schedule::ScheduleState};
 
 /// The reply to a command.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -33,6 +33,8 @@ pub enum Reply {
     ProjectSet(Box<Settings>),
     /// The schedule is set, or removed.
     ScheduleSet(Option<Box<ScheduleState>>),
+    /// The operation stands here.
+    Operation(Box<Operation>),
     /// It was not done.
     Refused {
         /// The kind of refusal.
@@ -60,6 +62,8 @@ pub enum Code {
     ScheduleNotFound,
     /// The project has as many schedules as it may, or as much data in them.
     TooManySchedules,
+    /// No such operation.
+    OperationNotFound,
     /// Too many requests over many jobs of the project are in progress.
     TooManyOperations,
     /// The project would have more active jobs, or more bytes in them, than its share.

@@ -14,6 +14,7 @@ use crate::{
     bulk::BulkQueue,
     dedup_window::DedupWindow,
     jobs::{FrozenJobs, Jobs},
+    operation::Operations,
     schedule::ScheduleState,
     sliding_window::SlidingWindow,
     time::Millis,
@@ -108,6 +109,9 @@ pub(crate) struct SnapshotState {
     /// Cancels and retries of many jobs that are in progress.
     #[serde(default)]
     pub bulk: BulkQueue,
+    /// Operations of clients, in progress and ended.
+    #[serde(default)]
+    pub operations: Operations,
     /// The first message of each hour: where to cut EVENTS by age.
     pub hours: VecDeque<(Millis, u64)>,
 }
@@ -128,6 +132,7 @@ impl SnapshotState {
             answers: self.answers.clone(),
             partial: self.partial,
             bulk: self.bulk.clone(),
+            operations: self.operations.clone(),
             hours: self.hours.clone(),
         }
     }

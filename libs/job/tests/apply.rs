@@ -10,11 +10,14 @@ use std::{
 };
 
 use job::{
-    Config, Counts, Job, JobId, JobLabels, JobType, Json, Lookups, Missing, Position,
+    Config, Counts, Job, JobFilter, JobId, JobLabels, JobType, Json, Lookups, Missing, Position,
     PriorityClass, Scheduler, SpillFile, SpillRef, SpillStore, State, Status, Usage,
-    bulk::FailedFilter,
-    command::{Cancel, Command, End, Enqueue, NewJob, Outcome, Retry, Started},
+    command::{
+        Cancel, Command, End, Enqueue, NewJob, OperationCommand, Outcome, Retry, StartOperation,
+        Started,
+    },
     event::Batch,
+    operation::{Operation, OperationAction},
     time::Millis,
     transaction::Transaction,
 };
@@ -78,6 +81,11 @@ enum Action {
     RetryAll {
         project: u8,
     },
+    Operate {
+        project: Option<u8>,
+        action: u8,
+        batch: Option<u8>,
+    },
     Started {
         nth: usize,
         back: u32,
@@ -104,6 +112,9 @@ fn action() -> impl Strategy<Value = Action> {
         1 => (0..3u8, prop::option::of(0..4u8)).prop_map(|(project, batch)| Action::Cancel { project, batch }),
         1 => any::<usize>().prop_map(|nth| Action::Retry { nth }),
         1 => (0..3u8).prop_map(|project| Action::RetryAll { project }),
+        2 => (prop::option::of(0..3u8), 0..30u8, prop::option::of(0..4u8)).prop_map(
+            |(project, action, batch)| Action::Operate { project, action, batch }
+        ),
         4 => (any::<usize>(), 0..2u32).prop_map(|(nth, back)| Action::Started { nth, back }),
         5 => (any::<usize>(), 0..2u32, 0..5u8).prop_map(|(nth, back, end)| Action::Outcome { nth, back, end }),
         1 => any::<usize>().prop_map(|nth| Action::Lost { nth }),
@@ -202,16 +213,30 @@ impl World {
                 Command::Retry(Retry {
                     project,
                     job: Some(id),
-                    filter: FailedFilter::default(),
+                    filter: JobFilter::default(),
                     idempotency: None,
                 })
             }
             Action::RetryAll { project } => Command::Retry(Retry {
                 project: name(project),
                 job: None,
-                filter: FailedFilter::default(),
+                filter: JobFilter::default(),
                 idempotency: None,
             }),
+            Action::Operate { project, action, batch } => {
+                let action = match action {
+                    0 => OperationAction::Cancel,
+                    1..10 => OperationAction::Retry,
+                    priority => OperationAction::SetPriority { priority: (*priority).into() },
+                };
+                self.next_id += 1;
+                let projects = project.as_ref().map(|project| vec![name(project)]);
+                let filter = JobFilter { batch: batch.as_ref().map(&name), ..JobFilter::default() };
+                let id = JobId::from_u128(self.next_id);
+                let operation = Operation::new(id, action, projects, filter);
+                let start = StartOperation { operation, idempotency: None };
+                Command::Operation(OperationCommand::Start(Box::new(start)))
+            }
             Action::Started { nth, back } => {
                 let job = self.look(self.pick(*nth)?)?;
                 let run = job.run.saturating_sub(*back).max(1);

@@ -102,6 +102,12 @@ pub const QUERY_PROJECTS: StateQuery =
 /// The query for the processors.
 pub const QUERY_PROCESSORS: StateQuery =
     StateQuery { any: "jobmesh.state.processors", all: "jobmesh.state.all.processors" };
+/// The query for operations.
+pub const QUERY_OPERATIONS: StateQuery =
+    StateQuery { any: "jobmesh.state.operations", all: "jobmesh.state.all.operations" };
+/// The query for what an operation would change.
+pub const QUERY_PREVIEW: StateQuery =
+    StateQuery { any: "jobmesh.state.preview", all: "jobmesh.state.all.preview" };
 /// The last message of EVENTS that the client has seen: a replica that is behind it does not
 /// answer. In an answer, the last message that the answer includes.
 pub const SEEN: &str = "Jobmesh-Seen";
@@ -140,6 +146,8 @@ pub enum Verb {
     Project,
     /// Set or remove a schedule.
     Schedule,
+    /// Start or abort an operation over many jobs.
+    Operation,
     /// Runs began.
     Started,
     /// Progress of runs.
@@ -150,13 +158,14 @@ pub enum Verb {
 
 impl Verb {
     /// All of them.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Enqueue,
         Self::Redo,
         Self::Cancel,
         Self::Retry,
         Self::Project,
         Self::Schedule,
+        Self::Operation,
         Self::Started,
         Self::Progress,
         Self::Outcome,
@@ -171,6 +180,7 @@ impl Verb {
             Self::Retry => "retry",
             Self::Project => "project",
             Self::Schedule => "schedule",
+            Self::Operation => "operation",
             Self::Started => "started",
             Self::Progress => "progress",
             Self::Outcome => "outcome",

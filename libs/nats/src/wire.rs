@@ -3,7 +3,10 @@
 use async_nats::{HeaderMap, header::NATS_EXPECTED_LAST_SEQUENCE};
 use job::{
     Id, JobId, JobType, Json, Run,
-    command::{Cancel, Command, Enqueue, Outcome, Progress, Project, Retry, SetSchedule, Started},
+    command::{
+        Cancel, Command, Enqueue, OperationCommand, Outcome, Progress, Project, Retry, SetSchedule,
+        Started,
+    },
     event::Batch,
     reply::Reply,
     time::Millis,
@@ -85,6 +88,7 @@ pub fn commands(subject: &str, payload: &[u8]) -> Result<Vec<Item<Command>>, Mal
         Verb::Cancel => items::<Cancel>(payload, Command::Cancel),
         Verb::Retry => items::<Retry>(payload, Command::Retry),
         Verb::Project => items::<Project>(payload, Command::Project),
+        Verb::Operation => items::<OperationCommand>(payload, Command::Operation),
         Verb::Schedule => items::<SetSchedule>(payload, Command::Schedule),
         Verb::Started => items::<Started>(payload, Command::Started),
         Verb::Progress => items::<Progress>(payload, Command::Progress),

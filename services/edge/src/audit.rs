@@ -46,6 +46,8 @@ pub(crate) struct AuditNote(Arc<Mutex<Noted>>);
 struct Noted {
     project: Option<Id>,
     target: Option<String>,
+    reason: Option<String>,
+    changes_nothing: bool,
 }
 
 impl AuditNote {
@@ -57,6 +59,16 @@ impl AuditNote {
     /// Notes what is changed.
     pub fn target(&self, target: String) {
         self.lock().target = Some(target);
+    }
+
+    /// Notes the reason that the body gives.
+    pub fn reason(&self, reason: Option<&str>) {
+        self.lock().reason = reason.map(str::to_owned);
+    }
+
+    /// Notes that the request is a question, and is not recorded.
+    pub fn changes_nothing(&self) {
+        self.lock().changes_nothing = true;
     }
 
     fn lock(&self) -> MutexGuard<'_, Noted> {
@@ -89,12 +101,13 @@ pub(crate) async fn record(State(app): State<App>, mut request: Request, next: N
         let answered = tokio::spawn(next.run(request).in_current_span()).await;
         let failed = |_| Error::internal("a request ended early").into_response();
         let response = answered.unwrap_or_else(failed);
-        if is_change(response.status()) {
-            let Noted { project, target } = std::mem::take(&mut *note.lock());
+        let Noted { project, target, reason, changes_nothing } = std::mem::take(&mut *note.lock());
+        if is_change(response.status()) && !changes_nothing {
             record.at = service::now_ms();
             record.status = response.status().as_u16();
             record.project = project.map(|id| id.to_string()).or(record.project);
             record.target = target;
+            record.reason = record.reason.or(reason);
             let storing = tokio::spawn(store(app, record).in_current_span());
             // The answer does not wait for a broker that is away.
             let _ = tokio::time::timeout(STORED_WITHIN, storing).await;

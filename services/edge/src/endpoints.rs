@@ -14,6 +14,7 @@ pub(crate) mod jobs;
 pub(crate) mod keys;
 pub(crate) mod live;
 pub(crate) mod metrics;
+pub(crate) mod operations;
 mod parameters;
 pub(crate) mod processors;
 pub(crate) mod project_list;

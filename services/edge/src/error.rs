@@ -183,6 +183,20 @@ impl Error {
         Self::new(StatusCode::NOT_FOUND, "result_not_found", text)
     }
 
+    /// There is no such operation, or it concerns projects that the API key is not for.
+    pub fn operation_not_found(id: uuid::Uuid) -> Self {
+        Self::new(StatusCode::NOT_FOUND, "operation_not_found", format!("no operation {id}"))
+    }
+
+    /// A dry run has looked at as many jobs as it may.
+    pub fn dry_run_too_long(within: Duration) -> Self {
+        let text = format!(
+            "the dry run has not looked at all jobs within {} s; name a project, or select fewer jobs",
+            within.as_secs()
+        );
+        Self::new(StatusCode::UNPROCESSABLE_ENTITY, "dry_run_too_long", text)
+    }
+
     /// No such schedule.
     pub fn schedule_not_found(text: impl Into<String>) -> Self {
         Self::new(StatusCode::NOT_FOUND, "schedule_not_found", text)
@@ -255,6 +269,7 @@ impl Error {
             Code::IdempotencyKeyReused => {
                 (StatusCode::UNPROCESSABLE_ENTITY, "idempotency_key_reused")
             }
+            Code::OperationNotFound => (StatusCode::NOT_FOUND, "operation_not_found"),
             Code::ScheduleNotFound => (StatusCode::NOT_FOUND, "schedule_not_found"),
             Code::TooManySchedules => (StatusCode::CONFLICT, "too_many_schedules"),
             Code::ProjectFull => {

@@ -53,7 +53,7 @@ const ERRORS: [(&str, &str); 14] = [
     ("403", "The API key may not do this, or a web page of another site made the request."),
     (
         "404",
-        "There is no such job, batch, schedule, API key or endpoint, or the API key is not for the project.",
+        "There is no such job, batch, schedule, operation, API key or endpoint, or the API key is not for the project.",
     ),
     ("405", "The endpoint does not take the method."),
     ("408", "The body did not come in time."),
@@ -61,7 +61,10 @@ const ERRORS: [(&str, &str); 14] = [
     ("413", "Too much at once; the error names the limit."),
     ("415", "The body is compressed, or a web page did not send it as JSON."),
     ("421", "The request is for a name that is not one of this edge."),
-    ("422", "The Idempotency-Key came with another request before."),
+    (
+        "422",
+        "The Idempotency-Key came with another request before, or a dry run has too many jobs to look at.",
+    ),
     (
         "429",
         "The project is at its limit, or the client's address has too many connections: send it again after Retry-After.",

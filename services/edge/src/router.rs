@@ -23,7 +23,8 @@ use crate::{
     endpoints::{
         access, analytics, analytics::AnalyticsFormat, audit as audit_api, cancel, console,
         enqueue, events, failures, failures::FailureOrder, health, jobs, keys as keys_api, live,
-        metrics, processors, project_list, projects, redo, result, retry, schedules, stats, status,
+        metrics, operations, processors, project_list, projects, redo, result, retry, schedules,
+        stats, status,
     },
     error::Error,
     keys,
@@ -48,6 +49,9 @@ fn endpoints() -> OpenApiRouter<App> {
         .routes(routes!(redo::redo))
         .routes(routes!(cancel::cancel))
         .routes(routes!(retry::retry))
+        .routes(routes!(operations::start_operation, operations::list_operations))
+        .routes(routes!(operations::get_operation))
+        .routes(routes!(operations::abort_operation))
         .routes(routes!(status::status))
         .routes(routes!(result::result))
         .routes(routes!(jobs::list_jobs))

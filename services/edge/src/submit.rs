@@ -23,8 +23,15 @@ use uuid::Uuid;
 use crate::{Config, error::Error};
 
 /// The verbs of clients.
-const CLIENT_VERBS: [Verb; 6] =
-    [Verb::Enqueue, Verb::Redo, Verb::Cancel, Verb::Retry, Verb::Project, Verb::Schedule];
+const CLIENT_VERBS: [Verb; 7] = [
+    Verb::Enqueue,
+    Verb::Redo,
+    Verb::Cancel,
+    Verb::Retry,
+    Verb::Project,
+    Verb::Schedule,
+    Verb::Operation,
+];
 
 type Waiting = Arc<Mutex<HashMap<Uuid, oneshot::Sender<Received>>>>;
 

@@ -5,14 +5,16 @@ use std::collections::HashSet;
 
 use crate::bounds::{
     ATTEMPTS_MAX, BATCHES_MAX, ERROR_BYTES_MAX, ID_BYTES_MAX, INLINE_RESULT_BYTES_MAX,
-    LATER_MS_MAX, PRIORITY_MAX, PROGRESS_BYTES_MAX, RUN_AT_MAX, WORKER_TIME_MAX, data, id,
-    result_too_large, shorten, usage,
+    LATER_MS_MAX, OPERATION_JOBS_MAX, PRIORITY_MAX, PROGRESS_BYTES_MAX, REASON_BYTES_MAX,
+    RUN_AT_MAX, WORKER_TIME_MAX, data, id, result_too_large, shorten, usage,
 };
 use crate::{
     Backoff, Id, JobLabels, Json,
     command::{
-        Cancel, Command, End, Enqueue, Outcome, Progress, Project, Retry, SetSchedule, Started,
+        Cancel, Command, End, Enqueue, OperationCommand, Outcome, Progress, Project, Retry,
+        SetSchedule, Started,
     },
+    operation::OperationAction,
     schedule::Schedule,
     time::Millis,
 };
@@ -32,6 +34,7 @@ impl Command {
             Self::Retry(command) => retry(&command).map(|()| Self::Retry(command)),
             Self::Project(command) => project(&command).map(|()| Self::Project(command)),
             Self::Schedule(command) => schedule(&command).map(|()| Self::Schedule(command)),
+            Self::Operation(command) => operation(&command).map(|()| Self::Operation(command)),
             Self::Started(report) => Ok(Self::Started(started(report))),
             Self::Progress(report) => Ok(Self::Progress(progress(report))),
             Self::Outcome(report) => Ok(Self::Outcome(outcome(report))),
@@ -78,6 +81,26 @@ fn cancel(command: &Cancel) -> Result<(), String> {
 
 fn retry(command: &Retry) -> Result<(), String> {
     id("project", &command.project)
+}
+
+fn operation(command: &OperationCommand) -> Result<(), String> {
+    let OperationCommand::Start(start) = command else { return Ok(()) };
+    let operation = &start.operation;
+    for project in operation.projects.iter().flatten() {
+        id("projects", project)?;
+    }
+    if let OperationAction::SetPriority { priority: number } = operation.action {
+        priority(number)?;
+    }
+    let reason = operation.reason.as_deref().map_or(0, str::len);
+    if reason > REASON_BYTES_MAX {
+        return Err(format!("reason is longer than {REASON_BYTES_MAX} bytes"));
+    }
+    let jobs = operation.filter.jobs.as_ref().map_or(0, Vec::len);
+    if jobs > OPERATION_JOBS_MAX {
+        return Err(format!("jobIds has {jobs} items, at most {OPERATION_JOBS_MAX} are allowed"));
+    }
+    Ok(())
 }
 
 fn project(command: &Project) -> Result<(), String> {

@@ -7,20 +7,23 @@ use std::{
 
 use super::{Decision, Lookups, Missing, answer_of, canceled, retried};
 use crate::{
-    Digest, Id, Idempotency, IdempotencyRecord, Job, JobId, Position, State, Status,
+    Digest, Id, Idempotency, IdempotencyRecord, Job, JobFilter, JobId, Position, State, Status,
     active_jobs::batch_key,
-    bulk::{BulkAction, BulkOperation, BulkProgress, FailedFilter, Requester},
-    event::Event,
+    bulk::{BulkAction, BulkOperation, BulkProgress, Requester},
+    event::{Event, JobScope},
+    operation::{OperationAction, OperationPart},
     reply::{Code, Reply},
     time::Millis,
 };
 
-/// Jobs that one slice looks at.
+/// Jobs that one slice changes, and failed jobs that it looks at.
 const SLICE_JOBS_MAX: usize = 500;
+/// Active jobs that one slice with a filter looks at.
+const LOOK_JOBS_MAX: usize = 5_000;
 /// Bytes of jobs that one slice queues again, but for a single job that is larger.
 pub const SLICE_BYTES_MAX: usize = 1 << 20;
 /// Operations of one project that may be in progress.
-const OPERATIONS_MAX: usize = 100;
+pub(super) const OPERATIONS_MAX: usize = 100;
 
 /// What one slice of a bulk operation makes happen.
 #[derive(Clone, Debug, PartialEq)]
@@ -49,16 +52,21 @@ impl State {
             && let Some(decision) = self.answered_before(lookups, operation.idempotency)?
         {
             // A repeat of the operation before it.
-            return Ok(Some(last(operation, Vec::new(), decision.reply, None)));
+            let nothing = BulkProgress::default();
+            return Ok(Some(last(operation, Vec::new(), nothing, decision.reply, None)));
         }
         let (mut events, slice, is_last) = match &operation.action {
             BulkAction::Cancel { batches } => self.cancel_slice(operation, batches.as_deref()),
             BulkAction::RetryFailed => {
-                self.retry_slice(operation, &FailedFilter::default(), lookups, now)?
+                self.retry_slice(operation, &JobFilter::default(), lookups, now)?
             }
             BulkAction::RetryMatching(filter) => {
                 self.retry_slice(operation, filter, lookups, now)?
             }
+            BulkAction::Operation(part) if part.action == OperationAction::Retry => {
+                self.retry_slice(operation, &part.filter, lookups, now)?
+            }
+            BulkAction::Operation(part) => self.active_slice(operation, part),
         };
         if !is_last {
             let project = operation.project.clone();
@@ -67,7 +75,7 @@ impl State {
         }
         let reply = operation.reply(&slice);
         let answer = answer_of(operation.idempotency, &reply, now);
-        Ok(Some(last(operation, events, reply, answer)))
+        Ok(Some(last(operation, events, slice, reply, answer)))
     }
 
     /// Decides a request over many jobs: at once if it fits a slice, else a bulk operation starts.
@@ -83,6 +91,7 @@ impl State {
             BulkAction::Cancel { batches } => {
                 Some(self.cancel_slice(&operation, batches.as_deref()))
             }
+            BulkAction::Operation(_) => None,
             BulkAction::RetryFailed | BulkAction::RetryMatching(_) => self
                 .persisted
                 .projects
@@ -152,14 +161,60 @@ impl State {
             last_batch = Some(*key);
         }
         slice.after = places.last().copied();
+        slice.looked_at = places.len() as u64;
         slice.last_batch = last_batch;
         (events, slice, places.len() < SLICE_JOBS_MAX)
+    }
+
+    /// A slice of an operation over active jobs.
+    fn active_slice(
+        &self,
+        operation: &BulkOperation,
+        part: &OperationPart,
+    ) -> (Vec<Event>, BulkProgress, bool) {
+        let mut slice = BulkProgress::default();
+        let Some(project) = self.persisted.projects.get(&operation.project) else {
+            return (Vec::new(), slice, true);
+        };
+        let after = operation.progress.after.map(|(_, id)| id);
+        let status = part.filter.status.or(part.action.only_status());
+        let ids = project.active_candidates(&part.filter, status, after, LOOK_JOBS_MAX);
+        let is_last = ids.len() < LOOK_JOBS_MAX;
+        let mut events = Vec::new();
+        for id in ids {
+            if events.len() == SLICE_JOBS_MAX {
+                return (events, slice, false);
+            }
+            slice.after = Some((0, id));
+            slice.looked_at += 1;
+            let Some(job) = self.job(id).filter(|job| job.project == operation.project) else {
+                continue;
+            };
+            let is_of_slice = part.action.statuses().contains(&job.status)
+                && part.filter.matches(&job)
+                && operation.applies_to(&job);
+            if !is_of_slice {
+                continue;
+            }
+            match (part.action, part.priority_class) {
+                (OperationAction::SetPriority { priority }, Some(priority_class)) => {
+                    if job.priority == priority {
+                        continue;
+                    }
+                    let of = JobScope { project: job.project.clone(), batch: job.batch.clone() };
+                    events.push(Event::PriorityChanged { job: id, of, priority, priority_class });
+                }
+                _ => events.push(canceled(&job, "canceled by an operation".into(), None)),
+            }
+            slice.jobs += 1;
+        }
+        (events, slice, is_last)
     }
 
     fn retry_slice(
         &self,
         operation: &BulkOperation,
-        filter: &FailedFilter,
+        filter: &JobFilter,
         lookups: &Lookups,
         now: Millis,
     ) -> Result<(Vec<Event>, BulkProgress, bool), Missing> {
@@ -168,8 +223,8 @@ impl State {
             return Ok((Vec::new(), slice, true));
         };
         let after = operation.progress.after.map(|(_, id)| id);
-        let failed: Vec<(JobId, Millis)> =
-            project.failed_after(after).take(SLICE_JOBS_MAX).collect();
+        let failed = project.failed_candidates(filter, after, SLICE_JOBS_MAX);
+        let is_part = matches!(operation.action, BulkAction::Operation(_));
         let mut newest = HashMap::new();
         let (mut events, mut bytes) = (Vec::new(), 0_usize);
         for (n, (id, until)) in failed.iter().enumerate() {
@@ -197,6 +252,7 @@ impl State {
             };
             let Some(job) = job.filter(|_| is_of_slice).filter(can_retry) else {
                 slice.after = Some((0, *id));
+                slice.looked_at += 1;
                 slice.skipped += u64::from(is_of_slice);
                 continue;
             };
@@ -208,8 +264,11 @@ impl State {
             bytes += more;
             events.push(event);
             slice.after = Some((0, *id));
+            slice.looked_at += 1;
             slice.jobs += 1;
-            slice.retried.push(*id);
+            if !is_part {
+                slice.retried.push(*id);
+            }
         }
         Ok((events, slice, failed.len() < SLICE_JOBS_MAX))
     }
@@ -227,10 +286,13 @@ impl State {
 fn last(
     operation: &BulkOperation,
     mut events: Vec<Event>,
+    slice: BulkProgress,
     reply: Reply,
     answer: Option<(Digest, Box<IdempotencyRecord>)>,
 ) -> Slice {
-    events.push(Event::BulkFinished { project: operation.project.clone() });
+    let is_part = matches!(operation.action, BulkAction::Operation(_));
+    let slice = is_part.then(|| Box::new(slice));
+    events.push(Event::BulkFinished { project: operation.project.clone(), slice });
     events.extend(answer.map(|(key, answer)| Event::Answered { key, answer }));
     let reply = operation.requester.clone().map(|requester| (requester, reply));
     Slice { events, reply, is_last: true }

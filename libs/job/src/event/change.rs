@@ -96,6 +96,9 @@ impl Event {
             | Self::BulkStarted(_)
             | Self::BulkAdvanced { .. }
             | Self::BulkFinished { .. }
+            | Self::OperationStarted(_)
+            | Self::OperationAborted { .. }
+            | Self::PriorityChanged { .. }
             | Self::Partial { .. } => None,
         }
     }

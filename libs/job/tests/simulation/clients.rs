@@ -1,9 +1,9 @@
 //! What clients request.
 
 use job::{
-    Id, JobId, JobType, Patch,
-    bulk::FailedFilter,
-    command::{Cancel, Command, Enqueue, NewJob, Project, Retry},
+    Id, JobFilter, JobId, JobType, Patch,
+    command::{Cancel, Command, Enqueue, NewJob, OperationCommand, Project, Retry, StartOperation},
+    operation::{Operation, OperationAction},
     webhook::Webhook,
 };
 
@@ -51,7 +51,7 @@ impl World {
 
     fn request(&mut self) -> Command {
         let project = self.project();
-        match self.random.below(8) {
+        match self.random.below(10) {
             0 => Command::Cancel(Cancel { project, batches: None, idempotency: None }),
             1 => {
                 let batch = self.batch();
@@ -60,9 +60,21 @@ impl World {
             2 => Command::Retry(Retry {
                 project,
                 job: None,
-                filter: FailedFilter::default(),
+                filter: JobFilter::default(),
                 idempotency: None,
             }),
+            3 => {
+                let action = match self.random.below(4) {
+                    0 => OperationAction::Cancel,
+                    1 => OperationAction::Retry,
+                    _ => OperationAction::SetPriority { priority: self.random.below(16) as u16 },
+                };
+                let id = Uuid::from_u128(self.commands.len() as u128 + 1);
+                let projects = self.random.one_in(2).then(|| vec![project]);
+                let operation = Operation::new(id, action, projects, JobFilter::default());
+                let start = StartOperation { operation, idempotency: None };
+                Command::Operation(OperationCommand::Start(Box::new(start)))
+            }
             _ => self.enqueue(project),
         }
     }

@@ -1,10 +1,16 @@
 //! What state is asked, and what it answers.
 
 use job::{
-    Counts, Id, Job, JobId, JobType, Limits, Position, ProjectUsage, Run, Settings, Status,
-    delivery::Deliveries, schedule::ScheduleState, time::Millis,
+    Counts, Id, Job, JobFilter, JobId, JobType, Limits, Position, ProjectUsage, Run, Settings,
+    Status,
+    delivery::Deliveries,
+    operation::{Operation, OperationAction},
+    preview::PreviewCursor,
+    schedule::ScheduleState,
+    time::Millis,
 };
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
 /// For a live job.
 #[derive(Debug, Serialize, Deserialize)]
@@ -201,6 +207,45 @@ pub struct ProjectSummary {
     pub usage: ProjectUsage,
     /// How many schedules it has.
     pub schedules: usize,
+}
+
+/// For operations.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct OperationsQuery {
+    /// Only those that concern no other projects than these; all if null.
+    #[serde(deserialize_with = "Option::deserialize")]
+    pub projects: Option<Vec<Id>>,
+    /// Only this one.
+    pub operation: Option<Uuid>,
+    /// How many come before the page.
+    pub skip: usize,
+    /// At most this many.
+    pub limit: usize,
+}
+
+/// Operations, the newest first.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct OperationsAnswer {
+    /// The operations of the page.
+    pub operations: Vec<Operation>,
+    /// How many match, on all pages.
+    pub total: usize,
+}
+
+/// For a slice of what an operation would change.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct PreviewQuery {
+    /// What the operation does.
+    pub action: OperationAction,
+    /// To jobs of these projects; of all if null.
+    #[serde(deserialize_with = "Option::deserialize")]
+    pub projects: Option<Vec<Id>>,
+    /// Which of their jobs.
+    pub filter: JobFilter,
+    /// Where the slice starts.
+    pub from: Option<PreviewCursor>,
+    /// At most this many samples.
+    pub samples_max: usize,
 }
 
 /// For the processors.

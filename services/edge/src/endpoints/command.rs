@@ -57,13 +57,33 @@ impl CommandRequest {
         &'a self,
         verb: Verb,
     ) -> Result<(T, Id, Option<Key>), Error> {
-        let request: T = body::read(&self.body)?;
+        let request: T = self.body()?;
         let project = request.project_id().ok_or_else(|| Error::missing("projectId"))?;
         let project = ids::id("projectId", project)?;
         self.access.project(&project)?;
         self.note.project(&project);
-        let key = Key::read(&self.headers, verb.name(), &project, &self.body)?;
+        let key = self.idempotency(verb, &project)?;
         Ok((request, project, key))
+    }
+
+    /// Reads the body.
+    pub(super) fn body<'a, T: Deserialize<'a>>(&'a self) -> Result<T, Error> {
+        body::read(&self.body)
+    }
+
+    /// The idempotency key in the headers. It counts for this verb and these projects.
+    pub(super) fn idempotency(&self, verb: Verb, projects: &str) -> Result<Option<Key>, Error> {
+        Key::read(&self.headers, verb.name(), projects, &self.body)
+    }
+
+    /// What the request may see and do.
+    pub(super) fn access(&self) -> &Access {
+        &self.access
+    }
+
+    /// What the audit log records of the request.
+    pub(super) fn note(&self) -> &AuditNote {
+        &self.note
     }
 
     /// Notes what the command changes, for the audit log.

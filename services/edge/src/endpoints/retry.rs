@@ -1,7 +1,7 @@
 //! POST /api/queue/retry: queue a failed or canceled job again, or all failed jobs of a project.
 
 use axum::extract::State;
-use job::{Id, JobId, bulk::FailedFilter, command::Retry, reply::Reply};
+use job::{Id, JobFilter, JobId, command::Retry, reply::Reply};
 use nats::names::Verb;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -71,9 +71,10 @@ pub(crate) async fn retry(State(app): State<App>, command: CommandRequest) -> An
         (Some(job), false) => Some(ids::job_id("jobId", job)?),
         (None, true) => None,
     };
-    let filter = FailedFilter {
+    let filter = JobFilter {
         error_group: request.error_group.as_deref().map(parameters::error_group).transpose()?,
         job_type: request.r#type.as_deref().map(parameters::job_type).transpose()?,
+        ..JobFilter::default()
     };
     if job.is_some() && !filter.is_all() {
         return Err(Error::invalid("errorGroup and type go with retryAll, not with jobId"));

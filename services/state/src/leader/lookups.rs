@@ -5,7 +5,7 @@ use std::sync::Arc;
 use futures_util::{StreamExt, stream};
 use job::{
     JobId, Lookups, Missing, State,
-    command::{Command, Outcome},
+    command::{Command, OperationCommand, Outcome},
 };
 use nats::Broker;
 
@@ -45,7 +45,9 @@ pub(super) async fn prefetch(
             Command::Enqueue(enqueue) => enqueue.idempotency,
             Command::Cancel(cancel) => cancel.idempotency,
             Command::Retry(retry) => retry.idempotency,
-            Command::Project(_)
+            Command::Operation(OperationCommand::Start(start)) => start.idempotency,
+            Command::Operation(OperationCommand::Abort(_))
+            | Command::Project(_)
             | Command::Schedule(_)
             | Command::Started(_)
             | Command::Progress(_)

@@ -2,13 +2,17 @@
 
 use std::{cmp::Reverse, collections::HashSet, sync::Arc, time::Instant};
 
-use job::{ActiveFilter, Id, Limits, ListedProject, State, time::Millis};
+use job::{
+    ActiveFilter, Id, Limits, ListedProject, State, operation::Operation, preview::PreviewSlice,
+    time::Millis,
+};
 use nats::{
     heartbeat::WorkerRegistry,
     query::{
-        JobAnswer, JobQuery, JobsAnswer, JobsQuery, ProcessorsAnswer, ProjectAnswer, ProjectOrder,
-        ProjectQuery, ProjectSummary, ProjectsAnswer, ProjectsQuery, RunsAnswer, RunsQuery,
-        SchedulesAnswer, StatsAnswer, StatsQuery,
+        JobAnswer, JobQuery, JobsAnswer, JobsQuery, OperationsAnswer, OperationsQuery,
+        PreviewQuery, ProcessorsAnswer, ProjectAnswer, ProjectOrder, ProjectQuery, ProjectSummary,
+        ProjectsAnswer, ProjectsQuery, RunsAnswer, RunsQuery, SchedulesAnswer, StatsAnswer,
+        StatsQuery,
     },
 };
 
@@ -105,6 +109,23 @@ impl QueryContext<'_> {
 
     pub(super) fn processors(&self, workers: &WorkerRegistry) -> ProcessorsAnswer {
         ProcessorsAnswer { processors: workers.list(Instant::now()) }
+    }
+
+    pub(super) fn operations(&self, query: &OperationsQuery) -> OperationsAnswer {
+        let visible = self.state.operations().filter(|operation| {
+            query.operation.is_none_or(|id| operation.id == id)
+                && operation.is_within(query.projects.as_deref())
+        });
+        let found: Vec<&Operation> = visible.collect();
+        let page = found.iter().skip(query.skip).take(query.limit.min(LISTED_MAX));
+        let operations = page.map(|operation| (*operation).clone()).collect();
+        OperationsAnswer { operations, total: found.len() }
+    }
+
+    pub(super) fn preview(&self, query: &PreviewQuery) -> PreviewSlice {
+        let PreviewQuery { action, projects, filter, from, samples_max } = query;
+        let projects = projects.as_deref();
+        self.state.preview(*action, filter, projects, from.as_ref(), *samples_max, self.now())
     }
 
     pub(super) fn schedules(&self, query: &ProjectQuery) -> SchedulesAnswer {

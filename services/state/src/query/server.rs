@@ -39,6 +39,8 @@ enum QueryKind {
     Jobs,
     Projects,
     Processors,
+    Operations,
+    Preview,
     /// Which runs a processor may begin: for the leader.
     Claim,
     /// Which runs must not go on: for the leader.
@@ -108,6 +110,8 @@ impl QueryServer {
             (QueryKind::Jobs, names::QUERY_JOBS),
             (QueryKind::Projects, names::QUERY_PROJECTS),
             (QueryKind::Processors, names::QUERY_PROCESSORS),
+            (QueryKind::Operations, names::QUERY_OPERATIONS),
+            (QueryKind::Preview, names::QUERY_PREVIEW),
         ] {
             listen_to_any(&service, &sender, kind, question).await?;
             listen_to_all(broker, &sender, kind, question.all).await?;
@@ -196,6 +200,8 @@ impl QueryServer {
             QueryKind::Schedules => reply(payload, |query| context.schedules(&query)),
             QueryKind::Jobs => reply(payload, |query| context.jobs(&query)),
             QueryKind::Projects => reply(payload, |query| context.projects(&query)),
+            QueryKind::Operations => reply(payload, |query| context.operations(&query)),
+            QueryKind::Preview => reply(payload, |query| context.preview(&query)),
             QueryKind::Processors => {
                 reply(payload, |ProcessorsQuery {}| context.processors(&self.workers))
             }

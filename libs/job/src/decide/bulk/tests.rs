@@ -1,5 +1,7 @@
 //! What slices of a bulk operation decide.
 
+mod operations;
+
 use super::*;
 use crate::{
     Config, JobType, Json, Run,
@@ -99,7 +101,7 @@ fn cancel(idempotency: Option<Idempotency>) -> Command {
 
 fn retry(job: Option<u128>, idempotency: Option<Idempotency>) -> Command {
     let job = job.map(JobId::from_u128);
-    let filter = FailedFilter::default();
+    let filter = JobFilter::default();
     Command::Retry(Retry { project: "p".into(), job, filter, idempotency })
 }
 
@@ -150,11 +152,12 @@ fn only_failed_jobs_that_match_are_retried() {
         let error = format!("{} of page {id}", if id % 3 == 0 { "timeout" } else { "crash" });
         world.fail_with(id, 1, &error);
     }
-    let filter = FailedFilter {
+    let filter = JobFilter {
         error_group: Some(error_group("timeout of page 1")),
         job_type: Some(JobType::ProcessBatch),
+        ..JobFilter::default()
     };
-    let of_redo = FailedFilter { job_type: Some(JobType::ProcessRedo), ..filter.clone() };
+    let of_redo = JobFilter { job_type: Some(JobType::ProcessRedo), ..filter.clone() };
     for (filter, expected) in [(of_redo, 0), (filter, JOBS / 3)] {
         let project = "p".into();
         let command = Retry { project, job: None, filter, idempotency: None };

@@ -1,0 +1,321 @@
+//! Operations: changes of many jobs that clients start, follow and abort.
+//!
+//! An operation consists of one [bulk operation](crate::bulk) per project. It is finished when the last of them is.
+
+use std::collections::VecDeque;
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::{
+    Id, JobFilter, PriorityClass, State, Status,
+    bulk::{BulkAction, BulkOperation, BulkProgress},
+    snapshot::Project,
+    time::Millis,
+};
+
+/// Operations in progress, over all projects.
+pub(crate) const RUNNING_MAX: usize = 1_000;
+/// Ended operations that are kept: the newest.
+const ENDED_MAX: usize = 500;
+
+/// A change of many jobs.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Operation {
+    /// Its id, made by the edge.
+    pub id: Uuid,
+    /// What it does.
+    pub action: OperationAction,
+    /// Only jobs of these projects; of all if absent.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub projects: Option<Vec<Id>>,
+    /// Which of their jobs.
+    pub filter: JobFilter,
+    /// Why, in the words of the requester.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub reason: Option<Id>,
+    /// The name of the API key that started it.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub requested_by: Option<Id>,
+    /// Where it stands.
+    #[serde(default)]
+    pub status: OperationStatus,
+    /// When it started.
+    #[serde(default)]
+    pub started_at: Millis,
+    /// When it finished or was aborted.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub ended_at: Option<Millis>,
+    /// The name of the API key that aborted it.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub aborted_by: Option<Id>,
+    /// Jobs that it has to look at, as of its start.
+    #[serde(default)]
+    pub candidates: u64,
+    /// Jobs that it has looked at.
+    #[serde(default)]
+    pub looked_at: u64,
+    /// Jobs that it has changed.
+    #[serde(default)]
+    pub changed: u64,
+    /// Failed jobs that matched and were not queued again: superseded by a newer job, or past their retention.
+    #[serde(default)]
+    pub skipped: u64,
+    /// Projects that it has not finished.
+    #[serde(default)]
+    pub projects_left: usize,
+}
+
+/// What an operation does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum OperationAction {
+    /// Queue failed jobs again.
+    Retry,
+    /// Cancel queued and running jobs.
+    Cancel,
+    /// Change the priority of queued jobs. A job that is already handed to a processor keeps its place.
+    SetPriority {
+        /// 0 to 1000, lower first.
+        priority: u16,
+    },
+}
+
+impl OperationAction {
+    /// The statuses of jobs that it changes.
+    pub fn statuses(self) -> &'static [Status] {
+        match self {
+            Self::Retry => &[Status::Failed],
+            Self::Cancel => &[Status::Queued, Status::Processing],
+            Self::SetPriority { .. } => &[Status::Queued],
+        }
+    }
+
+    /// The one status that it changes, unless there are more.
+    pub(crate) fn only_status(self) -> Option<Status> {
+        match self.statuses() {
+            [status] => Some(*status),
+            _ => None,
+        }
+    }
+}
+
+/// Where an operation stands.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "lowercase")]
+pub enum OperationStatus {
+    /// In progress.
+    #[default]
+    Running,
+    /// It has looked at all jobs.
+    Finished,
+    /// A client stopped it. What it had changed stays changed.
+    Aborted,
+}
+
+/// The part of an operation that concerns one project.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct OperationPart {
+    /// The operation.
+    pub operation: Uuid,
+    /// What it does.
+    pub action: OperationAction,
+    /// The class of the new priority, if it sets one.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub priority_class: Option<PriorityClass>,
+    /// Which jobs of the project.
+    pub filter: JobFilter,
+}
+
+/// The start of an operation.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct OperationStarted {
+    /// The operation.
+    pub operation: Operation,
+    /// The class of the new priority, if it sets one.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub priority_class: Option<PriorityClass>,
+    /// The projects that have jobs for it.
+    pub of_projects: Vec<Id>,
+}
+
+/// The operations in progress and those that ended last, in the order of their start.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Operations(VecDeque<Operation>);
+
+impl Operations {
+    fn push(&mut self, operation: Operation) {
+        self.0.push_back(operation);
+        let ended = self.0.iter().filter(|operation| operation.ended_at.is_some()).count();
+        if ended > ENDED_MAX
+            && let Some(oldest) = self.0.iter().position(|operation| operation.ended_at.is_some())
+        {
+            self.0.remove(oldest);
+        }
+    }
+
+    fn get_mut(&mut self, id: Uuid) -> Option<&mut Operation> {
+        self.0.iter_mut().find(|operation| operation.id == id)
+    }
+
+    pub(crate) fn running(&self) -> usize {
+        self.0.iter().filter(|operation| operation.ended_at.is_none()).count()
+    }
+}
+
+impl State {
+    /// The operations in progress and those that ended last, the newest first.
+    pub fn operations(&self) -> impl Iterator<Item = &Operation> {
+        self.persisted.operations.0.iter().rev()
+    }
+
+    /// An operation.
+    pub fn operation(&self, id: Uuid) -> Option<&Operation> {
+        self.operations().find(|operation| operation.id == id)
+    }
+
+    /// How many jobs of a project an operation has to look at.
+    pub(crate) fn candidates(
+        &self,
+        project: &Project,
+        action: OperationAction,
+        filter: &JobFilter,
+    ) -> u64 {
+        if let Some(jobs) = &filter.jobs {
+            return jobs.len() as u64;
+        }
+        match (action, &filter.batch) {
+            (OperationAction::Retry, _) => project.failed.len() as u64,
+            (_, Some(batch)) => project.perhaps_of(batch).count() as u64,
+            (_, None) => {
+                project.live.count(filter.job_type, filter.status.or(action.only_status())) as u64
+            }
+        }
+    }
+
+    pub(crate) fn apply_operation_started(
+        &mut self,
+        at: Millis,
+        position: crate::Position,
+        started: &OperationStarted,
+    ) {
+        let OperationStarted { operation, priority_class, of_projects } = started;
+        let mut operation = operation.clone();
+        operation.started_at = at;
+        operation.projects_left = of_projects.len();
+        if of_projects.is_empty() {
+            operation.end(at, OperationStatus::Finished);
+        }
+        for project in of_projects {
+            let part = OperationPart {
+                operation: operation.id,
+                action: operation.action,
+                priority_class: *priority_class,
+                filter: operation.filter.clone(),
+            };
+            let part = BulkAction::Operation(Box::new(part));
+            self.apply_bulk_started(at, position, &BulkOperation::new(project.clone(), part, None));
+        }
+        self.persisted.operations.push(operation);
+    }
+
+    pub(crate) fn apply_operation_aborted(&mut self, at: Millis, id: Uuid, by: Option<&Id>) {
+        let is_part = |operation: &BulkOperation| matches!(&operation.action, BulkAction::Operation(part) if part.operation == id);
+        self.persisted.bulk.retain(|operation| !is_part(operation));
+        if let Some(operation) = self.persisted.operations.get_mut(id) {
+            operation.aborted_by = by.cloned();
+            operation.end(at, OperationStatus::Aborted);
+        }
+    }
+
+    /// Applies the start of a bulk operation.
+    pub(crate) fn apply_bulk_started(
+        &mut self,
+        at: Millis,
+        position: crate::Position,
+        new: &BulkOperation,
+    ) {
+        let operation = BulkOperation { started: position, started_at: at, ..new.clone() };
+        self.persisted.bulk.push(operation);
+    }
+
+    /// Applies a slice that was not the last; the operations of other projects are next.
+    pub(crate) fn apply_bulk_advanced(&mut self, project: &Id, slice: &BulkProgress) {
+        let mut operations = self.persisted.bulk.take(project);
+        if let Some(operation) = operations.front_mut() {
+            operation.progress.add(slice);
+            self.persisted.operations.add(operation, slice);
+        }
+        self.persisted.bulk.put_back(project, operations);
+    }
+
+    /// Applies the end of the first operation of a project.
+    pub(crate) fn apply_bulk_finished(
+        &mut self,
+        at: Millis,
+        project: &Id,
+        slice: Option<&BulkProgress>,
+    ) {
+        let mut operations = self.persisted.bulk.take(project);
+        let ended = operations.pop_front();
+        self.persisted.bulk.put_back(project, operations);
+        if let (Some(ended), Some(slice)) = (&ended, slice)
+            && let Some(operation) = self.persisted.operations.add(ended, slice)
+        {
+            operation.projects_left = operation.projects_left.saturating_sub(1);
+            if operation.projects_left == 0 {
+                operation.end(at, OperationStatus::Finished);
+            }
+        }
+    }
+}
+
+impl Operations {
+    /// Adds a slice to the operation that it is part of.
+    fn add(&mut self, part: &BulkOperation, slice: &BulkProgress) -> Option<&mut Operation> {
+        let BulkAction::Operation(part) = &part.action else { return None };
+        let operation = self.get_mut(part.operation)?;
+        operation.looked_at += slice.looked_at;
+        operation.changed += slice.jobs;
+        operation.skipped += slice.skipped;
+        Some(operation)
+    }
+}
+
+impl Operation {
+    /// An operation that has not started.
+    pub fn new(
+        id: Uuid,
+        action: OperationAction,
+        projects: Option<Vec<Id>>,
+        filter: JobFilter,
+    ) -> Self {
+        Self {
+            id,
+            action,
+            projects,
+            filter,
+            reason: None,
+            requested_by: None,
+            status: OperationStatus::Running,
+            started_at: 0,
+            ended_at: None,
+            aborted_by: None,
+            candidates: 0,
+            looked_at: 0,
+            changed: 0,
+            skipped: 0,
+            projects_left: 0,
+        }
+    }
+
+    fn end(&mut self, at: Millis, status: OperationStatus) {
+        self.status = status;
+        self.ended_at = Some(at);
+        self.projects_left = 0;
+    }
+}

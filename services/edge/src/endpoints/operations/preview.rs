@@ -1,0 +1,104 @@
+//! The dry run of an operation: counted by state in slices, and by the edge where jobs have to be read.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    time::{Duration, Instant},
+};
+
+use job::{Id, Job, JobFilter, JobId, Status, operation::OperationAction, preview::PreviewSlice};
+use nats::{names, query::PreviewQuery};
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use super::DryRun;
+use crate::{app::App, error::Error, keys::Access, view::JobView};
+
+/// Jobs that are shown.
+const SAMPLES_MAX: usize = 5;
+/// Projects and statuses that are listed.
+const COUNTS_MAX: usize = 100;
+/// How long a dry run may take.
+const WITHIN: Duration = Duration::from_secs(20);
+
+/// How many jobs of a project have a status.
+#[derive(Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+#[schema(as = OperationCount)]
+pub(super) struct ProjectCount {
+    #[schema(value_type = String)]
+    project_id: Id,
+    status: Status,
+    jobs: u64,
+}
+
+/// Counts the jobs that an operation would change.
+pub(super) async fn preview(
+    app: &App,
+    access: &Access,
+    action: OperationAction,
+    projects: Option<Vec<Id>>,
+    filter: JobFilter,
+) -> Result<DryRun, Error> {
+    let begun = Instant::now();
+    let mut counts: BTreeMap<(Id, &'static str), (Status, u64)> = BTreeMap::new();
+    let mut samples: Vec<Job> = Vec::new();
+    let mut query = PreviewQuery { action, projects, filter, from: None, samples_max: SAMPLES_MAX };
+    loop {
+        query.samples_max = SAMPLES_MAX - samples.len();
+        let slice: PreviewSlice =
+            app.ask_state(names::QUERY_PREVIEW, &query).await.map_err(|error| {
+                tracing::warn!(%error, "dry run without state");
+                Error::away("state", "state does not answer, and only it knows the jobs")
+            })?;
+        let mut add = |project: Id, status: Status, jobs: u64| {
+            counts.entry((project, status.name())).or_insert((status, 0)).1 += jobs;
+        };
+        for (project, status, jobs) in slice.counts {
+            add(project, status, jobs);
+        }
+        samples.extend(slice.samples);
+        for job in read(app, &slice.unread).await? {
+            if job.status == Status::Failed && query.filter.matches(&job) {
+                add(job.project.clone(), job.status, 1);
+                samples.push(job);
+            }
+        }
+        samples.extend(read(app, &slice.sample_ids).await?);
+        samples.truncate(SAMPLES_MAX);
+        query.from = slice.next;
+        if query.from.is_none() {
+            break;
+        }
+        if begun.elapsed() > WITHIN {
+            return Err(Error::dry_run_too_long(WITHIN));
+        }
+    }
+    let jobs = counts.values().map(|(_, jobs)| jobs).sum();
+    let counts = counts.into_iter();
+    let mut counts: Vec<ProjectCount> = counts
+        .map(|((project_id, _), (status, jobs))| ProjectCount { project_id, status, jobs })
+        .collect();
+    counts.sort_by_key(|count| std::cmp::Reverse(count.jobs));
+    counts.truncate(COUNTS_MAX);
+    let mut samples: Vec<JobView> = samples.into_iter().map(JobView::summary).collect();
+    if access.is_metadata_only() {
+        samples.iter_mut().for_each(JobView::hide_content);
+    }
+    Ok(DryRun { jobs, counts, samples })
+}
+
+/// Reads terminal jobs. One that is not in the bucket is past its retention.
+async fn read(app: &App, ids: &[JobId]) -> Result<Vec<Job>, Error> {
+    let mut found: HashMap<JobId, Option<Job>> = HashMap::new();
+    let mut left: Vec<JobId> = ids.to_vec();
+    while !left.is_empty() {
+        let read = app.broker.read_jobs(&left).await.map_err(|error| {
+            tracing::warn!(%error, "dry run without the bucket");
+            Error::unanswered()
+        })?;
+        found.extend(read);
+        // Large jobs are left out of an answer.
+        left.retain(|id| !found.contains_key(id));
+    }
+    Ok(ids.iter().filter_map(|id| found.remove(id).flatten()).collect())
+}
