@@ -28,6 +28,11 @@ await run(async ({ page, url, argument: admin }) => {
   await page.goto(`${url}#/jobs/${jobId}`);
   await page.locator(".facts .badge.failed").waitFor();
   assert.equal(await page.getByRole("button", { name: /Retry|Cancel/ }).count(), 0);
+  await page.goto(`${url}#/jobs?status=failed`);
+  await page.getByRole("cell", { name: "failed" }).waitFor();
+  assert.equal(await page.getByRole("checkbox").count(), 0);
+  const operation = { key: reader, method: "POST", body: { action: "retry", filter: {} } };
+  assert.equal((await api(url, "/api/queue/operations", operation)).status, 403);
   await page.goto(`${url}#/projects/own`);
   await page.getByRole("heading", { name: "Limits" }).waitFor();
   assert.equal(await page.getByRole("button", { name: /Change|Pause|Retry|Cancel/ }).count(), 0);

@@ -11,6 +11,8 @@ await run(async ({ page, url, argument: folder }) => {
   const schedule = { method: "PUT", body: { cron: "0 4 * * 1-5", timeZone: "Europe/Berlin" } };
   assert.equal((await api(url, "/api/projects/a-project/schedules/nightly", schedule)).status, 200);
   await until("in ClickHouse", async () => (await api(url, "/api/queue/failures")).body.groups?.length === 1);
+  const cancel = { action: "cancel", filter: { projectId: "a-project", status: "queued" }, reason: "a trial" };
+  const { operationId } = (await post(url, "/api/queue/operations", cancel)).operation;
   const job = (n) => `jobs/${enqueued.jobIds[n]}`;
   const title = (n) => `Job ${enqueued.jobIds[n].slice(0, 8)}`;
   const views = {
@@ -19,6 +21,8 @@ await run(async ({ page, url, argument: folder }) => {
     job: [job(1), title(1)],
     running: [job(2), title(2)],
     failures: ["failures", "Failures"],
+    operations: ["operations", "Operations"],
+    operation: [`operations/${operationId}`, `Operation ${operationId.slice(0, 8)}`],
     projects: ["projects", "Projects"],
     project: ["projects/a-project", "Project a-project"],
     analytics: ["analytics?groupBy=model&hours=1", "Analytics"],
@@ -40,6 +44,15 @@ await run(async ({ page, url, argument: folder }) => {
         await checkAccessibility(page, `${name} ${width} ${colorScheme}`);
         assert.equal(await page.locator(".problem").count(), 0, name);
       }
+      await page.goto(`${url}#/jobs?status=failed`);
+      await page.getByLabel("Select all of this page").check();
+      await page.getByRole("button", { name: "Retry…" }).click();
+      await page.getByText("1 job matches now.").waitFor();
+      await page.screenshot({ path: `${folder}/dialog-${width}-${colorScheme}.png` });
+      await checkAccessibility(page, `dialog ${width} ${colorScheme}`);
+      // The focus is where it was.
+      await page.getByRole("button", { name: "Keep" }).click();
+      assert.match(await page.evaluate(() => document.activeElement.textContent), /Retry/);
     }
   }
 });

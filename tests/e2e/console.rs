@@ -24,6 +24,12 @@ async fn jobs_are_followed_retried_and_canceled_without_a_reload() -> anyhow::Re
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn all_jobs_that_match_are_counted_and_changed() -> anyhow::Result<()> {
+    let mesh = Mesh::start()?;
+    browse_mesh(&mesh, "bulk.mjs", "").await
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn keyboard_is_enough() -> anyhow::Result<()> {
     let mesh = Mesh::start()?;
     browse_mesh(&mesh, "keyboard.mjs", "").await

@@ -1,4 +1,4 @@
-//! Operations: what a dry run counts is what changes, whatever crashes; progress, abort, and who may see them.
+//! Operations change what their dry runs count, whatever crashes. They show their progress and can be aborted, by the keys that may see them.
 
 use reqwest::Method;
 use serde_json::{Value, json};

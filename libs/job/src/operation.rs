@@ -38,7 +38,7 @@ pub struct Operation {
     /// The name of the API key that started it.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub requested_by: Option<Id>,
-    /// Where it stands.
+    /// Its status.
     #[serde(default)]
     pub status: OperationStatus,
     /// When it started.
@@ -101,7 +101,7 @@ impl OperationAction {
     }
 }
 
-/// Where an operation stands.
+/// The status of an operation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "lowercase")]

@@ -23,11 +23,11 @@ pub struct PreviewSlice {
     pub sample_ids: Vec<JobId>,
     /// Failed jobs that memory has evicted: the caller reads them, and [applies](JobFilter::matches) the filter.
     pub unread: Vec<JobId>,
-    /// Where the next slice starts; absent after the last.
+    /// The start of the next slice; absent after the last.
     pub next: Option<PreviewCursor>,
 }
 
-/// Where a slice of a preview starts.
+/// The start of a slice of a preview.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PreviewCursor {
     /// The project.

@@ -33,7 +33,7 @@ pub enum Reply {
     ProjectSet(Box<Settings>),
     /// The schedule is set, or removed.
     ScheduleSet(Option<Box<ScheduleState>>),
-    /// The operation stands here.
+    /// The operation was started, or aborted.
     Operation(Box<Operation>),
     /// It was not done.
     Refused {

@@ -242,7 +242,7 @@ pub struct PreviewQuery {
     pub projects: Option<Vec<Id>>,
     /// Which of their jobs.
     pub filter: JobFilter,
-    /// Where the slice starts.
+    /// The start of the slice; absent for the first.
     pub from: Option<PreviewCursor>,
     /// At most this many samples.
     pub samples_max: usize,

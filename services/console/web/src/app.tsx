@@ -13,6 +13,7 @@ import { AuditPage } from "./pages/audit";
 import { FailuresPage } from "./pages/failures";
 import { JobPage } from "./pages/job";
 import { JobsPage } from "./pages/jobs";
+import { OperationPage, OperationsPage } from "./pages/operations";
 import { OverviewPage } from "./pages/overview";
 import { ProcessorsPage } from "./pages/processors";
 import { ProjectPage } from "./pages/project";
@@ -31,6 +32,7 @@ const ENTRIES: Entry[] = [
   { name: "", label: "Overview", letter: "o" },
   { name: "jobs", label: "Jobs", letter: "j" },
   { name: "failures", label: "Failures", letter: "f" },
+  { name: "operations", label: "Operations", letter: "e" },
   { name: "projects", label: "Projects", letter: "p" },
   { name: "analytics", label: "Analytics", letter: "a" },
   { name: "processors", label: "Processors", letter: "r", isShown: seesAll },
@@ -137,6 +139,8 @@ function Current() {
       return id ? <JobPage key={id} id={id} /> : <JobsPage />;
     case "failures":
       return <FailuresPage />;
+    case "operations":
+      return id ? <OperationPage key={id} id={id} /> : <OperationsPage />;
     case "projects":
       return id ? <ProjectPage key={id} id={id} /> : <ProjectsPage />;
     case "analytics":

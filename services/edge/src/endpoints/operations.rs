@@ -245,7 +245,7 @@ pub(crate) async fn start_operation(
         ..Operation::new(id, action, projects, jobs)
     };
     let idempotency = key.map(|key| key.idempotency);
-    // Without a reply it is not known where it stands; its id is enough to ask.
+    // Without a reply its progress is not known.
     let unconfirmed = View::from(operation.clone());
     let start = StartOperation { operation, idempotency };
     submit(&app, OperationCommand::Start(Box::new(start)), Some(unconfirmed)).await
@@ -296,7 +296,7 @@ pub(crate) async fn get_operation(
     ok(Response { success: true, operation: Some(operation.into()), dry_run: None })
 }
 
-/// Stops an operation. What it has changed stays changed; one that has ended stays as it is.
+/// Stops an operation. Jobs that it has changed stay changed. An abort of an operation that has ended does nothing.
 #[utoipa::path(
     post, path = "/api/queue/operations/{operationId}/abort", tag = "queue",
     params(("operationId" = uuid::Uuid, Path)),

@@ -3,6 +3,7 @@
 import { useEffect, useLayoutEffect, useMemo, useRef, useState } from "preact/hooks";
 import api, { body } from "../lib/api";
 import { go, href } from "../lib/router";
+import { useFocusReturn } from "./ui";
 
 const JOB = /^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$/i;
 const GROUP = /^[0-9a-f]{16}$/i;
@@ -17,6 +18,7 @@ export function Palette({ entries, onClose }: { entries: { name: string; label: 
   const [text, setText] = useState("");
   const [projects, setProjects] = useState<string[]>([]);
   // At once: what is typed next belongs to the field.
+  useFocusReturn();
   useLayoutEffect(() => dialog.current?.showModal(), []);
   useEffect(() => {
     if (!text) return setProjects([]);

@@ -119,20 +119,33 @@ export interface Column<T> {
 }
 
 /** A table whose rows keep their elements while their cells change. */
-export function Table<T>({ caption, columns, rows, id, selected, href: to }: {
+export function Table<T>({ caption, columns, rows, id, selected, href: to, marks }: {
   caption: string;
   columns: Column<T>[];
   rows: T[];
   id: (row: T) => string;
   selected?: string | null;
   href?: (row: T) => string;
+  /** Rows can be marked. */
+  marks?: { ids: Set<string>; onChange: (ids: string[]) => void; label: (row: T) => string };
 }) {
+  const isMarked = (row: T) => marks?.ids.has(id(row)) ?? false;
+  const mark = (marked: T[], isOn: boolean) => {
+    const ids = new Set(marks?.ids);
+    for (const row of marked) if (isOn) ids.add(id(row)); else ids.delete(id(row));
+    marks?.onChange([...ids]);
+  };
   return (
     <div class="table-scroll" tabIndex={0} role="region" aria-label={caption}>
       <table>
         <caption>{caption}</caption>
         <thead>
           <tr>
+            {marks && (
+              <th scope="col">
+                <input type="checkbox" aria-label="Select all of this page" checked={rows.every(isMarked)} onChange={(event) => mark(rows, event.currentTarget.checked)} />
+              </th>
+            )}
             {columns.map(({ name, isNumber }) => (
               <th key={name} scope="col" class={isNumber ? "number" : undefined}>
                 {name}
@@ -143,6 +156,11 @@ export function Table<T>({ caption, columns, rows, id, selected, href: to }: {
         <tbody>
           {rows.map((row) => (
             <tr key={id(row)} data-href={to?.(row)} class={selected === id(row) ? "selected" : undefined}>
+              {marks && (
+                <td>
+                  <input type="checkbox" aria-label={marks.label(row)} checked={isMarked(row)} onChange={(event) => mark([row], event.currentTarget.checked)} />
+                </td>
+              )}
               {columns.map(({ name, isNumber, cell }) => (
                 <td key={name} class={isNumber ? "number" : undefined}>
                   {cell(row)}
@@ -171,6 +189,14 @@ export function Command({ children }: { children: string }) {
   );
 }
 
+/** Gives the focus back, once a dialog is gone, to the element that had it. */
+export function useFocusReturn() {
+  useLayoutEffect(() => {
+    const before = document.activeElement as HTMLElement | null;
+    return () => before?.isConnected && before.focus();
+  }, []);
+}
+
 /** A question before something that cannot be undone. */
 export function Confirm({ title, children, action, requiredText, isReady = true, onConfirm, onClose }: {
   title: string;
@@ -188,6 +214,7 @@ export function Confirm({ title, children, action, requiredText, isReady = true,
   const [reason, setReason] = useState("");
   const [error, setError] = useState<Error | null>(null);
   const [isBusy, setBusy] = useState(false);
+  useFocusReturn();
   useLayoutEffect(() => dialog.current?.showModal(), []);
   const submit = async (event: Event) => {
     event.preventDefault();

@@ -2,17 +2,12 @@
 
 import api, { body } from "./api";
 import { lookAgain } from "./live";
+import { reasonHeaders as headers } from "./operations";
 
 async function changed<T>(answered: Promise<T>): Promise<T> {
   const answer = await answered;
   lookAgain();
   return answer;
-}
-
-function headers(reason: string): Record<string, string> {
-  // A header has ASCII only.
-  const text = reason.trim().replace(/[^\x20-\x7e]/g, "?");
-  return text ? { "jobmesh-reason": text } : {};
 }
 
 export function retryJob(projectId: string, jobId: string, reason: string) {
@@ -21,12 +16,6 @@ export function retryJob(projectId: string, jobId: string, reason: string) {
 
 export function retryAll(projectId: string, reason: string) {
   return changed(body(api.POST("/api/queue/retry", { body: { projectId, retryAll: true }, headers: headers(reason) })));
-}
-
-/** Retries the failed jobs of a project whose error is of a group; returns their number. */
-export async function retryGroup(projectId: string, errorGroup: string, reason: string): Promise<number | null> {
-  const request = { body: { projectId, retryAll: true, errorGroup }, headers: headers(reason) };
-  return (await changed(body(api.POST("/api/queue/retry", request)))).retriedCount ?? null;
 }
 
 export function cancel(projectId: string, batchIds: string[] | null, reason: string) {

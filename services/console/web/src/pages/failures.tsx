@@ -1,12 +1,11 @@
 // Failed runs, grouped by what their errors have in common.
 
-import { signal } from "@preact/signals";
-import { useEffect, useState } from "preact/hooks";
+import { useState } from "preact/hooks";
 import { Sparkline } from "../components/chart";
-import { Confirm, Empty, JobLink, Loaded, Page, Pager, ProjectLink, Select, Table, TextField, Time } from "../components/ui";
+import { OperationDialog } from "../components/operation-dialog";
+import { Empty, JobLink, Loaded, Page, Pager, ProjectLink, Select, Table, TextField, Time } from "../components/ui";
 import api, { body, type Schemas } from "../lib/api";
-import { retryGroup } from "../lib/changes";
-import { count, number } from "../lib/format";
+import { number } from "../lib/format";
 import { href, setParams, view } from "../lib/router";
 import { may } from "../lib/session";
 import { useQuery } from "../lib/use-query";
@@ -16,9 +15,6 @@ const HOUR_MS = 3_600_000;
 const HOURS = 24;
 
 type Group = Schemas["FailureGroup"];
-
-/** What became of the last retry. */
-const outcome = signal("");
 
 const RANGES: [string, string][] = [
   ["24", "24 hours"],
@@ -104,7 +100,6 @@ export function FailuresPage() {
               />
               <Pager next={nextCursor} params={(cursor) => setParams({ cursor })} />
               {retried && <Retry group={retried} projectId={projectId} onClose={() => setRetried(null)} />}
-              <p role="status">{outcome.value}</p>
             </>
           )
         }
@@ -113,43 +108,21 @@ export function FailuresPage() {
   );
 }
 
-/** Asks for the project whose failed jobs of the group are queued again. */
+/** Asks for the projects whose failed jobs of the group are queued again. */
 function Retry({ group, projectId, onClose }: { group: Group; projectId: string; onClose: () => void }) {
-  const [project, setProject] = useState(projectId || (group.projects[0] ?? ""));
-  const jobs = useQuery(`group ${group.errorGroup} ${project}`, (signal) => {
-    const query = { projectId: project, errorGroup: group.errorGroup };
-    return body(api.GET("/api/queue/failures", { params: { query }, signal }));
-  });
-  // The number of a question stays while it is asked.
-  const [asked, setAsked] = useState<{ project: string; jobs: number } | null>(null);
-  const known = jobs.data?.groups[0]?.jobs;
-  useEffect(() => {
-    if (known !== undefined && asked?.project !== project) setAsked({ project, jobs: known });
-  }, [known, project]);
-  const most = asked?.project === project ? asked.jobs : 0;
+  const [project, setProject] = useState(projectId);
+  const filter = { errorGroup: group.errorGroup, projectId: project || undefined };
   return (
-    <Confirm
-      title="Retry the failed jobs of this group?"
-      action="Retry"
-      requiredText={most > 1_000 ? String(most) : undefined}
-      isReady={asked?.project === project}
-      onClose={onClose}
-      onConfirm={async (reason) => {
-        const retried = await retryGroup(project, group.errorGroup, reason);
-        outcome.value = retried === null ? "The retry is durable, and not confirmed yet." : `${count(retried, "job")} of ${project} queued again.`;
-      }}
-    >
+    <OperationDialog action="retry" filter={filter} onClose={onClose}>
       <p class="pattern">{group.pattern}</p>
       <Select
         label="Project"
         value={project}
-        options={group.projects.map((id): [string, string] => [id, id])}
+        options={[["", "all projects"], ...group.projects.map((id): [string, string] => [id, id])]}
         onChange={setProject}
       />
-      <p>
-        At most {count(most, "job")} of it: those that are still failed are queued again, and their attempts start at 0.
-      </p>
-    </Confirm>
+      <p>Jobs that are still failed are queued again, and their attempts start at 0.</p>
+    </OperationDialog>
   );
 }
 

@@ -1,6 +1,7 @@
 // Lists of jobs. Rows do not move under the pointer: jobs that came since are counted, and shown when asked for.
 
 import { useEffect, useRef, useState } from "preact/hooks";
+import { BulkBar } from "../components/bulk-bar";
 import {
   Command,
   Empty,
@@ -22,6 +23,7 @@ import api, { body, type Job } from "../lib/api";
 import { count, duration, number } from "../lib/format";
 import { counts } from "../lib/live";
 import { go, href, setParams, view } from "../lib/router";
+import { may } from "../lib/session";
 import { useQuery } from "../lib/use-query";
 import { ENQUEUE } from "./overview";
 
@@ -151,6 +153,7 @@ function matching(filters: Filters): string {
 
 function Listed({ jobs, filters, hasMore }: { jobs: Job[]; filters: Filters; hasMore: boolean }) {
   const [shown, setShown] = useState(jobs);
+  const [marked, setMarked] = useState<string[]>([]);
   const place = useRef<HTMLDivElement>(null);
   const current = new Map(jobs.map((job) => [job.id, job]));
   const ids = new Set(shown.map((job) => job.id));
@@ -185,12 +188,14 @@ function Listed({ jobs, filters, hasMore }: { jobs: Job[]; filters: Filters; has
           </button>
         </p>
       )}
+      {may("manage") && <BulkBar filters={filters} jobs={shown} selected={new Set(marked)} onSelect={setMarked} />}
       <Table
         caption={`${count(shown.length, "job")}${matching(filters)}; times are relative to now`}
         columns={COLUMNS}
         rows={shown}
         id={(job) => job.id}
         href={(job) => href(["jobs", job.id])}
+        marks={may("manage") ? { ids: new Set(marked), onChange: setMarked, label: (job) => `Select job ${job.id}` } : undefined}
       />
     </div>
   );
