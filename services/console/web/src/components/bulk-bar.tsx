@@ -35,7 +35,7 @@ export function BulkBar({ filters, jobs, selected, onSelect }: {
   const [isAll, setAll] = useState(false);
   const [action, setAction] = useState<Action | null>(null);
   const filter = operationFilter(filters);
-  const statuses = new Set(jobs.filter(({ id }) => selected.has(id)).map(({ status }) => status));
+  const statuses = new Set<string>(jobs.filter(({ id }) => selected.has(id)).map(({ status }) => status));
   const ofSelected = actionsOf({}).filter((action) => STATUSES_OF[action].some((status) => statuses.has(status)));
   const actions = isAll ? actionsOf(filters) : ofSelected;
   const isPage = jobs.length > 0 && jobs.every(({ id }) => selected.has(id));
