@@ -33,6 +33,7 @@ mod later;
 mod lists;
 mod mesh;
 mod nats_login;
+mod numbers;
 mod operations;
 mod power_cut;
 mod projects;

@@ -138,6 +138,9 @@ async fn a_new_priority_decides_which_queued_job_is_next() -> anyhow::Result<()>
     let id = start(&mesh, urgent).await?;
     assert_eq!(until_finished(&mesh, &id).await?["changed"], 1);
     assert_eq!(mesh.job(&jobs[2]).await?["priority"], 2);
+    // A paused project wants no slots.
+    let (_, answer) = mesh.get("/api/queue/scale").await?;
+    assert_eq!(answer["scale"]["wantedSlots"], 0, "{answer}");
     mesh.set("p", json!({ "paused": false })).await?;
     until_count(&mesh, "p", "completed", 3).await?;
     let order: Vec<usize> = {

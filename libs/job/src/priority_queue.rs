@@ -78,6 +78,19 @@ impl PriorityQueue {
         queued.into_iter().chain(returned).min()
     }
 
+    /// The oldest job, whatever its number, and its age.
+    pub fn oldest(&self) -> Option<(Position, JobId)> {
+        let queued = self.queues.values().filter_map(|queue| queue.front().copied());
+        let mut from = 0;
+        let returned = std::iter::from_fn(|| {
+            let start = (from, Position::default(), JobId::nil());
+            let (number, age, id) = *self.returned.range(start..).next()?;
+            from = number + 1;
+            Some((age, id))
+        });
+        queued.chain(returned).min()
+    }
+
     /// True if the queue is empty.
     pub fn is_empty(&self) -> bool {
         self.len == 0
@@ -135,6 +148,8 @@ mod tests {
                     },
                 }
                 prop_assert_eq!(line.first(), set.first().copied());
+                prop_assert_eq!(line.oldest(), set.iter().map(|(_, age, id)| (*age, *id)).min());
+                prop_assert_eq!(line.contains(&queue_key), set.contains(&queue_key));
                 prop_assert_eq!(line.is_empty(), set.is_empty());
             }
         }

@@ -10,7 +10,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 
 use crate::{
-    ByClass, Id, Job, JobId, JobType, PriorityClass, internal,
+    ByClass, Id, Job, JobId, JobType, Position, PriorityClass, internal,
     priority_queue::{PriorityQueue, QueueKey, queue_key},
     time::Millis,
 };
@@ -146,6 +146,12 @@ impl ReadyQueue {
     /// How many jobs wait to be dispatched in `class`.
     pub fn depth_of(&self, class: PriorityClass) -> usize {
         self.class_queues[class].jobs.iter().sum()
+    }
+
+    /// The oldest job of a project that waits to be dispatched in `class`, with its age.
+    pub(crate) fn oldest(&self, class: PriorityClass, project: &Id) -> Option<(Position, JobId)> {
+        let queue = self.class_queues[class].projects.get(project)?;
+        queue.queues.iter().filter_map(PriorityQueue::oldest).min()
     }
 
     /// Lets a throttled project be asked again.

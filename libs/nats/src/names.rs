@@ -102,6 +102,9 @@ pub const QUERY_PROJECTS: StateQuery =
 /// The query for the processors.
 pub const QUERY_PROCESSORS: StateQuery =
     StateQuery { any: "jobmesh.state.processors", all: "jobmesh.state.all.processors" };
+/// The query for the work that could start now.
+pub const QUERY_DEMAND: StateQuery =
+    StateQuery { any: "jobmesh.state.demand", all: "jobmesh.state.all.demand" };
 /// The query for operations.
 pub const QUERY_OPERATIONS: StateQuery =
     StateQuery { any: "jobmesh.state.operations", all: "jobmesh.state.all.operations" };

@@ -22,6 +22,7 @@ pub(crate) mod projects;
 pub(crate) mod redo;
 pub(crate) mod result;
 pub(crate) mod retry;
+pub(crate) mod scale;
 pub(crate) mod schedules;
 pub(crate) mod stats;
 pub(crate) mod status;

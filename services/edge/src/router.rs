@@ -23,8 +23,8 @@ use crate::{
     endpoints::{
         access, analytics, analytics::AnalyticsFormat, audit as audit_api, cancel, console,
         enqueue, events, failures, failures::FailureOrder, health, jobs, keys as keys_api, live,
-        metrics, operations, processors, project_list, projects, redo, result, retry, schedules,
-        stats, status,
+        metrics, operations, processors, project_list, projects, redo, result, retry, scale,
+        schedules, stats, status,
     },
     error::Error,
     keys,
@@ -57,6 +57,7 @@ fn endpoints() -> OpenApiRouter<App> {
         .routes(routes!(jobs::list_jobs))
         .routes(routes!(jobs::get_batch))
         .routes(routes!(stats::stats))
+        .routes(routes!(scale::scale))
         .routes(routes!(live::live))
         .routes(routes!(metrics::metrics))
         .routes(routes!(events::stream))

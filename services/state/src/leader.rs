@@ -245,7 +245,10 @@ impl<'a> Leader<'a> {
 
     async fn housekeep(&mut self) {
         let in_flight = self.core.scheduler.out().count();
-        measurements::observe(&self.core.state, in_flight, &self.queries.workers);
+        let now = self.core.now();
+        let demand = self.core.state.demand(&self.core.rules, now);
+        let workers = &self.queries.workers;
+        measurements::observe(&self.core.state, &demand, now, in_flight, workers);
         let Core { state, rules, clock, .. } = &mut self.core;
         let mut context = QueryContext { state, rules, clock, leads: true };
         self.queries.look_again(&mut context).await;

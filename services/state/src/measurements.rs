@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use job::{PriorityClass, State};
+use job::{Demand, PriorityClass, State, time::Millis};
 use nats::heartbeat::WorkerRegistry;
 use service::prometheus::{
     Histogram, Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge,
@@ -17,6 +17,8 @@ const ENDED: &str = "jobmesh_ended_jobs";
 const IN_FLIGHT: &str = "jobmesh_in_flight_runs";
 const PROCESSORS: &str = "jobmesh_processors";
 const SLOTS: &str = "jobmesh_slots";
+const READY: &str = "jobmesh_ready_runs";
+const OLDEST_READY: &str = "jobmesh_oldest_ready_seconds";
 const PROJECTS: &str = "jobmesh_projects";
 const COMMANDS: &str = "jobmesh_commands_total";
 const APPENDS: &str = "jobmesh_event_append_seconds";
@@ -38,6 +40,15 @@ pub(crate) fn describe() {
     describe_gauge!(IN_FLIGHT, "Runs that are dispatched and have not ended.");
     describe_gauge!(PROCESSORS, "Processors that are online and take the jobs of clients.");
     describe_gauge!(SLOTS, "Jobs that these processors run at once.");
+    describe_gauge!(
+        READY,
+        "Queued jobs that could start now, within the limits of their projects, if slots were free."
+    );
+    describe_gauge!(
+        OLDEST_READY,
+        Unit::Seconds,
+        "How long the oldest of these jobs has been queued, by class."
+    );
     describe_gauge!(PROJECTS, "Projects that have jobs, settings or schedules.");
     describe_counter!(COMMANDS, "Messages of COMMANDS that were processed.");
     describe_histogram!(
@@ -80,7 +91,13 @@ pub(crate) fn snapshot(took: Duration) {
 }
 
 /// Records what the leader knows.
-pub(crate) fn observe(state: &State, in_flight: usize, workers: &WorkerRegistry) {
+pub(crate) fn observe(
+    state: &State,
+    demand: &Demand,
+    at: Millis,
+    in_flight: usize,
+    workers: &WorkerRegistry,
+) {
     let now = Instant::now();
     let counts = state.counts(None);
     gauge!(LEADING).set(1.0);
@@ -90,6 +107,11 @@ pub(crate) fn observe(state: &State, in_flight: usize, workers: &WorkerRegistry)
         let name = class.name();
         gauge!(JOBS, "status" => "queued", "class" => name).set(queued as f64);
         gauge!(JOBS, "status" => "processing", "class" => name).set(processing as f64);
+    }
+    gauge!(READY).set(demand.ready as f64);
+    for (class, oldest) in demand.oldest.into_entries() {
+        let age_ms = oldest.map_or(0, |oldest| (at - oldest).max(0));
+        gauge!(OLDEST_READY, "class" => class.name()).set(age_ms as f64 / 1_000.0);
     }
     gauge!(SCHEDULED).set(state.scheduled(None) as f64);
     for (status, jobs) in
@@ -106,13 +128,14 @@ pub(crate) fn observe(state: &State, in_flight: usize, workers: &WorkerRegistry)
 
 /// Records that this replica leads no more: sums over all replicas are those of the leader.
 pub(crate) fn stopped_leading(is_error: bool) {
-    for name in [LEADING, SCHEDULED, IN_FLIGHT, PROCESSORS, SLOTS, PROJECTS] {
+    for name in [LEADING, READY, SCHEDULED, IN_FLIGHT, PROCESSORS, SLOTS, PROJECTS] {
         gauge!(name).set(0.0);
     }
     for status in ["completed", "failed", "canceled"] {
         gauge!(ENDED, "status" => status).set(0.0);
     }
     for class in PriorityClass::ALL {
+        gauge!(OLDEST_READY, "class" => class.name()).set(0.0);
         for status in ["queued", "processing"] {
             gauge!(JOBS, "status" => status, "class" => class.name()).set(0.0);
         }

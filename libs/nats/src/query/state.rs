@@ -1,8 +1,8 @@
 //! What state is asked, and what it answers.
 
 use job::{
-    Counts, Id, Job, JobFilter, JobId, JobType, Limits, Position, ProjectUsage, Run, Settings,
-    Status,
+    ByClass, Counts, Id, Job, JobFilter, JobId, JobType, Limits, Position, ProjectUsage, Run,
+    Settings, Status,
     delivery::Deliveries,
     operation::{Operation, OperationAction},
     preview::PreviewCursor,
@@ -207,6 +207,25 @@ pub struct ProjectSummary {
     pub usage: ProjectUsage,
     /// How many schedules it has.
     pub schedules: usize,
+}
+
+/// For the work that could start now.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct DemandQuery {}
+
+/// The work of all projects that processors could do now.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct DemandAnswer {
+    /// Queued jobs that could start now, if slots were free.
+    pub ready: u64,
+    /// Running jobs.
+    pub running: u64,
+    /// Slots of the processors that are online.
+    pub slots: usize,
+    /// Processors that are online and take the jobs of clients.
+    pub processors: usize,
+    /// How long the oldest ready job of each class has been queued, in ms.
+    pub oldest_ready_ms: ByClass<Option<u64>>,
 }
 
 /// For operations.

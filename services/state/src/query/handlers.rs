@@ -9,10 +9,10 @@ use job::{
 use nats::{
     heartbeat::WorkerRegistry,
     query::{
-        JobAnswer, JobQuery, JobsAnswer, JobsQuery, OperationsAnswer, OperationsQuery,
-        PreviewQuery, ProcessorsAnswer, ProjectAnswer, ProjectOrder, ProjectQuery, ProjectSummary,
-        ProjectsAnswer, ProjectsQuery, RunsAnswer, RunsQuery, SchedulesAnswer, StatsAnswer,
-        StatsQuery,
+        DemandAnswer, JobAnswer, JobQuery, JobsAnswer, JobsQuery, OperationsAnswer,
+        OperationsQuery, PreviewQuery, ProcessorsAnswer, ProjectAnswer, ProjectOrder, ProjectQuery,
+        ProjectSummary, ProjectsAnswer, ProjectsQuery, RunsAnswer, RunsQuery, SchedulesAnswer,
+        StatsAnswer, StatsQuery,
     },
 };
 
@@ -109,6 +109,21 @@ impl QueryContext<'_> {
 
     pub(super) fn processors(&self, workers: &WorkerRegistry) -> ProcessorsAnswer {
         ProcessorsAnswer { processors: workers.list(Instant::now()) }
+    }
+
+    pub(super) fn demand(&mut self, workers: &WorkerRegistry) -> DemandAnswer {
+        let now = self.now();
+        let demand = self.state.demand(self.rules, now);
+        let at = Instant::now();
+        DemandAnswer {
+            ready: demand.ready,
+            running: demand.running,
+            slots: workers.capacity(at).total,
+            processors: workers.live(at).filter(|it| it.takes_jobs()).count(),
+            oldest_ready_ms: demand
+                .oldest
+                .map(|oldest| oldest.map(|at| u64::try_from(now - at).unwrap_or(0))),
+        }
     }
 
     pub(super) fn operations(&self, query: &OperationsQuery) -> OperationsAnswer {

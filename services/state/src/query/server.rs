@@ -17,7 +17,7 @@ use nats::{
     Broker,
     heartbeat::{Heartbeat, WorkerRegistry},
     names::{self, StateQuery},
-    query::ProcessorsQuery,
+    query::{DemandQuery, ProcessorsQuery},
 };
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::sync::mpsc;
@@ -39,6 +39,7 @@ enum QueryKind {
     Jobs,
     Projects,
     Processors,
+    Demand,
     Operations,
     Preview,
     /// Which runs a processor may begin: for the leader.
@@ -110,6 +111,7 @@ impl QueryServer {
             (QueryKind::Jobs, names::QUERY_JOBS),
             (QueryKind::Projects, names::QUERY_PROJECTS),
             (QueryKind::Processors, names::QUERY_PROCESSORS),
+            (QueryKind::Demand, names::QUERY_DEMAND),
             (QueryKind::Operations, names::QUERY_OPERATIONS),
             (QueryKind::Preview, names::QUERY_PREVIEW),
         ] {
@@ -200,6 +202,7 @@ impl QueryServer {
             QueryKind::Schedules => reply(payload, |query| context.schedules(&query)),
             QueryKind::Jobs => reply(payload, |query| context.jobs(&query)),
             QueryKind::Projects => reply(payload, |query| context.projects(&query)),
+            QueryKind::Demand => reply(payload, |DemandQuery {}| context.demand(&self.workers)),
             QueryKind::Operations => reply(payload, |query| context.operations(&query)),
             QueryKind::Preview => reply(payload, |query| context.preview(&query)),
             QueryKind::Processors => {
