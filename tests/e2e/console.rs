@@ -1,6 +1,6 @@
 //! The console in a browser: Chromium, driven by the programs of tests/console.
 
-use std::path::Path;
+use std::{path::Path, time::Duration};
 
 use reqwest::{Client, header};
 use serde_json::{Value, json};
@@ -27,6 +27,47 @@ async fn jobs_are_followed_retried_and_canceled_without_a_reload() -> anyhow::Re
 async fn all_jobs_that_match_are_counted_and_changed() -> anyhow::Result<()> {
     let mesh = Mesh::start()?;
     browse_mesh(&mesh, "bulk.mjs", "").await
+}
+
+/// Jobs that wait, their projects, and for how long jobs run meanwhile. `JOBMESH_CONSOLE_LOAD=full` of a release build
+/// looks at a million jobs and at 1,000 events a second, for ten minutes.
+fn load() -> (usize, usize, u64, u64) {
+    match std::env::var("JOBMESH_CONSOLE_LOAD").as_deref() {
+        Ok("full") => (1_000, 1_000, 340, 600),
+        _ => (200, 50, 20, 10),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_jobs_and_events_keep_the_page_fast_and_still() -> anyhow::Result<()> {
+    let (projects, jobs, jobs_per_second, seconds) = load();
+    let receiver = Receiver::start().await?;
+    receiver.open();
+    let mesh = receiver.mesh(&[("JOBMESH_CONCURRENCY", "32")])?;
+    let batches: Vec<String> = (0..jobs).map(|n| format!("batch-{n}")).collect();
+    for n in 0..projects {
+        let project = format!("waiting-{n}");
+        mesh.set(&project, json!({ "paused": true })).await?;
+        let body = json!({ "projectId": project, "batchIds": batches });
+        mesh.post("/api/queue/enqueue", body).await?;
+    }
+    let looking = json!({ "seconds": seconds, "queued": projects * jobs }).to_string();
+    let browsing = browse_mesh(&mesh, "load.mjs", &looking);
+    let enqueueing = async {
+        for second in 0_u64.. {
+            let batches: Vec<String> =
+                (0..jobs_per_second / 10).map(|n| format!("{second}-{n}")).collect();
+            mesh.post("/api/queue/enqueue", json!({ "projectId": "busy", "batchIds": batches }))
+                .await?;
+            // A rate is what this test is about: nothing waits for it.
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        anyhow::Ok(())
+    };
+    tokio::select! {
+        browsed = browsing => browsed,
+        ended = enqueueing => ended,
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

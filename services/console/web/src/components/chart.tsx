@@ -5,6 +5,9 @@ import uPlot from "uplot";
 import "uplot/dist/uPlot.min.css";
 import { number, time } from "../lib/format";
 
+/** The height of the plot, in px. */
+const HEIGHT = 180;
+
 export interface Series {
   label: string;
   /** A custom property with its color: `--completed`. */
@@ -20,7 +23,10 @@ export function Chart({ label, starts, series, format = number }: {
   format?: (value: number) => string;
 }) {
   const place = useRef<HTMLDivElement>(null);
-  const data = JSON.stringify([starts, series.map(({ label, values }) => [label, values])]);
+  const plot = useRef<uPlot | null>(null);
+  const data = [starts.map((start) => Date.parse(start) / 1_000), ...series.map(({ values }) => values)] as uPlot.AlignedData;
+  // What needs another plot; new values are shown in place.
+  const lines = JSON.stringify([series.map(({ label, color }) => [label, color]), starts.length < 3]);
   useEffect(() => {
     const element = place.current;
     if (!element) return;
@@ -32,11 +38,10 @@ export function Chart({ label, starts, series, format = number }: {
       return getComputedStyle(resolved).color;
     };
     const axis = { stroke: paint("--faint"), grid: { stroke: paint("--line"), width: 1 }, ticks: { show: false } };
-    const x = starts.map((start) => Date.parse(start) / 1_000);
-    const plot = new uPlot(
+    const made = new uPlot(
       {
         width: element.clientWidth,
-        height: 180,
+        height: HEIGHT,
         cursor: { y: false },
         legend: { live: false },
         scales: { y: { range: (_, min, max) => [Math.min(0, min), max > 0 ? max * 1.05 : 1] } },
@@ -51,17 +56,20 @@ export function Chart({ label, starts, series, format = number }: {
           })),
         ],
       },
-      [x, ...series.map((one) => one.values)] as uPlot.AlignedData,
+      data,
       element,
     );
+    plot.current = made;
     resolved.remove();
-    const resize = new ResizeObserver(() => plot.setSize({ width: element.clientWidth, height: 180 }));
+    const resize = new ResizeObserver(() => made.setSize({ width: element.clientWidth, height: HEIGHT }));
     resize.observe(element);
     return () => {
+      plot.current = null;
       resize.disconnect();
-      plot.destroy();
+      made.destroy();
     };
-  }, [data]);
+  }, [lines]);
+  useEffect(() => plot.current?.setData(data), [JSON.stringify(data)]);
   return (
     <figure class="chart">
       <div ref={place} role="img" aria-label={label} />

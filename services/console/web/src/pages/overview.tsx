@@ -102,16 +102,19 @@ function LastHour() {
                   { label: "failed", color: "--failed", values: values((row) => row.failed) },
                 ]}
               />
-              <p class="faint">
-                {number(total?.jobs)} jobs ended, {number(total?.retries)} runs were retried,{" "}
-                {number((total?.inputTokens ?? 0) + (total?.outputTokens ?? 0))} tokens.
-              </p>
+              <p class="faint">{sentence(total)}</p>
             </>
           );
         }}
       </Loaded>
     </Panel>
   );
+}
+
+/** One text: the end of a line does not move when a number before it grows. */
+function sentence(total: Schemas["Sums"] | undefined): string {
+  const tokens = (total?.inputTokens ?? 0) + (total?.outputTokens ?? 0);
+  return `${number(total?.jobs)} jobs ended, ${number(total?.retries)} runs were retried, ${number(tokens)} tokens.`;
 }
 
 function BusiestProjects() {
