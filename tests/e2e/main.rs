@@ -47,5 +47,6 @@ mod schedules;
 mod services;
 mod stopping;
 mod tls;
+mod traces;
 mod webhooks;
 mod whole_life;

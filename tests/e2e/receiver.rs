@@ -12,7 +12,7 @@ use std::{
 use axum::{
     Json, Router,
     extract::State,
-    http::StatusCode,
+    http::{HeaderMap, StatusCode},
     response::{IntoResponse, Response},
     routing::post,
 };
@@ -44,6 +44,8 @@ pub struct Run {
     pub run: u64,
     pub attempt: u64,
     pub project: String,
+    /// The header of that name; empty without one.
+    pub traceparent: String,
     pub at: Instant,
     /// How long it is since another run ended.
     pub since_an_end: Option<Duration>,
@@ -117,7 +119,11 @@ impl Receiver {
     }
 }
 
-async fn answer(State(receiver): State<Receiver>, Json(work): Json<Value>) -> Response {
+async fn answer(
+    State(receiver): State<Receiver>,
+    headers: HeaderMap,
+    Json(work): Json<Value>,
+) -> Response {
     let running = receiver.seen.running.fetch_add(1, Ordering::SeqCst) + 1;
     receiver.seen.most_running.fetch_max(running, Ordering::SeqCst);
     let _running = Running(receiver.seen.clone());
@@ -127,6 +133,11 @@ async fn answer(State(receiver): State<Receiver>, Json(work): Json<Value>) -> Re
         run: work["run"].as_u64().unwrap_or(0),
         attempt,
         project: work["project"].as_str().unwrap_or_default().to_owned(),
+        traceparent: headers
+            .get("traceparent")
+            .and_then(|it| it.to_str().ok())
+            .unwrap_or_default()
+            .to_owned(),
         at: Instant::now(),
         since_an_end: receiver.seen.last_ended.lock().unwrap().map(|at| at.elapsed()),
     });

@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use crate::{
     Backoff, Id, Idempotency, JobFilter, JobId, JobLabels, JobType, Json, Patch, Run, StoredResult,
-    Usage, operation::Operation, schedule::Schedule, time::Millis,
+    Usage, operation::Operation, schedule::Schedule, time::Millis, trace::TraceContext,
 };
 
 /// One thing asked.
@@ -63,6 +63,9 @@ pub struct Enqueue {
     /// What makes a repeat of the request harmless.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub idempotency: Option<Idempotency>,
+    /// The span of the request, if it is traced.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub trace: Option<TraceContext>,
 }
 
 impl Enqueue {
@@ -78,6 +81,7 @@ impl Enqueue {
             supersede: true,
             jobs,
             idempotency: None,
+            trace: None,
         }
     }
 }

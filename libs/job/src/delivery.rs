@@ -125,6 +125,7 @@ impl State {
             retry: Some(webhook.retry.unwrap_or(RETRY)),
             run_at: None,
             data: self.payload(at, ended, status),
+            trace: None,
         })))
     }
 
@@ -217,6 +218,7 @@ mod tests {
             retry: None,
             run_at: None,
             data: Json::default(),
+            trace: None,
         };
         state.apply(1, Position::new(1, 1), &Event::Enqueued(Box::new(new)));
         state

@@ -6,12 +6,13 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::{
-    Backoff, Digest, Id, IdempotencyRecord, Job, JobId, JobLabels, JobType, Json, Position,
-    PriorityClass, RequeueReason, Run, Settings, Status, StoredResult, Usage,
+    Backoff, Digest, Id, IdempotencyRecord, Job, JobHistory, JobId, JobLabels, JobType, Json,
+    Position, PriorityClass, RequeueReason, Run, Settings, Status, StoredResult, Usage,
     bulk::{BulkOperation, BulkProgress},
     operation::OperationStarted,
     schedule::ScheduleState,
     time::Millis,
+    trace::TraceContext,
 };
 
 pub use change::Change;
@@ -208,6 +209,9 @@ pub struct Enqueued {
     pub run_at: Option<Millis>,
     /// What its handler is given.
     pub data: Json,
+    /// The span of its request, if that is traced.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub trace: Option<TraceContext>,
 }
 
 impl Enqueued {
@@ -230,7 +234,9 @@ impl Enqueued {
             created_at: at,
             queued_at: at,
             run_at: self.run_at,
-            history: None,
+            history: self
+                .trace
+                .map(|trace| Box::new(JobHistory { trace: Some(trace), ..JobHistory::default() })),
             order: position,
             version: position,
         }

@@ -15,7 +15,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Backoff, Id, JobId, Json, Position, PriorityClass, Run, time::Millis};
+use crate::{
+    Backoff, Id, JobId, Json, Position, PriorityClass, Run, time::Millis, trace::TraceContext,
+};
 
 /// How many steps of its life a job keeps beside its first; the oldest go first.
 const TIMELINE_STEPS_MAX: usize = 40;
@@ -182,6 +184,9 @@ pub struct StoredResult {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct JobHistory {
+    /// The span of its request, if that is traced.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub trace: Option<TraceContext>,
     /// How often in a row it was taken back from a processor before its start.
     #[serde(skip_serializing_if = "is_zero_u32")]
     pub take_backs: u32,
@@ -230,6 +235,7 @@ pub struct JobHistory {
 
 impl JobHistory {
     const NOTHING: Self = Self {
+        trace: None,
         take_backs: 0,
         deferrals: 0,
         deferred_since: None,

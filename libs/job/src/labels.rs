@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Id, Job, JobType, PriorityClass, time::Millis};
+use crate::{Id, Job, JobType, PriorityClass, time::Millis, trace::TraceContext};
 
 /// The labels under which a run is counted. Events of ends carry them, so that a consumer needs no
 /// memory of the job.
@@ -23,6 +23,9 @@ pub struct JobLabels {
     pub attempt: u32,
     /// When it last became queued.
     pub queued_at: Millis,
+    /// The span of its request, if that is traced.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub trace: Option<TraceContext>,
 }
 
 impl JobLabels {
@@ -35,6 +38,7 @@ impl JobLabels {
             priority_class: job.priority_class,
             attempt: job.attempts,
             queued_at: job.queued_at,
+            trace: job.history().trace,
         }
     }
 }

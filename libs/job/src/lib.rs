@@ -41,6 +41,7 @@ mod spill;
 mod state;
 pub mod template;
 pub mod time;
+pub mod trace;
 pub mod transaction;
 pub mod webhook;
 mod write_behind;

@@ -10,6 +10,7 @@ use job::{
     event::Batch,
     reply::Reply,
     time::Millis,
+    trace::TraceContext,
 };
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -174,6 +175,9 @@ pub struct Work {
     /// How long a result has to be kept, in seconds: the retention of the job when it was dispatched.
     #[serde(default)]
     pub retention_s: u32,
+    /// The span that stands for this run, if its request is traced: the parent of spans that a handler makes.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub traceparent: Option<TraceContext>,
     /// What the handler is given.
     pub data: Json,
 }

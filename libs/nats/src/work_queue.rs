@@ -12,7 +12,7 @@ use async_nats::{
     jetstream::stream::PersistenceMode,
 };
 use futures_util::TryStreamExt;
-use job::{Job, JobId, JobType, Json, PriorityClass, Run, Settings};
+use job::{Job, JobId, JobType, Json, PriorityClass, Run, Settings, trace::RunSpan};
 
 use crate::{
     Broker, names,
@@ -188,6 +188,8 @@ pub fn message(job: &Job, max_attempts: u32, retention_s: u32, settings: &Settin
             (settings.handler.clone(), settings.options.clone())
         }
     };
+    let trace = job.history().trace;
+    let traceparent = trace.map(|trace| trace.of_run(job.id, job.run, RunSpan::Execution));
     let work = Work {
         job: job.id,
         run: job.run,
@@ -201,6 +203,7 @@ pub fn message(job: &Job, max_attempts: u32, retention_s: u32, settings: &Settin
         handler,
         options,
         retention_s,
+        traceparent,
         data: job.data.clone(),
     };
     let mut headers = HeaderMap::new();

@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
 
 use axum::http::HeaderValue;
-use service::{Nats, prometheus};
+use service::{Nats, prometheus, traces};
 use url::Url;
 
 /// The origin of a web page: scheme, host and port, as browsers write it.
@@ -34,6 +34,9 @@ pub struct Config {
     /// The address of its measurements.
     #[command(flatten)]
     pub measurements: prometheus::Listen,
+    /// The collector of its traces.
+    #[command(flatten)]
+    pub otlp: traces::Otlp,
     /// The address to listen on for HTTP.
     #[arg(long, env = "JOBMESH_LISTEN", default_value = "127.0.0.1:8080")]
     pub listen: SocketAddr,

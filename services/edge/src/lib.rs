@@ -22,6 +22,7 @@ mod request_id;
 mod router;
 mod server;
 mod submit;
+mod traces;
 mod view;
 
 use std::net::SocketAddr;
@@ -35,6 +36,7 @@ pub use config::{Config, Origin};
 pub use router::openapi;
 
 use browser::Browsers;
+use router::Observed;
 use server::Tls;
 
 /// Serves until `stop` is cancelled, then lets requests under way end.
@@ -58,11 +60,11 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     let listener = listener.with_context(|| format!("cannot listen on {}", config.listen))?;
     tracing::info!(listen = %listener.local_addr()?, "edge serves");
     let app = app::App::start(&config, broker, keys, stop.clone()).await?;
-    let routers = router::routers(
-        &app,
-        &Browsers::new(&config),
-        config.measurements.metrics_listen.is_some(),
-    );
+    let observed = Observed {
+        is_measured: config.measurements.metrics_listen.is_some(),
+        tracer: config.otlp.start(Identity::Edge, stop.clone())?,
+    };
+    let routers = router::routers(&app, &Browsers::new(&config), &observed);
     server::serve(listener, routers, tls, &config, stop).await;
     app.broker.client.flush().await.ok();
     tracing::info!("edge drained");

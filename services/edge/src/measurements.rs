@@ -44,7 +44,8 @@ impl Routes {
         Self(Arc::new(routes))
     }
 
-    fn of(&self, path: &str) -> String {
+    /// The template of a path.
+    pub fn of(&self, path: &str) -> String {
         self.0.at(path).map_or_else(|_| NO_ROUTE.to_owned(), |found| found.value.clone())
     }
 }

@@ -12,6 +12,7 @@ use axum::{
     routing::get,
 };
 use nats::query::ProjectOrder;
+use service::traces::Tracer;
 use utoipa::OpenApi;
 use utoipa_axum::{router::OpenApiRouter, routes};
 use utoipa_swagger_ui::SwaggerUi;
@@ -32,6 +33,7 @@ use crate::{
     openapi::Document,
     request_id,
     server::Routers,
+    traces,
 };
 
 /// The path of the API document.
@@ -41,6 +43,14 @@ const OPENAPI: &str = "/openapi.json";
 #[derive(OpenApi)]
 #[openapi(components(schemas(ProjectOrder, AnalyticsFormat, FailureOrder)))]
 struct ParameterSchemas;
+
+/// What is recorded of requests.
+pub(crate) struct Observed {
+    /// True if they are measured.
+    pub is_measured: bool,
+    /// Takes their spans.
+    pub tracer: Option<Tracer>,
+}
 
 /// The endpoints, with their document.
 fn endpoints() -> OpenApiRouter<App> {
@@ -88,7 +98,7 @@ pub fn openapi() -> String {
 }
 
 /// The routes of each kind of connection.
-pub(crate) fn routers(app: &App, browsers: &Browsers, is_measured: bool) -> Routers {
+pub(crate) fn routers(app: &App, browsers: &Browsers, observed: &Observed) -> Routers {
     let refused = |error: fn() -> Error| {
         let refused = Router::new().route("/healthz", get(async || "ok"));
         let refused = refused.fallback(async move || error());
@@ -96,7 +106,7 @@ pub(crate) fn routers(app: &App, browsers: &Browsers, is_measured: bool) -> Rout
         protected(refused.layer(middleware::map_response(close_connection)), browsers.clone())
     };
     Routers {
-        served: router(app.clone(), browsers.clone(), is_measured),
+        served: router(app.clone(), browsers.clone(), observed),
         too_many: refused(Error::too_many_connections),
         too_many_of_address: refused(Error::too_many_connections_of_address),
     }
@@ -115,7 +125,7 @@ fn protected(router: Router, browsers: Browsers) -> Router {
 }
 
 /// The routes of the API.
-fn router(app: App, browsers: Browsers, is_measured: bool) -> Router {
+fn router(app: App, browsers: Browsers, observed: &Observed) -> Router {
     let (router, description) = endpoints().split_for_parts();
     let keys = app.keys.clone();
     // A handler is cloned for each request: it must not hold the document itself.
@@ -139,12 +149,16 @@ fn router(app: App, browsers: Browsers, is_measured: bool) -> Router {
         .fallback_service(router)
         .layer(middleware::from_fn_with_state(app, audit::record))
         .layer(middleware::from_fn_with_state(keys, keys::guard));
-    let router = protected(router, browsers);
-    if !is_measured {
-        return router;
-    }
+    let mut router = protected(router, browsers);
     let routes = Routes::new(description.paths.paths.into_keys());
-    router.layer(middleware::from_fn_with_state(routes, measurements::measure))
+    if observed.is_measured {
+        let routes = routes.clone();
+        router = router.layer(middleware::from_fn_with_state(routes, measurements::measure));
+    }
+    if let Some(tracer) = observed.tracer.clone() {
+        router = router.layer(middleware::from_fn_with_state((tracer, routes), traces::trace));
+    }
+    router
 }
 
 #[cfg(test)]

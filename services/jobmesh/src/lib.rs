@@ -41,7 +41,7 @@ enum Command {
 #[derive(Debug, Subcommand)]
 enum Service {
     /// Serves the HTTP API.
-    Edge(edge::Config),
+    Edge(Box<edge::Config>),
     /// Decides commands, dispatches work, answers queries.
     State(state::Config),
     /// Runs jobs.
@@ -75,7 +75,7 @@ fn serve(service: Service) -> anyhow::Result<()> {
     let ended = runtime.block_on(async {
         let stop = service::shutdown::on_signal()?;
         match service {
-            Service::Edge(config) => edge::run(config, stop).await,
+            Service::Edge(config) => edge::run(*config, stop).await,
             Service::State(config) => state::run(config, stop).await,
             Service::Processor(config) => {
                 let registry = config.registry()?;

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::{Context, bail};
 use nats::access::Secret;
 use percent_encoding::percent_decode_str;
-use service::{Nats, prometheus};
+use service::{Nats, prometheus, traces};
 use url::Url;
 
 /// The variable with ClickHouse's password.
@@ -20,6 +20,9 @@ pub struct Config {
     /// The address of its measurements.
     #[command(flatten)]
     pub measurements: prometheus::Listen,
+    /// The collector of its traces.
+    #[command(flatten)]
+    pub otlp: traces::Otlp,
     /// The URL of ClickHouse's HTTP interface. It may hold a user and a password: then better in the
     /// variable than as an argument.
     #[arg(

@@ -14,6 +14,7 @@ use nats::{
     stream_reader::{self, StreamReader},
     wire,
 };
+use service::traces::Tracer;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -22,6 +23,7 @@ use crate::{
     checkpoint::{Checkpoint, CheckpointStore},
     measurements,
     rows::{RunRow, rows},
+    traces,
 };
 
 /// Rows of a block after which it is closed. A block must stay one insert block of ClickHouse.
@@ -76,13 +78,14 @@ pub(crate) async fn run(
     client: &clickhouse::Client,
     name: &str,
     progress: &Progress,
+    tracer: Option<&Tracer>,
     stop: &CancellationToken,
 ) {
     while !stop.is_cancelled() {
         let ingest = async {
             tokio::select! {
                 () = stop.cancelled() => Ok(()),
-                ended = ingest_while_held(broker, client, name, progress) => ended,
+                ended = ingest_while_held(broker, client, name, progress, tracer) => ended,
             }
         };
         let ended = ingest.await;
@@ -103,6 +106,7 @@ async fn ingest_while_held(
     client: &clickhouse::Client,
     name: &str,
     progress: &Progress,
+    tracer: Option<&Tracer>,
 ) -> anyhow::Result<()> {
     let mut lease = Lease::open(broker, LEASE, name).await?;
     while !lease.hold().await? {
@@ -124,7 +128,7 @@ async fn ingest_while_held(
         service::retry_until(&never, START_OVER_PAUSE, "audit log not ingested", ingest_changes);
     tokio::select! {
         _ = changes => anyhow::bail!("audit ingestion stopped"),
-        ended = ingest(broker, client, progress) => ended,
+        ended = ingest(broker, client, progress, tracer) => ended,
         lost = keep => lost,
     }
 }
@@ -133,6 +137,7 @@ async fn ingest(
     broker: &Broker,
     client: &clickhouse::Client,
     progress: &Progress,
+    tracer: Option<&Tracer>,
 ) -> anyhow::Result<()> {
     let mut keeper = CheckpointStore::open(broker).await?;
     if keeper.checkpoint() == Checkpoint::UNKNOWN {
@@ -175,7 +180,11 @@ async fn ingest(
         }
         if !block.rows.is_empty() {
             let token = format!("{stream}-{first}-{}", block.last);
+            let begun = service::now_ms();
             insert_until_done(client, &block.rows, &token).await;
+            if let Some(tracer) = tracer {
+                traces::send(tracer, &block.rows, begun, service::now_ms());
+            }
         }
         keeper.put(Checkpoint { next: block.last + 1, pending: None, at: block.at }).await?;
         progress.reach(IngestWatermark { sequence: block.last, at: block.at });

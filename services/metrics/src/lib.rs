@@ -17,6 +17,7 @@ mod recent_answers;
 mod rollups;
 mod rows;
 mod schema;
+mod traces;
 
 use service::Identity;
 use tokio_util::sync::CancellationToken;
@@ -36,11 +37,12 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     config.measurements.serve(&broker, Identity::Metrics, describe, stop.clone()).await?;
     let client = clickhouse.tables.clone();
     let Some(()) = schema::ensure(&clickhouse, &stop).await else { return Ok(()) };
+    let tracer = config.otlp.start(Identity::Metrics, stop.clone())?;
     let progress = ingest::Progress::default();
     let answering = queries::answer(broker.clone(), client.clone(), progress.clone(), stop.clone());
     // Neither is of use without the other: where one ends, the process does, and is started again.
     tokio::select! {
         ended = answering => ended,
-        () = ingest::run(&broker, &client, &name, &progress, &stop) => Ok(()),
+        () = ingest::run(&broker, &client, &name, &progress, tracer.as_ref(), &stop) => Ok(()),
     }
 }

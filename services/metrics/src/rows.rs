@@ -5,40 +5,46 @@ use job::{
     JobLabels, Position, RequeueReason, Usage, error_group,
     event::{Batch, Ended, Event, LateRun, Transition},
     time::Millis,
+    trace::TraceContext,
 };
 use serde::Serialize;
 
 /// One row of `job_runs`. Times are ms since 1970.
 #[derive(Clone, Debug, PartialEq, Row, Serialize)]
 pub(crate) struct RunRow {
-    sequence: u64,
-    idx: u32,
-    at: Millis,
-    project: String,
-    batch: String,
+    pub sequence: u64,
+    pub idx: u32,
+    pub at: Millis,
+    pub project: String,
+    pub batch: String,
     #[serde(with = "clickhouse::serde::uuid")]
-    job: uuid::Uuid,
+    pub job: uuid::Uuid,
     #[serde(rename = "type")]
-    job_type: String,
+    pub job_type: String,
     #[serde(rename = "class")]
-    priority_class: String,
-    run: u32,
-    attempt: u32,
-    outcome: String,
-    r#final: u8,
-    ran: u8,
-    queued_at: Millis,
-    started_at: Millis,
-    finished_at: Millis,
-    wait_ms: u64,
-    duration_ms: u64,
-    tokens_in: u64,
-    tokens_out: u64,
-    images: u64,
-    model: String,
-    worker: String,
-    error: String,
-    error_group: u64,
+    pub priority_class: String,
+    pub run: u32,
+    pub attempt: u32,
+    pub outcome: String,
+    pub r#final: u8,
+    pub ran: u8,
+    pub queued_at: Millis,
+    pub started_at: Millis,
+    pub finished_at: Millis,
+    pub wait_ms: u64,
+    pub duration_ms: u64,
+    pub tokens_in: u64,
+    pub tokens_out: u64,
+    pub images: u64,
+    pub model: String,
+    pub worker: String,
+    pub error: String,
+    pub error_group: u64,
+    /// The id of its trace in hexadecimal digits; empty without one.
+    pub trace_id: String,
+    /// The span of its request, if that is traced.
+    #[serde(skip_serializing)]
+    pub trace: Option<TraceContext>,
 }
 
 /// The rows of message `sequence` of EVENTS.
@@ -135,5 +141,7 @@ fn row(
         worker: String::new(),
         error: String::new(),
         error_group: 0,
+        trace_id: labels.trace.map(|it| format!("{:032x}", it.trace_id)).unwrap_or_default(),
+        trace: labels.trace,
     }
 }

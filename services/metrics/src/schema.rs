@@ -8,9 +8,10 @@ use tokio_util::sync::CancellationToken;
 use crate::config::ClickHouse;
 
 /// The versions of the schema, the first one first.
-const VERSIONS: [&str; 2] = [
+const VERSIONS: [&str; 3] = [
     include_str!("../../../deploy/clickhouse/schema/0001_runs.sql"),
     include_str!("../../../deploy/clickhouse/schema/0002_analytics.sql"),
+    include_str!("../../../deploy/clickhouse/schema/0003_traces.sql"),
 ];
 /// The versions that were applied. Two services may apply one at the same time: its statements can be run again.
 const CREATE_VERSIONS: &str = "CREATE TABLE IF NOT EXISTS schema_versions
@@ -73,6 +74,6 @@ mod tests {
                 });
             assert!(is_safe, "{statement}");
         }
-        assert_eq!(statements.len(), 13);
+        assert_eq!(statements.len(), 14);
     }
 }

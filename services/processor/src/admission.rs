@@ -158,6 +158,7 @@ pub(crate) fn outcome(work: &Work, processor: &str, end: End, class: PriorityCla
             priority_class: class,
             attempt: work.attempt,
             queued_at: work.queued_at,
+            trace: None,
         },
         started_at: None,
         finished_at: service::now_ms(),
@@ -221,6 +222,7 @@ mod tests {
             options: None,
             retention_s: 60,
             data: Json::default(),
+            traceparent: None,
         };
         let payload = serde_json::to_vec(&work).expect("it is JSON").into();
         let subject = names::work(PriorityClass::Normal, JobType::ProcessBatch, job, 1);

@@ -142,5 +142,6 @@ pub(crate) fn test_work(data: &str) -> Work {
         options: None,
         retention_s: 60,
         data: serde_json::from_str(data).expect("it is JSON"),
+        traceparent: None,
     }
 }

@@ -241,6 +241,7 @@ mod tests {
                 priority_class: PriorityClass::Normal,
                 attempt: u32::MAX,
                 queued_at: i64::MIN,
+                trace: None,
             },
             started_at: Some(i64::MIN),
             finished_at: i64::MAX,
@@ -301,6 +302,7 @@ mod tests {
             supersede: true,
             jobs: vec![new(1, "b")],
             idempotency: None,
+            trace: None,
         };
         assert!(Command::Enqueue(enqueue.clone()).bounded().is_ok());
         let lone = serde_json::from_str(r#"{"t":"\ud800"}"#).expect("it is JSON");

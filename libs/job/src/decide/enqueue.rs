@@ -72,6 +72,7 @@ impl State {
                 retry: request.retry,
                 run_at: request.run_at.filter(|at| *at > now),
                 data: new.data.clone(),
+                trace: request.trace,
             })));
         }
         events

@@ -104,5 +104,6 @@ fn enqueue(project: &Id, schedule: &Schedule, id: JobId) -> Enqueue {
         supersede: true,
         jobs: vec![job],
         idempotency: None,
+        trace: None,
     }
 }

@@ -336,6 +336,7 @@ fn a_dispatch_carries_the_id_of_its_run() {
         retry: None,
         run_at: None,
         data: job::Json::default(),
+        trace: None,
     };
     let mut job = enqueued.job(1, Position::default());
     job.run = 4;

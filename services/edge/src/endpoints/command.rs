@@ -3,7 +3,7 @@
 use axum::extract::{FromRequest, FromRequestParts, Request};
 use axum::http::{HeaderMap, StatusCode};
 use bytes::Bytes;
-use job::{Id, reply::Reply};
+use job::{Id, reply::Reply, trace::TraceContext};
 use nats::names::Verb;
 use serde::{Deserialize, Serialize};
 
@@ -27,6 +27,7 @@ pub(crate) struct CommandRequest {
     access: Access,
     note: AuditNote,
     headers: HeaderMap,
+    trace: Option<TraceContext>,
     body: Bytes,
 }
 
@@ -39,8 +40,9 @@ impl FromRequest<App> for CommandRequest {
         let access = Access::from_request_parts(&mut parts, app).await?;
         let note = AuditNote::from_request_parts(&mut parts, app).await?;
         let headers = parts.headers.clone();
+        let trace = parts.extensions.get().copied();
         let Body(body) = Body::from_request(Request::from_parts(parts, body), app).await?;
-        Ok(Self { access, note, headers, body })
+        Ok(Self { access, note, headers, trace, body })
     }
 }
 
@@ -74,6 +76,11 @@ impl CommandRequest {
     /// The idempotency key in the headers. It counts for this verb and these projects.
     pub(super) fn idempotency(&self, verb: Verb, projects: &str) -> Result<Option<Key>, Error> {
         Key::read(&self.headers, verb.name(), projects, &self.body)
+    }
+
+    /// The span of the request, if it is traced.
+    pub(super) fn trace(&self) -> Option<TraceContext> {
+        self.trace
     }
 
     /// What the request may see and do.

@@ -110,6 +110,7 @@ pub(crate) async fn enqueue(State(app): State<App>, command: CommandRequest) -> 
         supersede: true,
         jobs,
         idempotency: key.map(|key| key.idempotency),
+        trace: command.trace(),
     };
     if app.is_full() {
         return Err(Error::queue_full());

@@ -96,6 +96,7 @@ pub(crate) async fn redo(State(app): State<App>, command: CommandRequest) -> Ans
         supersede: false,
         jobs: vec![NewJob { id, batch, data }],
         idempotency: key.map(|key| key.idempotency),
+        trace: command.trace(),
     };
     if app.is_full() {
         return Err(Error::queue_full());

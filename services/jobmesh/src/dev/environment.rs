@@ -39,6 +39,8 @@ const NATS: &str = "JOBMESH_NATS_";
 const TLS: &str = "JOBMESH_TLS_";
 /// What `dev` chooses itself.
 const METRICS_LISTEN: &str = "JOBMESH_METRICS_LISTEN";
+/// What only services that send traces need.
+const OTLP: &str = "OTEL_EXPORTER_OTLP_";
 /// What no child needs.
 const KEY: &str = "JOBMESH_KEY";
 /// What only metrics needs.
@@ -85,6 +87,8 @@ impl Role {
             // Its handlers may be given any of them.
             Self::Processor => true,
             _ if of_handlers => false,
+            // Its headers may hold a token.
+            Self::Mesh | Self::Metrics if name.starts_with(OTLP) => true,
             _ => name.starts_with("JOBMESH_") || name.starts_with("LC_") || PLAIN.contains(&name),
         }
     }
@@ -108,6 +112,7 @@ mod tests {
             ("JOBMESH_KEY_FILE", [false; 4]),
             ("JOBMESH_COMMANDS_MB", [true; 4]),
             ("JOBMESH_COMMAND", [false, false, false, true]),
+            ("OTEL_EXPORTER_OTLP_HEADERS", [false, true, true, true]),
             ("JOBMESH_LLM_KEY", [false, false, false, true]),
             ("JOBMESH_HTTP_URL", [false, false, false, true]),
             ("AWS_SECRET_ACCESS_KEY", [false, false, false, true]),

@@ -111,7 +111,8 @@ impl Command {
         process
             .env("JOBMESH_JOB", work.job.to_string())
             .env("JOBMESH_RUN", work.run.to_string())
-            .env("JOBMESH_ATTEMPT", work.attempt.to_string());
+            .env("JOBMESH_ATTEMPT", work.attempt.to_string())
+            .envs(work.traceparent.map(|trace| ("TRACEPARENT", trace.to_string())));
         process
     }
 }

@@ -37,7 +37,10 @@ impl Http {
 impl Handler for Http {
     async fn handle(&self, work: Arc<Work>, _: Context) -> Outcome {
         let request = self.client.post(self.url.clone()).json(&*work);
-        let request = request.header("Jobmesh-Job-Id", work.job.to_string());
+        let mut request = request.header("Jobmesh-Job-Id", work.job.to_string());
+        if let Some(trace) = work.traceparent {
+            request = request.header("traceparent", trace.to_string());
+        }
         let answer = match client::answer(request, self.answer_bytes_max + 1).await {
             Ok(answer) => answer,
             Err(error) => return Outcome::retry(client::could_not_ask(&self.url, error)),

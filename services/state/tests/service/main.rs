@@ -151,6 +151,7 @@ async fn a_takeover_writes_what_the_leader_before_it_left_behind() -> anyhow::Re
         retry: None,
         run_at: None,
         data: Json::default(),
+        trace: None,
     }));
     let events = vec![Event::LeaderElected { term: 1, leader: "gone".into() }, enqueued];
     let batch = event::Batch { at: service::now_ms(), commands: Vec::new(), events };

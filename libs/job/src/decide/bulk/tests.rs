@@ -58,6 +58,7 @@ impl World {
             supersede: true,
             jobs: jobs.collect(),
             idempotency: None,
+            trace: None,
         }));
     }
 
