@@ -7,6 +7,9 @@ import { api, checkAccessibility, post, run, until } from "./browser.mjs";
 await run(async ({ page, url, argument: folder }) => {
   mkdirSync(folder, { recursive: true });
   const data = { a: { do: "done" }, b: { do: "reject" }, c: { do: "wait", nested: [1, { x: "y" }] } };
+  // Nobody is there: its deliveries wait.
+  const webhook = { url: "https://example.invalid/", secret: `whsec_${"A".repeat(43)}=` };
+  assert.equal((await api(url, "/api/projects/a-project", { method: "PUT", body: { webhook } })).status, 200);
   const enqueued = await post(url, "/api/queue/enqueue", { projectId: "a-project", batchIds: Object.keys(data), data });
   const schedule = { method: "PUT", body: { cron: "0 4 * * 1-5", timeZone: "Europe/Berlin" } };
   assert.equal((await api(url, "/api/projects/a-project/schedules/nightly", schedule)).status, 200);
@@ -24,7 +27,7 @@ await run(async ({ page, url, argument: folder }) => {
     operations: ["operations", "Operations"],
     operation: [`operations/${operationId}`, `Operation ${operationId.slice(0, 8)}`],
     projects: ["projects", "Projects"],
-    project: ["projects/a-project", "Project a-project"],
+    project: ["projects/a-project?deliveries=pending", "Project a-project"],
     analytics: ["analytics?groupBy=model&hours=1", "Analytics"],
     processors: ["processors", "Processors"],
     audit: ["audit", "Audit"],

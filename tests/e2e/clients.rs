@@ -23,6 +23,8 @@ fn run(command: &mut Command) -> anyhow::Result<()> {
     let output = command.output().with_context(|| format!("{command:?} cannot be run"))?;
     let text = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.success(), "{command:?}: {}\n{text}", output.status);
+    // The figures that a program prints are part of the output of its test.
+    print!("{}", String::from_utf8_lossy(&output.stdout));
     Ok(())
 }
 

@@ -128,3 +128,83 @@ async fn a_receiver_that_never_answers_holds_up_nobody() -> anyhow::Result<()> {
     assert!(deliveries(&mesh, "slow").await?.is_null());
     Ok(())
 }
+
+/// A receiver that knows another secret refuses deliveries. They are listed with their errors, and made again once both
+/// secrets are set.
+#[tokio::test(flavor = "multi_thread")]
+async fn deliveries_that_were_given_up_are_listed_and_made_again() -> anyhow::Result<()> {
+    let port = free_address()?.port();
+    let mesh = told(port).await?;
+    let receiver = Client::node("webhook.mjs", &[&port.to_string(), SECRET])?;
+    receiver.says("listening").await?;
+    let url = format!("http://127.0.0.1:{port}/");
+    let new = "whsec_c3RyYW5nZXItMDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY=";
+    let webhook = json!({ "url": url, "secret": new, "maxAttempts": 1 });
+    mesh.set("other", json!({ "webhook": webhook })).await?;
+    mesh.enqueue("other", 3).await?;
+    let path = "/api/projects/other/deliveries";
+    let list = async |query: &str| -> anyhow::Result<Value> {
+        let (status, answer) = mesh.get(&format!("{path}{query}")).await?;
+        anyhow::ensure!(status == 200, "{answer}");
+        Ok(answer)
+    };
+    until("given up", async || {
+        let failed = list("").await?["deliveries"].as_array().map(Vec::len);
+        Ok(if failed == Some(3) { Ok(()) } else { Err(format!("{failed:?}")) })
+    })
+    .await?;
+    let page = list("?limit=2").await?;
+    assert_eq!(
+        (page["deliveries"].as_array().map(Vec::len), &page["nextCursor"]),
+        (Some(2), &json!("2"))
+    );
+    let delivery = &page["deliveries"][0];
+    assert_eq!(
+        (&delivery["status"], &delivery["type"]),
+        (&json!("failed"), &json!("job.completed"))
+    );
+    assert!(
+        delivery["error"].as_str().is_some_and(|error| error.starts_with("answered")),
+        "{delivery}"
+    );
+    assert!(delivery["lastAttemptAt"].is_string() && delivery["attempts"] == 1, "{delivery}");
+    let job = mesh.job(delivery["jobId"].as_str().expect("its job")).await?;
+    assert_eq!(job["batchId"], delivery["batchId"]);
+    assert_eq!(list("?status=pending").await?["deliveries"], json!([]));
+
+    // One of them, then the others.
+    let both = json!({ "url": url, "secret": new, "previousSecret": SECRET, "maxAttempts": 1 });
+    let project = mesh.set("other", json!({ "webhook": both })).await?;
+    assert!(!project.to_string().contains("whsec_"), "{project}");
+    let retry = format!("{path}/retry");
+    let one = json!({ "deliveryIds": [delivery["deliveryId"]] });
+    assert_eq!(mesh.post(&retry, one).await?["retriedCount"], 1);
+    until_delivered(&mesh, "other", 1).await?;
+    assert_eq!(mesh.post(&retry, json!({})).await?["retriedCount"], 2);
+    until_delivered(&mesh, "other", 3).await?;
+    assert_eq!(deliveries(&mesh, "other").await?["failed"], 0);
+    assert_eq!(list("").await?["deliveries"], json!([]));
+    assert_eq!(mesh.post(&retry, json!({})).await?["retriedCount"], 0);
+
+    // What waits is listed, too; and followers of jobs see nothing of deliveries.
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+    let url = format!("http://{}/", silent.local_addr()?);
+    mesh.set("slow", json!({ "webhook": { "url": url, "secret": SECRET } })).await?;
+    mesh.enqueue("slow", 1).await?;
+    until("pending", async || {
+        let (_, answer) = mesh.get("/api/projects/slow/deliveries?status=pending").await?;
+        let is_listed = answer["deliveries"][0]["status"] == "pending";
+        Ok(if is_listed { Ok(()) } else { Err(answer.to_string()) })
+    })
+    .await?;
+    for (body, field) in [
+        (json!({ "deliveryIds": [] }), "deliveryIds"),
+        (json!({ "deliveryIds": ["x"] }), "deliveryIds[0]"),
+        (json!({ "ids": [] }), "ids"),
+    ] {
+        let (status, answer) = mesh.post_keyed(&retry, body.to_string(), None).await?;
+        let error = answer["error"].as_str().unwrap_or_default();
+        assert!(status == 400 && error.contains(field), "{answer}");
+    }
+    Ok(())
+}

@@ -12,6 +12,7 @@ mod gauge;
 mod keys;
 mod load;
 mod mesh;
+mod observed;
 mod options;
 mod parts;
 mod peers;
@@ -192,6 +193,10 @@ async fn run(options: &Options) -> anyhow::Result<Report> {
     if options.has("keys") {
         report.section("API keys");
         keys::measure(&mut report).await?;
+    }
+    if options.has("observed") {
+        report.section("Measurements and traces");
+        observed::measure(&mut report).await?;
     }
     if options.has("crowd") {
         report.section("Many connections, and a project beyond its limits");

@@ -232,6 +232,9 @@ impl State {
             let project = self.persisted.projects.entry(ended.labels.project.clone()).or_default();
             project.failing = ended.error.is_some();
             project.last_error.clone_from(&ended.error);
+            if ended.to == Transition::Failed {
+                project.failed.insert(ended.job, at + internal::FAILED_RETENTION_MS);
+            }
         } else if ended.to == Transition::Failed {
             let project = self.persisted.projects.entry(ended.labels.project.clone()).or_default();
             project.failed.insert(ended.job, at + retention_ms);

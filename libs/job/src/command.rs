@@ -129,6 +129,9 @@ pub struct Retry {
     /// Which failed jobs.
     #[serde(skip_serializing_if = "JobFilter::is_all", default)]
     pub filter: JobFilter,
+    /// True for deliveries to the webhook of the project instead of its jobs.
+    #[serde(skip_serializing_if = "std::ops::Not::not", default)]
+    pub deliveries: bool,
     /// What makes a repeat of the request harmless.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub idempotency: Option<Idempotency>,

@@ -6,11 +6,13 @@
 //! use it. Deliveries have a queue and slots of their own: a slow receiver takes no turn from a
 //! job, and a failing receiver gets fewer deliveries at once.
 
+use std::{cmp::Reverse, sync::Arc};
+
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::{
-    Backoff, Id, JobId, JobType, Json, Limits, PriorityClass, Run, State, Status,
+    Backoff, Id, Job, JobId, JobType, Json, Limits, PriorityClass, Run, State, Status,
     event::{Ended, Enqueued, Event},
     internal::project_of,
     snapshot::Project,
@@ -163,6 +165,38 @@ impl State {
         }
     }
 
+    /// Deliveries for a project that wait or are under way, in no order, behind the first `skip`; and their number.
+    pub fn pending_deliveries(
+        &self,
+        project: &str,
+        skip: usize,
+        limit: usize,
+    ) -> (Vec<Arc<Job>>, usize) {
+        let own = self.persisted.projects.get(&project_of(project));
+        let ids = own.into_iter().flat_map(|own| own.live.after(None)).map(|(_, id)| id);
+        let jobs = ids.skip(skip).take(limit).filter_map(|id| self.job(id)).collect();
+        (jobs, own.map_or(0, |own| own.live.count(None, None)))
+    }
+
+    /// Deliveries for a project that were given up and are kept at `now`, the last one first, behind the first `skip`;
+    /// and their number.
+    pub fn failed_deliveries(
+        &self,
+        project: &str,
+        skip: usize,
+        limit: usize,
+        now: Millis,
+    ) -> (Vec<JobId>, usize) {
+        let own = self.persisted.projects.get(&project_of(project));
+        let failed = own.into_iter().flat_map(|own| &own.failed);
+        let kept = failed.filter(|(_, until)| **until > now);
+        let mut kept: Vec<(Reverse<Millis>, JobId)> =
+            kept.map(|(id, until)| (Reverse(*until), *id)).collect();
+        kept.sort_unstable();
+        let total = kept.len();
+        (kept.into_iter().skip(skip).take(limit).map(|(_, id)| id).collect(), total)
+    }
+
     fn payload(&self, at: Millis, ended: &Ended, status: Status) -> Json {
         let mut usage =
             self.job(ended.job).map(|job| job.history().usage.clone()).unwrap_or_default();
@@ -242,7 +276,8 @@ mod tests {
 
     fn webhook(events: Option<Vec<Status>>) -> Settings {
         let (url, secret) = ("https://example.com/".into(), "whsec_AAAA".into());
-        let webhook = Webhook { url, secret, events, max_attempts: None, retry: None };
+        let webhook =
+            Webhook { url, secret, events, previous_secret: None, max_attempts: None, retry: None };
         Settings { webhook: Some(webhook), ..Settings::default() }
     }
 

@@ -7,6 +7,9 @@ const PREFIX: &str = "\u{1}webhook:";
 /// How long a terminal internal job is kept, in ms: an hour.
 pub(crate) const RETENTION_MS: i64 = 3_600_000;
 
+/// How long one that failed is kept, in ms: three days, in which it can be retried.
+pub(crate) const FAILED_RETENTION_MS: i64 = 3 * 24 * 3_600_000;
+
 /// The internal project that holds the deliveries of a user's project.
 pub fn project_of(project: &str) -> Id {
     format!("{PREFIX}{project}").into()

@@ -269,6 +269,7 @@ impl Settings {
     pub fn forget_secrets(&mut self) {
         if let Some(webhook) = &mut self.webhook {
             webhook.secret = Id::default();
+            webhook.previous_secret = None;
         }
     }
 

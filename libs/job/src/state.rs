@@ -197,6 +197,14 @@ impl State {
         own.map_or(self.retention_ms, |seconds| i64::from(seconds) * 1_000)
     }
 
+    /// How long a job is kept once it is terminal, in ms.
+    pub fn retention_of(&self, job: &Job) -> i64 {
+        match (job.job_type.is_internal(), job.status) {
+            (true, Status::Failed) => internal::FAILED_RETENTION_MS,
+            _ => self.retention_ms(&job.project),
+        }
+    }
+
     /// How long ended jobs of any project are kept, in ms.
     pub fn longest_retention_ms(&self) -> i64 {
         let own = self.persisted.projects.values().filter_map(|project| project.settings.retention);

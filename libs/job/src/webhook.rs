@@ -25,6 +25,10 @@ pub struct Webhook {
     /// What they are signed with: `whsec_` and base64.
     #[cfg_attr(feature = "openapi", schema(value_type = String, min_length = 38, max_length = 94, pattern = "^whsec_[A-Za-z0-9+/]+=*$"))]
     pub secret: Id,
+    /// The secret before it: while it is set, deliveries are signed with both.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<String>, min_length = 38, max_length = 94, pattern = "^whsec_[A-Za-z0-9+/]+=*$"))]
+    pub previous_secret: Option<Id>,
     /// The ends to deliver; all if absent.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     #[cfg_attr(feature = "openapi", schema(value_type = Option<Vec<End>>, min_items = 1))]
@@ -61,11 +65,17 @@ impl Webhook {
                 "webhook.url must be an http or https URL of at most {URL_BYTES_MAX} bytes"
             ));
         }
-        if !self.key().is_some_and(|key| SECRET_BYTES.contains(&key.len())) {
-            let (least, most) = (SECRET_BYTES.start(), SECRET_BYTES.end());
-            return Err(format!(
-                "webhook.secret must be whsec_ and the base64 of {least} to {most} random bytes"
-            ));
+        let secrets =
+            [("secret", Some(&self.secret)), ("previousSecret", self.previous_secret.as_ref())];
+        for (field, secret) in secrets {
+            let is_key =
+                |secret: &Id| key(secret).is_some_and(|key| SECRET_BYTES.contains(&key.len()));
+            if !secret.is_none_or(is_key) {
+                let (least, most) = (SECRET_BYTES.start(), SECRET_BYTES.end());
+                return Err(format!(
+                    "webhook.{field} must be whsec_ and the base64 of {least} to {most} random bytes"
+                ));
+            }
         }
         let ends = |events: &Vec<Status>| {
             !events.is_empty() && events.len() <= 3 && events.iter().all(|it| it.is_terminal())
@@ -83,8 +93,17 @@ impl Webhook {
         self.retry.iter().try_for_each(|retry| retry.check("webhook.retry"))
     }
 
-    /// The key in its secret; `None` if the secret is not `whsec_` and base64.
-    pub fn key(&self) -> Option<Vec<u8>> {
-        BASE64_STANDARD.decode(self.secret.strip_prefix(SECRET_PREFIX)?).ok()
+    /// The keys that deliveries are signed with; `None` if a secret is not `whsec_` and base64.
+    pub fn keys(&self) -> Option<Vec<Vec<u8>>> {
+        [Some(&self.secret), self.previous_secret.as_ref()]
+            .into_iter()
+            .flatten()
+            .map(|it| key(it))
+            .collect()
     }
+}
+
+/// The key in a secret.
+fn key(secret: &str) -> Option<Vec<u8>> {
+    BASE64_STANDARD.decode(secret.strip_prefix(SECRET_PREFIX)?).ok()
 }

@@ -214,6 +214,7 @@ impl World {
                     project,
                     job: Some(id),
                     filter: JobFilter::default(),
+                    deliveries: false,
                     idempotency: None,
                 })
             }
@@ -221,6 +222,7 @@ impl World {
                 project: name(project),
                 job: None,
                 filter: JobFilter::default(),
+                deliveries: false,
                 idempotency: None,
             }),
             Action::Operate { project, action, batch } => {

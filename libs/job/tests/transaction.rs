@@ -137,6 +137,7 @@ fn interrupted_cancel(has_webhook: bool) {
         let webhook = Webhook {
             url: "https://example.com".into(),
             secret: "whsec_".into(),
+            previous_secret: None,
             events: None,
             max_attempts: None,
             retry: None,

@@ -102,6 +102,9 @@ pub const QUERY_PROJECTS: StateQuery =
 /// The query for the processors.
 pub const QUERY_PROCESSORS: StateQuery =
     StateQuery { any: "jobmesh.state.processors", all: "jobmesh.state.all.processors" };
+/// The query for deliveries to a webhook.
+pub const QUERY_DELIVERIES: StateQuery =
+    StateQuery { any: "jobmesh.state.deliveries", all: "jobmesh.state.all.deliveries" };
 /// The query for the work that could start now.
 pub const QUERY_DEMAND: StateQuery =
     StateQuery { any: "jobmesh.state.demand", all: "jobmesh.state.all.demand" };

@@ -25,10 +25,10 @@ pub use metrics::{
     RunFilter,
 };
 pub use state::{
-    DemandAnswer, DemandQuery, JobAnswer, JobQuery, JobsAnswer, JobsQuery, OperationsAnswer,
-    OperationsQuery, PreviewQuery, ProcessorSummary, ProcessorsAnswer, ProcessorsQuery,
-    ProjectAnswer, ProjectOrder, ProjectQuery, ProjectSummary, ProjectsAnswer, ProjectsQuery,
-    RunsAnswer, RunsQuery, SchedulesAnswer, StatsAnswer, StatsQuery,
+    DeliveriesAnswer, DeliveriesQuery, DemandAnswer, DemandQuery, JobAnswer, JobQuery, JobsAnswer,
+    JobsQuery, OperationsAnswer, OperationsQuery, PreviewQuery, ProcessorSummary, ProcessorsAnswer,
+    ProcessorsQuery, ProjectAnswer, ProjectOrder, ProjectQuery, ProjectSummary, ProjectsAnswer,
+    ProjectsQuery, RunsAnswer, RunsQuery, SchedulesAnswer, StatsAnswer, StatsQuery,
 };
 
 /// How long the state service that a question came to may take before all are asked.

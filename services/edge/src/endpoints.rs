@@ -6,6 +6,7 @@ pub(crate) mod audit;
 pub(crate) mod cancel;
 mod command;
 pub(crate) mod console;
+pub(crate) mod deliveries;
 pub(crate) mod enqueue;
 pub(crate) mod events;
 pub(crate) mod failures;

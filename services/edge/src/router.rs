@@ -23,9 +23,9 @@ use crate::{
     browser::{self, Browsers},
     endpoints::{
         access, analytics, analytics::AnalyticsFormat, audit as audit_api, cancel, console,
-        enqueue, events, failures, failures::FailureOrder, health, jobs, keys as keys_api, live,
-        metrics, operations, processors, project_list, projects, redo, result, retry, scale,
-        schedules, stats, status,
+        deliveries, deliveries::DeliveryStatus, enqueue, events, failures, failures::FailureOrder,
+        health, jobs, keys as keys_api, live, metrics, operations, processors, project_list,
+        projects, redo, result, retry, scale, schedules, stats, status,
     },
     error::Error,
     keys,
@@ -41,7 +41,7 @@ const OPENAPI: &str = "/openapi.json";
 
 /// The schemas of parameters: a route adds those of its body and its answers only.
 #[derive(OpenApi)]
-#[openapi(components(schemas(ProjectOrder, AnalyticsFormat, FailureOrder)))]
+#[openapi(components(schemas(ProjectOrder, AnalyticsFormat, FailureOrder, DeliveryStatus)))]
 struct ParameterSchemas;
 
 /// What is recorded of requests.
@@ -75,6 +75,8 @@ fn endpoints() -> OpenApiRouter<App> {
         .routes(routes!(failures::list_failures))
         .routes(routes!(project_list::list_projects))
         .routes(routes!(projects::get_project, projects::put_project))
+        .routes(routes!(deliveries::list_deliveries))
+        .routes(routes!(deliveries::retry_deliveries))
         .routes(routes!(schedules::list_schedules))
         .routes(routes!(
             schedules::get_schedule,

@@ -45,6 +45,8 @@ pub struct Mesh {
     dir: TempDir,
     client: Client,
     nats_url: String,
+    /// True if its processes measure.
+    is_measured: bool,
 }
 
 /// A running processor, killed when it is dropped.
@@ -66,11 +68,22 @@ pub struct Usage {
 impl Mesh {
     /// Starts a mesh.
     pub async fn start(durability: Durability) -> anyhow::Result<Self> {
+        Self::start_with(durability, &[], &[]).await
+    }
+
+    /// Starts a mesh with further arguments and variables.
+    pub async fn start_with(
+        durability: Durability,
+        arguments: &[&str],
+        environment: &[(&str, &str)],
+    ) -> anyhow::Result<Self> {
         let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, fetch::free_port()?));
         let dir = TempDir::new()?;
         let mut dev = Command::new(std::env::current_exe()?)
             .args(["dev", "--processors", "0", "--durability", durability.name()])
             .args(["--listen", &listen.to_string()])
+            .args(arguments)
+            .envs(environment.iter().copied())
             .arg("--data-dir")
             .arg(dir.path())
             .stdout(Stdio::piped())
@@ -87,7 +100,8 @@ impl Mesh {
             if line.starts_with("ready http://") {
                 let client = Client::new(listen.to_string());
                 let nats_url = nats_url.context("dev says where the broker is")?;
-                return Ok(Self { dev, dir, client, nats_url });
+                let is_measured = arguments.contains(&"--metrics");
+                return Ok(Self { dev, dir, client, nats_url, is_measured });
             }
         }
         bail!("dev did not become ready");
@@ -162,6 +176,10 @@ impl Mesh {
         let log = fs::File::create(self.dir.path().join("logs/processor.log"))?;
         command.env("JOBMESH_NATS_URL", &self.nats_url);
         command.args(["--concurrency", &slots.to_string()]).stderr(log);
+        if self.is_measured {
+            let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, fetch::free_port()?));
+            command.args(["--metrics-listen", &listen.to_string()]);
+        }
         Ok(command.spawn()?)
     }
 

@@ -6,6 +6,7 @@ use crate::{
     bulk::BulkAction,
     command::Retry,
     event::{Event, Retried},
+    internal,
     reply::{Code, Reply},
     time::Millis,
 };
@@ -25,7 +26,11 @@ impl State {
                 true => BulkAction::RetryFailed,
                 false => BulkAction::RetryMatching(request.filter.clone()),
             };
-            return Ok(self.decide_bulk(now, &request.project, action, request.idempotency));
+            let project = match request.deliveries {
+                true => internal::project_of(&request.project),
+                false => request.project.clone(),
+            };
+            return Ok(self.decide_bulk(now, &project, action, request.idempotency));
         };
         let mut decision = self.retry_one(lookups, now, &request.project, id)?;
         if !matches!(decision.reply, Reply::Refused { .. }) {

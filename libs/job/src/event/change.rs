@@ -36,6 +36,7 @@ impl Event {
                 None
             }
             Self::Ended(ended) if ended.labels.job_type.is_internal() => None,
+            Self::Retried(retried) if retried.job.job_type.is_internal() => None,
             Self::Enqueued(new) => Some(Change {
                 job: new.job,
                 project: &new.project,

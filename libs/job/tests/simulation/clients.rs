@@ -61,6 +61,7 @@ impl World {
                 project,
                 job: None,
                 filter: JobFilter::default(),
+                deliveries: false,
                 idempotency: None,
             }),
             3 => {
@@ -115,6 +116,7 @@ fn webhook() -> Webhook {
     Webhook {
         url: "https://example.com".into(),
         secret: "whsec_".into(),
+        previous_secret: None,
         events: None,
         max_attempts: None,
         retry: None,

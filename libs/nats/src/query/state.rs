@@ -209,6 +209,30 @@ pub struct ProjectSummary {
     pub schedules: usize,
 }
 
+/// For deliveries to the webhook of a project.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct DeliveriesQuery {
+    /// The project.
+    pub project: Id,
+    /// True for those that were given up, false for those that wait.
+    pub is_failed: bool,
+    /// How many come before the page.
+    pub skip: usize,
+    /// At most this many.
+    pub limit: usize,
+}
+
+/// A page of deliveries.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct DeliveriesAnswer {
+    /// Those that memory holds.
+    pub jobs: Vec<Job>,
+    /// Terminal ones that memory has evicted.
+    pub unread: Vec<JobId>,
+    /// How many there are, on all pages.
+    pub total: usize,
+}
+
 /// For the work that could start now.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct DemandQuery {}

@@ -81,7 +81,7 @@ pub(crate) async fn retry(State(app): State<App>, command: CommandRequest) -> An
     }
     command.note_target(target(job, request.error_group.as_deref()));
     let idempotency = key.map(|key| key.idempotency);
-    let ask = Retry { project: project.clone(), job, filter, idempotency };
+    let ask = Retry { project: project.clone(), job, filter, deliveries: false, idempotency };
     let response = |retried_count, job_ids, message| {
         Some(Response { success: true, retried_count, job_ids, message })
     };

@@ -1,6 +1,9 @@
 //! GET /api/queue/status/{jobId}: from state's memory, else the bucket, else ClickHouse.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::HashMap,
+    time::{Duration, Instant},
+};
 
 use axum::{
     extract::{Path, State, rejection::PathRejection},
@@ -226,4 +229,20 @@ pub(super) async fn archived(app: &App, id: JobId) -> Result<Option<Archived>, q
     let answer: ArchivedAnswer =
         app.broker.query(names::QUERY_ARCHIVED, &question, PATIENCE).await?;
     Ok(answer.job)
+}
+
+/// Reads terminal jobs. One that is not in the bucket is past its retention.
+pub(super) async fn read_terminal(app: &App, ids: &[JobId]) -> Result<Vec<Job>, Error> {
+    let mut found: HashMap<JobId, Option<Job>> = HashMap::new();
+    let mut left: Vec<JobId> = ids.to_vec();
+    while !left.is_empty() {
+        let read = app.broker.read_jobs(&left).await.map_err(|error| {
+            tracing::warn!(%error, "terminal jobs without the bucket");
+            Error::unanswered()
+        })?;
+        found.extend(read);
+        // Large jobs are left out of an answer.
+        left.retain(|id| !found.contains_key(id));
+    }
+    Ok(ids.iter().filter_map(|id| found.remove(id).flatten()).collect())
 }

@@ -86,12 +86,13 @@ impl Webhook {
         let id = work.job.to_string();
         let at = (service::now_ms() / 1_000).to_string();
         let body = work.data.get();
-        let key = receiver.key().context("the secret is not whsec_ and base64")?;
-        let signature = sign(&key, &id, &at, body)?;
+        let keys = receiver.keys().context("a secret is not whsec_ and base64")?;
+        let signatures = keys.iter().map(|key| sign(key, &id, &at, body));
+        let signatures = signatures.collect::<anyhow::Result<Vec<String>>>()?.join(" ");
         let request = self.client.post(url).body(body.to_owned());
         let request = request.header("content-type", "application/json");
         let request = request.header("webhook-id", id).header("webhook-timestamp", at);
-        Ok(request.header("webhook-signature", signature).build()?)
+        Ok(request.header("webhook-signature", signatures).build()?)
     }
 }
 
@@ -153,13 +154,14 @@ mod tests {
         let receiver = |secret: &str| Receiver {
             url: "https://example.com".into(),
             secret: secret.into(),
+            previous_secret: None,
             events: None,
             max_attempts: None,
             retry: None,
         };
-        let key = receiver("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw").key();
+        let keys = receiver("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw").keys();
         let signature = sign(
-            &key.expect("it is base64"),
+            &keys.expect("it is base64")[0],
             "msg_p5jXN8AQM9LWM0D4loKWxJek",
             "1614265330",
             r#"{"test": 2432232314}"#,
@@ -168,7 +170,7 @@ mod tests {
             signature.expect("the secret is one"),
             "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
         );
-        assert_eq!(receiver("MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw").key(), None);
+        assert_eq!(receiver("MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw").keys(), None);
     }
 
     /// Addresses, names that lead to one, and spellings of one.

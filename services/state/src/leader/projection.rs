@@ -173,7 +173,7 @@ fn write_of(state: &State, key: DirtyKey) -> anyhow::Result<Option<(Position, Wr
                 return Ok(Some((version, write)));
             }
             let Some(job) = state.job(id) else { return Ok(None) };
-            let retention_ms = u64::try_from(state.retention_ms(&job.project));
+            let retention_ms = u64::try_from(state.retention_of(&job));
             let retention = Duration::from_millis(retention_ms.unwrap_or(0));
             let write = Write {
                 key: id.to_string(),

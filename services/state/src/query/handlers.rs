@@ -3,16 +3,16 @@
 use std::{cmp::Reverse, collections::HashSet, sync::Arc, time::Instant};
 
 use job::{
-    ActiveFilter, Id, Limits, ListedProject, State, operation::Operation, preview::PreviewSlice,
-    time::Millis,
+    ActiveFilter, Id, JobId, Limits, ListedProject, State, operation::Operation,
+    preview::PreviewSlice, time::Millis,
 };
 use nats::{
     heartbeat::WorkerRegistry,
     query::{
-        DemandAnswer, JobAnswer, JobQuery, JobsAnswer, JobsQuery, OperationsAnswer,
-        OperationsQuery, PreviewQuery, ProcessorsAnswer, ProjectAnswer, ProjectOrder, ProjectQuery,
-        ProjectSummary, ProjectsAnswer, ProjectsQuery, RunsAnswer, RunsQuery, SchedulesAnswer,
-        StatsAnswer, StatsQuery,
+        DeliveriesAnswer, DeliveriesQuery, DemandAnswer, JobAnswer, JobQuery, JobsAnswer,
+        JobsQuery, OperationsAnswer, OperationsQuery, PreviewQuery, ProcessorsAnswer,
+        ProjectAnswer, ProjectOrder, ProjectQuery, ProjectSummary, ProjectsAnswer, ProjectsQuery,
+        RunsAnswer, RunsQuery, SchedulesAnswer, StatsAnswer, StatsQuery,
     },
 };
 
@@ -109,6 +109,21 @@ impl QueryContext<'_> {
 
     pub(super) fn processors(&self, workers: &WorkerRegistry) -> ProcessorsAnswer {
         ProcessorsAnswer { processors: workers.list(Instant::now()) }
+    }
+
+    pub(super) fn deliveries(&self, query: &DeliveriesQuery) -> DeliveriesAnswer {
+        let DeliveriesQuery { project, is_failed, skip, limit } = query;
+        let limit = (*limit).min(LISTED_MAX);
+        if !is_failed {
+            let (jobs, total) = self.state.pending_deliveries(project, *skip, limit);
+            let jobs = jobs.into_iter().map(Arc::unwrap_or_clone).collect();
+            return DeliveriesAnswer { jobs, unread: Vec::new(), total };
+        }
+        let (ids, total) = self.state.failed_deliveries(project, *skip, limit, self.now());
+        let (known, unread): (Vec<JobId>, Vec<JobId>) =
+            ids.into_iter().partition(|id| self.state.has(*id));
+        let jobs = known.into_iter().filter_map(|id| self.state.job(id));
+        DeliveriesAnswer { jobs: jobs.map(Arc::unwrap_or_clone).collect(), unread, total }
     }
 
     pub(super) fn demand(&mut self, workers: &WorkerRegistry) -> DemandAnswer {

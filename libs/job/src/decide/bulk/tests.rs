@@ -103,7 +103,7 @@ fn cancel(idempotency: Option<Idempotency>) -> Command {
 fn retry(job: Option<u128>, idempotency: Option<Idempotency>) -> Command {
     let job = job.map(JobId::from_u128);
     let filter = JobFilter::default();
-    Command::Retry(Retry { project: "p".into(), job, filter, idempotency })
+    Command::Retry(Retry { project: "p".into(), job, filter, deliveries: false, idempotency })
 }
 
 #[test]
@@ -161,7 +161,7 @@ fn only_failed_jobs_that_match_are_retried() {
     let of_redo = JobFilter { job_type: Some(JobType::ProcessRedo), ..filter.clone() };
     for (filter, expected) in [(of_redo, 0), (filter, JOBS / 3)] {
         let project = "p".into();
-        let command = Retry { project, job: None, filter, idempotency: None };
+        let command = Retry { project, job: None, filter, deliveries: false, idempotency: None };
         world.decide(Command::Retry(command));
         let slices = std::iter::from_fn(|| world.slice());
         let retried = slices.flat_map(|slice| slice.events);

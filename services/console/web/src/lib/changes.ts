@@ -18,6 +18,12 @@ export function retryAll(projectId: string, reason: string) {
   return changed(body(api.POST("/api/queue/retry", { body: { projectId, retryAll: true }, headers: headers(reason) })));
 }
 
+/** Makes deliveries to a webhook again; all that were given up if none is named. */
+export function retryDeliveries(projectId: string, deliveryIds: string[] | undefined, reason: string) {
+  const request = { params: { path: { projectId } }, body: { deliveryIds }, headers: headers(reason) };
+  return changed(body(api.POST("/api/projects/{projectId}/deliveries/retry", request)));
+}
+
 export function cancel(projectId: string, batchIds: string[] | null, reason: string) {
   const request = { body: { projectId, batchIds }, headers: headers(reason) };
   return changed(body(api.POST("/api/queue/cancel", request)));

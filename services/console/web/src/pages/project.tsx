@@ -8,6 +8,7 @@ import { bytes, count, duration, number } from "../lib/format";
 import { href } from "../lib/router";
 import { access, may } from "../lib/session";
 import { useQuery } from "../lib/use-query";
+import { Deliveries } from "./deliveries";
 
 type Project = Schemas["Project"];
 type Queue = Schemas["Stats"]["queue"];
@@ -33,7 +34,7 @@ export function ProjectPage({ id }: { id: string }) {
             <>
               <Limits project={project} queue={queue} />
               <Settings project={project} />
-              {project.webhook && <Webhook webhook={project.webhook} />}
+              {project.webhook && <Webhook id={id} webhook={project.webhook} />}
             </>
           )
         }
@@ -168,7 +169,7 @@ function Settings({ project }: { project: Project }) {
   );
 }
 
-function Webhook({ webhook }: { webhook: Schemas["WebhookStatus"] }) {
+function Webhook({ id, webhook }: { id: string; webhook: Schemas["WebhookStatus"] }) {
   const { deliveries } = webhook;
   return (
     <Panel title="Webhook">
@@ -185,6 +186,7 @@ function Webhook({ webhook }: { webhook: Schemas["WebhookStatus"] }) {
         ))}
       </dl>
       {deliveries.lastError && <Problem error={new Error(`The last delivery failed: ${deliveries.lastError}`)} />}
+      <Deliveries projectId={id} />
     </Panel>
   );
 }

@@ -1,17 +1,17 @@
 //! The dry run of an operation: counted by state in slices, and by the edge where jobs have to be read.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::BTreeMap,
     time::{Duration, Instant},
 };
 
-use job::{Id, Job, JobFilter, JobId, Status, operation::OperationAction, preview::PreviewSlice};
+use job::{Id, Job, JobFilter, Status, operation::OperationAction, preview::PreviewSlice};
 use nats::{names, query::PreviewQuery};
 use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::DryRun;
-use crate::{app::App, error::Error, keys::Access, view::JobView};
+use crate::{app::App, endpoints::status, error::Error, keys::Access, view::JobView};
 
 /// Jobs that are shown.
 const SAMPLES_MAX: usize = 5;
@@ -57,13 +57,13 @@ pub(super) async fn preview(
             add(project, status, jobs);
         }
         samples.extend(slice.samples);
-        for job in read(app, &slice.unread).await? {
+        for job in status::read_terminal(app, &slice.unread).await? {
             if job.status == Status::Failed && query.filter.matches(&job) {
                 add(job.project.clone(), job.status, 1);
                 samples.push(job);
             }
         }
-        samples.extend(read(app, &slice.sample_ids).await?);
+        samples.extend(status::read_terminal(app, &slice.sample_ids).await?);
         samples.truncate(SAMPLES_MAX);
         query.from = slice.next;
         if query.from.is_none() {
@@ -85,20 +85,4 @@ pub(super) async fn preview(
         samples.iter_mut().for_each(JobView::hide_content);
     }
     Ok(DryRun { jobs, counts, samples })
-}
-
-/// Reads terminal jobs. One that is not in the bucket is past its retention.
-async fn read(app: &App, ids: &[JobId]) -> Result<Vec<Job>, Error> {
-    let mut found: HashMap<JobId, Option<Job>> = HashMap::new();
-    let mut left: Vec<JobId> = ids.to_vec();
-    while !left.is_empty() {
-        let read = app.broker.read_jobs(&left).await.map_err(|error| {
-            tracing::warn!(%error, "dry run without the bucket");
-            Error::unanswered()
-        })?;
-        found.extend(read);
-        // Large jobs are left out of an answer.
-        left.retain(|id| !found.contains_key(id));
-    }
-    Ok(ids.iter().filter_map(|id| found.remove(id).flatten()).collect())
 }
