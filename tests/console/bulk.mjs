@@ -37,6 +37,21 @@ await run(async ({ page, url }) => {
   const [many, few] = [await counts("many"), await counts("few")];
   assert.deepEqual([many.failed, many.queued, few.failed], [0, JOBS, 3]);
 
+  // All that match, and one of them not: then only the selected ones.
+  await page.goto(`${url}#/jobs?status=queued&projectId=many`);
+  await page.getByLabel("Select all of this page").check();
+  await page.getByRole("button", { name: "Select all 10,000 that match" }).click();
+  await page.getByText("All jobs that match are selected.").waitFor();
+  await page.getByLabel(/^Select job /).first().uncheck();
+  await page.getByText("49 jobs selected.").waitFor();
+  await page.getByRole("button", { name: "Cancel…" }).click();
+  await dialog.getByText("49 jobs match now.").waitFor();
+  await dialog.getByRole("button", { name: "Keep" }).click();
+  // A box that has the focus takes no shortcuts away.
+  await page.keyboard.press("g");
+  await page.keyboard.press("o");
+  await page.getByRole("heading", { name: "Overview" }).waitFor();
+
   // Two jobs of a page.
   await page.goto(`${url}#/jobs?projectId=many&status=queued`);
   const boxes = page.getByLabel(/^Select job /);

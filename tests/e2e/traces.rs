@@ -174,10 +174,11 @@ async fn one_trace_leads_from_the_request_to_the_row() -> anyhow::Result<()> {
     }
     // A handler can add spans of its own to its run.
     for (job, spans) in [(&failed, vec![&first, &second]), (&done, vec![&only])] {
-        let told: Vec<String> = receiver.runs(job).into_iter().map(|run| run.traceparent).collect();
+        let received: Vec<String> =
+            receiver.runs(job).into_iter().map(|run| run.traceparent).collect();
         let expected: Vec<String> =
             spans.iter().map(|span| format!("00-{TRACE}-{}-01", hex(&span.span_id))).collect();
-        assert_eq!(told, expected);
+        assert_eq!(received, expected);
     }
     let query = "SELECT countIf(trace_id = ''), countIf(trace_id != ''), any(trace_id) FROM job_runs WHERE batch IN ('failed', 'done')";
     assert_eq!(mesh.sql(query).await?, format!("0\t3\t{TRACE}"));

@@ -195,7 +195,7 @@ async fn run(options: &Options) -> anyhow::Result<Report> {
         keys::measure(&mut report).await?;
     }
     if options.has("observed") {
-        report.section("Measurements and traces");
+        report.section("Measurements");
         observed::measure(&mut report).await?;
     }
     if options.has("crowd") {

@@ -69,10 +69,23 @@ impl ActiveJobs {
         self.listed[job_type as usize].iter().any(|listed| listed.contains(&id))
     }
 
+    /// Whether a job is active.
+    pub fn contains(&self, id: JobId) -> bool {
+        JobType::EVERY.into_iter().any(|job_type| self.is_of(job_type, id))
+    }
+
     /// The jobs behind a place, by batch key and id.
     pub fn after(&self, after: Option<(u64, JobId)>) -> impl Iterator<Item = (u64, JobId)> {
         let from = after.map_or(Bound::Unbounded, Bound::Excluded);
         self.batches.range((from, Bound::Unbounded)).copied()
+    }
+
+    /// The jobs of all batches with this key that follow `after`.
+    pub fn of_key_after(&self, key: u64, after: Option<JobId>) -> impl Iterator<Item = JobId> {
+        let from =
+            after.map_or(Bound::Included((key, JobId::nil())), |id| Bound::Excluded((key, id)));
+        let to = Bound::Included((key, JobId::max()));
+        self.batches.range((from, to)).map(|(_, id)| *id)
     }
 
     /// The jobs of all batches with this key.
@@ -85,7 +98,7 @@ impl ActiveJobs {
         self.sets(job_type, status).map(BTreeSet::len).sum()
     }
 
-    /// The jobs of a type and status, of all if absent, behind one: at most `limit`, the oldest first.
+    /// The jobs of a type and status (of all if absent) that follow `after` in the order of ids: at most `limit`.
     pub fn oldest(
         &self,
         job_type: Option<JobType>,

@@ -6,7 +6,7 @@
 //! requester gets the reply with the last slice. The operations of a project run one after the other; those of
 //! several projects take turns.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -158,6 +158,19 @@ impl BulkQueue {
         match self.0.iter_mut().find(|(project, _)| *project == operation.project) {
             Some((_, operations)) => operations.push_back(operation),
             None => self.0.push_back((operation.project.clone(), VecDeque::from([operation]))),
+        }
+    }
+
+    /// Adds operations of different projects.
+    pub(crate) fn push_all(&mut self, operations: impl Iterator<Item = BulkOperation>) {
+        let known: HashSet<Id> = self.0.iter().map(|(project, _)| project.clone()).collect();
+        for operation in operations {
+            match known.contains(&operation.project) {
+                true => self.push(operation),
+                false => {
+                    self.0.push_back((operation.project.clone(), VecDeque::from([operation])));
+                }
+            }
         }
     }
 

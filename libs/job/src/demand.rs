@@ -4,6 +4,9 @@ use crate::{
     ByClass, Config, Limits, PriorityClass, State, internal, snapshot::Project, time::Millis,
 };
 
+/// Jobs of each class that are looked at for the one that is ready for longest.
+const LOOK_JOBS_MAX: usize = 100;
+
 /// The work of all projects that processors could do now.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Demand {
@@ -12,7 +15,8 @@ pub struct Demand {
     pub ready: u64,
     /// Running jobs.
     pub running: u64,
-    /// When the longest waiting of the ready jobs became queued, by class.
+    /// Since when the longest waiting of the ready jobs has been ready, by class. Of a project, the first jobs of each
+    /// priority are looked at.
     pub oldest: ByClass<Option<Millis>>,
 }
 
@@ -21,7 +25,7 @@ impl State {
     pub fn demand(&mut self, config: &Config, now: Millis) -> Demand {
         self.wake(now);
         let mut demand = Demand::default();
-        let mut oldest = ByClass::<Option<(crate::Position, crate::JobId)>>::default();
+        let mut oldest = ByClass::from_fn(|_| Vec::new());
         for (id, project) in &self.persisted.projects {
             if internal::is_internal(id) {
                 continue;
@@ -40,14 +44,15 @@ impl State {
                 continue;
             }
             for class in PriorityClass::ALL {
-                let first = self.ready.oldest(class, id);
-                if first.is_some_and(|first| oldest[class].is_none_or(|oldest| first < oldest)) {
-                    oldest[class] = first;
-                }
+                oldest[class].extend(self.ready.oldest(class, id));
             }
         }
-        let queued_at = |id| self.persisted.jobs.get(id).map(|job| job.queued_at);
-        demand.oldest = oldest.map(|oldest| oldest.and_then(|(_, id)| queued_at(id)));
+        demand.oldest = oldest.map(|mut ids| {
+            ids.sort_unstable();
+            let jobs = ids.into_iter().take(LOOK_JOBS_MAX).filter_map(|(_, id)| self.job(id));
+            // It was ready since it became queued, or since its time came.
+            jobs.map(|job| job.queued_at.max(job.run_at.unwrap_or(0))).min()
+        });
         demand
     }
 }
@@ -128,5 +133,9 @@ mod tests {
         assert_eq!(oldest[PriorityClass::Low], None);
         let demand = state.demand(&Config::default(), 5_000);
         assert_eq!(demand.ready, 8, "the time of three more has come");
+        // A job that became ready late has not waited since it was enqueued.
+        enqueue(&mut state, 5_000, "later", 900, Some(6_000));
+        let demand = state.demand(&Config::default(), 7_000);
+        assert_eq!(demand.oldest[PriorityClass::Low], Some(6_000));
     }
 }

@@ -15,9 +15,13 @@ use crate::{
 };
 
 /// Operations in progress, over all projects.
-pub(crate) const RUNNING_MAX: usize = 1_000;
+pub(crate) const RUNNING_MAX: usize = 2_000;
+/// Operations in progress that name the same project.
+pub(crate) const RUNNING_OF_PROJECT_MAX: usize = 20;
 /// Ended operations that are kept: the newest.
-const ENDED_MAX: usize = 500;
+const ENDED_MAX: usize = 2_000;
+/// The same of those that concern the same projects: one client does not push out the operations of others.
+const ENDED_OF_PROJECTS_MAX: usize = 100;
 
 /// A change of many jobs.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -149,21 +153,34 @@ pub(crate) struct Operations(VecDeque<Operation>);
 
 impl Operations {
     fn push(&mut self, operation: Operation) {
+        let projects = operation.projects.clone();
         self.0.push_back(operation);
-        let ended = self.0.iter().filter(|operation| operation.ended_at.is_some()).count();
-        if ended > ENDED_MAX
-            && let Some(oldest) = self.0.iter().position(|operation| operation.ended_at.is_some())
-        {
-            self.0.remove(oldest);
-        }
+        self.trim(ENDED_OF_PROJECTS_MAX, |other| other.projects == projects);
+        self.trim(ENDED_MAX, |_| true);
+    }
+
+    /// Removes the oldest of the ended operations that match, until at most `max` are left.
+    fn trim(&mut self, max: usize, matches: impl Fn(&Operation) -> bool) {
+        let matches = |operation: &Operation| operation.ended_at.is_some() && matches(operation);
+        let mut surplus = self.0.iter().filter(|it| matches(it)).count().saturating_sub(max);
+        self.0.retain(|operation| {
+            let is_surplus = surplus > 0 && matches(operation);
+            surplus -= usize::from(is_surplus);
+            !is_surplus
+        });
     }
 
     fn get_mut(&mut self, id: Uuid) -> Option<&mut Operation> {
         self.0.iter_mut().find(|operation| operation.id == id)
     }
 
-    pub(crate) fn running(&self) -> usize {
-        self.0.iter().filter(|operation| operation.ended_at.is_none()).count()
+    /// How many are in progress; with a project, how many of those name it.
+    pub(crate) fn running(&self, project: Option<&Id>) -> usize {
+        let names = |operation: &&Operation, project: &Id| {
+            operation.projects.as_ref().is_some_and(|projects| projects.contains(project))
+        };
+        let running = self.0.iter().filter(|operation| operation.ended_at.is_none());
+        running.filter(|operation| project.is_none_or(|id| names(operation, id))).count()
     }
 }
 
@@ -185,13 +202,16 @@ impl State {
         action: OperationAction,
         filter: &JobFilter,
     ) -> u64 {
-        if let Some(jobs) = &filter.jobs {
-            return jobs.len() as u64;
-        }
-        match (action, &filter.batch) {
-            (OperationAction::Retry, _) => project.failed.len() as u64,
-            (_, Some(batch)) => project.perhaps_of(batch).count() as u64,
-            (_, None) => {
+        match (action, &filter.jobs, &filter.batch) {
+            (OperationAction::Retry, Some(jobs), _) => {
+                jobs.iter().filter(|id| project.failed.contains_key(id)).count() as u64
+            }
+            (_, Some(jobs), _) => {
+                jobs.iter().filter(|id| project.live.contains(**id)).count() as u64
+            }
+            (OperationAction::Retry, None, _) => project.failed.len() as u64,
+            (_, None, Some(batch)) => project.perhaps_of(batch).count() as u64,
+            (_, None, None) => {
                 project.live.count(filter.job_type, filter.status.or(action.only_status())) as u64
             }
         }
@@ -210,7 +230,7 @@ impl State {
         if of_projects.is_empty() {
             operation.end(at, OperationStatus::Finished);
         }
-        for project in of_projects {
+        let part = |project: &Id| {
             let part = OperationPart {
                 operation: operation.id,
                 action: operation.action,
@@ -218,8 +238,10 @@ impl State {
                 filter: operation.filter.clone(),
             };
             let part = BulkAction::Operation(Box::new(part));
-            self.apply_bulk_started(at, position, &BulkOperation::new(project.clone(), part, None));
-        }
+            let new = BulkOperation::new(project.clone(), part, None);
+            BulkOperation { started: position, started_at: at, ..new }
+        };
+        self.persisted.bulk.push_all(of_projects.iter().map(part));
         self.persisted.operations.push(operation);
     }
 

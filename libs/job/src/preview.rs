@@ -3,12 +3,12 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Id, Job, JobFilter, JobId, State, Status, internal, operation::OperationAction,
-    snapshot::Project, time::Millis,
+    Id, Job, JobFilter, JobId, State, Status, active_jobs::batch_key, internal,
+    operation::OperationAction, snapshot::Project, time::Millis,
 };
 
 /// Jobs that one slice looks at.
-const LOOK_JOBS_MAX: usize = 2_000;
+const LOOK_JOBS_MAX: usize = 1_000;
 /// Projects that one slice looks at.
 const LOOK_PROJECTS_MAX: usize = 500;
 
@@ -181,7 +181,7 @@ impl Look<'_> {
 }
 
 impl Project {
-    /// Active jobs that may match, behind one, in the order of their ids: at most `limit`.
+    /// Active jobs that may match and follow `after`, in the order of their ids: at most `limit`.
     pub(crate) fn active_candidates(
         &self,
         filter: &JobFilter,
@@ -192,14 +192,13 @@ impl Project {
         match (&filter.jobs, &filter.batch) {
             (Some(jobs), _) => named_after(jobs, after).take(limit).collect(),
             (None, Some(batch)) => {
-                let ids = self.perhaps_of(batch);
-                ids.filter(|id| after.is_none_or(|after| *id > after)).take(limit).collect()
+                self.live.of_key_after(batch_key(batch), after).take(limit).collect()
             }
             (None, None) => self.live.oldest(filter.job_type, status, after, limit),
         }
     }
 
-    /// Failed jobs that may match, behind one, and until when they are kept, in the order of their ids: at most
+    /// Failed jobs that may match and follow `after`, with the end of their retention, in the order of their ids: at most
     /// `limit`.
     pub(crate) fn failed_candidates(
         &self,
@@ -215,7 +214,7 @@ impl Project {
     }
 }
 
-/// The named jobs behind one, in the order of their ids.
+/// The named jobs that follow `after`, in the order of their ids.
 fn named_after(jobs: &[JobId], after: Option<JobId>) -> impl Iterator<Item = JobId> {
     let mut ids = jobs.to_vec();
     ids.sort_unstable();

@@ -78,17 +78,17 @@ impl PriorityQueue {
         queued.into_iter().chain(returned).min()
     }
 
-    /// The oldest job, whatever its number, and its age.
-    pub fn oldest(&self) -> Option<(Position, JobId)> {
+    /// The first jobs of each number, with their ages: of those that joined at the end and of those that returned.
+    pub fn firsts(&self) -> impl Iterator<Item = (Position, JobId)> {
         let queued = self.queues.values().filter_map(|queue| queue.front().copied());
         let mut from = 0;
-        let returned = std::iter::from_fn(|| {
+        let returned = std::iter::from_fn(move || {
             let start = (from, Position::default(), JobId::nil());
             let (number, age, id) = *self.returned.range(start..).next()?;
             from = number + 1;
             Some((age, id))
         });
-        queued.chain(returned).min()
+        queued.chain(returned)
     }
 
     /// True if the queue is empty.
@@ -148,7 +148,7 @@ mod tests {
                     },
                 }
                 prop_assert_eq!(line.first(), set.first().copied());
-                prop_assert_eq!(line.oldest(), set.iter().map(|(_, age, id)| (*age, *id)).min());
+                prop_assert_eq!(line.firsts().min(), set.iter().map(|(_, age, id)| (*age, *id)).min());
                 prop_assert_eq!(line.contains(&queue_key), set.contains(&queue_key));
                 prop_assert_eq!(line.is_empty(), set.is_empty());
             }

@@ -148,10 +148,14 @@ impl ReadyQueue {
         self.class_queues[class].jobs.iter().sum()
     }
 
-    /// The oldest job of a project that waits to be dispatched in `class`, with its age.
-    pub(crate) fn oldest(&self, class: PriorityClass, project: &Id) -> Option<(Position, JobId)> {
-        let queue = self.class_queues[class].projects.get(project)?;
-        queue.queues.iter().filter_map(PriorityQueue::oldest).min()
+    /// The first jobs of each priority of a project that wait to be dispatched in `class`, with their ages.
+    pub(crate) fn oldest(
+        &self,
+        class: PriorityClass,
+        project: &Id,
+    ) -> impl Iterator<Item = (Position, JobId)> {
+        let queue = self.class_queues[class].projects.get(project);
+        queue.into_iter().flat_map(|queue| queue.queues.iter().flat_map(PriorityQueue::firsts))
     }
 
     /// Lets a throttled project be asked again.

@@ -110,14 +110,14 @@ impl<'a> Transaction<'a> {
         self.packer.end_message(sequence, message);
     }
 
-    /// Decides the next slice of a bulk operation. Returns its number of events, or `None` if no
-    /// operation is in progress.
+    /// Decides the next slice of a bulk operation. Returns how much work it was: its number of events, or of jobs that
+    /// it looked at if that is larger. `None` if no operation is in progress.
     ///
     /// # Errors
     /// What must be read before the slice can be decided. Nothing has changed then.
     pub fn advance_bulk(&mut self, lookups: &Lookups) -> Result<Option<usize>, Missing> {
         let Some(slice) = self.state.decide_slice(lookups, self.now)? else { return Ok(None) };
-        let count = slice.events.len();
+        let count = slice.events.len().max(usize::try_from(slice.looked_at).unwrap_or(usize::MAX));
         self.record(slice.events);
         self.replies.extend(slice.reply);
         Ok(Some(count))

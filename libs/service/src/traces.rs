@@ -16,24 +16,26 @@ use opentelemetry::{
     trace::{Link, SpanContext, SpanId, Status, TraceFlags, TraceId, TraceState},
 };
 use opentelemetry_http::{Bytes, HttpClient, HttpError, Request, Response};
-use opentelemetry_otlp::{Protocol, SpanExporter, WithExportConfig, WithHttpConfig};
+use opentelemetry_otlp::{Protocol, RetryPolicy, SpanExporter, WithExportConfig, WithHttpConfig};
 use opentelemetry_sdk::{
     Resource,
     trace::{SpanData, SpanEvents, SpanExporter as _, SpanLinks},
 };
-use tokio::sync::mpsc;
-use tokio_util::sync::CancellationToken;
+use tokio::{sync::mpsc, task::JoinHandle};
 use url::Url;
 
 pub use opentelemetry::{KeyValue, trace::SpanKind};
 
 use crate::Identity;
 
-/// Spans that wait to be sent. Further ones are dropped and counted: a collector that is away must not take memory.
-const WAITING_MAX: usize = 8_192;
+/// Spans that wait to be sent. Further ones are dropped and counted: without a collector they would fill memory.
+const WAITING_MAX: usize = 32_768;
+/// How long spans may still be sent when a service stops.
+const FINISH_WITHIN: Duration = Duration::from_secs(5);
+const DROPPED: &str = "jobmesh_dropped_spans_total";
 /// Spans of one request to the collector.
 const BATCH_MAX: usize = 512;
-/// How long spans wait for company.
+/// How long a batch waits for further spans.
 const BATCH_WAIT: Duration = Duration::from_millis(500);
 /// How long the collector may take.
 const SEND_WITHIN: Duration = Duration::from_secs(10);
@@ -56,13 +58,13 @@ pub struct Otlp {
 /// A span that has ended.
 #[derive(Clone, Debug)]
 pub struct Span {
-    /// Its ids.
+    /// The trace and the id of the span.
     pub context: TraceContext,
     /// The id of the span that caused it; 0 without one.
     pub parent: u64,
     /// The id of an earlier span of the same trace that it follows, such as the run before.
     pub follows: Option<u64>,
-    /// What it is.
+    /// The name of the kind of work.
     pub name: String,
     /// Its role.
     pub kind: SpanKind,
@@ -72,11 +74,28 @@ pub struct Span {
     pub end: Millis,
     /// What went wrong.
     pub error: Option<String>,
-    /// What else is known.
+    /// Further attributes, under the names of OpenTelemetry's conventions.
     pub attributes: Vec<KeyValue>,
 }
 
-/// Sends spans. Cheap to clone.
+/// Sends what its tracers hand over.
+pub struct Exporter {
+    /// Hands spans over.
+    pub tracer: Tracer,
+    sending: JoinHandle<()>,
+}
+
+impl Exporter {
+    /// Sends the spans that wait, once all clones of the tracer are dropped.
+    pub async fn finish(self) {
+        drop(self.tracer);
+        if tokio::time::timeout(FINISH_WITHIN, self.sending).await.is_err() {
+            tracing::warn!("spans were left unsent at the stop");
+        }
+    }
+}
+
+/// Hands spans to the exporter. Cheap to clone.
 #[derive(Clone)]
 pub struct Tracer {
     spans: mpsc::Sender<Span>,
@@ -84,15 +103,11 @@ pub struct Tracer {
 }
 
 impl Otlp {
-    /// Starts to send spans until `stop` is cancelled; `None` without a collector.
+    /// Starts to send spans; `None` without a collector.
     ///
     /// # Errors
     /// If its address is not usable, or the certificates of this machine cannot be read.
-    pub fn start(
-        &self,
-        identity: Identity,
-        stop: CancellationToken,
-    ) -> anyhow::Result<Option<Tracer>> {
+    pub fn start(&self, identity: Identity) -> anyhow::Result<Option<Exporter>> {
         let Some(endpoint) = &self.otlp_endpoint else { return Ok(None) };
         anyhow::ensure!(
             (0.0..=1.0).contains(&self.trace_ratio),
@@ -105,6 +120,8 @@ impl Otlp {
             .with_protocol(Protocol::HttpBinary)
             .with_endpoint(url)
             .with_timeout(SEND_WITHIN)
+            // A retry would block this thread; a batch that is not taken is dropped.
+            .with_retry_policy(RetryPolicy::disabled())
             .build();
         let mut exporter = exporter.context("spans cannot be sent")?;
         let name = format!("jobmesh-{}", identity.name());
@@ -112,9 +129,15 @@ impl Otlp {
         let resource = Resource::builder().with_service_name(name).with_attribute(version);
         exporter.set_resource(&resource.build());
         let (sender, receiver) = mpsc::channel(WAITING_MAX);
-        tokio::spawn(send(exporter, receiver, stop));
-        tracing::info!(collector = %endpoint, "traces are sent");
-        Ok(Some(Tracer { spans: sender, ratio: self.trace_ratio }))
+        metrics::describe_counter!(
+            DROPPED,
+            "Spans that were not sent, or not taken by the collector."
+        );
+        metrics::counter!(DROPPED).absolute(0);
+        let sending = tokio::spawn(send(exporter, receiver));
+        tracing::info!(host = endpoint.host_str(), "sending traces");
+        let tracer = Tracer { spans: sender, ratio: self.trace_ratio };
+        Ok(Some(Exporter { tracer, sending }))
     }
 }
 
@@ -139,39 +162,38 @@ impl Tracer {
     /// Sends a span later; drops it if too many wait.
     pub fn send(&self, span: Span) {
         if self.spans.try_send(span).is_err() {
-            metrics::counter!("jobmesh_dropped_spans_total").increment(1);
+            metrics::counter!(DROPPED).increment(1);
         }
     }
 }
 
-/// Sends spans in batches. A batch that the collector does not take is dropped.
-async fn send(exporter: SpanExporter, mut spans: mpsc::Receiver<Span>, stop: CancellationToken) {
+/// Sends spans in batches until there is no tracer left. A batch that the collector does not take is dropped.
+async fn send(exporter: SpanExporter, mut spans: mpsc::Receiver<Span>) {
     let scope = InstrumentationScope::builder("jobmesh").build();
     let mut is_failing = false;
-    while !stop.is_cancelled() {
+    loop {
         let mut batch = Vec::new();
-        tokio::select! {
-            received = spans.recv_many(&mut batch, BATCH_MAX) => if received == 0 { return },
-            () = stop.cancelled() => {}
+        if spans.recv_many(&mut batch, BATCH_MAX).await == 0 {
+            return;
         }
-        if batch.len() < BATCH_MAX && !stop.is_cancelled() {
+        if batch.len() < BATCH_MAX && !spans.is_closed() {
             // Others of the same trace follow.
-            let wait = tokio::time::sleep(BATCH_WAIT);
-            tokio::select! { () = wait => {}, () = stop.cancelled() => {} }
+            tokio::time::sleep(BATCH_WAIT).await;
         }
         while batch.len() < BATCH_MAX
             && let Ok(span) = spans.try_recv()
         {
             batch.push(span);
         }
-        if batch.is_empty() {
-            continue;
-        }
+        let count = batch.len();
         let data = batch.into_iter().map(|span| data(span, &scope)).collect();
         let sent = exporter.export(data).await;
+        if sent.is_err() {
+            metrics::counter!(DROPPED).increment(count as u64);
+        }
         match (&sent, is_failing) {
-            (Err(error), false) => tracing::warn!(%error, "spans were not taken by the collector"),
-            (Ok(()), true) => tracing::info!("spans are taken by the collector again"),
+            (Err(error), false) => tracing::warn!(%error, "export of spans failed"),
+            (Ok(()), true) => tracing::info!("export of spans works again"),
             _ => {}
         }
         is_failing = sent.is_err();

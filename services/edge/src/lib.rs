@@ -60,12 +60,17 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     let listener = listener.with_context(|| format!("cannot listen on {}", config.listen))?;
     tracing::info!(listen = %listener.local_addr()?, "edge serves");
     let app = app::App::start(&config, broker, keys, stop.clone()).await?;
+    let exporter = config.otlp.start(Identity::Edge)?;
     let observed = Observed {
         is_measured: config.measurements.metrics_listen.is_some(),
-        tracer: config.otlp.start(Identity::Edge, stop.clone())?,
+        tracer: exporter.as_ref().map(|exporter| exporter.tracer.clone()),
     };
     let routers = router::routers(&app, &Browsers::new(&config), &observed);
+    drop(observed);
     server::serve(listener, routers, tls, &config, stop).await;
+    if let Some(exporter) = exporter {
+        exporter.finish().await;
+    }
     app.broker.client.flush().await.ok();
     tracing::info!("edge drained");
     Ok(())

@@ -1,5 +1,6 @@
 //! The span of a request.
 
+use axum::http::StatusCode;
 use axum::{
     extract::{Request, State},
     middleware::Next,
@@ -7,9 +8,9 @@ use axum::{
 };
 use service::traces::{KeyValue, Span, SpanKind, Tracer};
 
-use crate::measurements::Routes;
+use crate::measurements::{Routes, method_of};
 
-/// The paths that say how the edge is: nobody looks for their traces.
+/// The health checks, which are not traced.
 const UNTRACED: [&str; 2] = ["/healthz", "/readyz"];
 
 /// Traces a request, in the trace that it brings or in one of its own. The span of a stream ends with the head of its answer.
@@ -22,13 +23,17 @@ pub(crate) async fn trace(
     let begun = tracer.begin(brought).filter(|_| !UNTRACED.contains(&request.uri().path()));
     let Some((context, parent)) = begun else { return next.run(request).await };
     request.extensions_mut().insert(context);
-    let (method, route) = (request.method().to_string(), routes.of(request.uri().path()));
+    let (method, route) = (method_of(&request), routes.of(request.uri().path()));
     let start = service::now_ms();
     let response = next.run(request).await;
     let status = response.status();
+    // Anybody can make such requests.
+    if status == StatusCode::UNAUTHORIZED {
+        return response;
+    }
     let request_id = response.headers().get("x-request-id").and_then(|id| id.to_str().ok());
     let mut attributes = vec![
-        KeyValue::new("http.request.method", method.clone()),
+        KeyValue::new("http.request.method", method),
         KeyValue::new("http.route", route.clone()),
         KeyValue::new("http.response.status_code", i64::from(status.as_u16())),
     ];

@@ -37,12 +37,17 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     config.measurements.serve(&broker, Identity::Metrics, describe, stop.clone()).await?;
     let client = clickhouse.tables.clone();
     let Some(()) = schema::ensure(&clickhouse, &stop).await else { return Ok(()) };
-    let tracer = config.otlp.start(Identity::Metrics, stop.clone())?;
+    let exporter = config.otlp.start(Identity::Metrics)?;
+    let tracer = exporter.as_ref().map(|exporter| &exporter.tracer);
     let progress = ingest::Progress::default();
     let answering = queries::answer(broker.clone(), client.clone(), progress.clone(), stop.clone());
     // Neither is of use without the other: where one ends, the process does, and is started again.
-    tokio::select! {
+    let ended = tokio::select! {
         ended = answering => ended,
-        () = ingest::run(&broker, &client, &name, &progress, tracer.as_ref(), &stop) => Ok(()),
+        () = ingest::run(&broker, &client, &name, &progress, tracer, &stop) => Ok(()),
+    };
+    if let Some(exporter) = exporter {
+        exporter.finish().await;
     }
+    ended
 }

@@ -68,22 +68,17 @@ pub struct Usage {
 impl Mesh {
     /// Starts a mesh.
     pub async fn start(durability: Durability) -> anyhow::Result<Self> {
-        Self::start_with(durability, &[], &[]).await
+        Self::start_with(durability, &[]).await
     }
 
-    /// Starts a mesh with further arguments and variables.
-    pub async fn start_with(
-        durability: Durability,
-        arguments: &[&str],
-        environment: &[(&str, &str)],
-    ) -> anyhow::Result<Self> {
+    /// Starts a mesh with further arguments.
+    pub async fn start_with(durability: Durability, arguments: &[&str]) -> anyhow::Result<Self> {
         let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, fetch::free_port()?));
         let dir = TempDir::new()?;
         let mut dev = Command::new(std::env::current_exe()?)
             .args(["dev", "--processors", "0", "--durability", durability.name()])
             .args(["--listen", &listen.to_string()])
             .args(arguments)
-            .envs(environment.iter().copied())
             .arg("--data-dir")
             .arg(dir.path())
             .stdout(Stdio::piped())
@@ -105,6 +100,15 @@ impl Mesh {
             }
         }
         bail!("dev did not become ready");
+    }
+
+    /// The addresses of the measurements of its services.
+    pub fn measured(&self) -> anyhow::Result<Vec<String>> {
+        let list = fs::read(self.dir.path().join("prometheus-targets.json"))?;
+        let list: serde_json::Value = serde_json::from_slice(&list)?;
+        let targets = list.as_array().into_iter().flatten();
+        let targets = targets.filter_map(|it| it["targets"][0].as_str().map(str::to_owned));
+        Ok(targets.collect())
     }
 
     /// A client.

@@ -19,7 +19,7 @@ use crate::{
 /// Jobs that one slice changes, and failed jobs that it looks at.
 const SLICE_JOBS_MAX: usize = 500;
 /// Active jobs that one slice with a filter looks at.
-const LOOK_JOBS_MAX: usize = 5_000;
+const LOOK_JOBS_MAX: usize = 2_000;
 /// Bytes of jobs that one slice queues again, but for a single job that is larger.
 pub const SLICE_BYTES_MAX: usize = 1 << 20;
 /// Operations of one project that may be in progress.
@@ -32,6 +32,8 @@ pub struct Slice {
     pub events: Vec<Event>,
     /// The reply and its requester, if this is the last slice and a requester waits for it.
     pub reply: Option<(Requester, Reply)>,
+    /// Jobs that it looked at.
+    pub looked_at: u64,
     /// True if the operation ends with it.
     pub is_last: bool,
 }
@@ -70,8 +72,9 @@ impl State {
         };
         if !is_last {
             let project = operation.project.clone();
+            let looked_at = slice.looked_at;
             events.push(Event::BulkAdvanced { project, slice: Box::new(slice) });
-            return Ok(Some(Slice { events, reply: None, is_last }));
+            return Ok(Some(Slice { events, reply: None, looked_at, is_last }));
         }
         let reply = operation.reply(&slice);
         let answer = answer_of(operation.idempotency, &reply, now);
@@ -291,11 +294,12 @@ fn last(
     answer: Option<(Digest, Box<IdempotencyRecord>)>,
 ) -> Slice {
     let is_part = matches!(operation.action, BulkAction::Operation(_));
+    let looked_at = slice.looked_at;
     let slice = is_part.then(|| Box::new(slice));
     events.push(Event::BulkFinished { project: operation.project.clone(), slice });
     events.extend(answer.map(|(key, answer)| Event::Answered { key, answer }));
     let reply = operation.requester.clone().map(|requester| (requester, reply));
-    Slice { events, reply, is_last: true }
+    Slice { events, reply, looked_at, is_last: true }
 }
 
 #[cfg(test)]

@@ -8,7 +8,10 @@ use crate::{
     command::{AbortOperation, OperationCommand, StartOperation},
     event::Event,
     internal,
-    operation::{Operation, OperationAction, OperationStarted, OperationStatus, RUNNING_MAX},
+    operation::{
+        Operation, OperationAction, OperationStarted, OperationStatus, RUNNING_MAX,
+        RUNNING_OF_PROJECT_MAX,
+    },
     reply::{Code, Reply},
     time::Millis,
 };
@@ -40,6 +43,10 @@ impl State {
         if let Some(decision) = self.answered(lookups, start.idempotency)? {
             return Ok(decision);
         }
+        // Another leader may have recorded the start, and not the answer under the key.
+        if let Some(known) = self.operation(start.operation.id) {
+            return Ok(Decision::reply(Reply::Operation(Box::new(known.clone()))));
+        }
         let mut operation = start.operation.clone();
         let mut of_projects = Vec::new();
         operation.candidates = 0;
@@ -55,7 +62,7 @@ impl State {
             }
         }
         of_projects.sort_unstable();
-        if let Some(refusal) = self.refuse_start(&of_projects) {
+        if let Some(refusal) = self.refuse_start(&operation, &of_projects) {
             return Ok(refusal);
         }
         let priority_class = match operation.action {
@@ -78,7 +85,7 @@ impl State {
         Ok(decision)
     }
 
-    fn refuse_start(&self, of_projects: &[Id]) -> Option<Decision> {
+    fn refuse_start(&self, operation: &Operation, of_projects: &[Id]) -> Option<Decision> {
         let refused = |error| Some(Decision::refused(Code::TooManyOperations, error));
         let count = of_projects.len();
         if count > PROJECTS_MAX {
@@ -86,13 +93,18 @@ impl State {
                 "{count} projects have jobs for this operation, at most {PROJECTS_MAX} may; name a project"
             ));
         }
-        let busy = |project: &&Id| self.persisted.bulk.len_of(project) >= OPERATIONS_MAX;
-        if let Some(project) = of_projects.iter().find(busy) {
-            return refused(format!(
-                "{OPERATIONS_MAX} requests over many jobs of project {project:?} are in progress; send this one again later"
-            ));
+        let operations = &self.persisted.operations;
+        for project in operation.projects.iter().flatten() {
+            let parts = self.persisted.bulk.len_of(project);
+            let running = operations.running(Some(project));
+            if parts >= OPERATIONS_MAX || running >= RUNNING_OF_PROJECT_MAX {
+                return refused(format!(
+                    "{} requests over many jobs of project {project:?} are in progress; send this one again later",
+                    parts.max(running)
+                ));
+            }
         }
-        if self.persisted.operations.running() >= RUNNING_MAX {
+        if operations.running(None) >= RUNNING_MAX {
             return refused(format!(
                 "{RUNNING_MAX} operations are in progress; send this one again later"
             ));

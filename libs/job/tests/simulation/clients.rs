@@ -2,7 +2,10 @@
 
 use job::{
     Id, JobFilter, JobId, JobType, Patch,
-    command::{Cancel, Command, Enqueue, NewJob, OperationCommand, Project, Retry, StartOperation},
+    command::{
+        AbortOperation, Cancel, Command, Enqueue, NewJob, OperationCommand, Project, Retry,
+        StartOperation,
+    },
     operation::{Operation, OperationAction},
     webhook::Webhook,
 };
@@ -51,7 +54,7 @@ impl World {
 
     fn request(&mut self) -> Command {
         let project = self.project();
-        match self.random.below(10) {
+        match self.random.below(11) {
             0 => Command::Cancel(Cancel { project, batches: None, idempotency: None }),
             1 => {
                 let batch = self.batch();
@@ -75,6 +78,12 @@ impl World {
                 let operation = Operation::new(id, action, projects, JobFilter::default());
                 let start = StartOperation { operation, idempotency: None };
                 Command::Operation(OperationCommand::Start(Box::new(start)))
+            }
+            4 => {
+                let latest = self.commands.len() as u64;
+                let operation = Uuid::from_u128(latest.saturating_sub(self.random.below(4)).into());
+                let abort = AbortOperation { operation, projects: None, requested_by: None };
+                Command::Operation(OperationCommand::Abort(abort))
             }
             _ => self.enqueue(project),
         }

@@ -202,7 +202,7 @@ function keyboard(show: (dialog: "palette" | "help") => void): () => void {
     }
     const target = event.target as HTMLElement;
     // A field of a dialog that has just closed can still have the focus.
-    const isField = target.closest("dialog")?.open ?? target.matches("input, select, textarea");
+    const isField = target.closest("dialog")?.open ?? target.matches("input:not([type=checkbox]), select, textarea");
     if (isField || event.ctrlKey || event.metaKey || event.altKey) return;
     if (performance.now() < goingUntil) {
       goingUntil = 0;

@@ -173,9 +173,9 @@ pub(crate) async fn list_deliveries(
     let answer = app.ask_state(names::QUERY_DELIVERIES, &query).await;
     let DeliveriesAnswer { mut jobs, unread, total } = answer.map_err(|error| {
         tracing::warn!(%error, "deliveries without state");
-        Error::away("state", "state does not answer, and only it knows the deliveries")
+        Error::away("state", "deliveries cannot be read at the moment; send the request again")
     })?;
-    jobs.extend(status::read_terminal(&app, &unread).await?);
+    status::read_terminal(&app, &unread, |job| jobs.push(job)).await?;
     jobs.sort_by_key(|job| std::cmp::Reverse(job.history().completed_at));
     let next = skip + limit;
     let next_cursor = (next < total).then(|| next.to_string());

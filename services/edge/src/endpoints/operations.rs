@@ -38,6 +38,9 @@ use crate::{
 use preview::ProjectCount;
 use view::View;
 
+/// Projects that one operation names.
+const PROJECTS_MAX: usize = 100;
+
 /// What an operation does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
@@ -76,9 +79,13 @@ struct Request {
 #[serde(rename_all = "camelCase", deny_unknown_fields, expecting = "a JSON object")]
 #[schema(as = OperationFilter)]
 struct Filter {
-    /// All projects of the API key if absent.
+    /// All projects of the API key if `projectId` and `projectIds` are absent.
     #[schema(min_length = 1, max_length = 128)]
     project_id: Option<String>,
+    /// The same for several projects.
+    #[schema(min_items = 1, max_items = 100)]
+    project_ids: Option<Vec<String>>,
+    /// Only these jobs; their projects must be named.
     #[schema(value_type = Option<Vec<uuid::Uuid>>, min_items = 1, max_items = 1_000)]
     job_ids: Option<Vec<String>>,
     status: Option<String>,
@@ -104,6 +111,36 @@ struct Filter {
 }
 
 impl Filter {
+    /// The projects, as far as the API key is for them.
+    fn projects(&self, access: &Access) -> Result<Option<Vec<Id>>, Error> {
+        let named = match (&self.project_id, &self.project_ids) {
+            (Some(_), Some(_)) => {
+                let text = "filter.projectId and filter.projectIds exclude each other";
+                return Err(Error::invalid(text));
+            }
+            (None, None) if self.job_ids.is_some() => {
+                return Err(Error::missing(
+                    "filter.projectId or filter.projectIds (of filter.jobIds)",
+                ));
+            }
+            (one, None) => return parameters::projects(access, one.clone()),
+            (None, Some(several)) => several,
+        };
+        if named.is_empty() || named.len() > PROJECTS_MAX {
+            let text = format!("filter.projectIds must have 1 to {PROJECTS_MAX} items");
+            return Err(Error::invalid(text));
+        }
+        let mut projects = Vec::new();
+        for (index, id) in named.iter().enumerate() {
+            let project = ids::id(&format!("filter.projectIds[{index}]"), id)?;
+            access.project(&project)?;
+            projects.push(project);
+        }
+        projects.sort_unstable();
+        projects.dedup();
+        Ok(Some(projects))
+    }
+
     fn jobs(&self, action: OperationAction) -> Result<JobFilter, Error> {
         let text = |field: &str, value: &Option<String>| {
             value.as_deref().map(|value| ids::id(field, value)).transpose()
@@ -125,7 +162,8 @@ impl Filter {
         }
         Ok(JobFilter {
             jobs: self.job_ids.as_deref().map(job_ids).transpose()?,
-            status: status.transpose()?,
+            // One that follows from the action selects nothing.
+            status: status.transpose()?.filter(|_| action.statuses().len() > 1),
             job_type: self.r#type.as_deref().map(parameters::job_type).transpose()?,
             batch: text("filter.batchId", &self.batch_id)?,
             processor: text("filter.processor", &self.processor)?,
@@ -224,7 +262,7 @@ pub(crate) async fn start_operation(
     let (action, reason) = (request.action()?, request.reason()?);
     let filter = request.filter.as_ref().ok_or_else(|| Error::missing("filter"))?;
     let access = command.access();
-    let projects = parameters::projects(access, filter.project_id.clone())?;
+    let projects = filter.projects(access)?;
     let jobs = filter.jobs(action)?;
     if request.dry_run {
         command.note().changes_nothing();
@@ -235,10 +273,8 @@ pub(crate) async fn start_operation(
     if let Some([project]) = projects.as_deref() {
         command.note().project(project);
     }
-    command.note().target(format!("operation {id}"));
     command.note().reason(reason.as_deref());
-    let scope = projects.as_ref().map_or_else(|| "*".to_owned(), |projects| projects.join(","));
-    let key = command.idempotency(Verb::Operation, &scope)?;
+    let key = command.idempotency(Verb::Operation, &scope_of(projects.as_deref()))?;
     let operation = Operation {
         reason,
         requested_by: access.key_record().map(|key| key.name.as_str().into()),
@@ -248,7 +284,18 @@ pub(crate) async fn start_operation(
     // Without a reply its progress is not known.
     let unconfirmed = View::from(operation.clone());
     let start = StartOperation { operation, idempotency };
-    submit(&app, OperationCommand::Start(Box::new(start)), Some(unconfirmed)).await
+    let answer = submit(&app, OperationCommand::Start(Box::new(start)), Some(unconfirmed)).await?;
+    // A repeat under the same key has the operation of the first request.
+    if let Some(operation) = &answer.1.operation {
+        command.note().target(format!("operation {}", operation.operation_id));
+    }
+    Ok(answer)
+}
+
+/// A text that differs for different lists of projects.
+fn scope_of(projects: Option<&[Id]>) -> String {
+    let Some(projects) = projects else { return String::new() };
+    projects.iter().map(|project| format!("{}:{project}", project.len())).collect()
 }
 
 /// Lists operations: those in progress and the last that ended, the newest first.
@@ -336,7 +383,7 @@ async fn submit(
 async fn ask(app: &App, query: &OperationsQuery) -> Result<OperationsAnswer, Error> {
     app.ask_state(names::QUERY_OPERATIONS, query).await.map_err(|error| {
         tracing::warn!(%error, "operations without state");
-        Error::away("state", "state does not answer, and only it knows the operations")
+        Error::away("state", "operations cannot be read at the moment; send the request again")
     })
 }
 

@@ -57,7 +57,7 @@ pub(crate) async fn scale(State(app): State<App>, access: Access, _: NoQuery) ->
     let answer = app.ask_state(names::QUERY_DEMAND, &DemandQuery {}).await;
     let answer: DemandAnswer = answer.map_err(|error| {
         tracing::warn!(%error, "scale without state");
-        Error::away("state", "state does not answer, and only it knows the queue")
+        Error::away("state", "the queue cannot be read at the moment; send the request again")
     })?;
     let oldest = |class: PriorityClass| answer.oldest_ready_ms[class];
     let scale = Scale {

@@ -1,7 +1,7 @@
 //! GET /api/queue/status/{jobId}: from state's memory, else the bucket, else ClickHouse.
 
 use std::{
-    collections::HashMap,
+    collections::HashSet,
     time::{Duration, Instant},
 };
 
@@ -231,18 +231,23 @@ pub(super) async fn archived(app: &App, id: JobId) -> Result<Option<Archived>, q
     Ok(answer.job)
 }
 
-/// Reads terminal jobs. One that is not in the bucket is past its retention.
-pub(super) async fn read_terminal(app: &App, ids: &[JobId]) -> Result<Vec<Job>, Error> {
-    let mut found: HashMap<JobId, Option<Job>> = HashMap::new();
+/// Reads terminal jobs, and hands each to `take`, which keeps what it needs: together they may not fit in memory. A job
+/// that is not in the bucket is past its retention.
+pub(super) async fn read_terminal(
+    app: &App,
+    ids: &[JobId],
+    mut take: impl FnMut(Job),
+) -> Result<(), Error> {
     let mut left: Vec<JobId> = ids.to_vec();
     while !left.is_empty() {
         let read = app.broker.read_jobs(&left).await.map_err(|error| {
             tracing::warn!(%error, "terminal jobs without the bucket");
             Error::unanswered()
         })?;
-        found.extend(read);
         // Large jobs are left out of an answer.
-        left.retain(|id| !found.contains_key(id));
+        let known: HashSet<JobId> = read.iter().map(|(id, _)| *id).collect();
+        left.retain(|id| !known.contains(id));
+        read.into_iter().filter_map(|(_, job)| job).for_each(&mut take);
     }
-    Ok(ids.iter().filter_map(|id| found.remove(id).flatten()).collect())
+    Ok(())
 }

@@ -24,8 +24,9 @@ const FIRE_MAX: usize = 1_000;
 /// Jobs that are read for a slice before their size is known, and the most that are read.
 const FIRST_READ_JOBS: usize = 16;
 const SLICE_JOBS_MAX: usize = 500;
-/// Events of bulk operations that are appended at once, except for those of the last slice.
-const SLICES_EVENTS_MAX: usize = 500;
+/// Events of bulk operations that are appended at once, or jobs that are looked at for them, except for those of the
+/// last slice.
+const SLICES_WORK_MAX: usize = 500;
 
 /// Makes transactions and commits them.
 pub(super) struct CommandProcessor {
@@ -162,10 +163,10 @@ impl CommandProcessor {
         tasks: &mut Tasks,
     ) -> Result<(), StepDown> {
         let mut transaction = core.begin();
-        let mut events = 0;
-        while events < SLICES_EVENTS_MAX {
+        let mut work = 0;
+        while work < SLICES_WORK_MAX {
             match transaction.advance_bulk(&self.bulk.lookups) {
-                Ok(Some(count)) => events += count,
+                Ok(Some(count)) => work += count,
                 Ok(None) => break,
                 Err(mut missing) => {
                     if let Missing::Jobs(ids) = &mut missing {

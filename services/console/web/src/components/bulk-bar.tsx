@@ -1,6 +1,6 @@
 // Actions on the jobs that are selected in a list, or on all that match its filters.
 
-import { useState } from "preact/hooks";
+import { useEffect, useState } from "preact/hooks";
 import type { Job } from "../lib/api";
 import { count } from "../lib/format";
 import { ACTIONS, dryRun, STATUSES_OF, type Action, type Filter } from "../lib/operations";
@@ -32,26 +32,34 @@ export function BulkBar({ filters, jobs, selected, onSelect }: {
   selected: Set<string>;
   onSelect: (ids: string[]) => void;
 }) {
-  const [isAll, setAll] = useState(false);
+  const [isAllWanted, setAll] = useState(false);
   const [action, setAction] = useState<Action | null>(null);
   const filter = operationFilter(filters);
-  const statuses = new Set<string>(jobs.filter(({ id }) => selected.has(id)).map(({ status }) => status));
+  const isPage = jobs.length > 0 && jobs.every(({ id }) => selected.has(id));
+  // One that is not selected any more is not to be changed.
+  const isAll = isAllWanted && isPage;
+  useEffect(() => {
+    if (!isPage) setAll(false);
+  }, [isPage]);
+  const marked = jobs.filter(({ id }) => selected.has(id));
+  const statuses = new Set<string>(marked.map(({ status }) => status));
   const ofSelected = actionsOf({}).filter((action) => STATUSES_OF[action].some((status) => statuses.has(status)));
   const actions = isAll ? actionsOf(filters) : ofSelected;
-  const isPage = jobs.length > 0 && jobs.every(({ id }) => selected.has(id));
   const canHaveAll = isPage && filter !== null && actionsOf(filters).length > 0;
   const matching = useQuery(
-    canHaveAll && !isAll ? `matching ${JSON.stringify(filter)}` : null,
+    // With a status, each of the actions concerns the same jobs.
+    canHaveAll && !isAll && filters.status ? `matching ${JSON.stringify(filter)}` : null,
     async (signal) => {
-      // A priority concerns jobs that a cancel does, too.
-      const counting = actionsOf(filters).filter((action) => action !== "setPriority");
-      const runs = await Promise.all(counting.map((action) => dryRun({ action, filter: filter ?? {} }, signal)));
-      return runs.reduce((sum, { jobs }) => sum + jobs, 0);
+      const [action] = actionsOf(filters);
+      return action ? (await dryRun({ action, filter: filter ?? {} }, signal)).jobs : null;
     },
     "once",
   );
-  if (!isAll && selected.size === 0) return null;
-  const selects = isAll ? (filter ?? {}) : { jobIds: [...selected] };
+  if (selected.size === 0) {
+    return <p class="bulk faint">Select jobs to change them.</p>;
+  }
+  const projectIds = [...new Set(marked.map(({ projectId }) => projectId))];
+  const selects = isAll ? (filter ?? {}) : { projectIds, jobIds: marked.map(({ id }) => id) };
   const clear = () => {
     setAll(false);
     onSelect([]);

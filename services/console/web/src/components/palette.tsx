@@ -17,8 +17,8 @@ export function Palette({ entries, onClose }: { entries: { name: string; label: 
   const dialog = useRef<HTMLDialogElement>(null);
   const [text, setText] = useState("");
   const [projects, setProjects] = useState<string[]>([]);
-  // At once: what is typed next belongs to the field.
   useFocusReturn();
+  // At once: what is typed next belongs to the field.
   useLayoutEffect(() => dialog.current?.showModal(), []);
   useEffect(() => {
     if (!text) return setProjects([]);

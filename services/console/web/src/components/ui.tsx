@@ -143,7 +143,7 @@ export function Table<T>({ caption, columns, rows, id, selected, href: to, marks
           <tr>
             {marks && (
               <th scope="col">
-                <input type="checkbox" aria-label="Select all of this page" checked={rows.every(isMarked)} onChange={(event) => mark(rows, event.currentTarget.checked)} />
+                <input type="checkbox" aria-label="Select all of this page" checked={rows.length > 0 && rows.every(isMarked)} onChange={(event) => mark(rows, event.currentTarget.checked)} />
               </th>
             )}
             {columns.map(({ name, isNumber }) => (

@@ -158,7 +158,8 @@ function Listed({ jobs, filters, hasMore }: { jobs: Job[]; filters: Filters; has
   const current = new Map(jobs.map((job) => [job.id, job]));
   const ids = new Set(shown.map((job) => job.id));
   const newer = jobs.filter((job) => !ids.has(job.id));
-  const isHeld = () => place.current?.matches(":hover, :focus-within") ?? false;
+  const selected = new Set(marked.filter((id) => ids.has(id)));
+  const isHeld = () => selected.size > 0 || (place.current?.matches(":hover, :focus-within") ?? false);
   useEffect(() => {
     if (!isHeld()) setShown(jobs);
     // Cells change in place.
@@ -188,14 +189,14 @@ function Listed({ jobs, filters, hasMore }: { jobs: Job[]; filters: Filters; has
           </button>
         </p>
       )}
-      {may("manage") && <BulkBar filters={filters} jobs={shown} selected={new Set(marked)} onSelect={setMarked} />}
+      {may("manage") && <BulkBar filters={filters} jobs={shown} selected={selected} onSelect={setMarked} />}
       <Table
         caption={`${count(shown.length, "job")}${matching(filters)}; times are relative to now`}
         columns={COLUMNS}
         rows={shown}
         id={(job) => job.id}
         href={(job) => href(["jobs", job.id])}
-        marks={may("manage") ? { ids: new Set(marked), onChange: setMarked, label: (job) => `Select job ${job.id}` } : undefined}
+        marks={may("manage") ? { ids: selected, onChange: setMarked, label: (job) => `Select job ${job.id}` } : undefined}
       />
     </div>
   );

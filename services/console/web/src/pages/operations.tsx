@@ -60,7 +60,8 @@ export function OperationPage({ id }: { id: string }) {
     return answer.operation;
   });
   const isRunning = query.data?.status === "running";
-  useAgain(query, isRunning);
+  // One that is durable and not confirmed yet is not found at first.
+  useAgain(query, isRunning || query.error?.status === 404);
   const button = isRunning && may("manage") && (
     <button type="button" class="danger" onClick={() => setAborting(true)}>
       Abort…

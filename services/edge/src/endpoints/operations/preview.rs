@@ -48,7 +48,7 @@ pub(super) async fn preview(
         let slice: PreviewSlice =
             app.ask_state(names::QUERY_PREVIEW, &query).await.map_err(|error| {
                 tracing::warn!(%error, "dry run without state");
-                Error::away("state", "state does not answer, and only it knows the jobs")
+                Error::away("state", "jobs cannot be counted at the moment; send the request again")
             })?;
         let mut add = |project: Id, status: Status, jobs: u64| {
             counts.entry((project, status.name())).or_insert((status, 0)).1 += jobs;
@@ -57,13 +57,16 @@ pub(super) async fn preview(
             add(project, status, jobs);
         }
         samples.extend(slice.samples);
-        for job in status::read_terminal(app, &slice.unread).await? {
+        status::read_terminal(app, &slice.unread, |job| {
             if job.status == Status::Failed && query.filter.matches(&job) {
                 add(job.project.clone(), job.status, 1);
-                samples.push(job);
+                if samples.len() < SAMPLES_MAX {
+                    samples.push(job);
+                }
             }
-        }
-        samples.extend(status::read_terminal(app, &slice.sample_ids).await?);
+        })
+        .await?;
+        status::read_terminal(app, &slice.sample_ids, |job| samples.push(job)).await?;
         samples.truncate(SAMPLES_MAX);
         query.from = slice.next;
         if query.from.is_none() {

@@ -17,7 +17,7 @@ use crate::{
 #[serde(rename_all = "camelCase")]
 #[schema(as = Operation)]
 pub(super) struct View {
-    operation_id: Uuid,
+    pub operation_id: Uuid,
     action: Action,
     #[serde(skip_serializing_if = "Option::is_none")]
     priority: Option<u16>,

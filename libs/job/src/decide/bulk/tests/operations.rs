@@ -132,3 +132,36 @@ fn a_new_priority_moves_queued_jobs_and_leaves_those_in_flight_where_they_are() 
     let order = std::iter::from_fn(|| next(&mut world.state)).collect::<Vec<_>>();
     assert_eq!(order, [3, 2].map(JobId::from_u128), "the first is not dispatched twice");
 }
+
+#[test]
+fn a_start_that_is_decided_again_starts_nothing_and_history_is_bounded_by_project() {
+    let mut world = World::new();
+    world.enqueue(1..4, |id| id.to_string());
+    let all = || JobFilter::default();
+    let again = start(OperationAction::Cancel, Some("p"), all());
+    let Reply::Operation(first) = world.decide(again.clone()) else { panic!("it starts") };
+    let Reply::Operation(second) = world.decide(again) else { panic!("it is known") };
+    assert_eq!((first.id, world.state.operations().count()), (second.id, 1));
+    world.finish();
+    // Others that name no job of theirs end at once, and push out none of this project.
+    for _ in 0..300 {
+        world.decide(start(OperationAction::Cancel, Some("q"), all()));
+    }
+    let of = |project: &str| {
+        let is_named = |it: &&Operation| it.projects.as_deref() == Some(&[project.into()]);
+        world.state.operations().filter(is_named).count()
+    };
+    assert_eq!((of("p"), of("q")), (1, 100));
+}
+
+#[test]
+fn named_jobs_are_looked_for_in_the_projects_that_have_them() {
+    let mut world = World::new();
+    world.enqueue(1..4, |id| id.to_string());
+    let jobs = Some([2, 9].map(JobId::from_u128).to_vec());
+    let filter = JobFilter { jobs, ..JobFilter::default() };
+    world.decide(start(OperationAction::Cancel, None, filter));
+    let operation = world.operation();
+    assert_eq!((operation.candidates, operation.projects_left), (1, 1));
+    assert_eq!(world.finish().changed, 1);
+}
