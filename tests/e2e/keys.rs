@@ -125,6 +125,7 @@ fn routes(document: &Value, job: &str, key: &str, operation: &str) -> anyhow::Re
                 }
                 (_, "/api/queue/retry") => Some(json!({ "projectId": "own", "retryAll": true })),
                 (_, "/api/projects/{projectId}/deliveries/retry") => Some(json!({})),
+                ("PATCH", _) => Some(json!({ "priority": 3 })),
                 (_, "/api/queue/operations") => Some(json!({ "action": "cancel",
                     "filter": { "projectId": "own", "batchId": "none" } })),
                 (_, "/api/queue/operations/{operationId}/abort") => None,

@@ -138,6 +138,33 @@ async fn a_new_priority_decides_which_queued_job_is_next() -> anyhow::Result<()>
     let id = start(&mesh, urgent).await?;
     assert_eq!(until_finished(&mesh, &id).await?["changed"], 1);
     assert_eq!(mesh.job(&jobs[2]).await?["priority"], 2);
+    // One job alone.
+    let client = reqwest::Client::builder().no_proxy().build()?;
+    let patch = async |job: &str, change: Value| {
+        let answer = client.patch(mesh.url(&format!("/api/queue/jobs/{job}"))).json(&change);
+        let answer = answer.send().await?;
+        anyhow::Ok((answer.status().as_u16(), answer.json::<Value>().await?))
+    };
+    let later = "2999-01-01T00:00:00Z";
+    let (status, answer) = patch(&jobs[1], json!({ "priority": 7, "runAt": later })).await?;
+    assert_eq!(status, 200, "{answer}");
+    let job = mesh.job(&jobs[1]).await?;
+    assert_eq!((&job["priority"], &job["runAt"]), (&json!(7), &json!("2999-01-01T00:00:00.000Z")));
+    assert_eq!(mesh.counts("p").await?["scheduled"], 1);
+    assert_eq!(patch(&jobs[1], json!({ "runAt": null })).await?.0, 200);
+    let job = mesh.job(&jobs[1]).await?;
+    assert_eq!((&job["priority"], &job["runAt"]), (&json!(7), &Value::Null));
+    let nobody = "00000000-0000-7000-8000-000000000000";
+    for (job, change, status, code) in [
+        (jobs[0].as_str(), json!({}), 400, "missing_field"),
+        (&jobs[0], json!({ "priority": 1_001 }), 400, "invalid_field"),
+        (&jobs[0], json!({ "runAt": "soon" }), 400, "invalid_field"),
+        (&jobs[0], json!({ "data": {} }), 400, "invalid_field"),
+        (nobody, json!({ "priority": 1 }), 404, "job_not_found"),
+    ] {
+        let (found, answer) = patch(job, change).await?;
+        assert_eq!((found, answer["code"].as_str()), (status, Some(code)), "{answer}");
+    }
     // A paused project wants no slots.
     let (_, answer) = mesh.get("/api/queue/scale").await?;
     assert_eq!(answer["scale"]["wantedSlots"], 0, "{answer}");
@@ -148,7 +175,9 @@ async fn a_new_priority_decides_which_queued_job_is_next() -> anyhow::Result<()>
         order.sort_by_key(|n| receiver.runs(&jobs[*n])[0].at);
         order
     };
-    assert_eq!(order, [2, 0, 1]);
+    assert_eq!(order, [2, 1, 0]);
+    let (status, answer) = patch(&jobs[0], json!({ "priority": 1 })).await?;
+    assert_eq!((status, answer["code"].as_str()), (409, Some("job_not_queued")));
     Ok(())
 }
 

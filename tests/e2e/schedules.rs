@@ -24,9 +24,11 @@ async fn a_schedule_is_set_shown_fires_each_minute_and_is_removed() -> anyhow::R
     let (status, set) = mesh.put_raw(&format!("{PATH}/tick"), body.to_string()).await?;
     assert_eq!(status, 200, "{set}");
     let next = set["schedule"]["nextAt"].as_str().unwrap().to_owned();
+    let times = &set["schedule"]["nextTimes"];
+    assert_eq!((times.as_array().map(Vec::len), &times[0]), (Some(5), &json!(next)), "{set}");
     let expected = json!({
         "name": "tick", "cron": "* * * * *", "timeZone": "UTC", "batchId": "tick", "priority": 4,
-        "data": { "text": "tick" }, "ifLive": "skip", "nextAt": next,
+        "data": { "text": "tick" }, "ifLive": "skip", "nextAt": next, "nextTimes": times,
     });
     assert_eq!(set["schedule"], expected);
     until("fired", async || {

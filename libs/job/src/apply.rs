@@ -3,8 +3,8 @@
 use uuid::Uuid;
 
 use crate::{
-    ByClass, DirtyKey, Gate, Id, Job, JobId, OpenJobTypes, Partial, Position, PriorityClass,
-    ReadyQueue, RequeueReason, State, Status,
+    ByClass, DirtyKey, Gate, Id, Job, JobId, OpenJobTypes, Partial, Position, ReadyQueue,
+    RequeueReason, State, Status,
     delivery::Receiver,
     event::{Batch, Ended, Enqueued, Event, LateRun, Requeued, Retried, Transition},
     internal,
@@ -123,8 +123,12 @@ impl State {
             Event::OperationAborted { operation, by } => {
                 self.apply_operation_aborted(at, *operation, by.as_ref());
             }
-            Event::PriorityChanged { job, priority, priority_class, .. } => {
-                self.change_priority(*job, position, *priority, *priority_class);
+            Event::Updated { job, priority, priority_class, run_at, .. } => {
+                self.update(*job, position, |job| {
+                    job.priority = *priority;
+                    job.priority_class = *priority_class;
+                    job.run_at = *run_at;
+                });
             }
             Event::Partial { item, jobs, batches } => {
                 self.persisted.partial =
@@ -168,20 +172,11 @@ impl State {
         }
     }
 
-    /// Changes the priority of a queued job. One that is in flight keeps its place.
-    fn change_priority(
-        &mut self,
-        id: JobId,
-        position: Position,
-        priority: u16,
-        priority_class: PriorityClass,
-    ) {
+    /// Changes a queued job. One that is in flight stays there.
+    fn update(&mut self, id: JobId, position: Position, change: impl FnOnce(&mut Job)) {
         let Some(job) = self.persisted.jobs.get(id) else { return };
         let is_in_queue = self.ready.contains(&job);
-        self.change(id, position, |job| {
-            job.priority = priority;
-            job.priority_class = priority_class;
-        });
+        self.change(id, position, change);
         if !is_in_queue && let Some(job) = self.persisted.jobs.get(id) {
             self.ready.remove(&job);
         }

@@ -23,6 +23,8 @@ pub enum Command {
     Project(Project),
     /// Set or remove a schedule.
     Schedule(SetSchedule),
+    /// Change a queued job.
+    Update(Update),
     /// Start or abort an operation.
     Operation(OperationCommand),
     /// A processor began a run.
@@ -156,6 +158,22 @@ pub struct SetSchedule {
     /// The new schedule; absent to remove it.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub schedule: Option<Schedule>,
+}
+
+/// Change a queued job.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Update {
+    /// The project.
+    pub project: Id,
+    /// The job.
+    pub job: JobId,
+    /// The new priority, if it changes.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub priority: Option<u16>,
+    /// The time before which it does not run, if that changes; 0 for none.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub run_at: Option<Millis>,
 }
 
 /// Start or abort an operation over many jobs.

@@ -9,6 +9,7 @@ mod quota;
 mod retry;
 mod run;
 mod schedule;
+mod update;
 
 use std::{
     collections::{HashMap, HashSet},
@@ -97,6 +98,7 @@ impl State {
             Command::Retry(ask) => self.decide_retry(lookups, now, ask),
             Command::Project(ask) => Ok(self.decide_project(ask)),
             Command::Schedule(ask) => Ok(self.decide_schedule(now, ask)),
+            Command::Update(update) => self.decide_update(config, lookups, now, update),
             Command::Operation(command) => self.decide_operation(config, lookups, now, command),
             Command::Started(said) => Ok(self.decide_started(said)),
             Command::Progress(said) => Ok(self.decide_progress(said)),

@@ -145,8 +145,8 @@ pub enum Event {
         #[serde(skip_serializing_if = "Option::is_none", default)]
         by: Option<Id>,
     },
-    /// A queued job got another priority.
-    PriorityChanged {
+    /// A queued job was changed.
+    Updated {
         /// The job.
         job: JobId,
         /// The project and batch it belongs to.
@@ -156,6 +156,9 @@ pub enum Event {
         /// The class that the priority puts it in.
         #[serde(rename = "class")]
         priority_class: PriorityClass,
+        /// Not to be run before this time.
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        run_at: Option<Millis>,
     },
     /// A message of COMMANDS with too many events for one message goes on in the next: with this
     /// item of it, those before are done.

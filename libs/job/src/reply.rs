@@ -33,6 +33,8 @@ pub enum Reply {
     ProjectSet(Box<Settings>),
     /// The schedule is set, or removed.
     ScheduleSet(Option<Box<ScheduleState>>),
+    /// The job is changed.
+    Updated,
     /// The operation was started, or aborted.
     Operation(Box<Operation>),
     /// It was not done.
@@ -54,6 +56,8 @@ pub enum Code {
     JobNotFound,
     /// The job is neither failed nor cancelled.
     JobNotRetryable,
+    /// The job is not queued.
+    JobNotQueued,
     /// A newer job of the same batch is live.
     Superseded,
     /// The same idempotency key came with another request.

@@ -115,6 +115,12 @@ impl Schedule {
         Ok(found.timestamp().as_millisecond())
     }
 
+    /// The times at which it fires from `first` on, at most `count`.
+    pub fn times_from(&self, first: Millis, count: usize) -> Vec<Millis> {
+        let times = std::iter::successors(Some(first), |at| self.next_after(*at).ok());
+        times.take(count).collect()
+    }
+
     /// The last time that it was to fire at or before `at`.
     ///
     /// # Errors

@@ -152,6 +152,8 @@ pub enum Verb {
     Project,
     /// Set or remove a schedule.
     Schedule,
+    /// Change a queued job.
+    Update,
     /// Start or abort an operation over many jobs.
     Operation,
     /// Runs began.
@@ -164,13 +166,14 @@ pub enum Verb {
 
 impl Verb {
     /// All of them.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Enqueue,
         Self::Redo,
         Self::Cancel,
         Self::Retry,
         Self::Project,
         Self::Schedule,
+        Self::Update,
         Self::Operation,
         Self::Started,
         Self::Progress,
@@ -186,6 +189,7 @@ impl Verb {
             Self::Retry => "retry",
             Self::Project => "project",
             Self::Schedule => "schedule",
+            Self::Update => "update",
             Self::Operation => "operation",
             Self::Started => "started",
             Self::Progress => "progress",

@@ -5,7 +5,7 @@ use job::{
     Id, JobId, JobType, Json, Run,
     command::{
         Cancel, Command, Enqueue, OperationCommand, Outcome, Progress, Project, Retry, SetSchedule,
-        Started,
+        Started, Update,
     },
     event::Batch,
     reply::Reply,
@@ -89,6 +89,7 @@ pub fn commands(subject: &str, payload: &[u8]) -> Result<Vec<Item<Command>>, Mal
         Verb::Cancel => items::<Cancel>(payload, Command::Cancel),
         Verb::Retry => items::<Retry>(payload, Command::Retry),
         Verb::Project => items::<Project>(payload, Command::Project),
+        Verb::Update => items::<Update>(payload, Command::Update),
         Verb::Operation => items::<OperationCommand>(payload, Command::Operation),
         Verb::Schedule => items::<SetSchedule>(payload, Command::Schedule),
         Verb::Started => items::<Started>(payload, Command::Started),

@@ -22,7 +22,7 @@ const CONSOLE: [&str; 2] = ["/", "/assets"];
 const DOCS: &str = "/docs";
 
 /// What an allowed page may send, and read of an answer.
-const ALLOWED_METHODS: &str = "GET, POST, PUT, DELETE";
+const ALLOWED_METHODS: &str = "GET, POST, PUT, PATCH, DELETE";
 const ALLOWED_HEADERS: &str =
     "authorization, content-type, idempotency-key, jobmesh-reason, last-event-id, x-request-id";
 const EXPOSED_HEADERS: &str = "retry-after, x-request-id";

@@ -265,6 +265,7 @@ impl Error {
         let (status, code) = match code {
             Code::JobNotFound => (StatusCode::NOT_FOUND, "job_not_found"),
             Code::JobNotRetryable => (StatusCode::CONFLICT, "job_not_retryable"),
+            Code::JobNotQueued => (StatusCode::CONFLICT, "job_not_queued"),
             Code::Superseded => (StatusCode::CONFLICT, "superseded"),
             Code::IdempotencyKeyReused => {
                 (StatusCode::UNPROCESSABLE_ENTITY, "idempotency_key_reused")

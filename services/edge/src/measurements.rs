@@ -68,7 +68,7 @@ pub(crate) async fn measure(
 
 /// The method of a request, if it is one that an endpoint could have: clients can make up any.
 pub(crate) fn method_of(request: &Request) -> &'static str {
-    const KNOWN: [&str; 6] = ["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS"];
+    const KNOWN: [&str; 7] = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"];
     let method = request.method().as_str();
     KNOWN.into_iter().find(|known| *known == method).unwrap_or("other")
 }

@@ -25,7 +25,7 @@ use crate::{
         access, analytics, analytics::AnalyticsFormat, audit as audit_api, cancel, console,
         deliveries, deliveries::DeliveryStatus, enqueue, events, failures, failures::FailureOrder,
         health, jobs, keys as keys_api, live, metrics, operations, processors, project_list,
-        projects, redo, result, retry, scale, schedules, stats, status,
+        projects, redo, result, retry, scale, schedules, stats, status, update,
     },
     error::Error,
     keys,
@@ -63,6 +63,7 @@ fn endpoints() -> OpenApiRouter<App> {
         .routes(routes!(operations::get_operation))
         .routes(routes!(operations::abort_operation))
         .routes(routes!(status::status))
+        .routes(routes!(update::update_job))
         .routes(routes!(result::result))
         .routes(routes!(jobs::list_jobs))
         .routes(routes!(jobs::get_batch))

@@ -23,7 +23,7 @@ use uuid::Uuid;
 use crate::{Config, error::Error};
 
 /// The verbs of clients.
-const CLIENT_VERBS: [Verb; 7] = [
+const CLIENT_VERBS: [Verb; 8] = [
     Verb::Enqueue,
     Verb::Redo,
     Verb::Cancel,
@@ -31,6 +31,7 @@ const CLIENT_VERBS: [Verb; 7] = [
     Verb::Project,
     Verb::Schedule,
     Verb::Operation,
+    Verb::Update,
 ];
 
 type Waiting = Arc<Mutex<HashMap<Uuid, oneshot::Sender<Received>>>>;

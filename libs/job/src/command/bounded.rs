@@ -12,7 +12,7 @@ use crate::{
     Backoff, Id, JobLabels, Json,
     command::{
         Cancel, Command, End, Enqueue, OperationCommand, Outcome, Progress, Project, Retry,
-        SetSchedule, Started,
+        SetSchedule, Started, Update,
     },
     operation::OperationAction,
     schedule::Schedule,
@@ -34,6 +34,7 @@ impl Command {
             Self::Retry(command) => retry(&command).map(|()| Self::Retry(command)),
             Self::Project(command) => project(&command).map(|()| Self::Project(command)),
             Self::Schedule(command) => schedule(&command).map(|()| Self::Schedule(command)),
+            Self::Update(command) => update(command).map(Self::Update),
             Self::Operation(command) => operation(&command).map(|()| Self::Operation(command)),
             Self::Started(report) => Ok(Self::Started(started(report))),
             Self::Progress(report) => Ok(Self::Progress(progress(report))),
@@ -81,6 +82,13 @@ fn cancel(command: &Cancel) -> Result<(), String> {
 
 fn retry(command: &Retry) -> Result<(), String> {
     id("project", &command.project)
+}
+
+fn update(mut command: Update) -> Result<Update, String> {
+    id("project", &command.project)?;
+    command.priority.map_or(Ok(()), priority)?;
+    command.run_at = command.run_at.map(|at| at.clamp(0, RUN_AT_MAX));
+    Ok(command)
 }
 
 fn operation(command: &OperationCommand) -> Result<(), String> {

@@ -205,7 +205,8 @@ impl State {
                         continue;
                     }
                     let of = JobScope { project: job.project.clone(), batch: job.batch.clone() };
-                    events.push(Event::PriorityChanged { job: id, of, priority, priority_class });
+                    let run_at = job.run_at;
+                    events.push(Event::Updated { job: id, of, priority, priority_class, run_at });
                 }
                 _ => events.push(canceled(&job, "canceled by an operation".into(), None)),
             }

@@ -99,7 +99,7 @@ impl Event {
             | Self::BulkFinished { .. }
             | Self::OperationStarted(_)
             | Self::OperationAborted { .. }
-            | Self::PriorityChanged { .. }
+            | Self::Updated { .. }
             | Self::Partial { .. } => None,
         }
     }

@@ -268,7 +268,8 @@ fn projects(listed: Vec<String>) -> Result<Vec<Id>, Error> {
     }
     if listed.len() > PROJECTS_MAX {
         let n = listed.len();
-        return Err(Error::too_large(format!("projects has {n} items, at most {PROJECTS_MAX}")));
+        let text = format!("projects has {n} items, at most {PROJECTS_MAX} are allowed");
+        return Err(Error::invalid(text));
     }
     let ids = listed.iter().enumerate();
     ids.map(|(index, project)| ids::id(&format!("projects[{index}]"), project)).collect()

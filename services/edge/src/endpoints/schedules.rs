@@ -89,6 +89,9 @@ struct View {
     schedule: Schedule,
     #[serde(skip_serializing_if = "Option::is_none")]
     next_at: Option<Time>,
+    /// The next times, five at most.
+    #[schema(value_type = Vec<crate::openapi::When>)]
+    next_times: Vec<Time>,
     #[serde(skip_serializing_if = "Option::is_none")]
     last_at: Option<Time>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -99,9 +102,20 @@ struct View {
 impl View {
     fn new(name: Id, timed: ScheduleState) -> Self {
         let ScheduleState { schedule, next_at, last_at, last_job_id } = timed;
-        Self { name, schedule, next_at: next_at.map(Time), last_at: last_at.map(Time), last_job_id }
+        let times = next_at.map(|first| schedule.times_from(first, NEXT_TIMES));
+        Self {
+            name,
+            next_at: next_at.map(Time),
+            next_times: times.into_iter().flatten().map(Time).collect(),
+            schedule,
+            last_at: last_at.map(Time),
+            last_job_id,
+        }
     }
 }
+
+/// How many of the next times are shown.
+const NEXT_TIMES: usize = 5;
 
 /// Shows the schedules of a project.
 #[utoipa::path(
@@ -117,7 +131,10 @@ pub(crate) async fn list_schedules(
     let project = project_id(&access, id)?;
     access.content("schedules, which contain data")?;
     let schedules = schedules(&app, project).await?;
-    let schedules = schedules.into_iter().map(|(name, timed)| View::new(name, timed)).collect();
+    // The search for the next times may take a millisecond each.
+    let views = move || schedules.into_iter().map(|(name, timed)| View::new(name, timed)).collect();
+    let schedules = tokio::task::spawn_blocking(views).await;
+    let schedules = schedules.map_err(|_| Error::internal("a search of schedules ended early"))?;
     ok(Listed { success: true, schedules })
 }
 

@@ -9,7 +9,7 @@ use axum::{
     extract::{Path, State, rejection::PathRejection},
     http::Uri,
 };
-use job::{Job, JobId};
+use job::{Id, Job, JobId};
 use nats::{
     names,
     query::{self, Archived, ArchivedAnswer, JobAnswer, JobQuery},
@@ -135,6 +135,15 @@ pub(super) async fn find_job(app: &App, access: &Access, id: JobId) -> Result<Op
         found if !access.sees(found.project()) => Err(not_found(id)),
         Found::Job(job) => Ok(Some(*job)),
         Found::Archived(_) => Ok(None),
+    }
+}
+
+/// The project of a job that the request may see.
+pub(super) async fn project_of(app: &App, access: &Access, id: JobId) -> Result<Id, Error> {
+    let (found, _) = look_up(app, id).await?;
+    match found.project() {
+        project if access.sees(project) => Ok(project.into()),
+        _ => Err(not_found(id)),
     }
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use futures_util::{StreamExt, stream};
 use job::{
     JobId, Lookups, Missing, State,
-    command::{Command, OperationCommand, Outcome},
+    command::{Command, OperationCommand, Outcome, Update},
 };
 use nats::Broker;
 
@@ -47,6 +47,7 @@ pub(super) async fn prefetch(
             Command::Retry(retry) => retry.idempotency,
             Command::Operation(OperationCommand::Start(start)) => start.idempotency,
             Command::Operation(OperationCommand::Abort(_))
+            | Command::Update(_)
             | Command::Project(_)
             | Command::Schedule(_)
             | Command::Started(_)
@@ -69,6 +70,7 @@ pub(super) async fn prefetch(
 /// The job that a command is likely to need although memory may have evicted it.
 fn job_to_read(command: &Command) -> Option<JobId> {
     match command {
+        Command::Update(Update { job, .. }) => Some(*job),
         Command::Outcome(Outcome { job, .. }) => Some(*job),
         Command::Enqueue(enqueue) if enqueue.idempotency.is_some() => {
             enqueue.jobs.first().map(|job| job.id)

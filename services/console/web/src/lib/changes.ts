@@ -14,6 +14,12 @@ export function retryJob(projectId: string, jobId: string, reason: string) {
   return changed(body(api.POST("/api/queue/retry", { body: { projectId, jobId }, headers: headers(reason) })));
 }
 
+/** Changes a queued job. An empty time removes it. */
+export function updateJob(jobId: string, priority: number, runAt: string, reason: string) {
+  const request = { params: { path: { jobId } }, body: { priority, runAt: runAt || null }, headers: headers(reason) };
+  return changed(body(api.PATCH("/api/queue/jobs/{jobId}", request)));
+}
+
 export function retryAll(projectId: string, reason: string) {
   return changed(body(api.POST("/api/queue/retry", { body: { projectId, retryAll: true }, headers: headers(reason) })));
 }

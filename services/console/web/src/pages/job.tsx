@@ -12,10 +12,9 @@ import {
   ProjectLink,
   StatusBadge,
   Table,
-  Time,
-} from "../components/ui";
+  Time, TextField, TimeField } from "../components/ui";
 import api, { base, body, text, type Job, type Schemas } from "../lib/api";
-import { cancel, retryJob } from "../lib/changes";
+import { cancel, retryJob, updateJob } from "../lib/changes";
 import { duration, number, time } from "../lib/format";
 import { at, parse, type Node } from "../lib/json";
 import { counts } from "../lib/live";
@@ -172,8 +171,27 @@ function Content({ job, node }: { job: Job; node: Node | undefined }) {
   );
 }
 
+/** Asks for another priority or time of a queued job. */
+function Change({ job, onClose }: { job: Job; onClose: () => void }) {
+  const [priority, setPriority] = useState(String(job.priority ?? 10));
+  const [runAt, setRunAt] = useState(job.runAt ?? "");
+  const isPriority = /^\d{1,4}$/.test(priority) && Number(priority) <= 1_000;
+  return (
+    <Confirm
+      title="Change this job?"
+      action="Change"
+      isReady={isPriority}
+      onClose={onClose}
+      onConfirm={(why) => updateJob(job.id, Number(priority), runAt, why)}
+    >
+      <TextField label="Priority, 0 to 1000, lower first" value={priority} onChange={setPriority} inputMode="numeric" />
+      <TimeField label="Not before (empty for at once)" value={runAt} onChange={setRunAt} />
+    </Confirm>
+  );
+}
+
 function Actions({ job }: { job: Job }) {
-  const [asked, setAsked] = useState<"retry" | "cancel" | null>(null);
+  const [asked, setAsked] = useState<"retry" | "cancel" | "change" | null>(null);
   if (!may("manage")) return null;
   const close = () => setAsked(null);
   const isActive = job.status === "queued" || job.status === "processing";
@@ -185,6 +203,12 @@ function Actions({ job }: { job: Job }) {
           Retry
         </button>
       )}
+      {job.status === "queued" && (
+        <button type="button" onClick={() => setAsked("change")}>
+          Change…
+        </button>
+      )}
+      {asked === "change" && <Change job={job} onClose={close} />}
       {isActive && (
         <button type="button" class="danger" onClick={() => setAsked("cancel")}>
           Cancel

@@ -4,7 +4,7 @@ import { useState } from "preact/hooks";
 import { Confirm, Empty, Facts, Loaded, Meter, Page, Panel, Problem, Table, Time } from "../components/ui";
 import api, { body, type Schemas } from "../lib/api";
 import { cancel, retryAll, setProject, type Patch } from "../lib/changes";
-import { bytes, count, duration, number } from "../lib/format";
+import { bytes, count, duration, number, time } from "../lib/format";
 import { href } from "../lib/router";
 import { access, may } from "../lib/session";
 import { useQuery } from "../lib/use-query";
@@ -214,6 +214,7 @@ function Schedules({ id }: { id: string }) {
                 { name: "Time zone", cell: (schedule) => schedule.timeZone },
                 { name: "Batch", cell: (schedule) => schedule.batchId },
                 { name: "Next", cell: (schedule) => <Time at={schedule.nextAt} /> },
+                { name: "Next times", cell: (schedule) => schedule.nextTimes.map((at) => <div key={at}>{time(at)}</div>) },
                 { name: "If one is active", cell: (schedule) => schedule.ifLive },
               ]}
             />
