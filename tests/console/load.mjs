@@ -52,7 +52,7 @@ await run(async ({ url, context, open, argument }) => {
     return (await devtools.send("Runtime.getHeapUsage")).usedSize;
   };
   const ended = async () => (await api(url, "/api/queue/stats")).body.queue.completed;
-  // What is made once is there after a tenth of the time.
+  // The first tenth of the time warms the page up.
   await page.waitForTimeout(seconds * 100);
   const [before, jobs, from] = [await used(), await ended(), await page.evaluate(() => performance.now())];
   const samples = [];

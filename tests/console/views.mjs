@@ -7,7 +7,7 @@ import { api, checkAccessibility, post, run, until } from "./browser.mjs";
 await run(async ({ page, url, argument: folder }) => {
   mkdirSync(folder, { recursive: true });
   const data = { a: { do: "done" }, b: { do: "reject" }, c: { do: "wait", nested: [1, { x: "y" }] } };
-  // Nobody is there: its deliveries wait.
+  // The receiver does not exist: deliveries stay pending.
   const webhook = { url: "https://example.invalid/", secret: `whsec_${"A".repeat(43)}=` };
   assert.equal((await api(url, "/api/projects/a-project", { method: "PUT", body: { webhook } })).status, 200);
   const enqueued = await post(url, "/api/queue/enqueue", { projectId: "a-project", batchIds: Object.keys(data), data });
@@ -54,7 +54,7 @@ await run(async ({ page, url, argument: folder }) => {
       await page.getByText("1 job matches now.").waitFor();
       await page.screenshot({ path: `${folder}/dialog-${width}-${colorScheme}.png` });
       await checkAccessibility(page, `dialog ${width} ${colorScheme}`);
-      // The focus is where it was.
+      // The dialog returns the focus.
       await page.getByRole("button", { name: "Keep" }).click();
       assert.match(await page.evaluate(() => document.activeElement.textContent), /Retry/);
     }

@@ -186,7 +186,7 @@ async fn deliveries_that_were_given_up_are_listed_and_made_again() -> anyhow::Re
     assert_eq!(list("").await?["deliveries"], json!([]));
     assert_eq!(mesh.post(&retry, json!({})).await?["retriedCount"], 0);
 
-    // What waits is listed, too; and followers of jobs see nothing of deliveries.
+    // Pending deliveries are listed, too.
     let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
     let url = format!("http://{}/", silent.local_addr()?);
     mesh.set("slow", json!({ "webhook": { "url": url, "secret": SECRET } })).await?;

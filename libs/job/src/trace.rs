@@ -1,7 +1,7 @@
 //! Distributed traces: which request a job came from, and which spans its runs are.
 //!
 //! The ids of the spans of a run follow from the job and the number of the run, so that every service can compute
-//! them: a handler passes on the id of a span that is exported only when the run has ended.
+//! them: a handler passes on the id of a span that is exported at the end of the run.
 
 use std::{fmt, str::FromStr};
 

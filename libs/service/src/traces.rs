@@ -1,7 +1,7 @@
 //! Traces: spans for a collector of OpenTelemetry, over OTLP (HTTP, protobuf).
 //!
-//! Off by default. The services do not record spans as they go: a span is made when it has ended, from what is known
-//! of it, and its ids follow from the job.
+//! Off by default. A span is made at its end; nothing is recorded before. The ids of the spans of a run follow from the
+//! job.
 
 use std::{
     fmt,
@@ -55,7 +55,7 @@ pub struct Otlp {
     pub trace_ratio: f64,
 }
 
-/// A span that has ended.
+/// A finished span.
 #[derive(Clone, Debug)]
 pub struct Span {
     /// The trace and the id of the span.

@@ -180,10 +180,10 @@ async fn ingest(
         }
         if !block.rows.is_empty() {
             let token = format!("{stream}-{first}-{}", block.last);
-            let begun = service::now_ms();
+            let started = service::now_ms();
             insert_until_done(client, &block.rows, &token).await;
             if let Some(tracer) = tracer {
-                traces::send(tracer, &block.rows, begun, service::now_ms());
+                traces::send(tracer, &block.rows, started, service::now_ms());
             }
         }
         keeper.put(Checkpoint { next: block.last + 1, pending: None, at: block.at }).await?;

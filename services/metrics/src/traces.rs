@@ -8,16 +8,16 @@ use service::traces::{KeyValue, Span, SpanKind, Tracer};
 
 use crate::rows::RunRow;
 
-/// Sends the spans of rows that were inserted from `begun` to `ended`.
-pub(crate) fn send(tracer: &Tracer, rows: &[RunRow], begun: Millis, ended: Millis) {
+/// Sends the spans of rows whose insert took from `from` to `to`.
+pub(crate) fn send(tracer: &Tracer, rows: &[RunRow], from: Millis, to: Millis) {
     for row in rows {
         if let Some(request) = row.trace {
-            spans(row, request, begun, ended).into_iter().for_each(|span| tracer.send(span));
+            spans(row, request, from, to).into_iter().for_each(|span| tracer.send(span));
         }
     }
 }
 
-fn spans(row: &RunRow, request: TraceContext, begun: Millis, ended: Millis) -> Vec<Span> {
+fn spans(row: &RunRow, request: TraceContext, from: Millis, to: Millis) -> Vec<Span> {
     let of = |run, span| request.of_run(row.job, run, span);
     let has_started = row.started_at > 0;
     let job = KeyValue::new("jobmesh.job.id", row.job.to_string());
@@ -50,8 +50,8 @@ fn spans(row: &RunRow, request: TraceContext, begun: Millis, ended: Millis) -> V
         follows: None,
         name: "insert job_runs".to_owned(),
         kind: SpanKind::Client,
-        start: begun,
-        end: ended,
+        start: from,
+        end: to,
         error: None,
         attributes: vec![
             KeyValue::new("db.system.name", "clickhouse"),
@@ -67,7 +67,7 @@ fn spans(row: &RunRow, request: TraceContext, begun: Millis, ended: Millis) -> V
     spans
 }
 
-/// What is known of a run, under the names of OpenTelemetry where it has some.
+/// Attributes of a run, with the names of OpenTelemetry's conventions.
 fn attributes(row: &RunRow) -> Vec<KeyValue> {
     let text = |name: &'static str, value: &str| KeyValue::new(name, value.to_owned());
     let number = |name: &'static str, value: u64| {

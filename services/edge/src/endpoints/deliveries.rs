@@ -83,7 +83,7 @@ struct View {
     error: Option<Id>,
 }
 
-/// What is shown of the body of a delivery.
+/// The part of a delivery's body that is shown.
 #[derive(Deserialize)]
 struct Payload {
     r#type: String,

@@ -343,7 +343,7 @@ pub(crate) async fn get_operation(
     ok(Response { success: true, operation: Some(operation.into()), dry_run: None })
 }
 
-/// Stops an operation. Jobs that it has changed stay changed. An abort of an operation that has ended does nothing.
+/// Stops an operation. Jobs that it has changed stay changed. A finished operation stays as it is.
 #[utoipa::path(
     post, path = "/api/queue/operations/{operationId}/abort", tag = "queue",
     params(("operationId" = uuid::Uuid, Path)),
