@@ -209,7 +209,7 @@ async fn tables_of_an_earlier_version_are_upgraded_and_keep_their_rows() -> anyh
     mesh.signal("metrics", libc::SIGKILL)?;
     until("upgraded", async || {
         let version = sql(&url, "SELECT max(version) FROM schema_versions").await?;
-        Ok(if version == "2" { Ok(()) } else { Err(version) })
+        Ok(if version == "3" { Ok(()) } else { Err(version) })
     })
     .await?;
     let enqueue = json!({ "projectId": "new", "batchId": "b", "data": { "do": "reject" } });

@@ -24,6 +24,9 @@ use tokio_util::sync::CancellationToken;
 
 pub use config::Config;
 
+/// How long ClickHouse may work on a query, in seconds.
+const QUERY_MAX_S: &str = "10";
+
 /// Runs a metrics service until `stop` is cancelled.
 ///
 /// # Errors
@@ -40,7 +43,9 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     let exporter = config.otlp.start(Identity::Metrics)?;
     let tracer = exporter.as_ref().map(|exporter| &exporter.tracer);
     let progress = ingest::Progress::default();
-    let answering = queries::answer(broker.clone(), client.clone(), progress.clone(), stop.clone());
+    // The edge has given up by then, and the query would go on.
+    let reader = client.clone().with_setting("max_execution_time", QUERY_MAX_S);
+    let answering = queries::answer(broker.clone(), reader, progress.clone(), stop.clone());
     // Neither is of use without the other: where one ends, the process does, and is started again.
     let ended = tokio::select! {
         ended = answering => ended,
