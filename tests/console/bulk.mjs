@@ -28,7 +28,7 @@ await run(async ({ page, url }) => {
   const confirm = dialog.getByRole("button", { name: "Retry 10,000 jobs" });
   assert.equal(await confirm.isDisabled(), true);
   assert.equal((await counts("many")).failed, JOBS, "a dry run changes nothing");
-  await dialog.getByLabel(/to go on/).fill("10000");
+  await dialog.getByLabel(/to go on/).fill("10,000");
   await dialog.getByLabel(/Reason/).fill("the handler is there");
   await confirm.click();
   await page.getByRole("heading", { name: /^Operation / }).waitFor();
@@ -46,7 +46,7 @@ await run(async ({ page, url }) => {
   await page.getByText("49 jobs selected.").waitFor();
   await page.getByRole("button", { name: "Cancel…" }).click();
   await dialog.getByText("49 jobs match now.").waitFor();
-  await dialog.getByRole("button", { name: "Keep" }).click();
+  await dialog.getByRole("button", { name: "Back" }).click();
   // A box that has the focus takes no shortcuts away.
   await page.keyboard.press("g");
   await page.keyboard.press("o");
@@ -59,8 +59,11 @@ await run(async ({ page, url }) => {
   await boxes.nth(1).check();
   await page.getByText("2 jobs selected.").waitFor();
   await page.getByRole("button", { name: "Set priority…" }).click();
-  await dialog.getByLabel(/New priority/).fill("3");
-  await dialog.getByRole("button", { name: "Set priority 2 jobs" }).click();
+  const priority = dialog.getByLabel(/^Priority/);
+  await priority.fill("5000");
+  await dialog.getByText("It must be an integer from 0 to 1000.").waitFor();
+  await priority.fill("3");
+  await dialog.getByRole("button", { name: "Set priority of 2 jobs" }).click();
   await page.locator(".badge").getByText("finished").waitFor();
   const { jobs } = (await api(url, "/api/queue/jobs?projectId=many&limit=200")).body;
   assert.equal(jobs.filter(({ priority }) => priority === 3).length, 2);
@@ -72,6 +75,20 @@ await run(async ({ page, url }) => {
   await dialog.getByRole("button", { name: "Retry 3 jobs" }).click();
   await page.locator(".badge").getByText("finished").waitFor();
   assert.equal((await counts("few")).queued, 3);
+
+  // An abort reaches the edge; this operation has finished, and is shown as running.
+  const path = "**/api/queue/operations/*";
+  await page.route(path, async (route) => {
+    const response = await route.fetch();
+    const shown = await response.json();
+    shown.operation.status = "running";
+    await route.fulfill({ response, json: shown });
+  });
+  await page.getByRole("button", { name: "Abort…" }).click();
+  const answered = page.waitForResponse((response) => response.url().endsWith("/abort"));
+  await dialog.getByRole("button", { name: "Abort it" }).click();
+  assert.equal((await answered).status(), 200);
+  await page.unroute(path);
 
   // What was done, and why; a dry run is not listed.
   await page.getByRole("link", { name: "Operations", exact: true }).click();

@@ -55,7 +55,7 @@ await run(async ({ page, url, argument: folder }) => {
       await page.screenshot({ path: `${folder}/dialog-${width}-${colorScheme}.png` });
       await checkAccessibility(page, `dialog ${width} ${colorScheme}`);
       // The dialog returns the focus.
-      await page.getByRole("button", { name: "Keep" }).click();
+      await page.getByRole("button", { name: "Back" }).click();
       assert.match(await page.evaluate(() => document.activeElement.textContent), /Retry/);
     }
   }

@@ -69,7 +69,8 @@ async fn work(mesh: &Mesh) -> anyhow::Result<()> {
         Ok(if group.is_null() { Err(failures.to_string()) } else { Ok(()) })
     })
     .await?;
-    let retry = json!({ "action": "retry", "filter": { "errorGroup": group } });
+    let retry =
+        json!({ "action": "retry", "allProjects": true, "filter": { "errorGroup": group } });
     operate(mesh, retry, 3 * OF_KIND).await?;
     until_idle(mesh).await?;
     for project in PROJECTS {
@@ -79,7 +80,8 @@ async fn work(mesh: &Mesh) -> anyhow::Result<()> {
         mesh.post("/api/queue/enqueue", body).await?;
     }
     mesh.post("/api/queue/cancel", json!({ "projectId": PROJECTS[0] })).await?;
-    let cancel = json!({ "action": "cancel", "filter": { "status": "queued" } });
+    let cancel =
+        json!({ "action": "cancel", "allProjects": true, "filter": { "status": "queued" } });
     operate(mesh, cancel, 2 * CANCELED).await
 }
 

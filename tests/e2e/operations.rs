@@ -77,7 +77,8 @@ async fn what_a_dry_run_counts_is_changed_whatever_crashes() -> anyhow::Result<(
     assert_eq!(dry_run(&mesh, "cancel", &json!({ "projectId": "p" })).await?["jobs"], 0);
 
     // Another state service leads in the middle of it.
-    let retry = json!({ "action": "retry", "filter": filter, "reason": "the handler is there" });
+    let retry = json!({ "action": "retry", "filter": filter, "allProjects": true,
+        "reason": "the handler is there" });
     let id = start(&mesh, retry).await?;
     until("begun", async || {
         let queued = mesh.counts("p").await?["queued"].as_u64().unwrap_or(0);

@@ -180,7 +180,10 @@ async fn deliveries_that_were_given_up_are_listed_and_made_again() -> anyhow::Re
     let one = json!({ "deliveryIds": [delivery["deliveryId"]] });
     assert_eq!(mesh.post(&retry, one).await?["retriedCount"], 1);
     until_delivered(&mesh, "other", 1).await?;
-    assert_eq!(mesh.post(&retry, json!({})).await?["retriedCount"], 2);
+    for _ in 0..2 {
+        let (_, answer) = mesh.post_keyed(&retry, "{}".to_owned(), Some("key")).await?;
+        assert_eq!(answer["retriedCount"], 2, "a repeat gets the first answer: {answer}");
+    }
     until_delivered(&mesh, "other", 3).await?;
     assert_eq!(deliveries(&mesh, "other").await?["failed"], 0);
     assert_eq!(list("").await?["deliveries"], json!([]));

@@ -110,6 +110,10 @@ impl Otlp {
     pub fn start(&self, identity: Identity) -> anyhow::Result<Option<Exporter>> {
         let Some(endpoint) = &self.otlp_endpoint else { return Ok(None) };
         anyhow::ensure!(
+            matches!(endpoint.scheme(), "http" | "https"),
+            "--otlp-endpoint must begin with http:// or https://"
+        );
+        anyhow::ensure!(
             (0.0..=1.0).contains(&self.trace_ratio),
             "--trace-ratio must be from 0 to 1"
         );
@@ -135,7 +139,7 @@ impl Otlp {
         );
         metrics::counter!(DROPPED).absolute(0);
         let sending = tokio::spawn(send(exporter, receiver));
-        tracing::info!(host = endpoint.host_str(), "sending traces");
+        tracing::info!(host = endpoint.host_str(), port = endpoint.port(), "sending traces");
         let tracer = Tracer { spans: sender, ratio: self.trace_ratio };
         Ok(Some(Exporter { tracer, sending }))
     }
@@ -192,7 +196,9 @@ async fn send(exporter: SpanExporter, mut spans: mpsc::Receiver<Span>) {
             metrics::counter!(DROPPED).increment(count as u64);
         }
         match (&sent, is_failing) {
-            (Err(error), false) => tracing::warn!(%error, "export of spans failed"),
+            (Err(error), false) => {
+                tracing::warn!(%error, "export of spans failed; JOBMESH_LOG=service=debug shows the cause")
+            }
             (Ok(()), true) => tracing::info!("export of spans works again"),
             _ => {}
         }
@@ -241,7 +247,11 @@ impl fmt::Debug for Client {
 impl HttpClient for Client {
     async fn send_bytes(&self, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
         let request = reqwest::Request::try_from(request)?;
-        let answer = self.0.execute(request).await?;
+        let answer = self.0.execute(request).await.inspect_err(|error| {
+            // The exporter reports that there was an error, and not which.
+            let cause = std::error::Error::source(error).map(ToString::to_string);
+            tracing::debug!(%error, cause, "the collector cannot be reached");
+        })?;
         let mut response = Response::builder().status(answer.status());
         if let Some(headers) = response.headers_mut() {
             headers.clone_from(answer.headers());

@@ -208,7 +208,10 @@ impl State {
                     let run_at = job.run_at;
                     events.push(Event::Updated { job: id, of, priority, priority_class, run_at });
                 }
-                _ => events.push(canceled(&job, "canceled by an operation".into(), None)),
+                _ => {
+                    let error = format!("canceled by operation {}", part.operation);
+                    events.push(canceled(&job, error.into(), None));
+                }
             }
             slice.jobs += 1;
         }

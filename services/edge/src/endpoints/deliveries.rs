@@ -16,17 +16,15 @@ use utoipa::ToSchema;
 
 use super::{
     Answer,
-    command::{self, DURABLE},
+    command::{self, CommandRequest, DURABLE},
     count, named, ok, page_limit, projects, skip, status,
 };
 use crate::{
     app::App,
-    audit::AuditNote,
-    body::{self, Body, NoQuery},
+    body,
     error::Error,
-    ids,
     keys::Access,
-    openapi::QuestionError,
+    openapi::{IdempotencyKey, QuestionError},
     view::Time,
 };
 
@@ -186,38 +184,45 @@ pub(crate) async fn list_deliveries(
 /// Makes deliveries again that were given up: their attempts start at 0.
 #[utoipa::path(
     post, path = "/api/projects/{projectId}/deliveries/retry", tag = "projects", request_body = Request,
-    params(("projectId" = String, Path, min_length = 1, max_length = 128)),
+    params(("projectId" = String, Path, min_length = 1, max_length = 128), IdempotencyKey),
     responses((status = 200, description = "Done.", body = Retried), (status = 202, description = "Durable, and not confirmed yet.", body = Retried), Error),
 )]
 pub(crate) async fn retry_deliveries(
     State(app): State<App>,
-    access: Access,
-    note: AuditNote,
-    _: NoQuery,
     id: Result<Path<String>, PathRejection>,
-    Body(body): Body,
+    command: CommandRequest,
 ) -> Answer<Retried> {
-    let project = projects::project_id(&access, id)?;
-    let request: Request = body::read(&body)?;
+    let project = projects::project_id(command.access(), id)?;
+    let request: Request = command.body()?;
     let jobs = request.delivery_ids.as_deref().map(|listed| {
         if listed.is_empty() || listed.len() > OPERATION_JOBS_MAX {
             let text = format!("deliveryIds must have 1 to {OPERATION_JOBS_MAX} items");
             return Err(Error::invalid(text));
         }
         let ids = listed.iter().enumerate();
-        ids.map(|(index, id)| ids::job_id(&format!("deliveryIds[{index}]"), id)).collect()
+        let malformed = |index| {
+            let text = format!("deliveryIds[{index}] must be the UUID of a delivery");
+            Error::invalid(text)
+        };
+        ids.map(|(index, id)| id.parse().map_err(|_| malformed(index))).collect()
     });
     let jobs: Option<Vec<JobId>> = jobs.transpose()?;
-    note.target(match &jobs {
+    command.note_target(match &jobs {
         Some(jobs) => count(jobs.len() as u64, "delivery", "deliveries"),
         None => "all failed deliveries".to_owned(),
     });
+    let scope = format!("deliveries {project}");
+    let key = command.idempotency(Verb::Retry, &scope)?;
+    let idempotency = key.map(|key| key.idempotency);
     let filter = JobFilter { jobs, ..JobFilter::default() };
-    let retry = Retry { project, job: None, filter, deliveries: true, idempotency: None };
+    let retry = Retry { project, job: None, filter, deliveries: true, idempotency };
     let respond = |reply| match reply {
         None => Some(Retried { success: true, retried_count: None, message: DURABLE.to_owned() }),
         Some(Reply::Retried { count: retried, .. }) => {
-            let message = format!("queued {} again", count(retried, "delivery", "deliveries"));
+            let message = match retried {
+                0 => "no delivery that was given up matches".to_owned(),
+                _ => format!("queued {} again", count(retried, "delivery", "deliveries")),
+            };
             Some(Retried { success: true, retried_count: Some(retried), message })
         }
         Some(_) => None,

@@ -6,7 +6,7 @@ mod view;
 use axum::extract::{Path, State, rejection::PathRejection};
 use axum::http::Uri;
 use job::{
-    Id, JobFilter, JobId, Status,
+    Id, JobFilter, JobId, JobType, Status,
     bounds::{OPERATION_JOBS_MAX, REASON_BYTES_MAX},
     command::{AbortOperation, OperationCommand, StartOperation},
     operation::{Operation, OperationAction, OperationStatus},
@@ -63,9 +63,12 @@ struct Request {
     /// With `setPriority`: the new priority, lower first.
     #[schema(value_type = Option<u16>, minimum = 0, maximum = 1000)]
     priority: Option<serde_json::Number>,
-    /// Which jobs. An empty object selects all jobs of all projects of the API key.
+    /// Which jobs.
     #[schema(required = true)]
     filter: Option<Filter>,
+    /// Must be true if the filter names no project, unless it is a dry run.
+    #[serde(default)]
+    all_projects: bool,
     /// Only count what would change.
     #[serde(default)]
     dry_run: bool,
@@ -119,9 +122,8 @@ impl Filter {
                 return Err(Error::invalid(text));
             }
             (None, None) if self.job_ids.is_some() => {
-                return Err(Error::missing(
-                    "filter.projectId or filter.projectIds (of filter.jobIds)",
-                ));
+                let text = "filter.jobIds needs filter.projectId or filter.projectIds";
+                return Err(Error::invalid(text));
             }
             (one, None) => return parameters::projects(access, one.clone()),
             (None, Some(several)) => several,
@@ -164,7 +166,11 @@ impl Filter {
             jobs: self.job_ids.as_deref().map(job_ids).transpose()?,
             // One that follows from the action selects nothing.
             status: status.transpose()?.filter(|_| action.statuses().len() > 1),
-            job_type: self.r#type.as_deref().map(parameters::job_type).transpose()?,
+            job_type: self
+                .r#type
+                .as_deref()
+                .map(|name| named("filter.type", name, &JobType::ALL, JobType::name))
+                .transpose()?,
             batch: text("filter.batchId", &self.batch_id)?,
             processor: text("filter.processor", &self.processor)?,
             error_group: self.error_group.as_deref().map(parameters::error_group).transpose()?,
@@ -269,6 +275,13 @@ pub(crate) async fn start_operation(
         let dry_run = preview::preview(&app, access, action, projects, jobs).await?;
         return ok(Response { success: true, operation: None, dry_run: Some(dry_run) });
     }
+    let names_none = filter.project_id.is_none() && filter.project_ids.is_none();
+    if names_none != request.all_projects {
+        return Err(Error::invalid(match names_none {
+            true => "without filter.projectId or filter.projectIds, allProjects must be true",
+            false => "allProjects goes with a filter that names no project",
+        }));
+    }
     let id = Uuid::now_v7();
     if let Some([project]) = projects.as_deref() {
         command.note().project(project);
@@ -287,7 +300,7 @@ pub(crate) async fn start_operation(
     let answer = submit(&app, OperationCommand::Start(Box::new(start)), Some(unconfirmed)).await?;
     // A repeat under the same key has the operation of the first request.
     if let Some(operation) = &answer.1.operation {
-        command.note().target(format!("operation {}", operation.operation_id));
+        command.note().target(operation.audited());
     }
     Ok(answer)
 }

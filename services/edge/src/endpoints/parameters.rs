@@ -57,7 +57,9 @@ impl RunParameters {
 pub(super) fn error_group(text: &str) -> Result<u64, Error> {
     let is_id = text.len() == 16 && text.bytes().all(|b| b.is_ascii_hexdigit());
     let group = u64::from_str_radix(text, 16).ok().filter(|_| is_id);
-    group.ok_or_else(|| Error::invalid("errorGroup must be the id of an error group"))
+    group.ok_or_else(|| {
+        Error::invalid("errorGroup must be the id of an error group: 16 hexadecimal digits")
+    })
 }
 
 /// The id of an error group, as clients have it.

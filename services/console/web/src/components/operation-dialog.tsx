@@ -5,7 +5,7 @@ import { count, number } from "../lib/format";
 import { ACTIONS, dryRun, start, type Action, type Filter } from "../lib/operations";
 import { go, href } from "../lib/router";
 import { useQuery } from "../lib/use-query";
-import { Confirm, JobLink, ProjectLink, Problem, StatusBadge, TextField } from "./ui";
+import { Confirm, isPriority, JobLink, ProjectLink, Problem, PriorityField, StatusBadge } from "./ui";
 import type { ComponentChildren } from "preact";
 
 /** Numbers of jobs above this one must be typed. */
@@ -20,8 +20,8 @@ export function OperationDialog({ action, filter, children, onClose }: {
   onClose: () => void;
 }) {
   const [priority, setPriority] = useState("10");
-  const isPriority = /^\d{1,4}$/.test(priority) && Number(priority) <= 1_000;
-  const request = { action, filter, priority: action === "setPriority" ? Number(isPriority ? priority : 10) : undefined };
+  const isValid = action !== "setPriority" || isPriority(priority);
+  const request = { action, filter, priority: action === "setPriority" ? Number(isValid ? priority : 10) : undefined };
   const key = JSON.stringify([action, filter]);
   const counted = useQuery(`dry run ${key}`, (signal) => dryRun(request, signal), "once");
   // The number of a question stays while it is asked.
@@ -32,15 +32,16 @@ export function OperationDialog({ action, filter, children, onClose }: {
   const jobs = asked?.key === key ? asked.jobs : null;
   return (
     <Confirm
-      title={filter.jobIds ? `${ACTIONS[action]}: the selected jobs?` : `${ACTIONS[action]}: all jobs that match?`}
-      action={jobs === null ? ACTIONS[action] : `${ACTIONS[action]} ${count(jobs, "job")}`}
+      title={`${ACTIONS[action]}: ${scope(filter)}?`}
+      action={jobs === null ? ACTIONS[action] : `${ACTIONS[action]}${action === "setPriority" ? " of" : ""} ${count(jobs, "job")}`}
+      isDangerous={action === "cancel"}
       requiredText={jobs !== null && jobs > TYPED_ABOVE ? String(jobs) : undefined}
-      isReady={jobs !== null && jobs > 0 && (action !== "setPriority" || isPriority)}
+      isReady={jobs !== null && jobs > 0 && isValid}
       onClose={onClose}
       onConfirm={async (reason) => go(href(["operations", await start(request, reason)]))}
     >
       {children}
-      {action === "setPriority" && <TextField label="New priority, 0 to 1000, lower first" value={priority} onChange={setPriority} inputMode="numeric" />}
+      {action === "setPriority" && <PriorityField value={priority} onChange={setPriority} />}
       {counted.error && <Problem error={counted.error} retry={counted.reload} />}
       {jobs === null && !counted.error && <p class="faint">Counting…</p>}
       {jobs !== null && counted.data && (
@@ -70,4 +71,10 @@ export function OperationDialog({ action, filter, children, onClose }: {
       )}
     </Confirm>
   );
+}
+
+/** Which jobs a filter selects, for a title. */
+function scope({ jobIds, errorGroup }: Filter): string {
+  if (jobIds) return "the selected jobs";
+  return errorGroup ? "all jobs of this error group" : "all jobs that match";
 }

@@ -198,7 +198,7 @@ export function useFocusReturn() {
 }
 
 /** A question before something that cannot be undone. */
-export function Confirm({ title, children, action, requiredText, isReady = true, onConfirm, onClose }: {
+export function Confirm({ title, children, action, requiredText, isReady = true, isDangerous = true, onConfirm, onClose }: {
   title: string;
   children: ComponentChildren;
   action: string;
@@ -206,6 +206,8 @@ export function Confirm({ title, children, action, requiredText, isReady = true,
   requiredText?: string;
   /** False while something that is asked about is not known. */
   isReady?: boolean;
+  /** False for what can be changed back. */
+  isDangerous?: boolean;
   onConfirm: (reason: string) => Promise<unknown>;
   onClose: () => void;
 }) {
@@ -216,6 +218,8 @@ export function Confirm({ title, children, action, requiredText, isReady = true,
   const [isBusy, setBusy] = useState(false);
   useFocusReturn();
   useLayoutEffect(() => dialog.current?.showModal(), []);
+  // The number is shown with separators.
+  const isTyped = requiredText === undefined || typed.replace(/[,.\s]/g, "") === requiredText;
   const submit = async (event: Event) => {
     event.preventDefault();
     setBusy(true);
@@ -234,7 +238,9 @@ export function Confirm({ title, children, action, requiredText, isReady = true,
         {children}
         {requiredText !== undefined && (
           <label>
-            Type <strong>{requiredText}</strong> to go on
+            <span>
+              Type <strong>{requiredText}</strong> to go on
+            </span>
             <input value={typed} onInput={(event) => setTyped(event.currentTarget.value)} autocomplete="off" />
           </label>
         )}
@@ -245,15 +251,35 @@ export function Confirm({ title, children, action, requiredText, isReady = true,
         {error && <Problem error={error} />}
         <div class="buttons">
           <button type="button" onClick={onClose}>
-            Keep
+            Back
           </button>
-          <button type="submit" class="danger" disabled={isBusy || !isReady || (requiredText !== undefined && typed !== requiredText)}>
+          <button type="submit" class={isDangerous ? "danger" : undefined} disabled={isBusy || !isReady || !isTyped}>
             {action}
           </button>
         </div>
       </form>
     </dialog>
   );
+}
+
+/** A priority; `onChange` gets what is typed at once. */
+export function PriorityField({ value, onChange }: { value: string; onChange: (value: string) => void }) {
+  return (
+    <label class="field">
+      <span>Priority, 0 to 1000, lower first</span>
+      <input
+        value={value}
+        inputMode="numeric"
+        aria-invalid={!isPriority(value)}
+        onInput={(event) => onChange(event.currentTarget.value.trim())}
+      />
+      {!isPriority(value) && <span role="alert">It must be an integer from 0 to 1000.</span>}
+    </label>
+  );
+}
+
+export function isPriority(text: string): boolean {
+  return /^\d{1,4}$/.test(text) && Number(text) <= 1_000;
 }
 
 /** A share of a limit; nothing without a limit. */

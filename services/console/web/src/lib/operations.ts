@@ -31,7 +31,9 @@ export async function dryRun(request: Request, signal?: AbortSignal): Promise<Sc
 
 /** Starts an operation; returns its id. */
 export async function start(request: Request, reason: string): Promise<string> {
-  const answer = await body(api.POST("/api/queue/operations", { body: { ...request, reason: reason.trim() || undefined } }));
+  const { projectId, projectIds }: Filter = request.filter ?? {};
+  const allProjects = !projectId && !projectIds;
+  const answer = await body(api.POST("/api/queue/operations", { body: { ...request, allProjects, reason: reason.trim() || undefined } }));
   lookAgain();
   if (!answer.operation) throw new Error("The answer has no operation.");
   return answer.operation.operationId;

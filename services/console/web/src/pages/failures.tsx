@@ -3,7 +3,7 @@
 import { useState } from "preact/hooks";
 import { Sparkline } from "../components/chart";
 import { OperationDialog } from "../components/operation-dialog";
-import { Empty, JobLink, Loaded, Page, Pager, ProjectLink, Select, Table, TextField, Time } from "../components/ui";
+import { Empty, JobLink, Loaded, Page, Pager, ProjectLink, Select, Table, TextField, Time, type Column } from "../components/ui";
 import api, { body, type Schemas } from "../lib/api";
 import { number } from "../lib/format";
 import { href, setParams, view } from "../lib/router";
@@ -73,15 +73,7 @@ export function FailuresPage() {
                       </a>
                     ),
                   },
-                  {
-                    name: "Retry",
-                    cell: (group) =>
-                      may("manage") && (
-                        <button type="button" onClick={() => setRetried(group)}>
-                          Retry…
-                        </button>
-                      ),
-                  },
+                  ...(may("manage") ? [retryColumn(setRetried)] : []),
                   { name: "Failed jobs", isNumber: true, cell: (group) => number(group.jobs) },
                   { name: "Failed runs", isNumber: true, cell: (group) => number(group.runs) },
                   {
@@ -106,6 +98,16 @@ export function FailuresPage() {
       </Loaded>
     </Page>
   );
+}
+
+/** A button for each group. */
+function retryColumn(onRetry: (group: Group) => void): Column<Group> {
+  const cell = (group: Group) => (
+    <button type="button" onClick={() => onRetry(group)}>
+      Retry…
+    </button>
+  );
+  return { name: "Retry", cell };
 }
 
 /** Asks for the projects whose failed jobs of the group are queued again. */

@@ -2,17 +2,7 @@
 
 import { useState } from "preact/hooks";
 import { JsonTree } from "../components/json-tree";
-import {
-  Command,
-  Confirm,
-  Facts,
-  Loaded,
-  Page,
-  Panel,
-  ProjectLink,
-  StatusBadge,
-  Table,
-  Time, TextField, TimeField } from "../components/ui";
+import { Command, Confirm, Facts, isPriority, Loaded, Page, Panel, PriorityField, ProjectLink, StatusBadge, Table, Time, TimeField } from "../components/ui";
 import api, { base, body, text, type Job, type Schemas } from "../lib/api";
 import { cancel, retryJob, updateJob } from "../lib/changes";
 import { duration, number, time } from "../lib/format";
@@ -175,16 +165,16 @@ function Content({ job, node }: { job: Job; node: Node | undefined }) {
 function Change({ job, onClose }: { job: Job; onClose: () => void }) {
   const [priority, setPriority] = useState(String(job.priority ?? 10));
   const [runAt, setRunAt] = useState(job.runAt ?? "");
-  const isPriority = /^\d{1,4}$/.test(priority) && Number(priority) <= 1_000;
   return (
     <Confirm
       title="Change this job?"
       action="Change"
-      isReady={isPriority}
+      isReady={isPriority(priority)}
+      isDangerous={false}
       onClose={onClose}
       onConfirm={(why) => updateJob(job.id, Number(priority), runAt, why)}
     >
-      <TextField label="Priority, 0 to 1000, lower first" value={priority} onChange={setPriority} inputMode="numeric" />
+      <PriorityField value={priority} onChange={setPriority} />
       <TimeField label="Not before (empty for at once)" value={runAt} onChange={setRunAt} />
     </Confirm>
   );

@@ -46,6 +46,7 @@ const COLUMNS: Column<Job>[] = [
   { name: "Project", cell: (job) => <ProjectLink id={job.projectId} /> },
   { name: "Batch", cell: (job) => <span class="clip">{job.batchId}</span> },
   { name: "Attempts", isNumber: true, cell: (job) => `${job.attempts}${job.maxAttempts ? ` of ${job.maxAttempts}` : ""}` },
+  { name: "Priority", isNumber: true, cell: (job) => job.priority ?? "–" },
   { name: "Created", cell: (job) => <Time at={job.createdAt} /> },
   { name: "Ran for", isNumber: true, cell: (job) => ran(job) },
   { name: "Tokens", isNumber: true, cell: (job) => (job.tokens ? number(job.tokens.input + job.tokens.output) : "–") },

@@ -35,7 +35,7 @@ export function OperationsPage() {
         {({ operations, nextCursor, total }) =>
           operations.length === 0 ? (
             <Empty>
-              <p>No operation was started. Select jobs in a list, or retry a group of failures.</p>
+              <p>No operation was started.{may("manage") && " Select jobs in a list, or retry a group of failures."}</p>
               <p>
                 <a href={href(["jobs"])}>Jobs</a> <a href={href(["failures"])}>Failures</a>
               </p>
@@ -101,7 +101,7 @@ function Details({ operation }: { operation: Operation }) {
           ["Projects", filter.projectIds ? filter.projectIds.map((id) => <span key={id} class="item"><ProjectLink id={id} /></span>) : "all"],
           ["Jobs", selection(operation)],
           ["Changed", number(operation.changed)],
-          ["Skipped", `${number(operation.skipped)} (superseded, or past retention)`],
+          ...(operation.action === "retry" ? [["Skipped", `${number(operation.skipped)} (superseded, or past retention)`] as [string, string]] : []),
           ["Looked at", `${number(operation.lookedAt)} of ${number(operation.candidates)}`],
           ["Rate", rate(operation)],
           ["Projects left", number(operation.projectsLeft)],
@@ -131,7 +131,8 @@ function Progress({ operation }: { operation: Operation }) {
 function rate({ startedAt, endedAt, lookedAt }: Operation): string {
   if (!startedAt) return "–";
   const ms = (endedAt ? Date.parse(endedAt) : Date.now()) - Date.parse(startedAt);
-  return ms > 0 ? `${number(Math.round((lookedAt * 1_000) / ms))} jobs a second` : "–";
+  // A short operation has no rate.
+  return ms >= 1_000 ? `${number(Math.round((lookedAt * 1_000) / ms))} jobs a second` : "–";
 }
 
 function title({ action, priority }: Operation): string {
@@ -143,7 +144,7 @@ function selection({ filter }: Operation): string {
   const { projectIds, jobIds, ...rest } = filter;
   const words = Object.entries(rest).map(([name, value]) => `${name} ${value}`);
   if (jobIds) words.unshift(count(jobIds.length, "named job"));
-  if (projectIds) words.unshift(projectIds.length === 1 ? `of ${projectIds[0]}` : `of ${count(projectIds.length, "project")}`);
+  if (projectIds) words.unshift(projectIds.length === 1 ? `project ${projectIds[0]}` : count(projectIds.length, "project"));
   return words.join(", ") || "all";
 }
 

@@ -1,6 +1,6 @@
 import { Command, Empty, Loaded, Page, Pager, Select, TextField } from "../components/ui";
 import api, { body } from "../lib/api";
-import { number } from "../lib/format";
+import { count } from "../lib/format";
 import { setParams, view } from "../lib/router";
 import { useQuery } from "../lib/use-query";
 import { ENQUEUE, ProjectTable } from "./overview";
@@ -53,7 +53,7 @@ export function ProjectsPage() {
             </Empty>
           ) : (
             <>
-              <ProjectTable caption={`${number(total)} projects`} projects={projects} />
+              <ProjectTable caption={count(total, "project")} projects={projects} />
               <Pager next={nextCursor} params={(cursor) => setParams({ cursor })} />
             </>
           )

@@ -89,6 +89,20 @@ struct FilterView {
     to: Option<Time>,
 }
 
+/// The longest text about an operation in the audit log, in bytes.
+const AUDITED_BYTES_MAX: usize = 1_000;
+
+impl View {
+    /// What the audit log shows of it.
+    pub fn audited(&self) -> String {
+        let action = serde_json::to_string(&self.action).unwrap_or_default();
+        let priority = self.priority.map(|n| format!(" {n}")).unwrap_or_default();
+        let filter = serde_json::to_string(&self.filter).unwrap_or_default();
+        let text = format!("operation {}: {action}{priority} {filter}", self.operation_id);
+        job::bounds::truncate(&text, AUDITED_BYTES_MAX)
+    }
+}
+
 impl From<Operation> for View {
     fn from(operation: Operation) -> Self {
         let (action, priority) = match operation.action {
