@@ -1,5 +1,7 @@
 //! Applies events to the state, in the same way for the leader, a follower and a restart.
 
+mod operation;
+
 use uuid::Uuid;
 
 use crate::{

@@ -7,12 +7,7 @@ use std::collections::VecDeque;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::{
-    Id, JobFilter, PriorityClass, State, Status,
-    bulk::{BulkAction, BulkOperation, BulkProgress},
-    snapshot::Project,
-    time::Millis,
-};
+use crate::{Id, JobFilter, PriorityClass, Status, time::Millis};
 
 /// Operations in progress, over all projects.
 pub(crate) const RUNNING_MAX: usize = 2_000;
@@ -152,7 +147,7 @@ pub struct OperationStarted {
 pub(crate) struct Operations(VecDeque<Operation>);
 
 impl Operations {
-    fn push(&mut self, operation: Operation) {
+    pub(crate) fn push(&mut self, operation: Operation) {
         let projects = operation.projects.clone();
         self.0.push_back(operation);
         self.trim(ENDED_OF_PROJECTS_MAX, |other| other.projects == projects);
@@ -170,8 +165,28 @@ impl Operations {
         });
     }
 
-    fn get_mut(&mut self, id: Uuid) -> Option<&mut Operation> {
+    pub(crate) fn get_mut(&mut self, id: Uuid) -> Option<&mut Operation> {
         self.0.iter_mut().find(|operation| operation.id == id)
+    }
+
+    /// Adds what one slice did to an operation, and returns it.
+    pub(crate) fn add(
+        &mut self,
+        id: Uuid,
+        looked_at: u64,
+        changed: u64,
+        skipped: u64,
+    ) -> Option<&mut Operation> {
+        let operation = self.get_mut(id)?;
+        operation.looked_at += looked_at;
+        operation.changed += changed;
+        operation.skipped += skipped;
+        Some(operation)
+    }
+
+    /// In the order of their start.
+    pub(crate) fn iter(&self) -> impl DoubleEndedIterator<Item = &Operation> {
+        self.0.iter()
     }
 
     /// How many are in progress; with a project, how many of those name it.
@@ -181,130 +196,6 @@ impl Operations {
         };
         let running = self.0.iter().filter(|operation| operation.ended_at.is_none());
         running.filter(|operation| project.is_none_or(|id| names(operation, id))).count()
-    }
-}
-
-impl State {
-    /// The operations in progress and those that ended last, the newest first.
-    pub fn operations(&self) -> impl Iterator<Item = &Operation> {
-        self.persisted.operations.0.iter().rev()
-    }
-
-    /// An operation.
-    pub fn operation(&self, id: Uuid) -> Option<&Operation> {
-        self.operations().find(|operation| operation.id == id)
-    }
-
-    /// How many jobs of a project an operation has to look at.
-    pub(crate) fn candidates(
-        &self,
-        project: &Project,
-        action: OperationAction,
-        filter: &JobFilter,
-    ) -> u64 {
-        match (action, &filter.jobs, &filter.batch) {
-            (OperationAction::Retry, Some(jobs), _) => {
-                jobs.iter().filter(|id| project.failed.contains_key(id)).count() as u64
-            }
-            (_, Some(jobs), _) => {
-                jobs.iter().filter(|id| project.live.contains(**id)).count() as u64
-            }
-            (OperationAction::Retry, None, _) => project.failed.len() as u64,
-            (_, None, Some(batch)) => project.perhaps_of(batch).count() as u64,
-            (_, None, None) => {
-                project.live.count(filter.job_type, filter.status.or(action.only_status())) as u64
-            }
-        }
-    }
-
-    pub(crate) fn apply_operation_started(
-        &mut self,
-        at: Millis,
-        position: crate::Position,
-        started: &OperationStarted,
-    ) {
-        let OperationStarted { operation, priority_class, of_projects } = started;
-        let mut operation = operation.clone();
-        operation.started_at = at;
-        operation.projects_left = of_projects.len();
-        if of_projects.is_empty() {
-            operation.end(at, OperationStatus::Finished);
-        }
-        let part = |project: &Id| {
-            let part = OperationPart {
-                operation: operation.id,
-                action: operation.action,
-                priority_class: *priority_class,
-                filter: operation.filter.clone(),
-            };
-            let part = BulkAction::Operation(Box::new(part));
-            let new = BulkOperation::new(project.clone(), part, None);
-            BulkOperation { started: position, started_at: at, ..new }
-        };
-        self.persisted.bulk.push_all(of_projects.iter().map(part));
-        self.persisted.operations.push(operation);
-    }
-
-    pub(crate) fn apply_operation_aborted(&mut self, at: Millis, id: Uuid, by: Option<&Id>) {
-        let is_part = |operation: &BulkOperation| matches!(&operation.action, BulkAction::Operation(part) if part.operation == id);
-        self.persisted.bulk.retain(|operation| !is_part(operation));
-        if let Some(operation) = self.persisted.operations.get_mut(id) {
-            operation.aborted_by = by.cloned();
-            operation.end(at, OperationStatus::Aborted);
-        }
-    }
-
-    /// Applies the start of a bulk operation.
-    pub(crate) fn apply_bulk_started(
-        &mut self,
-        at: Millis,
-        position: crate::Position,
-        new: &BulkOperation,
-    ) {
-        let operation = BulkOperation { started: position, started_at: at, ..new.clone() };
-        self.persisted.bulk.push(operation);
-    }
-
-    /// Applies a slice that was not the last; the operations of other projects are next.
-    pub(crate) fn apply_bulk_advanced(&mut self, project: &Id, slice: &BulkProgress) {
-        let mut operations = self.persisted.bulk.take(project);
-        if let Some(operation) = operations.front_mut() {
-            operation.progress.add(slice);
-            self.persisted.operations.add(operation, slice);
-        }
-        self.persisted.bulk.put_back(project, operations);
-    }
-
-    /// Applies the end of the first operation of a project.
-    pub(crate) fn apply_bulk_finished(
-        &mut self,
-        at: Millis,
-        project: &Id,
-        slice: Option<&BulkProgress>,
-    ) {
-        let mut operations = self.persisted.bulk.take(project);
-        let ended = operations.pop_front();
-        self.persisted.bulk.put_back(project, operations);
-        if let (Some(ended), Some(slice)) = (&ended, slice)
-            && let Some(operation) = self.persisted.operations.add(ended, slice)
-        {
-            operation.projects_left = operation.projects_left.saturating_sub(1);
-            if operation.projects_left == 0 {
-                operation.end(at, OperationStatus::Finished);
-            }
-        }
-    }
-}
-
-impl Operations {
-    /// Adds a slice to the operation that it is part of.
-    fn add(&mut self, part: &BulkOperation, slice: &BulkProgress) -> Option<&mut Operation> {
-        let BulkAction::Operation(part) = &part.action else { return None };
-        let operation = self.get_mut(part.operation)?;
-        operation.looked_at += slice.looked_at;
-        operation.changed += slice.jobs;
-        operation.skipped += slice.skipped;
-        Some(operation)
     }
 }
 
@@ -335,7 +226,7 @@ impl Operation {
         }
     }
 
-    fn end(&mut self, at: Millis, status: OperationStatus) {
+    pub(crate) fn end(&mut self, at: Millis, status: OperationStatus) {
         self.status = status;
         self.ended_at = Some(at);
         self.projects_left = 0;

@@ -37,6 +37,28 @@ pub struct PreviewCursor {
 }
 
 impl State {
+    /// How many jobs of a project an operation has to look at.
+    pub(crate) fn candidates(
+        &self,
+        project: &Project,
+        action: OperationAction,
+        filter: &JobFilter,
+    ) -> u64 {
+        match (action, &filter.jobs, &filter.batch) {
+            (OperationAction::Retry, Some(jobs), _) => {
+                jobs.iter().filter(|id| project.failed.contains_key(id)).count() as u64
+            }
+            (_, Some(jobs), _) => {
+                jobs.iter().filter(|id| project.live.contains(**id)).count() as u64
+            }
+            (OperationAction::Retry, None, _) => project.failed.len() as u64,
+            (_, None, Some(batch)) => project.perhaps_of(batch).count() as u64,
+            (_, None, None) => {
+                project.live.count(filter.job_type, filter.status.or(action.only_status())) as u64
+            }
+        }
+    }
+
     /// Counts jobs that an operation would change, from `from` on.
     pub fn preview(
         &self,

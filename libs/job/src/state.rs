@@ -11,7 +11,8 @@ use uuid::Uuid;
 use crate::{
     Counts, Digest, Id, IdempotencyRecord, Job, JobId, JobType, Partial, Position, ProjectUsage,
     ReadyQueue, Settings, Snapshot, SpillStore, Status, dirty_keys::DirtyKeys, internal,
-    schedule::ScheduleState, snapshot::SnapshotState, spill::SpillPolicy, time::Millis,
+    operation::Operation, schedule::ScheduleState, snapshot::SnapshotState, spill::SpillPolicy,
+    time::Millis,
 };
 
 /// The state of all jobs, and what follows from it.
@@ -137,6 +138,16 @@ impl State {
             None => self.persisted.total,
             Some(id) => self.persisted.projects.get(id).map(|p| p.counts).unwrap_or_default(),
         }
+    }
+
+    /// The operations in progress and those that ended last, the newest first.
+    pub fn operations(&self) -> impl Iterator<Item = &Operation> {
+        self.persisted.operations.iter().rev()
+    }
+
+    /// An operation.
+    pub fn operation(&self, id: Uuid) -> Option<&Operation> {
+        self.operations().find(|operation| operation.id == id)
     }
 
     /// How many queued jobs of a project, or of all, wait for their time.

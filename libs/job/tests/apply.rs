@@ -55,7 +55,6 @@ fn empty() -> State {
     State::new(RETENTION_MS).with_spill(Arc::new(Elsewhere::default()), 1_000)
 }
 
-/// A snapshot of `state`.
 fn written(state: &State) -> Vec<u8> {
     let mut snapshot = Vec::new();
     state.snapshot().write(&mut snapshot).unwrap();
@@ -81,11 +80,7 @@ enum Action {
     RetryAll {
         project: u8,
     },
-    Operate {
-        project: Option<u8>,
-        action: u8,
-        batch: Option<u8>,
-    },
+    Operate(Option<u8>, u8, Option<u8>),
     Started {
         nth: usize,
         back: u32,
@@ -112,9 +107,8 @@ fn action() -> impl Strategy<Value = Action> {
         1 => (0..3u8, prop::option::of(0..4u8)).prop_map(|(project, batch)| Action::Cancel { project, batch }),
         1 => any::<usize>().prop_map(|nth| Action::Retry { nth }),
         1 => (0..3u8).prop_map(|project| Action::RetryAll { project }),
-        2 => (prop::option::of(0..3u8), 0..30u8, prop::option::of(0..4u8)).prop_map(
-            |(project, action, batch)| Action::Operate { project, action, batch }
-        ),
+        2 => (prop::option::of(0..3u8), 0..30u8, prop::option::of(0..4u8))
+            .prop_map(|(project, action, batch)| Action::Operate(project, action, batch)),
         4 => (any::<usize>(), 0..2u32).prop_map(|(nth, back)| Action::Started { nth, back }),
         5 => (any::<usize>(), 0..2u32, 0..5u8).prop_map(|(nth, back, end)| Action::Outcome { nth, back, end }),
         1 => any::<usize>().prop_map(|nth| Action::Lost { nth }),
@@ -225,7 +219,7 @@ impl World {
                 deliveries: false,
                 idempotency: None,
             }),
-            Action::Operate { project, action, batch } => {
+            Action::Operate(project, action, batch) => {
                 let action = match action {
                     0 => OperationAction::Cancel,
                     1..10 => OperationAction::Retry,
@@ -234,8 +228,8 @@ impl World {
                 self.next_id += 1;
                 let projects = project.as_ref().map(|project| vec![name(project)]);
                 let filter = JobFilter { batch: batch.as_ref().map(&name), ..JobFilter::default() };
-                let id = JobId::from_u128(self.next_id);
-                let operation = Operation::new(id, action, projects, filter);
+                let operation =
+                    Operation::new(JobId::from_u128(self.next_id), action, projects, filter);
                 let start = StartOperation { operation, idempotency: None };
                 Command::Operation(OperationCommand::Start(Box::new(start)))
             }
