@@ -8,7 +8,6 @@ mod retry;
 pub mod secret;
 pub mod shutdown;
 pub mod telemetry;
-pub mod traces;
 
 pub use broker::{Identity, Nats, NatsLogin, NatsUrl};
 pub use clock::now_ms;

@@ -2,8 +2,9 @@
 
 use std::{net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
 
+use ::traces::Otlp;
 use axum::http::HeaderValue;
-use service::{Nats, prometheus, traces};
+use service::{Nats, prometheus};
 use url::Url;
 
 /// The origin of a web page: scheme, host and port, as browsers write it.
@@ -36,7 +37,7 @@ pub struct Config {
     pub measurements: prometheus::Listen,
     /// The collector of its traces.
     #[command(flatten)]
-    pub otlp: traces::Otlp,
+    pub otlp: Otlp,
     /// The address to listen on for HTTP.
     #[arg(long, env = "JOBMESH_LISTEN", default_value = "127.0.0.1:8080")]
     pub listen: SocketAddr,

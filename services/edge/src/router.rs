@@ -1,5 +1,6 @@
 //! Every route, grouped by audience.
 
+use ::traces::Tracer;
 use axum::{
     Router,
     body::Bytes,
@@ -12,7 +13,6 @@ use axum::{
     routing::get,
 };
 use nats::query::ProjectOrder;
-use service::traces::Tracer;
 use utoipa::OpenApi;
 use utoipa_axum::{router::OpenApiRouter, routes};
 use utoipa_swagger_ui::SwaggerUi;

@@ -1,12 +1,12 @@
 //! The span of a request.
 
+use ::traces::{KeyValue, Span, SpanKind, Tracer};
 use axum::http::StatusCode;
 use axum::{
     extract::{Request, State},
     middleware::Next,
     response::Response,
 };
-use service::traces::{KeyValue, Span, SpanKind, Tracer};
 
 use crate::measurements::{Routes, method_of};
 

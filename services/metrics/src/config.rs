@@ -2,10 +2,11 @@
 
 use std::path::PathBuf;
 
+use ::traces::Otlp;
 use anyhow::{Context, bail};
 use nats::access::Secret;
 use percent_encoding::percent_decode_str;
-use service::{Nats, prometheus, traces};
+use service::{Nats, prometheus};
 use url::Url;
 
 /// The variable with ClickHouse's password.
@@ -22,7 +23,7 @@ pub struct Config {
     pub measurements: prometheus::Listen,
     /// The collector of its traces.
     #[command(flatten)]
-    pub otlp: traces::Otlp,
+    pub otlp: Otlp,
     /// The URL of ClickHouse's HTTP interface. It may hold a user and a password: then better in the
     /// variable than as an argument.
     #[arg(

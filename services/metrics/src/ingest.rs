@@ -5,6 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use ::traces::Tracer;
 use anyhow::{bail, ensure};
 use job::time::Millis;
 use nats::{
@@ -14,7 +15,6 @@ use nats::{
     stream_reader::{self, StreamReader},
     wire,
 };
-use service::traces::Tracer;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 

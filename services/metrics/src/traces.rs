@@ -1,10 +1,10 @@
 //! The spans of runs, made from their rows: the wait, the execution and the row itself.
 
+use ::traces::{KeyValue, Span, SpanKind, Tracer};
 use job::{
     time::Millis,
     trace::{RunSpan, TraceContext},
 };
-use service::traces::{KeyValue, Span, SpanKind, Tracer};
 
 use crate::rows::RunRow;
 

@@ -26,7 +26,7 @@ use url::Url;
 
 pub use opentelemetry::{KeyValue, trace::SpanKind};
 
-use crate::Identity;
+use service::Identity;
 
 /// Spans that wait to be sent. Further ones are dropped and counted: without a collector they would fill memory.
 const WAITING_MAX: usize = 32_768;
