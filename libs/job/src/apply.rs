@@ -229,7 +229,8 @@ impl State {
             let project = self.persisted.projects.entry(ended.labels.project.clone()).or_default();
             project.failing = ended.error.is_some();
             project.last_error.clone_from(&ended.error);
-            if ended.to == Transition::Failed {
+            let is_kept = project.failed.len() < internal::FAILED_MAX;
+            if ended.to == Transition::Failed && is_kept {
                 project.failed.insert(ended.job, at + internal::FAILED_RETENTION_MS);
             }
         } else if ended.to == Transition::Failed {

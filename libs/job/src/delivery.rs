@@ -231,7 +231,7 @@ mod tests {
     use crate::{
         JobLabels, Position, RequeueReason, Settings, Usage,
         event::{Requeued, Transition},
-        internal::{is_internal, receiver_of},
+        internal::{FAILED_MAX, FAILED_RETENTION_MS, RETENTION_MS, is_internal, receiver_of},
         webhook::Webhook,
     };
 
@@ -325,6 +325,32 @@ mod tests {
         assert_eq!(state.delivery(5, &ended), None);
         state.apply(5, Position::new(2, 0), &ended);
         assert_eq!(state.deliveries("p").dropped, 1);
+    }
+
+    /// A receiver that refuses everything fills neither memory nor the bucket.
+    #[test]
+    fn failed_deliveries_are_kept_in_a_bounded_number() {
+        let mut state = told(webhook(None));
+        let done = Transition::Completed { result: None, stored: None };
+        let ended = end(&state, done);
+        let Some(Event::Enqueued(first)) = state.delivery(5, &ended) else { panic!("it is told") };
+        let mut jobs = Vec::new();
+        for n in 0..=FAILED_MAX as u64 {
+            let job = JobId::from_u128(u128::from(n) + 1_000);
+            let delivery = Event::Enqueued(Box::new(Enqueued { job, ..(*first).clone() }));
+            state.apply(5, Position::new(n + 2, 0), &delivery);
+            let job = state.job(job).expect("it is pending");
+            let Event::Ended(ended) = end(&state, Transition::Failed) else { panic!("an end") };
+            let labels = JobLabels::job(&job);
+            let failed = Ended { job: job.id, labels, ..*ended };
+            state.apply(5, Position::new(n + 2, 1), &Event::Ended(Box::new(failed)));
+            jobs.push(state.job(job.id).expect("the bucket does not have it yet"));
+        }
+        let (page, total) = state.failed_deliveries("p", 0, 50, 6);
+        assert_eq!((page.len(), total), (50, FAILED_MAX));
+        assert_eq!(state.deliveries("p").failed, FAILED_MAX as u64 + 1);
+        assert_eq!(state.retention_of(&jobs[0]), FAILED_RETENTION_MS);
+        assert_eq!(state.retention_of(&jobs[FAILED_MAX]), RETENTION_MS);
     }
 
     #[test]

@@ -10,6 +10,10 @@ pub(crate) const RETENTION_MS: i64 = 3_600_000;
 /// How long one that failed is kept, in ms: three days, in which it can be retried.
 pub(crate) const FAILED_RETENTION_MS: i64 = 3 * 24 * 3_600_000;
 
+/// Failed jobs of an internal project that are kept for so long. Without a bound, one receiver that refuses everything
+/// would fill the bucket.
+pub(crate) const FAILED_MAX: usize = 10_000;
+
 /// The internal project that holds the deliveries of a user's project.
 pub fn project_of(project: &str) -> Id {
     format!("{PREFIX}{project}").into()

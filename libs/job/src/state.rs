@@ -210,9 +210,11 @@ impl State {
 
     /// How long a job is kept once it is terminal, in ms.
     pub fn retention_of(&self, job: &Job) -> i64 {
-        match (job.job_type.is_internal(), job.status) {
-            (true, Status::Failed) => internal::FAILED_RETENTION_MS,
-            _ => self.retention_ms(&job.project),
+        let project = self.persisted.projects.get(&job.project);
+        let is_kept = || project.is_some_and(|project| project.failed.contains_key(&job.id));
+        match job.job_type.is_internal() && is_kept() {
+            true => internal::FAILED_RETENTION_MS,
+            false => self.retention_ms(&job.project),
         }
     }
 
