@@ -5,15 +5,21 @@ use serde_json::json;
 use crate::mesh::{Mesh, until};
 
 /// More than ten slices.
-const JOBS: usize = 6_000;
+pub const JOBS: usize = 6_000;
 
-async fn enqueue_many(mesh: &Mesh, project: &str) -> anyhow::Result<()> {
-    let batches: Vec<String> = (0..JOBS).map(|n| format!("b{n}")).collect();
+/// Enqueues jobs of different batches: `b0` and so on.
+pub async fn enqueue_many(mesh: &Mesh, project: &str, jobs: usize) -> anyhow::Result<()> {
+    let batches: Vec<String> = (0..jobs).map(|n| format!("b{n}")).collect();
     mesh.post("/api/queue/enqueue", json!({ "projectId": project, "batchIds": batches })).await?;
     Ok(())
 }
 
-async fn until_count(mesh: &Mesh, project: &str, what: &str, count: usize) -> anyhow::Result<()> {
+pub async fn until_count(
+    mesh: &Mesh,
+    project: &str,
+    what: &str,
+    count: usize,
+) -> anyhow::Result<()> {
     until(&format!("{count} jobs {what}"), async || {
         let counts = mesh.counts(project).await?;
         Ok(if counts[what] == count { Ok(()) } else { Err(counts.to_string()) })
@@ -39,7 +45,7 @@ async fn retried(mesh: &Mesh, request: &str, key: &str) -> anyhow::Result<u64> {
 async fn many_jobs_are_canceled_and_retried_exactly_whatever_crashes() -> anyhow::Result<()> {
     let mesh = Mesh::start()?;
     mesh.set("p", json!({ "paused": true })).await?;
-    enqueue_many(&mesh, "p").await?;
+    enqueue_many(&mesh, "p", JOBS).await?;
     let cancel = json!({ "projectId": "p" }).to_string();
     let (canceled, killed) =
         tokio::join!(mesh.post_keyed("/api/queue/cancel", cancel.clone(), Some("all")), async {
@@ -63,7 +69,7 @@ async fn many_jobs_are_canceled_and_retried_exactly_whatever_crashes() -> anyhow
     until_count(&mesh, "p", "canceled", JOBS).await?;
     // Failed jobs that memory has evicted are read again for a retry.
     mesh.set("q", json!({ "handler": "missing", "maxAttempts": 1 })).await?;
-    enqueue_many(&mesh, "q").await?;
+    enqueue_many(&mesh, "q", JOBS).await?;
     until_count(&mesh, "q", "failed", JOBS).await?;
     mesh.set("q", json!({ "paused": true })).await?;
     let retry = json!({ "projectId": "q", "retryAll": true }).to_string();

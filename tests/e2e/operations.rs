@@ -4,29 +4,13 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::{
+    bulk::{JOBS, enqueue_many, until_count},
     keys::{ask, create},
     mesh::{Mesh, until},
     receiver::Receiver,
 };
 
-/// More than ten slices.
-const JOBS: usize = 6_000;
-
 const PATH: &str = "/api/queue/operations";
-
-async fn enqueue_many(mesh: &Mesh, project: &str, jobs: usize) -> anyhow::Result<()> {
-    let batches: Vec<String> = (0..jobs).map(|n| format!("b{n}")).collect();
-    mesh.post("/api/queue/enqueue", json!({ "projectId": project, "batchIds": batches })).await?;
-    Ok(())
-}
-
-async fn until_count(mesh: &Mesh, project: &str, what: &str, count: usize) -> anyhow::Result<()> {
-    until(&format!("{count} jobs {what}"), async || {
-        let counts = mesh.counts(project).await?;
-        Ok(if counts[what] == count { Ok(()) } else { Err(counts.to_string()) })
-    })
-    .await
-}
 
 /// What an operation would change.
 async fn dry_run(mesh: &Mesh, action: &str, filter: &Value) -> anyhow::Result<Value> {

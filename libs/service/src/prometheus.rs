@@ -35,6 +35,14 @@ const UPKEEP_EVERY: Duration = Duration::from_secs(5);
 /// The media type of the answer.
 const TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
 
+/// Set once this process serves its measurements. It may run a service twice, as that of processors does.
+static IS_SERVED: AtomicBool = AtomicBool::new(false);
+
+/// True if this process measures: what is costly to find out need not be otherwise.
+pub fn is_measured() -> bool {
+    IS_SERVED.load(Ordering::Acquire)
+}
+
 /// The address of the measurements.
 #[derive(Clone, Debug, Default, clap::Args)]
 #[group(skip)]
@@ -57,8 +65,6 @@ impl Listen {
         describe: impl FnOnce(),
         stop: CancellationToken,
     ) -> anyhow::Result<()> {
-        // A process may run a service twice, as that of processors does.
-        static IS_SERVED: AtomicBool = AtomicBool::new(false);
         let Some(listen) = self.metrics_listen else { return Ok(()) };
         if IS_SERVED.swap(true, Ordering::AcqRel) {
             return Ok(());

@@ -35,7 +35,7 @@ const FINISH_WITHIN: Duration = Duration::from_secs(5);
 const DROPPED: &str = "jobmesh_dropped_spans_total";
 /// Spans of one request to the collector.
 const BATCH_MAX: usize = 512;
-/// How long a batch waits for further spans.
+/// How long a batch that is not full waits for further spans.
 const BATCH_WAIT: Duration = Duration::from_millis(500);
 /// How long the collector may take.
 const SEND_WITHIN: Duration = Duration::from_secs(10);
@@ -180,15 +180,16 @@ async fn send(exporter: SpanExporter, mut spans: mpsc::Receiver<Span>) {
         if spans.recv_many(&mut batch, BATCH_MAX).await == 0 {
             return;
         }
-        if batch.len() < BATCH_MAX && !spans.is_closed() {
-            // Others of the same trace follow.
-            tokio::time::sleep(BATCH_WAIT).await;
-        }
-        while batch.len() < BATCH_MAX
-            && let Ok(span) = spans.try_recv()
-        {
-            batch.push(span);
-        }
+        // Others of the same trace follow. The batch is sent once it is full or there is no tracer left.
+        let fill = async {
+            loop {
+                let room = BATCH_MAX - batch.len();
+                if room == 0 || spans.recv_many(&mut batch, room).await == 0 {
+                    return;
+                }
+            }
+        };
+        let _ = tokio::time::timeout(BATCH_WAIT, fill).await;
         let count = batch.len();
         let data = batch.into_iter().map(|span| data(span, &scope)).collect();
         let sent = exporter.export(data).await;
@@ -197,7 +198,7 @@ async fn send(exporter: SpanExporter, mut spans: mpsc::Receiver<Span>) {
         }
         match (&sent, is_failing) {
             (Err(error), false) => {
-                tracing::warn!(%error, "export of spans failed; JOBMESH_LOG=service=debug shows the cause")
+                tracing::warn!(%error, "export of spans failed; JOBMESH_LOG=info,traces=debug shows the cause")
             }
             (Ok(()), true) => tracing::info!("export of spans works again"),
             _ => {}

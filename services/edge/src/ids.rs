@@ -20,7 +20,26 @@ pub(crate) fn id(field: &str, value: &str) -> Result<Id, Error> {
 
 /// A job's id.
 pub(crate) fn job_id(field: &str, value: &str) -> Result<JobId, Error> {
-    let malformed = || Error::invalid(format!("{field} must be the UUID of a job"));
+    uuid(field, value, "a job")
+}
+
+/// The ids of a list of jobs, or of what else `of` names. An empty list must not be read as "all".
+pub(crate) fn uuids(
+    field: &str,
+    listed: &[String],
+    max: usize,
+    of: &str,
+) -> Result<Vec<Uuid>, Error> {
+    if listed.is_empty() || listed.len() > max {
+        return Err(Error::invalid(format!("{field} must have 1 to {max} items")));
+    }
+    let ids = listed.iter().enumerate();
+    ids.map(|(index, id)| uuid(&format!("{field}[{index}]"), id, of)).collect()
+}
+
+/// The UUID of what `of` names.
+pub(crate) fn uuid(field: &str, value: &str, of: &str) -> Result<Uuid, Error> {
+    let malformed = || Error::invalid(format!("{field} must be the UUID of {of}"));
     // Other spellings of a UUID (braces, no dashes) are not what the API gave out.
     if value.len() != 36 {
         return Err(malformed());

@@ -20,6 +20,7 @@ use nats::{
     Broker, lease, names,
     stream_reader::{self, StreamReader},
 };
+use service::prometheus;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -244,11 +245,13 @@ impl<'a> Leader<'a> {
     }
 
     async fn housekeep(&mut self) {
-        let in_flight = self.core.scheduler.out().count();
-        let now = self.core.now();
-        let demand = self.core.state.demand(&self.core.rules, now);
-        let workers = &self.queries.workers;
-        measurements::observe(&self.core.state, &demand, now, in_flight, workers);
+        if prometheus::is_measured() {
+            let in_flight = self.core.scheduler.out().count();
+            let now = self.core.now();
+            let demand = self.core.state.demand(&self.core.rules, now);
+            let workers = &self.queries.workers;
+            measurements::observe(&self.core.state, &demand, now, in_flight, workers);
+        }
         let Core { state, rules, clock, .. } = &mut self.core;
         let mut context = QueryContext { state, rules, clock, leads: true };
         self.queries.look_again(&mut context).await;

@@ -23,6 +23,7 @@ use crate::{
     app::App,
     body,
     error::Error,
+    ids,
     keys::Access,
     openapi::{IdempotencyKey, QuestionError},
     view::Time,
@@ -194,19 +195,10 @@ pub(crate) async fn retry_deliveries(
 ) -> Answer<Retried> {
     let project = projects::project_id(command.access(), id)?;
     let request: Request = command.body()?;
-    let jobs = request.delivery_ids.as_deref().map(|listed| {
-        if listed.is_empty() || listed.len() > OPERATION_JOBS_MAX {
-            let text = format!("deliveryIds must have 1 to {OPERATION_JOBS_MAX} items");
-            return Err(Error::invalid(text));
-        }
-        let ids = listed.iter().enumerate();
-        let malformed = |index| {
-            let text = format!("deliveryIds[{index}] must be the UUID of a delivery");
-            Error::invalid(text)
-        };
-        ids.map(|(index, id)| id.parse().map_err(|_| malformed(index))).collect()
-    });
-    let jobs: Option<Vec<JobId>> = jobs.transpose()?;
+    let listed = request.delivery_ids.as_deref();
+    let jobs = listed
+        .map(|listed| ids::uuids("deliveryIds", listed, OPERATION_JOBS_MAX, "a delivery"))
+        .transpose()?;
     command.note_target(match &jobs {
         Some(jobs) => count(jobs.len() as u64, "delivery", "deliveries"),
         None => "all failed deliveries".to_owned(),

@@ -31,6 +31,7 @@ use crate::{
     audit::AuditNote,
     body::{self, NoQuery},
     error::Error,
+    ids,
     keys::Access,
     openapi::{IdempotencyKey, QuestionError},
     view::JobView,
@@ -285,6 +286,6 @@ async fn ask(app: &App, query: &OperationsQuery) -> Result<OperationsAnswer, Err
 }
 
 fn operation_id(id: Result<Path<String>, PathRejection>) -> Result<Uuid, Error> {
-    let id = id.ok().filter(|Path(id)| id.len() == 36).and_then(|Path(id)| id.parse().ok());
-    id.ok_or_else(|| Error::invalid("operationId must be the UUID of an operation"))
+    let id = id.map_or_else(|_| String::new(), |Path(id)| id);
+    ids::uuid("operationId", &id, "an operation")
 }

@@ -1,8 +1,6 @@
 //! Which jobs an operation selects.
 
-use job::{
-    Id, JobFilter, JobId, JobType, Status, bounds::OPERATION_JOBS_MAX, operation::OperationAction,
-};
+use job::{Id, JobFilter, JobType, Status, bounds::OPERATION_JOBS_MAX, operation::OperationAction};
 use serde::Deserialize;
 use utoipa::ToSchema;
 
@@ -103,7 +101,11 @@ impl Filter {
             return Err(Error::invalid("filter.to must be after filter.from"));
         }
         Ok(JobFilter {
-            jobs: self.job_ids.as_deref().map(job_ids).transpose()?,
+            jobs: self
+                .job_ids
+                .as_deref()
+                .map(|listed| ids::uuids("filter.jobIds", listed, OPERATION_JOBS_MAX, "a job"))
+                .transpose()?,
             // One that follows from the action selects nothing.
             status: status.transpose()?.filter(|_| action.statuses().len() > 1),
             job_type: self
@@ -119,14 +121,4 @@ impl Filter {
             to,
         })
     }
-}
-
-/// Reads the named jobs. An empty list must not be read as "all".
-fn job_ids(listed: &[String]) -> Result<Vec<JobId>, Error> {
-    if listed.is_empty() || listed.len() > OPERATION_JOBS_MAX {
-        let text = format!("filter.jobIds must have 1 to {OPERATION_JOBS_MAX} items");
-        return Err(Error::invalid(text));
-    }
-    let ids = listed.iter().enumerate();
-    ids.map(|(index, id)| ids::job_id(&format!("filter.jobIds[{index}]"), id)).collect()
 }
