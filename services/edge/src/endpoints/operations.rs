@@ -181,6 +181,8 @@ pub(crate) async fn start_operation(
     let idempotency = key.map(|key| key.idempotency);
     // Without a reply its progress is not known.
     let unconfirmed = View::from(operation.clone());
+    // Also a start that is not confirmed may happen.
+    command.note().target(unconfirmed.audited());
     let start = StartOperation { operation, idempotency };
     let answer = submit(&app, OperationCommand::Start(Box::new(start)), Some(unconfirmed)).await?;
     // A repeat under the same key has the operation of the first request.
