@@ -18,6 +18,7 @@ mod connections;
 mod console;
 mod dev;
 mod disk;
+mod expiry;
 mod failures;
 mod following;
 mod handlers;

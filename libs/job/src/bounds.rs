@@ -38,6 +38,8 @@ pub const LATER_MS_MAX: i64 = 24 * 3_600_000;
 pub(crate) const WORKER_TIME_MAX: Millis = 9_214_646_400_000;
 /// The last time that a job can be scheduled for: the end of the year 9999.
 pub(crate) const RUN_AT_MAX: Millis = 253_402_300_799_999;
+/// The longest time that a job may wait before it expires, in seconds: ten years.
+pub const EXPIRES_IN_S_MAX: u32 = 10 * 366 * 24 * 3_600;
 /// How much of a result that is too large an error shows, in bytes.
 const RESULT_SHOWN_BYTES_MAX: usize = 1_024;
 

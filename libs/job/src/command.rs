@@ -52,6 +52,9 @@ pub struct Enqueue {
     /// Not to be run before this time.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub run_at: Option<Millis>,
+    /// How long each may wait to be started, in seconds; as long as the project sets where absent.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub expires_in: Option<u32>,
     /// The attempts each may use; the configuration's number where absent.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub max_attempts: Option<u32>,
@@ -78,6 +81,7 @@ impl Enqueue {
             job_type: JobType::ProcessBatch,
             priority: PRIORITY_DEFAULT,
             run_at: None,
+            expires_in: None,
             max_attempts: None,
             retry: None,
             supersede: true,
@@ -174,6 +178,10 @@ pub struct Update {
     /// The time before which it does not run, if that changes; 0 for none.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub run_at: Option<Millis>,
+    /// How long it may wait from now on, or from `run_at` if that is later, in seconds, if that
+    /// changes; 0 for any time.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub expires_in: Option<u32>,
 }
 
 /// Start or abort an operation over many jobs.

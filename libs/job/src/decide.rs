@@ -3,6 +3,7 @@
 mod bulk;
 mod cancel;
 mod enqueue;
+mod expiry;
 mod operation;
 mod project;
 mod quota;

@@ -126,6 +126,7 @@ impl State {
             own_attempts: true,
             retry: Some(webhook.retry.unwrap_or(RETRY)),
             run_at: None,
+            expires_at: None,
             data: self.payload(at, ended, status),
             trace: None,
         })))
@@ -251,6 +252,7 @@ mod tests {
             own_attempts: false,
             retry: None,
             run_at: None,
+            expires_at: None,
             data: Json::default(),
             trace: None,
         };

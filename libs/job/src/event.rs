@@ -1,13 +1,14 @@
 //! Events: what happened, in batches. The events in EVENTS contain the complete state.
 
 mod change;
+mod ended;
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::{
     Backoff, Digest, Id, IdempotencyRecord, Job, JobHistory, JobId, JobLabels, JobType, Json,
-    Position, PriorityClass, RequeueReason, Run, Settings, Status, StoredResult, Usage,
+    Position, PriorityClass, Run, Settings, Status, Usage,
     bulk::{BulkOperation, BulkProgress},
     operation::OperationStarted,
     schedule::ScheduleState,
@@ -16,6 +17,7 @@ use crate::{
 };
 
 pub use change::Change;
+pub use ended::{Ended, Requeued, Transition};
 
 /// One message of EVENTS: events that were decided together.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -159,6 +161,9 @@ pub enum Event {
         /// Not to be run before this time.
         #[serde(skip_serializing_if = "Option::is_none", default)]
         run_at: Option<Millis>,
+        /// Canceled at this time if it is still queued.
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        expires_at: Option<Millis>,
     },
     /// A message of COMMANDS with too many events for one message goes on in the next: with this
     /// item of it, those before are done.
@@ -210,6 +215,9 @@ pub struct Enqueued {
     /// Not to be run before this time.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub run_at: Option<Millis>,
+    /// Canceled at this time if it is still queued.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub expires_at: Option<Millis>,
     /// What its handler is given.
     pub data: Json,
     /// The span of its request, if that is traced.
@@ -237,6 +245,7 @@ impl Enqueued {
             created_at: at,
             queued_at: at,
             run_at: self.run_at,
+            expires_at: self.expires_at,
             history: self
                 .trace
                 .map(|trace| Box::new(JobHistory { trace: Some(trace), ..JobHistory::default() })),
@@ -244,81 +253,6 @@ impl Enqueued {
             version: position,
         }
     }
-}
-
-/// The end of a run, or of a job that had none.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Ended {
-    /// The job.
-    pub job: JobId,
-    /// What it is counted under.
-    pub labels: JobLabels,
-    /// The run that ended.
-    pub run: Run,
-    /// The worker that ran it.
-    #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub worker: Option<Id>,
-    /// When the run began, by the worker's clock; absent where none did.
-    #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub started_at: Option<Millis>,
-    /// When it ended, by the worker's clock; the time of the event where absent.
-    #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub finished_at: Option<Millis>,
-    /// What it cost.
-    #[serde(default, skip_serializing_if = "Usage::is_nothing")]
-    pub usage: Usage,
-    /// True if the run may have started without a report: it counts as a start of its project.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub doubtful: bool,
-    /// What went wrong.
-    #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub error: Option<Id>,
-    /// What the job became.
-    pub to: Transition,
-}
-
-/// What a job became when its run ended.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub enum Transition {
-    /// Done.
-    Completed {
-        /// What its handler returned.
-        #[serde(skip_serializing_if = "Option::is_none", default)]
-        result: Option<Json>,
-        /// The result in the result store, if it is too large to be kept here.
-        #[serde(skip_serializing_if = "Option::is_none", default)]
-        stored: Option<StoredResult>,
-    },
-    /// Out of attempts, or refused by its handler.
-    Failed,
-    /// Stopped.
-    Canceled {
-        /// The job that took its place; absent where a request stopped it.
-        #[serde(skip_serializing_if = "Option::is_none", default)]
-        superseded_by: Option<JobId>,
-    },
-    /// Queued again.
-    Queued(Requeued),
-}
-
-/// How a job is queued again.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Requeued {
-    /// Why.
-    pub why: RequeueReason,
-    /// Its next run.
-    pub run: Run,
-    /// The attempts that count as started.
-    pub attempts: u32,
-    /// How often in a row it was taken back without a start.
-    #[serde(default)]
-    pub take_backs: u32,
-    /// Not to be run before this time.
-    #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub run_at: Option<Millis>,
 }
 
 /// A job that was retried by hand. It carries the complete job, which memory may have evicted.
@@ -364,25 +298,6 @@ pub struct LateRun {
     /// The job as it was, where memory had let it go: its costs are counted on it too.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub forgotten: Option<Box<Job>>,
-}
-
-impl Transition {
-    /// The status that the job has after it.
-    pub fn status(&self) -> Status {
-        match self {
-            Self::Completed { .. } => Status::Completed,
-            Self::Failed => Status::Failed,
-            Self::Canceled { .. } => Status::Canceled,
-            Self::Queued(_) => Status::Queued,
-        }
-    }
-
-    fn next_run(&self) -> Option<Run> {
-        match self {
-            Self::Queued(requeued) => Some(requeued.run),
-            _ => None,
-        }
-    }
 }
 
 impl Batch {

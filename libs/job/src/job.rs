@@ -6,7 +6,7 @@
 //!                 v                    +-------------------------------+
 //!             [queued] --started--> [processing] --failed, attempts left-+
 //!                 |                 |    |  |
-//!               cancel        outcome  fail cancel
+//!          cancel, expiry    outcome  fail cancel
 //!                 v                 v    v  v
 //!            [canceled]     [completed] [failed] [canceled]
 //! ```
@@ -301,6 +301,9 @@ pub struct Job {
     /// Not to be run before this time.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub run_at: Option<Millis>,
+    /// Canceled at this time if it is still queued.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub expires_at: Option<Millis>,
     /// What happened to it since; nothing, for most that wait.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub(crate) history: Option<Box<JobHistory>>,

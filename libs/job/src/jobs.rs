@@ -13,7 +13,11 @@ use crate::{
 };
 
 /// Memory of a job in addition to its data, in bytes: measured, including the indexes.
-const JOB_BYTES: usize = 400;
+const JOB_BYTES: usize = 416;
+
+/// Memory of the history that a traced job has from its enqueue on, in bytes; others have none while
+/// they wait.
+const TRACED_BYTES: usize = 320;
 
 /// All jobs. Snapshots share them: a change of a shared job copies it.
 #[derive(Clone, Debug, Default)]
@@ -54,7 +58,11 @@ impl Entry {
     /// How much of memory it takes, as far as sleep would free that.
     fn bytes(&self) -> usize {
         match self {
-            Self::InMemory(job) => JOB_BYTES + job.data.get().len(),
+            Self::InMemory(job) => {
+                // Only what does not change while it is in memory.
+                let trace = job.history().trace.as_ref().map_or(0, |_| TRACED_BYTES);
+                JOB_BYTES + trace + job.data.get().len()
+            }
             Self::Spilled(_) => 0,
         }
     }

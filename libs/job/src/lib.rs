@@ -15,6 +15,7 @@ mod demand;
 mod dirty_keys;
 mod error_pattern;
 pub mod event;
+mod expiries;
 mod idempotency;
 mod identity;
 pub mod internal;

@@ -74,6 +74,8 @@ pub enum OperationAction {
     Retry,
     /// Cancel queued and running jobs.
     Cancel,
+    /// Cancel queued jobs, as if they had expired. Running ones go on.
+    Expire,
     /// Change the priority of queued jobs. A job that is already handed to a processor keeps its place.
     SetPriority {
         /// 0 to 1000, lower first.
@@ -87,7 +89,7 @@ impl OperationAction {
         match self {
             Self::Retry => &[Status::Failed],
             Self::Cancel => &[Status::Queued, Status::Processing],
-            Self::SetPriority { .. } => &[Status::Queued],
+            Self::Expire | Self::SetPriority { .. } => &[Status::Queued],
         }
     }
 

@@ -58,6 +58,8 @@ pub enum Code {
     JobNotRetryable,
     /// The job is not queued.
     JobNotQueued,
+    /// The job would expire before it may run.
+    ExpiresBeforeRunAt,
     /// A newer job of the same batch is live.
     Superseded,
     /// The same idempotency key came with another request.

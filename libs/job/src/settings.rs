@@ -4,7 +4,11 @@ mod llm;
 
 use serde::{Deserialize, Deserializer, Serialize};
 
-use crate::{Backoff, Id, Json, Limits, bounds::ATTEMPTS_MAX, webhook::Webhook};
+use crate::{
+    Backoff, Id, Json, Limits,
+    bounds::{ATTEMPTS_MAX, EXPIRES_IN_S_MAX},
+    webhook::Webhook,
+};
 
 pub use llm::{LLM, LlmOptions, MaxTokensField};
 
@@ -46,6 +50,10 @@ pub struct Settings {
     /// How long a job is kept after it ended, in seconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub retention: Option<u32>,
+    /// How long a job may wait to be started before it is canceled, in seconds, if its request
+    /// names no time; any time where absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub expires_in: Option<u32>,
     /// The handler that runs its jobs, by name; the processor's own choice where absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(value_type = Option<String>))]
@@ -110,6 +118,11 @@ pub struct Patch {
     #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "named")]
     #[cfg_attr(feature = "openapi", schema(value_type = Option<u32>, minimum = 1, maximum = 316_224_000))]
     pub retention: Option<Option<u32>>,
+    /// How long a job may wait to be started before it is canceled, in seconds, if its request
+    /// names no time. It concerns jobs that are enqueued afterwards.
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "named")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<u32>, minimum = 1, maximum = 316_224_000))]
+    pub expires_in: Option<Option<u32>>,
     /// The handler that runs its jobs, by name.
     #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "named")]
     #[cfg_attr(feature = "openapi", schema(value_type = Option<String>))]
@@ -172,6 +185,7 @@ impl Patch {
         within("weight", self.weight, 1, WEIGHT_MAX)?;
         within("maxAttempts", self.max_attempts, 1, ATTEMPTS_MAX)?;
         within("maxDeferral", self.max_deferral, 0, RETENTION_S_MAX)?;
+        within("expiresIn", self.expires_in, 1, EXPIRES_IN_S_MAX)?;
         within("retention", self.retention, 1, RETENTION_S_MAX)?;
         if let Some(Some(retry)) = &self.retry {
             retry.check("retry")?;
@@ -221,6 +235,7 @@ impl Patch {
             retry: pick(&self.retry, &to.retry),
             max_deferral: pick(&self.max_deferral, &to.max_deferral),
             retention: pick(&self.retention, &to.retention),
+            expires_in: pick(&self.expires_in, &to.expires_in),
             handler: pick(&self.handler, &to.handler),
             options: pick(&self.options, &to.options),
             webhook: pick(&self.webhook, &to.webhook),
@@ -259,6 +274,7 @@ impl Settings {
             retry: self.retry.or(Some(config.backoff)),
             max_deferral: self.max_deferral.or(Some(max_deferral)),
             retention: self.retention.or(Some(retention)),
+            expires_in: self.expires_in,
             handler: self.handler,
             options: self.options,
             webhook: self.webhook,

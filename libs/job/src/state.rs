@@ -10,9 +10,9 @@ use uuid::Uuid;
 
 use crate::{
     Counts, Digest, Id, IdempotencyRecord, Job, JobId, JobType, Partial, Position, ProjectUsage,
-    ReadyQueue, Settings, Snapshot, SpillStore, Status, dirty_keys::DirtyKeys, internal,
-    operation::Operation, schedule::ScheduleState, snapshot::SnapshotState, spill::SpillPolicy,
-    time::Millis,
+    ReadyQueue, Settings, Snapshot, SpillStore, Status, dirty_keys::DirtyKeys, expiries::Expiries,
+    internal, operation::Operation, schedule::ScheduleState, snapshot::SnapshotState,
+    spill::SpillPolicy, time::Millis,
 };
 
 /// The state of all jobs, and what follows from it.
@@ -23,6 +23,8 @@ pub struct State {
     pub(crate) dirty: DirtyKeys,
     /// When which schedule of which project fires next.
     pub(crate) calendar: BTreeSet<(Millis, Id, Id)>,
+    /// When which queued jobs expire.
+    pub(crate) expiries: Expiries,
     pub(crate) retention_ms: i64,
     /// Ids of processed messages without events: the next message of EVENTS records them.
     pub(crate) unrecorded: Vec<Uuid>,
@@ -58,7 +60,7 @@ impl State {
     /// # Errors
     /// If it is not a complete snapshot.
     pub fn restore(mut self, mut from: impl BufRead) -> Result<Self, Restored> {
-        let Self { ready, spill, .. } = &mut self;
+        let Self { ready, expiries, spill, .. } = &mut self;
         let persisted = SnapshotState::read(&mut from, |persisted, job, json| {
             if !job.status.is_terminal() {
                 let project = persisted.projects.entry(job.project.clone()).or_default();
@@ -66,6 +68,7 @@ impl State {
             }
             if job.status == Status::Queued {
                 ready.insert(&job, persisted.at);
+                expiries.insert(&job);
             }
             persisted.jobs.insert(job, Some(json), spill.as_ref());
         })?;
@@ -175,6 +178,11 @@ impl State {
     /// The schedules of a project, by name.
     pub fn schedules(&self, project: &str) -> impl Iterator<Item = (&Id, &ScheduleState)> {
         self.persisted.projects.get(project).into_iter().flat_map(|project| &project.schedules)
+    }
+
+    /// When the next queued job expires.
+    pub fn next_expiry(&self) -> Option<Millis> {
+        self.expiries.next()
     }
 
     /// When the next schedule fires.

@@ -131,6 +131,16 @@ impl<'a> Transaction<'a> {
         is_lost
     }
 
+    /// Cancels jobs that have expired, a bounded number. Returns how many.
+    pub fn expire_due(&mut self) -> usize {
+        let events = self.state.decide_expired(self.now);
+        let expired = events.len();
+        for event in events {
+            self.record(vec![event]);
+        }
+        expired
+    }
+
     /// Fires a schedule whose time has come, with a new job `id`. The job and the event that the
     /// schedule fired are in one message, or the job could be enqueued twice.
     pub fn fire(&mut self, project: &Id, name: &Id, id: JobId) {

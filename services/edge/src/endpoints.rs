@@ -33,7 +33,7 @@ use std::time::Duration;
 
 use axum::http::{HeaderName, StatusCode, header};
 use job::{
-    bounds::ATTEMPTS_MAX,
+    bounds::{ATTEMPTS_MAX, EXPIRES_IN_S_MAX},
     time::{Millis, parse_rfc3339},
 };
 use serde::Serialize;
@@ -120,6 +120,15 @@ fn max_attempts(value: Option<&serde_json::Number>) -> Result<Option<u32>, Error
     let number = number.filter(|n| (1..=ATTEMPTS_MAX).contains(n));
     let text = format!("maxAttempts must be an integer from 1 to {ATTEMPTS_MAX}");
     number.map(Some).ok_or_else(|| Error::invalid(text))
+}
+
+/// How long a job may wait before it expires, in seconds.
+fn expires_in(value: Option<&serde_json::Number>) -> Result<Option<u32>, Error> {
+    let Some(value) = value else { return Ok(None) };
+    let seconds = integer(value).and_then(|n| u32::try_from(n).ok());
+    let seconds = seconds.filter(|n| (1..=EXPIRES_IN_S_MAX).contains(n));
+    let text = format!("expiresIn must be an integer from 1 to {EXPIRES_IN_S_MAX}, in seconds");
+    seconds.map(Some).ok_or_else(|| Error::invalid(text))
 }
 
 /// `1 job`, `2 jobs`.

@@ -266,6 +266,7 @@ impl Error {
             Code::JobNotFound => (StatusCode::NOT_FOUND, "job_not_found"),
             Code::JobNotRetryable => (StatusCode::CONFLICT, "job_not_retryable"),
             Code::JobNotQueued => (StatusCode::CONFLICT, "job_not_queued"),
+            Code::ExpiresBeforeRunAt => (StatusCode::UNPROCESSABLE_ENTITY, "expires_before_run_at"),
             Code::Superseded => (StatusCode::CONFLICT, "superseded"),
             Code::IdempotencyKeyReused => {
                 (StatusCode::UNPROCESSABLE_ENTITY, "idempotency_key_reused")

@@ -36,6 +36,9 @@ pub(crate) struct JobView {
     created_at: Time,
     #[serde(skip_serializing_if = "Option::is_none")]
     run_at: Option<Time>,
+    /// When the job is canceled if it is still queued.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    expires_at: Option<Time>,
     #[serde(skip_serializing_if = "Option::is_none")]
     started_at: Option<Time>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -130,6 +133,7 @@ impl JobView {
             max_attempts: Some(job.max_attempts),
             created_at: Time(created_at(job.id).unwrap_or(job.created_at)),
             run_at: job.run_at.map(Time),
+            expires_at: job.expires_at.map(Time),
             started_at: history.started_at.map(Time),
             completed_at: history.completed_at.map(Time),
             error: history.error.clone(),
@@ -200,6 +204,7 @@ impl JobView {
             max_attempts: None,
             created_at: Time(created_at(id).unwrap_or(job.queued_at)),
             run_at: None,
+            expires_at: None,
             started_at: job.started_at.map(Time),
             completed_at: Some(Time(job.finished_at)),
             error: text(job.error),

@@ -149,6 +149,9 @@ pub(crate) struct Enqueue {
     /// Not before this time, as RFC 3339.
     #[arg(long)]
     run_at: Option<String>,
+    /// Seconds that each job may wait before it is canceled.
+    #[arg(long)]
+    expires_in: Option<u32>,
     /// Attempts that each job may use.
     #[arg(long)]
     max_attempts: Option<u32>,
@@ -267,6 +270,8 @@ struct EnqueueBody<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     run_at: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    expires_in: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     max_attempts: Option<u32>,
 }
 
@@ -281,6 +286,7 @@ async fn enqueue(request: Enqueue) -> anyhow::Result<ExitCode> {
         data: data.as_deref().map(keyed),
         priority: request.priority,
         run_at: request.run_at.as_deref(),
+        expires_in: request.expires_in,
         max_attempts: request.max_attempts,
     };
     let api = Api::new(&request.server)?;

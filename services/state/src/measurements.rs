@@ -23,6 +23,7 @@ const PROJECTS: &str = "jobmesh_projects";
 const COMMANDS: &str = "jobmesh_commands_total";
 const APPENDS: &str = "jobmesh_event_append_seconds";
 const LOST: &str = "jobmesh_lost_runs_total";
+const EXPIRED: &str = "jobmesh_expired_jobs_total";
 const DISPATCHED: &str = "jobmesh_dispatched_runs_total";
 const SNAPSHOT: &str = "jobmesh_snapshot_seconds";
 const STEP_DOWNS: &str = "jobmesh_state_step_downs_total";
@@ -57,12 +58,14 @@ pub(crate) fn describe() {
         "How long an append to EVENTS took, disk included."
     );
     describe_counter!(LOST, "Runs that were queued again because their processor went offline.");
+    describe_counter!(EXPIRED, "Jobs that were canceled because they had waited for too long.");
     describe_counter!(DISPATCHED, "Runs that were handed to the streams of ready work.");
     describe_histogram!(SNAPSHOT, Unit::Seconds, "How long a snapshot took.");
     describe_counter!(STEP_DOWNS, "How often this replica stopped leading because of an error.");
     gauge!(LEADING).set(0.0);
     counter!(STEP_DOWNS).absolute(0);
     counter!(LOST).absolute(0);
+    counter!(EXPIRED).absolute(0);
 }
 
 /// How long appends to EVENTS take.
@@ -78,6 +81,11 @@ pub(crate) fn commands(messages: usize) {
 /// Counts a run whose processor went offline.
 pub(crate) fn lost_run() {
     counter!(LOST).increment(1);
+}
+
+/// Counts jobs that expired.
+pub(crate) fn expired(jobs: usize) {
+    counter!(EXPIRED).increment(jobs as u64);
 }
 
 /// Counts runs that were dispatched.

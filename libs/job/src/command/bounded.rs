@@ -4,9 +4,9 @@
 use std::collections::HashSet;
 
 use crate::bounds::{
-    ATTEMPTS_MAX, BATCHES_MAX, ERROR_BYTES_MAX, ID_BYTES_MAX, INLINE_RESULT_BYTES_MAX,
-    LATER_MS_MAX, OPERATION_JOBS_MAX, PRIORITY_MAX, PROGRESS_BYTES_MAX, REASON_BYTES_MAX,
-    RUN_AT_MAX, WORKER_TIME_MAX, data, id, result_too_large, shorten, usage,
+    ATTEMPTS_MAX, BATCHES_MAX, ERROR_BYTES_MAX, EXPIRES_IN_S_MAX, ID_BYTES_MAX,
+    INLINE_RESULT_BYTES_MAX, LATER_MS_MAX, OPERATION_JOBS_MAX, PRIORITY_MAX, PROGRESS_BYTES_MAX,
+    REASON_BYTES_MAX, RUN_AT_MAX, WORKER_TIME_MAX, data, id, result_too_large, shorten, usage,
 };
 use crate::{
     Backoff, Id, JobLabels, Json,
@@ -52,6 +52,7 @@ fn enqueue(mut command: Enqueue) -> Result<Enqueue, String> {
     attempts(command.max_attempts)?;
     command.retry.iter().try_for_each(|retry| retry.check("retry"))?;
     command.run_at = command.run_at.map(|at| at.clamp(0, RUN_AT_MAX));
+    command.expires_in.map_or(Ok(()), |seconds| within_expiry(seconds, 1))?;
     let jobs = command.jobs.len();
     if jobs > BATCHES_MAX {
         return Err(format!("jobs has {jobs} items, at most {BATCHES_MAX} are allowed"));
@@ -88,6 +89,7 @@ fn update(mut command: Update) -> Result<Update, String> {
     id("project", &command.project)?;
     command.priority.map_or(Ok(()), priority)?;
     command.run_at = command.run_at.map(|at| at.clamp(0, RUN_AT_MAX));
+    command.expires_in.map_or(Ok(()), |seconds| within_expiry(seconds, 0))?;
     Ok(command)
 }
 
@@ -143,6 +145,13 @@ impl Schedule {
 fn priority(priority: u16) -> Result<(), String> {
     if priority > PRIORITY_MAX {
         return Err(format!("priority must be an integer from 0 to {PRIORITY_MAX}"));
+    }
+    Ok(())
+}
+
+fn within_expiry(seconds: u32, least: u32) -> Result<(), String> {
+    if !(least..=EXPIRES_IN_S_MAX).contains(&seconds) {
+        return Err(format!("expiresIn must be an integer from {least} to {EXPIRES_IN_S_MAX}"));
     }
     Ok(())
 }
@@ -300,23 +309,14 @@ mod tests {
             batch: batch.into(),
             data: Json::default(),
         };
-        let enqueue = Enqueue {
-            project: "p".into(),
-            job_type: JobType::ProcessBatch,
-            priority: 10,
-            run_at: Some(i64::MAX),
-            max_attempts: None,
-            retry: None,
-            supersede: true,
-            jobs: vec![new(1, "b")],
-            idempotency: None,
-            trace: None,
-        };
+        let run_at = Some(i64::MAX);
+        let enqueue = Enqueue { run_at, ..Enqueue::new("p".into(), vec![new(1, "b")]) };
         assert!(Command::Enqueue(enqueue.clone()).bounded().is_ok());
         let lone = serde_json::from_str(r#"{"t":"\ud800"}"#).expect("it is JSON");
         for (field, command) in [
             ("project", Enqueue { project: "\u{1}webhook:p".into(), ..enqueue.clone() }),
             ("type", Enqueue { job_type: JobType::Webhook, ..enqueue.clone() }),
+            ("expiresIn", Enqueue { expires_in: Some(0), ..enqueue.clone() }),
             ("priority", Enqueue { priority: 1_001, ..enqueue.clone() }),
             ("maxAttempts", Enqueue { max_attempts: Some(0), ..enqueue.clone() }),
             ("twice", Enqueue { jobs: vec![new(1, "b"), new(1, "c")], ..enqueue.clone() }),

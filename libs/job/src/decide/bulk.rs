@@ -205,11 +205,21 @@ impl State {
                         continue;
                     }
                     let of = JobScope { project: job.project.clone(), batch: job.batch.clone() };
-                    let run_at = job.run_at;
-                    events.push(Event::Updated { job: id, of, priority, priority_class, run_at });
+                    events.push(Event::Updated {
+                        job: id,
+                        of,
+                        priority,
+                        priority_class,
+                        run_at: job.run_at,
+                        expires_at: job.expires_at,
+                    });
                 }
-                _ => {
-                    let error = format!("canceled by operation {}", part.operation);
+                (action, _) => {
+                    let what = match action {
+                        OperationAction::Expire => "expired",
+                        _ => "canceled",
+                    };
+                    let error = format!("{what} by operation {}", part.operation);
                     events.push(canceled(&job, error.into(), None));
                 }
             }

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use super::{Decision, Lookups, Missing, canceled, record};
+use super::{Decision, Lookups, Missing, canceled, expiry::expiry, record};
 use crate::{
     Config, JobId, State,
     command::Enqueue,
@@ -56,8 +56,11 @@ impl State {
         request: &Enqueue,
     ) -> Vec<Event> {
         let mut events = if request.supersede { self.supersede(request) } else { Vec::new() };
-        let max_attempts = self.settings(&request.project).max_attempts;
-        let max_attempts = max_attempts.unwrap_or(config.max_attempts);
+        let settings = self.settings(&request.project);
+        let max_attempts = settings.max_attempts.unwrap_or(config.max_attempts);
+        let run_at = request.run_at.filter(|at| *at > now);
+        let expires_in = request.expires_in.or(settings.expires_in);
+        let expires_at = expires_in.map(|seconds| expiry(run_at.unwrap_or(now), seconds));
         let class = config.bands.class(request.priority);
         for new in request.jobs.iter().filter(|new| !self.has(new.id)) {
             events.push(Event::Enqueued(Box::new(Enqueued {
@@ -70,7 +73,8 @@ impl State {
                 max_attempts: request.max_attempts.unwrap_or(max_attempts),
                 own_attempts: request.max_attempts.is_some(),
                 retry: request.retry,
-                run_at: request.run_at.filter(|at| *at > now),
+                run_at,
+                expires_at,
                 data: new.data.clone(),
                 trace: request.trace,
             })));

@@ -67,7 +67,7 @@ impl State {
         }
         let priority_class = match operation.action {
             OperationAction::SetPriority { priority } => Some(config.bands.class(priority)),
-            OperationAction::Retry | OperationAction::Cancel => None,
+            OperationAction::Retry | OperationAction::Cancel | OperationAction::Expire => None,
         };
         // As it will be applied.
         let mut started = operation.clone();

@@ -82,6 +82,7 @@ pub(crate) fn retried(job: &Job, now: Millis) -> Event {
     job.attempts = 0;
     job.queued_at = now;
     job.run_at = None;
+    job.expires_at = None;
     let history = job.history_mut();
     history.take_backs = 0;
     history.deferrals = 0;

@@ -2,7 +2,7 @@
 
 use super::Decision;
 use crate::{
-    Config, Id, JobId, JobType, State,
+    Config, Id, JobId, State,
     command::{Enqueue, NewJob, SetSchedule},
     event::Event,
     reply::{Code, Reply},
@@ -95,15 +95,8 @@ impl State {
 fn enqueue(project: &Id, schedule: &Schedule, id: JobId) -> Enqueue {
     let job = NewJob { id, batch: schedule.batch_id.clone(), data: schedule.data.clone() };
     Enqueue {
-        project: project.clone(),
-        job_type: JobType::ProcessBatch,
         priority: schedule.priority,
-        run_at: None,
         max_attempts: schedule.max_attempts,
-        retry: None,
-        supersede: true,
-        jobs: vec![job],
-        idempotency: None,
-        trace: None,
+        ..Enqueue::new(project.clone(), vec![job])
     }
 }

@@ -1,12 +1,12 @@
 //! A change of one queued job.
 
-use super::{Decision, Lookups, Missing};
+use super::{Decision, Lookups, Missing, expiry::expiry};
 use crate::{
     Config, State, Status,
     command::Update,
     event::{Event, JobScope},
     reply::{Code, Reply},
-    time::Millis,
+    time::{Millis, rfc3339},
 };
 
 impl State {
@@ -29,11 +29,31 @@ impl State {
         }
         let priority = update.priority.unwrap_or(job.priority);
         let run_at = update.run_at.or(job.run_at).filter(|at| *at > now);
+        let starts_from = run_at.unwrap_or(now);
+        let expires_at = match update.expires_in {
+            None => job.expires_at,
+            Some(0) => None,
+            Some(seconds) => Some(expiry(starts_from, seconds)),
+        };
+        if update.run_at.is_some()
+            && let Some(at) = expires_at.filter(|at| *at <= starts_from)
+        {
+            let at = rfc3339(at);
+            let error = format!("job {id} expires at {at}, before runAt; set expiresIn too");
+            return Ok(Decision::refused(Code::ExpiresBeforeRunAt, error));
+        }
         let mut events = Vec::new();
-        if priority != job.priority || run_at != job.run_at {
+        if (priority, run_at, expires_at) != (job.priority, job.run_at, job.expires_at) {
             let of = JobScope { project: job.project.clone(), batch: job.batch.clone() };
             let priority_class = config.bands.class(priority);
-            events.push(Event::Updated { job: id, of, priority, priority_class, run_at });
+            events.push(Event::Updated {
+                job: id,
+                of,
+                priority,
+                priority_class,
+                run_at,
+                expires_at,
+            });
         }
         Ok(Decision { events, reply: Reply::Updated, stale: Vec::new() })
     }

@@ -68,8 +68,9 @@ impl World {
                 idempotency: None,
             }),
             3 => {
-                let action = match self.random.below(4) {
+                let action = match self.random.below(5) {
                     0 => OperationAction::Cancel,
+                    2 => OperationAction::Expire,
                     1 => OperationAction::Retry,
                     _ => OperationAction::SetPriority { priority: self.random.below(16) as u16 },
                 };
@@ -106,6 +107,7 @@ impl World {
                 JobType::ProcessBatch
             },
             priority: self.random.below(16) as u16,
+            expires_in: self.random.one_in(10).then_some(self.random.below(5) as u32 + 1),
             run_at: self.random.one_in(5).then_some(later),
             max_attempts: self.random.one_in(5).then_some(2),
             supersede: self.random.one_in(2),

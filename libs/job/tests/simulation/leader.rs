@@ -232,6 +232,7 @@ impl World {
         for (job, run) in lost {
             transaction.requeue_lost(job, run);
         }
+        transaction.expire_due();
         let commit = transaction.commit();
         self.append(commit);
     }

@@ -335,6 +335,7 @@ fn a_dispatch_carries_the_id_of_its_run() {
         own_attempts: false,
         retry: None,
         run_at: None,
+        expires_at: None,
         data: job::Json::default(),
         trace: None,
     };

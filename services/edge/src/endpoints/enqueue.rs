@@ -19,7 +19,7 @@ use utoipa::ToSchema;
 use super::{
     Answer,
     command::{self, CommandRequest, DURABLE, NamesProject},
-    count, max_attempts, priority, time,
+    count, expires_in, max_attempts, priority, time,
 };
 use crate::{
     app::App,
@@ -54,6 +54,9 @@ struct Request<'a> {
     /// Not to be run before this time.
     #[schema(value_type = Option<When>)]
     run_at: Option<String>,
+    /// Seconds that it may wait, from now or from `runAt` on, before it is canceled.
+    #[schema(value_type = Option<u32>, minimum = 1, maximum = 316_224_000)]
+    expires_in: Option<serde_json::Number>,
     #[schema(value_type = Option<u32>, minimum = 1, maximum = 100)]
     max_attempts: Option<serde_json::Number>,
     retry: Option<Backoff>,
@@ -105,6 +108,7 @@ pub(crate) async fn enqueue(State(app): State<App>, command: CommandRequest) -> 
         job_type: JobType::ProcessBatch,
         priority: priority(request.priority.as_ref(), PRIORITY_DEFAULT)?,
         run_at: run_at(request.run_at.as_deref())?,
+        expires_in: expires_in(request.expires_in.as_ref())?,
         max_attempts: max_attempts(request.max_attempts.as_ref())?,
         retry: request.retry,
         supersede: true,

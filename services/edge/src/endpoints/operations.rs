@@ -49,6 +49,8 @@ pub(super) enum Action {
     Retry,
     /// Cancel queued and running jobs.
     Cancel,
+    /// Cancel queued jobs, as if they had expired. Running ones go on.
+    Expire,
     /// Change the priority of queued jobs. A job that is already handed to a processor keeps its place.
     SetPriority,
 }
@@ -87,6 +89,7 @@ impl Request {
             (_, Some(_)) => Err(Error::invalid("priority goes with the action setPriority only")),
             (Action::Retry, None) => Ok(OperationAction::Retry),
             (Action::Cancel, None) => Ok(OperationAction::Cancel),
+            (Action::Expire, None) => Ok(OperationAction::Expire),
         }
     }
 

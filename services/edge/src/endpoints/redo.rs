@@ -91,6 +91,7 @@ pub(crate) async fn redo(State(app): State<App>, command: CommandRequest) -> Ans
         job_type: JobType::ProcessRedo,
         priority,
         run_at: None,
+        expires_in: None,
         max_attempts: None,
         retry: None,
         supersede: false,

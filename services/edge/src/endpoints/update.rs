@@ -1,15 +1,15 @@
-//! PATCH /api/queue/jobs/{jobId}: another priority or time for a queued job.
+//! PATCH /api/queue/jobs/{jobId}: another priority, time or expiry for a queued job.
 
 use axum::extract::{Path, State, rejection::PathRejection};
 use job::{command::Update, reply::Reply};
 use nats::names::Verb;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use utoipa::ToSchema;
 
 use super::{
     Answer,
     command::{self, DURABLE},
-    priority, status, time,
+    expires_in, priority, status, time,
 };
 use crate::{
     app::App,
@@ -32,12 +32,18 @@ pub(crate) struct Request {
     #[serde(default, deserialize_with = "some")]
     #[schema(value_type = Option<crate::openapi::When>)]
     run_at: Option<Option<String>>,
+    /// Seconds that the job may wait, from now or from its `runAt` on, before it is canceled; null for any time.
+    #[serde(default, deserialize_with = "some")]
+    #[schema(value_type = Option<u32>, minimum = 1, maximum = 316_224_000)]
+    expires_in: Option<Option<serde_json::Number>>,
 }
 
 /// Tells null from an absent field.
-fn some<'de, D: serde::Deserializer<'de>>(
-    deserializer: D,
-) -> Result<Option<Option<String>>, D::Error> {
+fn some<'de, D, T>(deserializer: D) -> Result<Option<Option<T>>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Deserialize<'de>,
+{
     Option::deserialize(deserializer).map(Some)
 }
 
@@ -65,20 +71,25 @@ pub(crate) async fn update_job(
     let Path(id) = id.map_err(|_| Error::invalid("jobId must be the UUID of a job"))?;
     let id = ids::job_id("jobId", &id)?;
     let request: Request = body::read(&body)?;
-    if request.priority.is_none() && request.run_at.is_none() {
-        return Err(Error::missing("priority or runAt"));
+    let Request { priority: number, run_at, expires_in: wait } = &request;
+    if number.is_none() && run_at.is_none() && wait.is_none() {
+        return Err(Error::missing("priority, runAt or expiresIn"));
     }
-    let number = request.priority.as_ref();
-    let new_priority = number.map(|number| priority(Some(number), 0)).transpose()?;
-    let run_at = match request.run_at {
+    let new_priority = number.as_ref().map(|number| priority(Some(number), 0)).transpose()?;
+    let run_at = match run_at {
         None => None,
         Some(None) => Some(0),
-        Some(Some(text)) => Some(time("runAt", &text)?),
+        Some(Some(text)) => Some(time("runAt", text)?),
+    };
+    let expires_in = match wait {
+        None => None,
+        Some(None) => Some(0),
+        Some(seconds) => expires_in(seconds.as_ref())?,
     };
     let project = status::project_of(&app, &access, id).await?;
     note.project(&project);
     note.target(format!("job {id}"));
-    let update = Update { project, job: id, priority: new_priority, run_at };
+    let update = Update { project, job: id, priority: new_priority, run_at, expires_in };
     let respond = |reply| {
         let message = match reply {
             None => DURABLE.to_owned(),

@@ -193,7 +193,7 @@ impl CommandProcessor {
         self.bulk.add(read);
     }
 
-    /// Fires the schedules whose time has come.
+    /// Fires the schedules whose time has come, and cancels the jobs that have expired.
     ///
     /// # Errors
     /// As [`process`](Self::process).
@@ -209,13 +209,16 @@ impl CommandProcessor {
             fired += 1;
             transaction.fire(&project, &name, Uuid::now_v7());
         }
+        let expired = transaction.expire_due();
         let commit = transaction.commit();
-        self.commit(core, commit).await
+        self.commit(core, commit).await?;
+        measurements::expired(expired);
+        Ok(())
     }
 
-    /// When the next schedule fires.
+    /// When the next schedule fires or the next job expires.
     pub fn deadline(&self, core: &Core) -> Option<Millis> {
-        core.state.next_fire()
+        core.state.next_fire().into_iter().chain(core.state.next_expiry()).min()
     }
 
     /// Requeues lost runs, which no command requests.

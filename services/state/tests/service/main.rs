@@ -150,6 +150,7 @@ async fn a_takeover_writes_what_the_leader_before_it_left_behind() -> anyhow::Re
         own_attempts: false,
         retry: None,
         run_at: None,
+        expires_at: None,
         data: Json::default(),
         trace: None,
     }));

@@ -48,18 +48,7 @@ impl World {
             batch: batch(id).into(),
             data: Json::default(),
         });
-        self.decide(Command::Enqueue(Enqueue {
-            project: "p".into(),
-            job_type: JobType::ProcessBatch,
-            priority: 10,
-            run_at: None,
-            max_attempts: None,
-            retry: None,
-            supersede: true,
-            jobs: jobs.collect(),
-            idempotency: None,
-            trace: None,
-        }));
+        self.decide(Command::Enqueue(Enqueue::new("p".into(), jobs.collect())));
     }
 
     fn fail(&mut self, id: u128, run: Run) {

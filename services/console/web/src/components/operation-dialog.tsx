@@ -34,7 +34,7 @@ export function OperationDialog({ action, filter, children, onClose }: {
     <Confirm
       title={`${ACTIONS[action]}: ${scope(filter)}?`}
       action={jobs === null ? ACTIONS[action] : `${ACTIONS[action]}${action === "setPriority" ? " of" : ""} ${count(jobs, "job")}`}
-      isDangerous={action === "cancel"}
+      isDangerous={action === "cancel" || action === "expire"}
       requiredText={jobs !== null && jobs > TYPED_ABOVE ? String(jobs) : undefined}
       isReady={jobs !== null && jobs > 0 && isValid}
       onClose={onClose}

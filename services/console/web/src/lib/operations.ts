@@ -12,6 +12,7 @@ type Request = Pick<Schemas["OperationRequest"], "action" | "filter" | "priority
 export const ACTIONS: Record<Action, string> = {
   retry: "Retry",
   cancel: "Cancel",
+  expire: "Expire",
   setPriority: "Set priority",
 };
 
@@ -19,6 +20,7 @@ export const ACTIONS: Record<Action, string> = {
 export const STATUSES_OF: Record<Action, string[]> = {
   retry: ["failed"],
   cancel: ["queued", "processing"],
+  expire: ["queued"],
   setPriority: ["queued"],
 };
 

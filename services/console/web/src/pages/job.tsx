@@ -62,6 +62,7 @@ function JobFacts({ job }: { job: Job }) {
     ["Attempts", `${job.attempts}${job.maxAttempts ? ` of ${job.maxAttempts}` : ""}`],
     ["Created", <Time at={job.createdAt} />],
     ["Not before", job.runAt ? <Time at={job.runAt} /> : "–"],
+    ["Expires", job.expiresAt ? <Time at={job.expiresAt} /> : "–"],
     ["Started", <Time at={job.startedAt} />],
     ["Ended", <Time at={job.completedAt} />],
     ["Ran for", job.startedAt ? duration(end - Date.parse(job.startedAt)) : "–"],

@@ -158,6 +158,7 @@ function Settings({ project }: { project: Project }) {
       retry ? `${duration(retry.baseMs)} × ${retry.factor}, up to ${duration(retry.capMs)}` : "–",
     ],
     ["Longest deferral", project.maxDeferral ? duration(project.maxDeferral * 1_000) : "–"],
+    ["Jobs expire after", project.expiresIn ? duration(project.expiresIn * 1_000) : "never"],
     ["Retention", project.retention ? duration(project.retention * 1_000) : "–"],
     ["Handler", project.handler ?? "by type of job"],
     ["Options", project.options ? <code>{JSON.stringify(project.options)}</code> : "none"],

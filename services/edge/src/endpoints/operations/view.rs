@@ -108,6 +108,7 @@ impl From<Operation> for View {
         let (action, priority) = match operation.action {
             OperationAction::Retry => (Action::Retry, None),
             OperationAction::Cancel => (Action::Cancel, None),
+            OperationAction::Expire => (Action::Expire, None),
             OperationAction::SetPriority { priority } => (Action::SetPriority, Some(priority)),
         };
         let filter = operation.filter;
