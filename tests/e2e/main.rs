@@ -33,6 +33,7 @@ mod kills;
 mod later;
 mod lists;
 mod mesh;
+mod nats_away;
 mod nats_login;
 mod numbers;
 mod operations;

@@ -5,7 +5,7 @@ use std::{
     fs::{self, File},
     net::SocketAddr,
     ops::Deref,
-    process::{Child, Command, Stdio},
+    process::{Child, Command, ExitStatus, Stdio},
 };
 
 use tempfile::TempDir;
@@ -13,7 +13,7 @@ use testkit::{Cluster, Proxy};
 
 use crate::{
     api::{Api, sql},
-    mesh::{free_address, until},
+    mesh::{free_address, send, until},
 };
 
 /// The services that connect to NATS.
@@ -24,7 +24,7 @@ pub struct Services {
     pub cluster: Cluster,
     /// The proxies, by role.
     pub proxies: HashMap<&'static str, Proxy>,
-    children: Vec<Child>,
+    children: HashMap<String, Child>,
     dir: TempDir,
     olap: SocketAddr,
     api: Api,
@@ -52,7 +52,7 @@ impl Services {
         let (listen, olap) = (free_address()?, free_address()?);
         let api = Api::new(listen)?;
         let dir = TempDir::new()?;
-        let mut services = Self { cluster, proxies, children: Vec::new(), dir, olap, api };
+        let mut services = Self { cluster, proxies, children: HashMap::new(), dir, olap, api };
         let library = fetch::libchdb()?;
         let olap_dir = services.dir.path().join("olap");
         let password = services.dir.path().join("olap.password");
@@ -109,14 +109,24 @@ impl Services {
             .stdout(log.try_clone()?)
             .stderr(log)
             .spawn()?;
-        self.children.push(child);
+        self.children.insert(role.to_owned(), child);
         Ok(())
+    }
+
+    /// Sends a signal to a service.
+    pub fn signal(&self, role: &str, signal: i32) -> anyhow::Result<()> {
+        send(self.children[role].id(), signal)
+    }
+
+    /// How a service ended, if it has.
+    pub fn ended(&mut self, role: &str) -> anyhow::Result<Option<ExitStatus>> {
+        Ok(self.children.get_mut(role).expect("it was started").try_wait()?)
     }
 }
 
 impl Drop for Services {
     fn drop(&mut self) {
-        for child in &mut self.children {
+        for child in self.children.values_mut() {
             let _ = child.kill();
             let _ = child.wait();
         }

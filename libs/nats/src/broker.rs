@@ -16,6 +16,9 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 /// goes out then.
 const LATE_ANSWER: Duration = Duration::from_millis(250);
 
+/// How long a flush may take before the process stops without it.
+const FLUSH_WITHIN: Duration = Duration::from_secs(2);
+
 /// A connection to NATS and its JetStream. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Broker {
@@ -119,6 +122,14 @@ impl Broker {
     pub fn is_in_cluster(&self) -> bool {
         let info = self.client.server_info();
         info.cluster.is_some() || !info.connect_urls.is_empty()
+    }
+
+    /// Sends what waits to be sent. Gives up if the broker is away or does not take it in time: what is not
+    /// sent is sent again by whoever continues the work.
+    pub async fn flush(&self) {
+        if self.is_connected() {
+            let _ = tokio::time::timeout(FLUSH_WITHIN, self.client.flush()).await;
+        }
     }
 
     /// Whether the connection stands.

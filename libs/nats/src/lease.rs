@@ -112,9 +112,12 @@ impl Lease {
 
     /// Gives the lease up, so that another may take it at once.
     pub async fn release(&mut self) {
-        if let Some((revision, epoch)) = self.held.take() {
+        if let Some((revision, epoch)) = self.held.take()
+            && self.broker.is_connected()
+        {
             // What is not released expires.
-            let _ = self.replace(revision, epoch, true).await;
+            let release = self.replace(revision, epoch, true);
+            let _ = tokio::time::timeout(EXPIRES_AFTER, release).await;
         }
     }
 

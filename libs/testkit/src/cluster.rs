@@ -140,6 +140,11 @@ impl Cluster {
         Ok(kicked)
     }
 
+    /// The process of a server.
+    pub fn id(&self, node: usize) -> u32 {
+        self.nodes[node].server.id()
+    }
+
     /// Kills a server with SIGKILL.
     ///
     /// # Errors

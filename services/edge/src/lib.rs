@@ -71,7 +71,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     if let Some(exporter) = exporter {
         exporter.finish().await;
     }
-    app.broker.client.flush().await.ok();
+    app.broker.flush().await;
     tracing::info!("edge drained");
     Ok(())
 }

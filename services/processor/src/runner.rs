@@ -128,7 +128,7 @@ impl Runner {
         done.cancel();
         upkeep.await?;
         listening.await??;
-        self.broker.client.flush().await.ok();
+        self.broker.flush().await;
         Ok(())
     }
 }

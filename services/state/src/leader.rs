@@ -262,6 +262,10 @@ impl<'a> Leader<'a> {
 
     /// Ends in order: a last snapshot, so that the next start has little to replay.
     async fn finish(mut self) -> Result<(), StepDown> {
+        if !self.broker.is_connected() {
+            tracing::warn!("stopped leading without a last snapshot: NATS is away");
+            return Ok(());
+        }
         // A snapshot in progress must be completed: nothing deletes a partial one.
         self.snapshotter.hurry();
         while self.snapshotter.is_writing()

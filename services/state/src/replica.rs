@@ -73,7 +73,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     drop(lease);
     election.await?;
     queries.close().await;
-    broker.client.flush().await.ok();
+    broker.flush().await;
     Ok(())
 }
 

@@ -29,6 +29,9 @@ const QUERIES_WAITING_MAX: usize = 1_024;
 /// How long a question may wait for this replica to know enough.
 const KNOW_WITHIN: Duration = Duration::from_millis(250);
 
+/// How long the broker may take to hear that this replica answers no more.
+const CLOSE_WITHIN: Duration = Duration::from_secs(1);
+
 /// What is asked.
 #[derive(Clone, Copy, Debug)]
 enum QueryKind {
@@ -192,7 +195,8 @@ impl QueryServer {
 
     /// Answers nothing from here on.
     pub async fn close(self) {
-        let _ = self.service.stop().await;
+        // While the broker is away, nobody asks.
+        let _ = tokio::time::timeout(CLOSE_WITHIN, self.service.stop()).await;
     }
 
     async fn answer(&self, question: Question, context: &mut QueryContext<'_>) {
