@@ -1,4 +1,4 @@
-//! Jobs that nobody starts in time are canceled; what runs goes on.
+//! Queued jobs that do not start in time are canceled; running ones continue.
 
 use serde_json::{Value, json};
 

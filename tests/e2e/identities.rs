@@ -81,6 +81,7 @@ fn subjects() -> Vec<String> {
     let more = [
         names::QUERY_CLAIM,
         names::QUERY_CURRENT,
+        names::QUERY_LEADER,
         names::QUERY_METRICS,
         names::QUERY_ENDED,
         names::QUERY_ARCHIVED,

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::mesh::{Mesh, PATIENCE, until};
 
 /// The endpoints that need no key.
-const OPEN: [&str; 2] = ["/healthz", "/readyz"];
+const OPEN: [&str; 3] = ["/livez", "/healthz", "/readyz"];
 
 /// What a key with `metadataOnly` cannot see.
 const HIDDEN_FROM_METADATA: [&str; 4] = [

@@ -22,6 +22,7 @@ mod expiry;
 mod failures;
 mod following;
 mod handlers;
+mod health;
 mod hostile_messages;
 mod http;
 mod identities;

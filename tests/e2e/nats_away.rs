@@ -1,4 +1,4 @@
-//! Services without NATS: they stop when they are told to, and say what is wrong with an address.
+//! Services without NATS: they stop on a signal, and an invalid address ends them with a message.
 
 use std::{
     io::{BufRead, BufReader},

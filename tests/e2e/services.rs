@@ -8,6 +8,7 @@ use std::{
     process::{Child, Command, ExitStatus, Stdio},
 };
 
+use serde_json::Value;
 use tempfile::TempDir;
 use testkit::{Cluster, Proxy};
 
@@ -24,6 +25,8 @@ pub struct Services {
     pub cluster: Cluster,
     /// The proxies, by role.
     pub proxies: HashMap<&'static str, Proxy>,
+    /// The addresses for probes, by role.
+    probes: HashMap<&'static str, Api>,
     children: HashMap<String, Child>,
     dir: TempDir,
     olap: SocketAddr,
@@ -45,14 +48,16 @@ impl Services {
     /// Starts one of each service on `nodes` NATS servers, and waits until the edge is ready.
     pub async fn start(nodes: usize, environment: &[(&str, &str)]) -> anyhow::Result<Self> {
         let cluster = Cluster::start(nodes).await?;
-        let mut proxies = HashMap::new();
+        let (mut proxies, mut probes) = (HashMap::new(), HashMap::new());
         for (n, role) in ROLES.into_iter().enumerate() {
             proxies.insert(role, Proxy::start(cluster.address(n % nodes)).await?);
+            probes.insert(role, Api::new(free_address()?)?);
         }
         let (listen, olap) = (free_address()?, free_address()?);
         let api = Api::new(listen)?;
         let dir = TempDir::new()?;
-        let mut services = Self { cluster, proxies, children: HashMap::new(), dir, olap, api };
+        let mut services =
+            Self { cluster, proxies, probes, children: HashMap::new(), dir, olap, api };
         let library = fetch::libchdb()?;
         let olap_dir = services.dir.path().join("olap");
         let password = services.dir.path().join("olap.password");
@@ -73,16 +78,27 @@ impl Services {
                 ("JOBMESH_REPLICAS", nodes.to_string()),
                 ("JOBMESH_CLICKHOUSE_URL", services.clickhouse_url()),
                 ("JOBMESH_LISTEN", listen.to_string()),
+                ("JOBMESH_METRICS_LISTEN", services.probes[role].url("").replace("http://", "")),
             ];
             variables.extend(environment.iter().map(|(name, value)| (*name, (*value).to_owned())));
             services.spawn(role, &variables)?;
         }
         until("ready", async || {
-            let (status, answer) = services.get("/readyz").await?;
-            Ok(if status == 200 { Ok(()) } else { Err(answer.to_string()) })
+            let (_, answer) = services.get("/readyz").await?;
+            let is_up =
+                ["nats", "state", "processor", "metrics"].iter().all(|part| answer[part] == true);
+            Ok(if is_up { Ok(()) } else { Err(answer.to_string()) })
         })
         .await?;
         Ok(services)
+    }
+
+    /// What a service answers to a probe; the edge does so at its own address.
+    pub async fn probe(&self, role: &str, path: &str) -> anyhow::Result<(u16, Value)> {
+        match role {
+            "edge" => self.api.get(path).await,
+            role => self.probes[role].get(path).await,
+        }
     }
 
     /// The URL of ClickHouse's interface.

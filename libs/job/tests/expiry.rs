@@ -79,7 +79,7 @@ impl World {
         self.process(&Command::Update(Update { project, job, priority: None, run_at, expires_in }))
     }
 
-    /// Moves on to a time and cancels what has expired by then.
+    /// Moves the clock to `now` and cancels the jobs that have expired.
     fn advance_to(&mut self, now: Millis) {
         self.now = now;
         let mut expired = 1;

@@ -124,8 +124,8 @@ impl Broker {
         info.cluster.is_some() || !info.connect_urls.is_empty()
     }
 
-    /// Sends what waits to be sent. Gives up if the broker is away or does not take it in time: what is not
-    /// sent is sent again by whoever continues the work.
+    /// Sends what waits to be sent. Gives up if the broker is away or does not take it in time: the next
+    /// replica or a redelivery sends it again.
     pub async fn flush(&self) {
         if self.is_connected() {
             let _ = tokio::time::timeout(FLUSH_WITHIN, self.client.flush()).await;

@@ -122,6 +122,8 @@ pub const SEEN: &str = "Jobmesh-Seen";
 pub const QUERY_CLAIM: &str = "jobmesh.state.claim";
 /// The question which of some runs are still current.
 pub const QUERY_CURRENT: &str = "jobmesh.state.current";
+/// The query for the state service that leads: only the leader answers, as long as its lease is fresh.
+pub const QUERY_LEADER: &str = "jobmesh.state.all.leader";
 /// The question for sums over time.
 pub const QUERY_METRICS: &str = "jobmesh.metrics.query";
 /// The question for the ended jobs of a project.

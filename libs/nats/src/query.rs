@@ -26,9 +26,10 @@ pub use metrics::{
 };
 pub use state::{
     DeliveriesAnswer, DeliveriesQuery, DemandAnswer, DemandQuery, JobAnswer, JobQuery, JobsAnswer,
-    JobsQuery, OperationsAnswer, OperationsQuery, PreviewQuery, ProcessorSummary, ProcessorsAnswer,
-    ProcessorsQuery, ProjectAnswer, ProjectOrder, ProjectQuery, ProjectSummary, ProjectsAnswer,
-    ProjectsQuery, RunsAnswer, RunsQuery, SchedulesAnswer, StatsAnswer, StatsQuery,
+    JobsQuery, LeaderAnswer, LeaderQuery, OperationsAnswer, OperationsQuery, PreviewQuery,
+    ProcessorSummary, ProcessorsAnswer, ProcessorsQuery, ProjectAnswer, ProjectOrder, ProjectQuery,
+    ProjectSummary, ProjectsAnswer, ProjectsQuery, RunsAnswer, RunsQuery, SchedulesAnswer,
+    StatsAnswer, StatsQuery,
 };
 
 /// How long the state service that a question came to may take before all are asked.

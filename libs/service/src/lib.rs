@@ -3,6 +3,7 @@
 
 mod broker;
 mod clock;
+mod health;
 pub mod prometheus;
 mod retry;
 pub mod secret;
@@ -11,6 +12,7 @@ pub mod telemetry;
 
 pub use broker::{Identity, Nats, NatsLogin, NatsUrl};
 pub use clock::now_ms;
+pub use health::{Health, Part, Readiness};
 pub use retry::retry_until;
 
 /// A name for this process alone: what it is, and eight digits that no other has.

@@ -1,6 +1,7 @@
-//! Measurements for Prometheus: each service defines its own in one file, `measurements.rs`.
+//! What a service shows to operators: measurements for Prometheus and answers to probes. Each service defines its
+//! measurements in one file, `measurements.rs`.
 //!
-//! Without `--metrics-listen` nothing is recorded.
+//! Without `--metrics-listen` nothing is recorded, and no probe is answered.
 
 use std::{
     net::SocketAddr,
@@ -9,9 +10,12 @@ use std::{
 };
 
 use anyhow::Context;
-use axum::{Router, http::header::CONTENT_TYPE, routing::get};
+use axum::{
+    Json, Router,
+    http::{StatusCode, header::CONTENT_TYPE},
+    routing::get,
+};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder};
-use nats::Broker;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
@@ -20,7 +24,7 @@ pub use metrics::{
     gauge, histogram,
 };
 
-use crate::Identity;
+use crate::{Health, Identity};
 
 const BUILD: &str = "jobmesh_build_info";
 const CONNECTED: &str = "jobmesh_nats_connected";
@@ -47,20 +51,21 @@ pub fn is_measured() -> bool {
 #[derive(Clone, Debug, Default, clap::Args)]
 #[group(skip)]
 pub struct Listen {
-    /// The address at which Prometheus reads the measurements of the service, at /metrics. It needs no API key: do not
-    /// expose it. Nothing is measured if it is absent.
+    /// The address at which Prometheus reads the measurements of the service, at /metrics, and at which /livez and /readyz
+    /// of state, processor and metrics answer probes. It needs no API key: do not expose it. Nothing is measured if it is absent.
     #[arg(long, env = "JOBMESH_METRICS_LISTEN")]
     pub metrics_listen: Option<SocketAddr>,
 }
 
 impl Listen {
-    /// Serves the measurements of this process, unless it does so already, until `stop` is cancelled. `describe` gives each its unit and help.
+    /// Serves the measurements of this process and its health, unless it does so already, until `stop` is cancelled.
+    /// `describe` gives each measurement its unit and help. NATS need not be there yet.
     ///
     /// # Errors
     /// If the address cannot be listened on.
     pub async fn serve(
         &self,
-        broker: &Broker,
+        health: &Health,
         identity: Identity,
         describe: impl FnOnce(),
         stop: CancellationToken,
@@ -83,13 +88,18 @@ impl Listen {
         gauge!(BUILD, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
         describe_gauge!(CONNECTED, "1 while this process is connected to NATS.");
         describe_counter!(CONNECTS, "Connections to NATS that were made.");
-        let (broker, upkeep) = (broker.clone(), handle.clone());
+        let (health, probed, upkeep) = (health.clone(), health.clone(), handle.clone());
         let render = get(async move || {
-            gauge!(CONNECTED).set(f64::from(u8::from(broker.is_connected())));
-            counter!(CONNECTS).absolute(*broker.connects().borrow());
+            let (connects, is_connected) = health.connection();
+            gauge!(CONNECTED).set(f64::from(u8::from(is_connected)));
+            counter!(CONNECTS).absolute(connects);
             ([(CONTENT_TYPE, TEXT)], handle.render())
         });
-        let router = Router::new().route("/metrics", render);
+        let mut router = Router::new().route("/metrics", render);
+        // The edge answers probes at its own address.
+        if identity != Identity::Edge {
+            router = router.merge(probes(probed));
+        }
         tracing::info!(%listen, "measurements are served");
         tokio::spawn(async move {
             let stopped = stop.clone().cancelled_owned();
@@ -110,4 +120,17 @@ impl Listen {
         });
         Ok(())
     }
+}
+
+/// The answers to probes.
+fn probes(health: Health) -> Router {
+    let readiness = get(async move || {
+        let readiness = health.readiness();
+        let status = match readiness.ready {
+            true => StatusCode::OK,
+            false => StatusCode::SERVICE_UNAVAILABLE,
+        };
+        (status, Json(readiness))
+    });
+    Router::new().route("/livez", get(async || "ok")).route("/readyz", readiness)
 }

@@ -6,7 +6,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use nats::{
@@ -23,8 +23,8 @@ use crate::{
     keys::{Keys, WaitingRequests},
     live::LiveStats,
     measurements,
+    readiness::Readiness,
     submit::Submitter,
-    view::Health,
 };
 
 /// The streams of which a share beyond this makes new work be refused: what is left belongs to
@@ -52,7 +52,7 @@ pub(crate) struct Parts {
     /// The subjects whose messages the broker does not store.
     pub unstored: Unstored,
     /// The last readiness, for all probes within a second.
-    pub readiness: tokio::sync::Mutex<Option<(Instant, Health)>>,
+    pub readiness: tokio::sync::Mutex<Readiness>,
     full: Arc<AtomicBool>,
 }
 

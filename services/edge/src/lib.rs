@@ -18,6 +18,7 @@ mod keys;
 mod live;
 mod measurements;
 mod openapi;
+mod readiness;
 mod request_id;
 mod router;
 mod server;
@@ -28,7 +29,7 @@ mod view;
 use std::net::SocketAddr;
 
 use anyhow::{Context, ensure};
-use service::Identity;
+use service::{Health, Identity};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
@@ -46,10 +47,12 @@ use server::Tls;
 pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> {
     check_listen(config.listen, config.insecure || config.require_keys)?;
     let name = service::instance(Identity::Edge);
+    let health = Health::default();
+    let describe = measurements::describe;
+    config.measurements.serve(&health, Identity::Edge, describe, stop.clone()).await?;
     let broker = config.nats.connect(Identity::Edge, &name, &stop).await?;
     let Some(broker) = broker else { return Ok(()) };
-    let describe = measurements::describe;
-    config.measurements.serve(&broker, Identity::Edge, describe, stop.clone()).await?;
+    health.connected(&broker);
     let keys = keys::Keys::start(&broker, config.require_keys, stop.clone()).await?;
     let Some(keys) = keys else { return Ok(()) };
     let tls = match (&config.tls_cert, &config.tls_key) {

@@ -91,6 +91,7 @@ fn endpoints() -> OpenApiRouter<App> {
         .routes(routes!(processors::list_processors))
         .routes(routes!(audit_api::list_changes))
         .routes(routes!(health::healthz))
+        .routes(routes!(health::livez))
         .routes(routes!(health::readyz))
 }
 
@@ -103,7 +104,8 @@ pub fn openapi() -> String {
 /// The routes of each kind of connection.
 pub(crate) fn routers(app: &App, browsers: &Browsers, observed: &Observed) -> Routers {
     let refused = |error: fn() -> Error| {
-        let refused = Router::new().route("/healthz", get(async || "ok"));
+        let alive = get(async || "ok");
+        let refused = Router::new().route("/livez", alive.clone()).route("/healthz", alive);
         let refused = refused.fallback(async move || error());
         // One answer, whatever it is, makes room for others.
         protected(refused.layer(middleware::map_response(close_connection)), browsers.clone())

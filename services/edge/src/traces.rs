@@ -11,7 +11,7 @@ use axum::{
 use crate::measurements::{Routes, method_of};
 
 /// The health checks, which are not traced.
-const UNTRACED: [&str; 2] = ["/healthz", "/readyz"];
+const UNTRACED: [&str; 3] = ["/livez", "/healthz", "/readyz"];
 
 /// Traces a request, in the trace that it brings or in one of its own. The span of a stream ends with the head of its answer.
 pub(crate) async fn trace(

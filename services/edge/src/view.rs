@@ -250,7 +250,7 @@ impl JobView {
     }
 }
 
-/// Which services answer.
+/// Which services answer. `state` is the one that leads.
 #[derive(Clone, Serialize, ToSchema)]
 pub(crate) struct Health {
     pub nats: bool,

@@ -19,11 +19,15 @@ mod rows;
 mod schema;
 mod traces;
 
-use service::Identity;
+use std::time::Duration;
+
+use service::{Health, Identity, Part};
 use tokio_util::sync::CancellationToken;
 
 pub use config::Config;
 
+/// How often ClickHouse is asked whether it answers.
+const PING_EVERY: Duration = Duration::from_secs(5);
 /// How long ClickHouse may work on a query, in seconds.
 const QUERY_MAX_S: &str = "10";
 
@@ -34,25 +38,41 @@ const QUERY_MAX_S: &str = "10";
 pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> {
     let clickhouse = config.clickhouse()?;
     let name = service::instance(Identity::Metrics);
+    let health = Health::default();
+    let answers = health.part("clickhouse", Some(2 * PING_EVERY));
+    let describe = measurements::describe;
+    config.measurements.serve(&health, Identity::Metrics, describe, stop.clone()).await?;
     let broker = config.nats.connect(Identity::Metrics, &name, &stop).await?;
     let Some(broker) = broker else { return Ok(()) };
-    let describe = measurements::describe;
-    config.measurements.serve(&broker, Identity::Metrics, describe, stop.clone()).await?;
+    health.connected(&broker);
     let client = clickhouse.tables.clone();
     let Some(()) = schema::ensure(&clickhouse, &stop).await else { return Ok(()) };
     let exporter = config.otlp.start(Identity::Metrics)?;
     let tracer = exporter.as_ref().map(|exporter| &exporter.tracer);
     let progress = ingest::Progress::default();
-    // The edge has given up by then, and the query would go on.
+    // The edge does not wait longer, and the query would continue.
     let reader = client.clone().with_setting("max_execution_time", QUERY_MAX_S);
     let answering = queries::answer(broker.clone(), reader, progress.clone(), stop.clone());
     // Neither is of use without the other: where one ends, the process does, and is started again.
     let ended = tokio::select! {
         ended = answering => ended,
+        () = ping(&client, &answers) => Ok(()),
         () = ingest::run(&broker, &client, &name, &progress, tracer, &stop) => Ok(()),
     };
     if let Some(exporter) = exporter {
         exporter.finish().await;
     }
     ended
+}
+
+/// Finds out again and again whether ClickHouse answers.
+async fn ping(client: &clickhouse::Client, health: &Part) {
+    loop {
+        match tokio::time::timeout(PING_EVERY, client.query_raw("SELECT 1").execute()).await {
+            Ok(Ok(())) => health.works(),
+            Ok(Err(error)) => health.fails(error.to_string()),
+            Err(_) => health.fails(format!("no answer within {} s", PING_EVERY.as_secs())),
+        }
+        tokio::time::sleep(PING_EVERY).await;
+    }
 }

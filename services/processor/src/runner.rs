@@ -10,7 +10,7 @@ use std::{sync::Arc, time::Duration};
 
 use job::{PriorityClass, time::Millis};
 use nats::{Broker, command_publisher::CommandPublisher, consumer::Pullers, names::Verb};
-use service::Identity;
+use service::{Health, Identity};
 use tokio::sync::{Semaphore, mpsc};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -39,12 +39,16 @@ pub async fn run(
 ) -> anyhow::Result<()> {
     outbound::report_proxies();
     let name = service::instance(Identity::Processor);
+    let health = Health::default();
+    let streams = health.part("streams", None);
+    let describe = measurements::describe;
+    config.measurements.serve(&health, Identity::Processor, describe, stop.clone()).await?;
     let broker = config.nats.connect(Identity::Processor, &name, &stop).await?;
     let Some(broker) = broker else { return Ok(()) };
-    let describe = measurements::describe;
-    config.measurements.serve(&broker, Identity::Processor, describe, stop.clone()).await?;
+    health.connected(&broker);
     let pullers = ensure_pullers(&broker, &registry, &stop).await;
     let Some(pullers) = pullers else { return Ok(()) };
+    streams.works();
     // Reports are still published while the processor drains; this ends them.
     let end_reports = CancellationToken::new();
     let commit = |verb| CommandPublisher::start(broker.clone(), verb, None, end_reports.clone()).0;
@@ -72,6 +76,7 @@ pub async fn run(
     // A broker that is away must not delay the stop: its runs are redelivered.
     tokio::spawn(async move {
         stop.cancelled().await;
+        streams.fails("draining");
         tokio::time::sleep(grace + FLUSH_GRACE).await;
         ended_reports.cancel();
     });

@@ -1,8 +1,9 @@
 //! Leader election: one replica holds the lease, and only with a clock that agrees with the broker's.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use nats::{Broker, lease, lease::Lease, names};
+use service::Part;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -10,6 +11,10 @@ use tokio_util::sync::CancellationToken;
 const CLOCK_SKEW_MS_MAX: i64 = 1_000;
 /// Every so many renewals the clocks are compared.
 const CLOCK_CHECK_TURNS: u32 = 25;
+
+/// How long a replica is ready after the broker last confirmed who holds the lease. A broker that is cut off from
+/// the others of its cluster confirms nothing.
+pub(crate) const CONFIRMED_WITHIN: Duration = Duration::from_secs(5);
 
 /// When the lease was last renewed, if it is held.
 pub(crate) type LeaseHeld = Option<Instant>;
@@ -36,6 +41,7 @@ pub(crate) async fn hold_lease(
     broker: Broker,
     name: String,
     held: watch::Sender<LeaseHeld>,
+    health: Part,
     stop: CancellationToken,
 ) {
     let mut lease = None;
@@ -51,6 +57,9 @@ pub(crate) async fn hold_lease(
             // Before it leads, and every so often then, its clock is held against the broker's.
             let check = held.borrow().is_none() || turn % CLOCK_CHECK_TURNS == 0;
             let holds = if check { hold_by_the_clock(lease).await } else { lease.hold().await };
+            if holds.is_ok() {
+                health.works();
+            }
             match holds {
                 Ok(true) => drop(held.send_replace(Some(asked_at))),
                 Ok(false) => drop(held.send_replace(None)),

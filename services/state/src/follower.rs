@@ -11,6 +11,7 @@ use nats::{
     stream_reader::{self, StreamReader},
     wire,
 };
+use service::Part;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -37,6 +38,7 @@ pub(crate) async fn run(
     queries: &mut QueryServer,
     lease: &mut watch::Receiver<LeaseHeld>,
     clock: &Clock,
+    health: &Part,
     stop: &CancellationToken,
 ) -> anyhow::Result<Option<State>> {
     let rules = config.rules();
@@ -44,6 +46,7 @@ pub(crate) async fn run(
     takeover::replay(broker, &mut state).await?;
     // The bucket holds the jobs of the snapshot that became terminal since.
     state.settle(broker.read_fence().await?.through.position);
+    health.works();
     let following = CancellationToken::new();
     let _following = following.clone().drop_guard();
     let next = state.position().sequence + 1;
@@ -57,7 +60,7 @@ pub(crate) async fn run(
         tokio::select! {
             () = stop.cancelled() => return Ok(None),
             held = lease.wait_for(|held| held.is_some()) => {
-                held.context("the lease task has ended")?;
+                held.context("the lease task has stopped")?;
                 return Ok(Some(state));
             }
             message = events.recv() => {

@@ -134,7 +134,7 @@ pub(crate) fn observe(
     gauge!(PROJECTS).set(state.project_count() as f64);
 }
 
-/// Records that this replica leads no more: sums over all replicas are those of the leader.
+/// Records that this replica no longer leads: sums over all replicas are those of the leader.
 pub(crate) fn stopped_leading(is_error: bool) {
     for name in [LEADING, READY, SCHEDULED, IN_FLIGHT, PROCESSORS, SLOTS, PROJECTS] {
         gauge!(name).set(0.0);

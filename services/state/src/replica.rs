@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use job::State;
 use nats::Broker;
-use service::Identity;
+use service::{Health, Identity, Part};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -39,6 +39,8 @@ struct Replica {
     queries: QueryServer,
     lease: watch::Receiver<LeaseHeld>,
     clock: Clock,
+    /// Ready while this replica knows the events.
+    events: Part,
 }
 
 /// Runs a state service until `stop` is cancelled.
@@ -47,22 +49,28 @@ struct Replica {
 /// If the NATS account cannot be used; temporary errors are retried.
 pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> {
     let name = service::instance(Identity::State);
+    let health = Health::default();
+    let has_lease = health.part("lease", Some(election::CONFIRMED_WITHIN));
+    let events = health.part("events", None);
+    let describe = measurements::describe;
+    config.measurements.serve(&health, Identity::State, describe, stop.clone()).await?;
     let broker = config.nats.connect(Identity::State, &name, &stop).await?;
     let Some(broker) = broker else { return Ok(()) };
-    let describe = measurements::describe;
-    config.measurements.serve(&broker, Identity::State, describe, stop.clone()).await?;
+    health.connected(&broker);
     let queries = QueryServer::open(&broker).await?;
     let (held, lease) = watch::channel(None);
-    let election = election::hold_lease(broker.clone(), name.clone(), held, stop.clone());
+    let election =
+        election::hold_lease(broker.clone(), name.clone(), held, has_lease, stop.clone());
     let election = tokio::spawn(election);
     let clock = Clock::start();
-    let mut replica = Replica { config, name, broker, queries, lease, clock };
+    let mut replica = Replica { config, name, broker, queries, lease, clock, events };
     let mut role = Role::Follower;
     while !stop.is_cancelled() {
         role = match replica.act(role, &stop).await {
             Ok(next) => next,
             Err(error) => {
                 tracing::warn!(error = format!("{error:#}"), "starting over");
+                replica.events.fails(format!("starting over: {error:#}"));
                 let pause = tokio::time::sleep(START_OVER_PAUSE);
                 tokio::select! { () = stop.cancelled() => {} () = pause => {} }
                 Role::Follower
@@ -80,10 +88,11 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
 impl Replica {
     /// Acts in a role until it ends; returns the next one.
     async fn act(&mut self, role: Role, stop: &CancellationToken) -> Result<Role, StepDown> {
-        let Self { config, name, broker, queries, lease, clock } = self;
+        let Self { config, name, broker, queries, lease, clock, events } = self;
         let state = match role {
             Role::Follower => {
-                let followed = follower::run(config, broker, queries, lease, clock, stop).await?;
+                let followed =
+                    follower::run(config, broker, queries, lease, clock, events, stop).await?;
                 return Ok(followed.map_or(Role::Follower, |state| Role::Leader(Box::new(state))));
             }
             Role::Leader(state) => state,

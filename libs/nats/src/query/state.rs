@@ -233,6 +233,19 @@ pub struct DeliveriesAnswer {
     pub total: usize,
 }
 
+/// For the state service that leads.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct LeaderQuery {}
+
+/// The state service that leads.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct LeaderAnswer {
+    /// How many leaders there have been.
+    pub term: u64,
+    /// Slots of the processors that are online.
+    pub capacity: u64,
+}
+
 /// For the work that could start now.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct DemandQuery {}

@@ -15,6 +15,7 @@ const ASK_EVERY: Duration = Duration::from_millis(25);
 struct Health {
     nats: bool,
     state: bool,
+    processor: bool,
     metrics: bool,
 }
 
@@ -30,12 +31,14 @@ pub(super) async fn wait(listen: &SocketAddr, processors: usize) -> anyhow::Resu
     let mut last = String::from("no answer");
     while tokio::time::Instant::now() < deadline {
         match client.get(&url).send().await {
-            Ok(answer) if answer.status().is_success() => return Ok(()),
             Ok(answer) => {
                 last = answer.text().await.unwrap_or_default();
                 let health = serde_json::from_str::<Health>(&last);
-                let up = health.is_ok_and(|health| health.nats && health.state && health.metrics);
-                if processors == 0 && up {
+                let is_up = |health: Health| {
+                    let has_processors = health.processor || processors == 0;
+                    health.nats && health.state && health.metrics && has_processors
+                };
+                if health.is_ok_and(is_up) {
                     return Ok(());
                 }
             }

@@ -10,7 +10,7 @@ use nats::{
     heartbeat::WorkerRegistry,
     query::{
         DeliveriesAnswer, DeliveriesQuery, DemandAnswer, JobAnswer, JobQuery, JobsAnswer,
-        JobsQuery, OperationsAnswer, OperationsQuery, PreviewQuery, ProcessorsAnswer,
+        JobsQuery, LeaderAnswer, OperationsAnswer, OperationsQuery, PreviewQuery, ProcessorsAnswer,
         ProjectAnswer, ProjectOrder, ProjectQuery, ProjectSummary, ProjectsAnswer, ProjectsQuery,
         RunsAnswer, RunsQuery, SchedulesAnswer, StatsAnswer, StatsQuery,
     },
@@ -61,6 +61,11 @@ impl QueryContext<'_> {
             limits,
             position: self.state.position(),
         }
+    }
+
+    pub(super) fn leader(&self, workers: &WorkerRegistry) -> LeaderAnswer {
+        let capacity = workers.capacity(Instant::now()).total as u64;
+        LeaderAnswer { term: self.state.term(), capacity }
     }
 
     pub(super) fn project(&self, query: &ProjectQuery) -> ProjectAnswer {

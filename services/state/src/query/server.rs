@@ -17,7 +17,7 @@ use nats::{
     Broker,
     heartbeat::{Heartbeat, WorkerRegistry},
     names::{self, StateQuery},
-    query::{DemandQuery, ProcessorsQuery},
+    query::{DemandQuery, LeaderQuery, ProcessorsQuery},
 };
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::sync::mpsc;
@@ -29,7 +29,7 @@ const QUERIES_WAITING_MAX: usize = 1_024;
 /// How long a question may wait for this replica to know enough.
 const KNOW_WITHIN: Duration = Duration::from_millis(250);
 
-/// How long the broker may take to hear that this replica answers no more.
+/// How long the end of the subscriptions may take.
 const CLOSE_WITHIN: Duration = Duration::from_secs(1);
 
 /// What is asked.
@@ -50,6 +50,8 @@ enum QueryKind {
     Claim,
     /// Which runs must not go on: for the leader.
     Current,
+    /// Which replica leads: for the leader.
+    Leader,
 }
 
 /// One question.
@@ -125,6 +127,7 @@ impl QueryServer {
         }
         listen_to_all(broker, &sender, QueryKind::Claim, names::QUERY_CLAIM).await?;
         listen_to_all(broker, &sender, QueryKind::Current, names::QUERY_CURRENT).await?;
+        listen_to_all(broker, &sender, QueryKind::Leader, names::QUERY_LEADER).await?;
         broker.client.publish(names::CONTROL_HEARTBEAT_REQUEST, "".into()).await?;
         let broker = broker.clone();
         let (waiting, workers) = (Vec::new(), WorkerRegistry::default());
@@ -195,7 +198,7 @@ impl QueryServer {
 
     /// Answers nothing from here on.
     pub async fn close(self) {
-        // While the broker is away, nobody asks.
+        // While the broker is away, no question arrives.
         let _ = tokio::time::timeout(CLOSE_WITHIN, self.service.stop()).await;
     }
 
@@ -215,7 +218,8 @@ impl QueryServer {
             QueryKind::Processors => {
                 reply(payload, |ProcessorsQuery {}| context.processors(&self.workers))
             }
-            QueryKind::Claim | QueryKind::Current if !context.leads => return,
+            QueryKind::Claim | QueryKind::Current | QueryKind::Leader if !context.leads => return,
+            QueryKind::Leader => reply(payload, |LeaderQuery {}| context.leader(&self.workers)),
             QueryKind::Claim => reply(payload, |query| context.claim(&query, &self.workers)),
             QueryKind::Current => reply(payload, |query| context.not_current(&query)),
         };
