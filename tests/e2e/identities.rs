@@ -194,7 +194,7 @@ fn may_ask(identity: Identity, subject: &str) -> bool {
     }
     match request {
         "STREAM.INFO" => true,
-        "STREAM.CREATE" => identity == State,
+        "STREAM.CREATE" | "STREAM.UPDATE" => identity == State,
         "STREAM.PURGE" => identity == State && reads_with_consumer,
         "STREAM.MSG.GET" | "DIRECT.GET" => match identity {
             State => true,

@@ -16,6 +16,7 @@ pub mod lease;
 pub mod names;
 pub mod publish;
 pub mod query;
+mod redundancy;
 pub mod rejected;
 pub mod results;
 pub mod snapshot;

@@ -1,13 +1,15 @@
 //! The streams and buckets: created if they are missing, reported if their settings break the
 //! rules.
 
+mod resize;
+
 use std::{collections::HashMap, time::Duration};
 
 use async_nats::jetstream::{
     ErrorCode,
     context::{GetStreamError, GetStreamErrorKind},
     kv, object_store,
-    stream::{Config, DiscardPolicy, PersistenceMode, RetentionPolicy, StorageType},
+    stream::{Config, DiscardPolicy, Info, PersistenceMode, RetentionPolicy, StorageType},
 };
 use job::PriorityClass;
 
@@ -24,35 +26,33 @@ const AUDIT_BYTES_MAX: i64 = 256 * MIB;
 const REJECTED_BYTES_MAX: i64 = 64 * MIB;
 const REJECTED_AGE_MAX: Duration = Duration::from_secs(30 * 24 * 3_600);
 
-/// How much disk each stream may take, and on how many servers it is kept.
-#[derive(Clone, Copy, Debug)]
+/// How much disk each stream may take, and on how many servers it is kept. What is set is also applied to streams
+/// that exist; what is not has a default for new streams.
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Sizes {
     /// COMMANDS, in bytes.
-    pub commands_bytes: i64,
+    pub commands_bytes: Option<i64>,
     /// EVENTS, in bytes.
-    pub events_bytes: i64,
+    pub events_bytes: Option<i64>,
     /// Each stream of ready work, in bytes.
-    pub work_bytes: i64,
+    pub work_bytes: Option<i64>,
     /// The bucket of jobs, in bytes.
-    pub jobs_bytes: i64,
+    pub jobs_bytes: Option<i64>,
     /// The object store of results, in bytes.
-    pub results_bytes: i64,
-    /// Copies of each, on as many servers.
-    pub replicas: usize,
+    pub results_bytes: Option<i64>,
+    /// Copies of each, on as many servers: 3 in a cluster and 1 otherwise, if not set.
+    pub replicas: Option<usize>,
 }
 
-impl Default for Sizes {
-    fn default() -> Self {
-        Self {
-            commands_bytes: 2_048 * MIB,
-            events_bytes: 4_096 * MIB,
-            work_bytes: 512 * MIB,
-            jobs_bytes: 8_192 * MIB,
-            results_bytes: 8_192 * MIB,
-            replicas: 1,
-        }
-    }
-}
+/// The size of a new COMMANDS, in bytes.
+pub const COMMANDS_BYTES: i64 = 2_048 * MIB;
+/// The sizes of other new streams, in bytes.
+const EVENTS_BYTES: i64 = 4_096 * MIB;
+const WORK_BYTES: i64 = 512 * MIB;
+const JOBS_BYTES: i64 = 8_192 * MIB;
+const RESULTS_BYTES: i64 = 8_192 * MIB;
+/// Copies in a cluster: one server can be lost.
+const CLUSTER_REPLICAS: usize = 3;
 
 /// The version of all messages, in the metadata of each stream. It changes with the names or the meaning of a field.
 pub const WIRE_VERSION: &str = "2";
@@ -98,6 +98,19 @@ pub enum Error {
         /// Its version.
         found: String,
     },
+    /// There are too few servers for the copies of a stream.
+    #[error(
+        "stream {stream} cannot be kept on {replicas} servers: {why}; start that many NATS servers in the cluster, or \
+         set JOBMESH_REPLICAS"
+    )]
+    Replicas {
+        /// The stream.
+        stream: String,
+        /// The number of copies.
+        replicas: usize,
+        /// The answer of the broker.
+        why: String,
+    },
     /// A stream is there with settings that lose or repeat work.
     #[error(
         "stream {stream} has {found}; Jobmesh needs {wanted}: \
@@ -119,15 +132,20 @@ pub enum Error {
 /// See [`Error`].
 pub async fn ensure(broker: &Broker, sizes: Sizes) -> Result<(), Error> {
     check_payload(broker)?;
-    for config in streams(sizes, broker.is_in_cluster()) {
-        ensure_stream(broker, config).await?;
+    let is_in_cluster = broker.is_in_cluster();
+    let replicas = sizes.replicas_in(is_in_cluster);
+    for config in streams(sizes, is_in_cluster) {
+        let bytes = sizes.bytes_of(&config.name);
+        if let Some(found) = ensure_stream(broker, config).await? {
+            resize::resize(broker, &found, replicas, bytes).await?;
+        }
     }
     for bucket in [names::LEASES, names::KEYS] {
         if broker.js.get_key_value(bucket).await.is_err() {
             let config = kv::Config {
                 bucket: bucket.to_owned(),
                 history: 1,
-                num_replicas: sizes.replicas,
+                num_replicas: replicas,
                 ..Default::default()
             };
             let made = broker.js.create_key_value(config).await;
@@ -137,13 +155,42 @@ pub async fn ensure(broker: &Broker, sizes: Sizes) -> Result<(), Error> {
     if broker.js.get_object_store(names::SNAPSHOTS).await.is_err() {
         let config = object_store::Config {
             bucket: names::SNAPSHOTS.to_owned(),
-            num_replicas: sizes.replicas,
+            num_replicas: replicas,
             ..Default::default()
         };
         let made = broker.js.create_object_store(config).await;
         made.map_err(|error| failed(names::SNAPSHOTS, &error))?;
     }
+    for name in buckets() {
+        let stream = broker.js.get_stream(&name).await.map_err(|error| absent(&name, &error))?;
+        resize::resize(broker, stream.cached_info(), replicas, None).await?;
+    }
     Ok(())
+}
+
+/// The streams of the buckets that are made as such.
+fn buckets() -> [String; 3] {
+    let [leases, keys] = [names::LEASES, names::KEYS].map(|bucket| format!("KV_{bucket}"));
+    [leases, keys, format!("OBJ_{}", names::SNAPSHOTS)]
+}
+
+impl Sizes {
+    /// The size that is set for a stream.
+    fn bytes_of(&self, stream: &str) -> Option<i64> {
+        match stream {
+            names::COMMANDS => self.commands_bytes,
+            names::EVENTS => self.events_bytes,
+            names::JOBS_STREAM => self.jobs_bytes,
+            names::RESULTS_STREAM => self.results_bytes,
+            work if PriorityClass::ALL.map(names::work_stream).contains(&work) => self.work_bytes,
+            _ => None,
+        }
+    }
+
+    /// On how many servers a stream is to be kept.
+    pub fn replicas_in(&self, is_in_cluster: bool) -> usize {
+        self.replicas.unwrap_or(if is_in_cluster { CLUSTER_REPLICAS } else { 1 })
+    }
 }
 
 fn check_payload(broker: &Broker) -> Result<(), Error> {
@@ -169,9 +216,7 @@ pub async fn check_all(broker: &Broker, sizes: Sizes) -> Result<(), Error> {
         let stream = stream.map_err(|error| absent(&wanted.name, &error))?;
         check(&stream.cached_info().config, &wanted)?;
     }
-    let buckets = [names::LEASES, names::KEYS].map(|bucket| format!("KV_{bucket}"));
-    let snapshots = format!("OBJ_{}", names::SNAPSHOTS);
-    for stream in buckets.into_iter().chain([snapshots]) {
+    for stream in buckets() {
         broker.js.get_stream(&stream).await.map_err(|error| absent(&stream, &error))?;
     }
     Ok(())
@@ -179,12 +224,13 @@ pub async fn check_all(broker: &Broker, sizes: Sizes) -> Result<(), Error> {
 
 /// The settings of every stream of ours.
 fn streams(sizes: Sizes, is_in_cluster: bool) -> Vec<Config> {
+    let replicas = sizes.replicas_in(is_in_cluster);
     let base = Config {
         storage: StorageType::File,
         // Messages are never deleted to make room: a full stream refuses new ones.
         discard: DiscardPolicy::New,
         metadata: HashMap::from([(WIRE_VERSION_KEY.to_owned(), WIRE_VERSION.to_owned())]),
-        num_replicas: sizes.replicas,
+        num_replicas: replicas,
         duplicate_window: DUPLICATE_WINDOW,
         allow_direct: true,
         ..Default::default()
@@ -193,19 +239,19 @@ fn streams(sizes: Sizes, is_in_cluster: bool) -> Vec<Config> {
         Config {
             name: names::COMMANDS.into(),
             subjects: vec![names::COMMAND_SUBJECTS.into()],
-            max_bytes: sizes.commands_bytes,
+            max_bytes: sizes.commands_bytes.unwrap_or(COMMANDS_BYTES),
             ..base.clone()
         },
         Config {
             name: names::EVENTS.into(),
             subjects: vec![names::EVENT_SUBJECT.into()],
-            max_bytes: sizes.events_bytes,
+            max_bytes: sizes.events_bytes.unwrap_or(EVENTS_BYTES),
             ..base.clone()
         },
         Config {
             name: names::JOBS_STREAM.into(),
             subjects: vec![format!("$KV.{}.>", names::JOBS)],
-            max_bytes: sizes.jobs_bytes,
+            max_bytes: sizes.jobs_bytes.unwrap_or(JOBS_BYTES),
             max_messages_per_subject: 1,
             allow_rollup: true,
             deny_delete: true,
@@ -219,7 +265,7 @@ fn streams(sizes: Sizes, is_in_cluster: bool) -> Vec<Config> {
                 format!("$O.{}.C.>", names::RESULTS),
                 format!("$O.{}.M.>", names::RESULTS),
             ],
-            max_bytes: sizes.results_bytes,
+            max_bytes: sizes.results_bytes.unwrap_or(RESULTS_BYTES),
             allow_rollup: true,
             allow_message_ttl: true,
             ..base.clone()
@@ -246,12 +292,12 @@ fn streams(sizes: Sizes, is_in_cluster: bool) -> Vec<Config> {
     // Ready work follows from EVENTS: what a power cut takes is dispatched again. With one replica NATS
     // can sync it in the background, and then takes no atomic batches. In a cluster no service notices
     // that the server of these streams was restarted.
-    let in_background = sizes.replicas == 1 && !is_in_cluster;
+    let in_background = replicas == 1 && !is_in_cluster;
     for class in PriorityClass::ALL {
         streams.push(Config {
             name: names::work_stream(class).into(),
             subjects: vec![names::work_subjects(class)],
-            max_bytes: sizes.work_bytes,
+            max_bytes: sizes.work_bytes.unwrap_or(WORK_BYTES),
             retention: RetentionPolicy::WorkQueue,
             max_messages_per_subject: 1,
             discard_new_per_subject: true,
@@ -264,14 +310,19 @@ fn streams(sizes: Sizes, is_in_cluster: bool) -> Vec<Config> {
     streams
 }
 
-async fn ensure_stream(broker: &Broker, wanted: Config) -> Result<(), Error> {
+/// Makes a stream, or returns what is there.
+async fn ensure_stream(broker: &Broker, wanted: Config) -> Result<Option<Info>, Error> {
     let name = wanted.name.clone();
     match broker.js.get_stream(&name).await {
-        Ok(stream) => check(&stream.cached_info().config, &wanted),
+        Ok(stream) => {
+            check(&stream.cached_info().config, &wanted)?;
+            Ok(Some(stream.cached_info().clone()))
+        }
         Err(error) => match absent(&name, &error) {
             Error::Absent { .. } => {
+                let replicas = wanted.num_replicas;
                 let made = broker.js.create_stream(wanted).await;
-                made.map(|_| ()).map_err(|error| failed(&name, &error))
+                made.map(|_| None).map_err(|error| resize::refused(&name, replicas, &error))
             }
             error => Err(error),
         },

@@ -1,6 +1,10 @@
 //! The NATS settings of every service.
 
-use std::{ffi::OsString, path::PathBuf};
+use std::{
+    ffi::OsString,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, bail};
 use nats::{
@@ -14,6 +18,11 @@ use crate::secret;
 
 /// A list of URLs of NATS, which may hold a password and so is never shown.
 pub type NatsUrl = Secret;
+
+/// How long to wait before the streams are looked at again.
+const ENSURE_PAUSE: Duration = Duration::from_millis(250);
+/// After this time the same problem is logged again.
+const SAY_AGAIN_AFTER: Duration = Duration::from_secs(10);
 
 /// The variables with secrets of NATS.
 const PASSWORD: &str = "JOBMESH_NATS_PASSWORD";
@@ -158,24 +167,25 @@ pub struct Nats {
     pub nats_url: NatsUrl,
     #[command(flatten)]
     login: NatsLogin,
-    /// On how many servers of a cluster each stream is kept. Read where a stream is made.
-    #[arg(long, env = "JOBMESH_REPLICAS", default_value_t = 1)]
-    pub replicas: usize,
-    /// The size of COMMANDS in MB, so with the next. Read where a stream is made.
-    #[arg(long, env = "JOBMESH_COMMANDS_MB", default_value_t = 2_048)]
-    pub commands_mb: u32,
-    /// The size of EVENTS in MB.
-    #[arg(long, env = "JOBMESH_EVENTS_MB", default_value_t = 4_096)]
-    pub events_mb: u32,
-    /// The size of each stream of ready work in MB.
-    #[arg(long, env = "JOBMESH_WORK_MB", default_value_t = 512)]
-    pub work_mb: u32,
-    /// The size of the bucket of jobs in MB.
-    #[arg(long, env = "JOBMESH_JOBS_MB", default_value_t = 8_192)]
-    pub jobs_mb: u32,
-    /// The size of the object store of large results in MB.
-    #[arg(long, env = "JOBMESH_RESULTS_MB", default_value_t = 8_192)]
-    pub results_mb: u32,
+    /// On how many servers of a cluster each stream is kept: 3 in a cluster and 1 otherwise, if not set. State raises
+    /// the number of streams that have fewer.
+    #[arg(long, env = "JOBMESH_REPLICAS")]
+    pub replicas: Option<usize>,
+    /// The size of COMMANDS in MB: 2048 if not set. State applies it to a stream that exists, so with the next.
+    #[arg(long, env = "JOBMESH_COMMANDS_MB")]
+    pub commands_mb: Option<u32>,
+    /// The size of EVENTS in MB: 4096 if not set.
+    #[arg(long, env = "JOBMESH_EVENTS_MB")]
+    pub events_mb: Option<u32>,
+    /// The size of each stream of ready work in MB: 512 if not set.
+    #[arg(long, env = "JOBMESH_WORK_MB")]
+    pub work_mb: Option<u32>,
+    /// The size of the bucket of jobs in MB: 8192 if not set.
+    #[arg(long, env = "JOBMESH_JOBS_MB")]
+    pub jobs_mb: Option<u32>,
+    /// The size of the object store of large results in MB: 8192 if not set.
+    #[arg(long, env = "JOBMESH_RESULTS_MB")]
+    pub results_mb: Option<u32>,
 }
 
 impl Nats {
@@ -194,15 +204,8 @@ impl Nats {
         let Some(broker) = Broker::connect_until(&access, name, stop).await? else {
             return Ok(None);
         };
-        let bytes = |mb: u32| i64::from(mb) << 20;
-        let sizes = Sizes {
-            commands_bytes: bytes(self.commands_mb),
-            events_bytes: bytes(self.events_mb),
-            work_bytes: bytes(self.work_mb),
-            jobs_bytes: bytes(self.jobs_mb),
-            results_bytes: bytes(self.results_mb),
-            replicas: self.replicas,
-        };
+        let sizes = self.sizes();
+        let mut shown: Option<(String, Instant)> = None;
         loop {
             let ensured = match identity {
                 Identity::State => topology::ensure(&broker, sizes).await,
@@ -210,22 +213,43 @@ impl Nats {
             };
             match ensured {
                 Ok(()) => return Ok(Some(broker)),
-                Err(error @ topology::Error::Absent { .. }) => {
-                    tracing::info!(%error, "waiting for the streams");
-                }
                 Err(
                     error @ (topology::Error::Mismatch { .. } | topology::Error::Payload { .. }),
                 ) => {
                     return Err(error).context("the NATS account is not usable");
                 }
                 Err(error) => {
-                    tracing::warn!(error = %error, "streams not ensured yet, trying again");
+                    let text = error.to_string();
+                    let is_new = shown.as_ref().is_none_or(|(before, at)| {
+                        *before != text || at.elapsed() >= SAY_AGAIN_AFTER
+                    });
+                    if is_new && matches!(error, topology::Error::Absent { .. }) {
+                        tracing::info!(%error, "waiting for the streams");
+                    } else if is_new {
+                        tracing::warn!(%error, "streams not ensured yet, trying again");
+                    }
+                    if is_new {
+                        shown = Some((text, Instant::now()));
+                    }
                 }
             }
             tokio::select! {
                 () = stop.cancelled() => return Ok(None),
-                () = tokio::time::sleep(std::time::Duration::from_millis(250)) => {}
+                () = tokio::time::sleep(ENSURE_PAUSE) => {}
             }
+        }
+    }
+
+    /// The sizes of the streams, as far as they are set.
+    pub fn sizes(&self) -> Sizes {
+        let bytes = |mb: Option<u32>| mb.map(|mb| i64::from(mb) << 20);
+        Sizes {
+            commands_bytes: bytes(self.commands_mb),
+            events_bytes: bytes(self.events_mb),
+            work_bytes: bytes(self.work_mb),
+            jobs_bytes: bytes(self.jobs_mb),
+            results_bytes: bytes(self.results_mb),
+            replicas: self.replicas,
         }
     }
 }

@@ -257,6 +257,9 @@ pub(crate) struct Health {
     pub state: bool,
     pub processor: bool,
     pub metrics: bool,
+    /// How many NATS servers may fail now without stopping the mesh: 0 without a cluster.
+    #[serde(rename = "spareServers", skip_serializing_if = "Option::is_none")]
+    pub spare_servers: Option<usize>,
     /// Messages that no service could process: they are set aside in the stream REJECTED.
     #[serde(rename = "rejectedMessages", skip_serializing_if = "Option::is_none")]
     pub rejected_messages: Option<u64>,

@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
-use nats::publish::Writes;
+use nats::{Broker, publish::Writes, topology};
 use service::{Nats, prometheus};
 
 use crate::spill::SpillStore;
@@ -114,16 +114,14 @@ impl Config {
 
     /// The size of COMMANDS, in bytes.
     pub(crate) fn commands_bytes(&self) -> u64 {
-        u64::from(self.nats.commands_mb) << 20
+        let bytes = self.nats.sizes().commands_bytes.unwrap_or(topology::COMMANDS_BYTES);
+        u64::try_from(bytes).unwrap_or_default()
     }
 
     /// How many messages are written at once.
-    pub(crate) fn writes(&self) -> Writes {
-        if self.pipelined_writes && self.nats.replicas == 1 {
-            Writes::Pipelined
-        } else {
-            Writes::Atomic
-        }
+    pub(crate) fn writes(&self, broker: &Broker) -> Writes {
+        let replicas = self.nats.sizes().replicas_in(broker.is_in_cluster());
+        if self.pipelined_writes && replicas == 1 { Writes::Pipelined } else { Writes::Atomic }
     }
 
     pub(crate) fn snapshot_every(&self) -> Duration {

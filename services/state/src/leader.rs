@@ -84,7 +84,7 @@ impl<'a> Leader<'a> {
             dispatcher: Dispatcher::new(started.fences),
             reconciler,
             snapshotter: Snapshotter::new(config, started.snapshots),
-            tasks: Tasks::new(broker.clone(), config.writes()),
+            tasks: Tasks::new(broker.clone(), config.writes(&broker)),
             broker,
         }
     }

@@ -205,7 +205,8 @@ async fn take_fences(
     let mut fences = Vec::with_capacity(PriorityClass::ALL.len());
     for class in PriorityClass::ALL {
         let fence = broker.take_fence(class, term).await?;
-        let is_alone = config.nats.replicas == 1 && !broker.is_in_cluster();
+        let is_in_cluster = broker.is_in_cluster();
+        let is_alone = config.nats.sizes().replicas_in(is_in_cluster) == 1 && !is_in_cluster;
         if is_alone && !fence.acks_before_sync {
             tracing::warn!(
                 stream = names::work_stream(class),

@@ -2,6 +2,7 @@
 //! The numbers are those of the list of hazards in docs/decisions/0001-hazards.md.
 
 mod readers;
+mod sizes;
 
 use std::time::{Duration, Instant};
 
@@ -95,7 +96,7 @@ fn key(name: &str, value: &str, ttl: Option<u64>) -> Write {
 async fn a_pipelined_write_that_is_taken_in_part_moves_no_fence() -> anyhow::Result<()> {
     let nats = Nats::start()?;
     let broker = Broker::connect(&nats.url(), "test").await?;
-    topology::ensure(&broker, Sizes { jobs_bytes: 100_000, ..Sizes::default() }).await?;
+    topology::ensure(&broker, Sizes { jobs_bytes: Some(100_000), ..Sizes::default() }).await?;
     let through = |sequence| ProjectionWatermark { position: Position::new(sequence, 0), term: 1 };
     let first = broker.read_fence().await?;
     let how = Writes::Pipelined;
@@ -242,7 +243,7 @@ async fn a_stream_with_other_settings_is_reported() -> anyhow::Result<()> {
 async fn a_full_stream_refuses_and_keeps_what_it_has() -> anyhow::Result<()> {
     let nats = Nats::start()?;
     let broker = Broker::connect(&nats.url(), "test").await?;
-    let sizes = Sizes { commands_bytes: 10_000, ..Sizes::default() };
+    let sizes = Sizes { commands_bytes: Some(10_000), ..Sizes::default() };
     topology::ensure(&broker, sizes).await?;
     let mut stored = 0;
     let error = loop {

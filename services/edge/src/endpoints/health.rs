@@ -66,10 +66,11 @@ async fn check(app: &App, leader_answered_at: &mut Option<Instant>) -> Health {
     let day = MetricsQuery { project: None, range: Range::Day };
     let metrics = app.broker.query::<_, serde_json::Value>(names::QUERY_METRICS, &day, PATIENCE);
     // At once, and bounded: probes give up after a few seconds.
-    let (leader, metrics, rejected) = tokio::join!(
+    let (leader, metrics, rejected, spare) = tokio::join!(
         timeout(CHECK_WITHIN, leader),
         timeout(CHECK_WITHIN, metrics),
         timeout(CHECK_WITHIN, app.broker.rejected_count()),
+        timeout(CHECK_WITHIN, app.broker.spare_servers()),
     );
     let leader = leader.ok().and_then(Result::ok);
     if leader.is_some() {
@@ -81,6 +82,7 @@ async fn check(app: &App, leader_answered_at: &mut Option<Instant>) -> Health {
         state: leader_answered_at.is_some_and(|at| at.elapsed() < TAKEOVER_WITHIN),
         processor: leader.is_some_and(|leader| leader.capacity > 0),
         metrics: metrics.is_ok_and(|metrics| metrics.is_ok()),
+        spare_servers: spare.ok().flatten(),
         rejected_messages: rejected.ok().flatten(),
         unstored_subjects: app.unstored.subjects(),
     }

@@ -122,12 +122,24 @@ impl Doctor {
                 if ready[part] == true { Ok("answers".to_owned()) } else { Err(away.to_owned()) };
             checks.push(Check::new(what, found));
         }
+        if let Some(spare) = ready["spareServers"].as_u64() {
+            checks.push(Check::new("redundancy", Ok(redundancy(spare))));
+        }
         checks.push(Check::new("broker's disk", storage(&ready["unstoredSubjects"])));
         if let Some(rejected) = ready["rejectedMessages"].as_u64() {
             checks.push(Check::new("messages", no_rejected(rejected)));
         }
         checks.extend(clock.map(|found| Check::new("clock", found)));
         Ok(checks)
+    }
+}
+
+/// What the loss of NATS servers would do.
+fn redundancy(spare: u64) -> String {
+    match spare {
+        0 => "if a NATS server stops, jobs wait until it is back; none is lost".to_owned(),
+        1 => "one NATS server may stop, and jobs continue".to_owned(),
+        spare => format!("{spare} NATS servers may stop, and jobs continue"),
     }
 }
 
@@ -195,6 +207,15 @@ async fn nats(access: &Access) -> Vec<Check> {
     let streams = topology::check_all(&broker, Sizes::default()).await;
     let streams = streams.map(|()| "all are there, as they must be".to_owned());
     checks.push(Check::new("streams", streams.map_err(|error| error.to_string())));
+    if broker.is_in_cluster() {
+        checks.push(Check::new("cluster", match broker.spare_servers().await {
+            None => Err("its streams could not be read".to_owned()),
+            Some(0) => Err("the loss of one more server would stop the mesh: bring back the servers that are away, and \
+                            let JOBMESH_REPLICAS of state be 3 or unset"
+                .to_owned()),
+            Some(spare) => Ok(redundancy(spare as u64)),
+        }));
+    }
     for (what, stream) in
         [("commands", names::COMMANDS), ("events", names::EVENTS), ("bucket", names::JOBS_STREAM)]
     {

@@ -283,7 +283,7 @@ async fn a_missed_time_of_a_schedule_fires_once_with_three_replicas() -> anyhow:
 async fn a_full_bucket_stops_nobody_and_is_caught_up_with() -> anyhow::Result<()> {
     let nats = Nats::start()?;
     let broker = Broker::connect(&nats.url(), "test").await?;
-    topology::ensure(&broker, Sizes { jobs_bytes: 20_000, ..Sizes::default() }).await?;
+    topology::ensure(&broker, Sizes { jobs_bytes: Some(20_000), ..Sizes::default() }).await?;
     let service = Service::start(&nats.url());
     let count = 100;
     for job in 1..=count {
@@ -332,7 +332,7 @@ async fn a_full_bucket_stops_nobody_and_is_caught_up_with() -> anyhow::Result<()
 async fn full_events_are_cut_and_led_again() -> anyhow::Result<()> {
     let nats = Nats::start()?;
     let broker = Broker::connect(&nats.url(), "test").await?;
-    topology::ensure(&broker, Sizes { events_bytes: 60_000, ..Sizes::default() }).await?;
+    topology::ensure(&broker, Sizes { events_bytes: Some(60_000), ..Sizes::default() }).await?;
     let service = Service::start(&nats.url());
     // Fills it to the brim, one message each: the rest is processed once there is room.
     for job in 1..=100 {
