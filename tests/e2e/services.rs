@@ -1,4 +1,4 @@
-//! The services as separate processes, each with a proxy between it and NATS.
+//! The services as separate processes on a NATS server or cluster of their own.
 
 use std::{
     collections::HashMap,
@@ -8,6 +8,7 @@ use std::{
     process::{Child, Command, ExitStatus, Stdio},
 };
 
+use anyhow::Context;
 use serde_json::Value;
 use tempfile::TempDir;
 use testkit::{Cluster, Proxy};
@@ -23,21 +24,29 @@ pub const ROLES: [&str; 4] = ["state", "metrics", "processor", "edge"];
 /// A mesh on a NATS cluster of the test's own. Dropping it kills everything it started.
 pub struct Services {
     pub cluster: Cluster,
-    /// The proxies, by role.
-    pub proxies: HashMap<&'static str, Proxy>,
-    /// The addresses for probes, by role.
-    probes: HashMap<&'static str, Api>,
-    children: HashMap<String, Child>,
+    /// The proxies, by service, if there is one of each.
+    pub proxies: HashMap<String, Proxy>,
+    /// The edges.
+    pub edges: Vec<Api>,
+    /// The addresses for probes of the other services, by name.
+    probes: HashMap<String, Api>,
+    processes: HashMap<String, Process>,
     dir: TempDir,
     olap: SocketAddr,
-    api: Api,
+}
+
+/// A service that was started.
+struct Process {
+    role: &'static str,
+    environment: Vec<(String, String)>,
+    child: Child,
 }
 
 impl Deref for Services {
     type Target = Api;
 
     fn deref(&self) -> &Api {
-        &self.api
+        &self.edges[0]
     }
 }
 
@@ -45,58 +54,104 @@ impl Deref for Services {
 const OLAP_PASSWORD: &str = "secret";
 
 impl Services {
-    /// Starts one of each service on `nodes` NATS servers, and waits until the edge is ready.
+    /// Starts one of each service on `nodes` NATS servers, each behind a proxy of its own, and waits until the edge is
+    /// ready.
     pub async fn start(nodes: usize, environment: &[(&str, &str)]) -> anyhow::Result<Self> {
-        let cluster = Cluster::start(nodes).await?;
-        let (mut proxies, mut probes) = (HashMap::new(), HashMap::new());
+        let mut services = Self::on(Cluster::start(nodes).await?)?;
         for (n, role) in ROLES.into_iter().enumerate() {
-            proxies.insert(role, Proxy::start(cluster.address(n % nodes)).await?);
-            probes.insert(role, Api::new(free_address()?)?);
+            let proxy = Proxy::start(services.cluster.address(n % nodes)).await?;
+            let url = proxy.url();
+            services.proxies.insert(role.to_owned(), proxy);
+            services.add(role, role, &url, environment)?;
         }
-        let (listen, olap) = (free_address()?, free_address()?);
-        let api = Api::new(listen)?;
-        let dir = TempDir::new()?;
-        let mut services =
-            Self { cluster, proxies, probes, children: HashMap::new(), dir, olap, api };
-        let library = fetch::libchdb()?;
-        let olap_dir = services.dir.path().join("olap");
-        let password = services.dir.path().join("olap.password");
-        fs::write(&password, "reader's")?;
-        let writer = services.dir.path().join("olap.writer.password");
-        fs::write(&writer, OLAP_PASSWORD)?;
-        let olap = [
-            ("JOBMESH_OLAP_LISTEN", olap.to_string()),
-            ("JOBMESH_OLAP_DIR", olap_dir.display().to_string()),
-            ("JOBMESH_LIBCHDB", library.display().to_string()),
-            ("JOBMESH_OLAP_PASSWORD_FILE", password.display().to_string()),
-            ("JOBMESH_OLAP_WRITER_PASSWORD_FILE", writer.display().to_string()),
-        ];
-        services.spawn("olap", &olap)?;
-        for role in ROLES {
-            let mut variables = vec![
-                ("JOBMESH_NATS_URL", services.proxies[role].url()),
-                ("JOBMESH_REPLICAS", nodes.to_string()),
-                ("JOBMESH_CLICKHOUSE_URL", services.clickhouse_url()),
-                ("JOBMESH_LISTEN", listen.to_string()),
-                ("JOBMESH_METRICS_LISTEN", services.probes[role].url("").replace("http://", "")),
-            ];
-            variables.extend(environment.iter().map(|(name, value)| (*name, (*value).to_owned())));
-            services.spawn(role, &variables)?;
-        }
-        until("ready", async || {
-            let (_, answer) = services.get("/readyz").await?;
-            let is_up =
-                ["nats", "state", "processor", "metrics"].iter().all(|part| answer[part] == true);
-            Ok(if is_up { Ok(()) } else { Err(answer.to_string()) })
-        })
-        .await?;
+        services.until_complete().await?;
         Ok(services)
+    }
+
+    /// Starts two of each service on three NATS servers, each with the addresses of all.
+    pub async fn start_pairs(environment: &[(&str, &str)]) -> anyhow::Result<Self> {
+        let mut services = Self::on(Cluster::start(3).await?)?;
+        for (n, role) in ROLES.into_iter().enumerate() {
+            for (m, name) in [role.to_owned(), format!("{role}-2")].into_iter().enumerate() {
+                let nodes = (0..3).map(|node| services.cluster.address((n + m + node) % 3));
+                let url = nodes.collect::<Vec<_>>().join(",");
+                services.add(role, &name, &url, environment)?;
+            }
+        }
+        services.until_complete().await?;
+        Ok(services)
+    }
+
+    /// The ClickHouse engine, and no service yet.
+    fn on(cluster: Cluster) -> anyhow::Result<Self> {
+        let (dir, olap) = (TempDir::new()?, free_address()?);
+        let mut services = Self {
+            cluster,
+            proxies: HashMap::new(),
+            edges: Vec::new(),
+            probes: HashMap::new(),
+            processes: HashMap::new(),
+            dir,
+            olap,
+        };
+        let in_dir = |name: &str| services.dir.path().join(name).display().to_string();
+        let (reader, writer) = (in_dir("olap.password"), in_dir("olap.writer.password"));
+        fs::write(&reader, "reader's")?;
+        fs::write(&writer, OLAP_PASSWORD)?;
+        let environment = [
+            ("JOBMESH_OLAP_LISTEN", olap.to_string()),
+            ("JOBMESH_OLAP_DIR", in_dir("olap")),
+            ("JOBMESH_LIBCHDB", fetch::libchdb()?.display().to_string()),
+            ("JOBMESH_OLAP_PASSWORD_FILE", reader),
+            ("JOBMESH_OLAP_WRITER_PASSWORD_FILE", writer),
+        ];
+        services.spawn("olap", "olap", &environment)?;
+        Ok(services)
+    }
+
+    /// Starts a service.
+    fn add(
+        &mut self,
+        role: &'static str,
+        name: &str,
+        nats_url: &str,
+        environment: &[(&str, &str)],
+    ) -> anyhow::Result<()> {
+        let (listen, probe) = (free_address()?, free_address()?);
+        let mut variables = vec![
+            ("JOBMESH_NATS_URL", nats_url.to_owned()),
+            ("JOBMESH_REPLICAS", self.cluster.len().to_string()),
+            ("JOBMESH_CLICKHOUSE_URL", self.clickhouse_url()),
+            ("JOBMESH_LISTEN", listen.to_string()),
+            ("JOBMESH_METRICS_LISTEN", probe.to_string()),
+        ];
+        variables.extend(environment.iter().map(|(name, value)| (*name, (*value).to_owned())));
+        match role {
+            "edge" => self.edges.push(Api::new(listen)?),
+            _ => drop(self.probes.insert(name.to_owned(), Api::new(probe)?)),
+        }
+        self.spawn(role, name, &variables)
+    }
+
+    /// Waits until all services answer each edge.
+    pub async fn until_complete(&self) -> anyhow::Result<()> {
+        for edge in &self.edges {
+            until("ready", async || {
+                let (_, answer) = edge.get("/readyz").await?;
+                let is_up = ["nats", "state", "processor", "metrics"]
+                    .iter()
+                    .all(|part| answer[part] == true);
+                Ok(if is_up { Ok(()) } else { Err(answer.to_string()) })
+            })
+            .await?;
+        }
+        Ok(())
     }
 
     /// What a service answers to a probe; the edge does so at its own address.
     pub async fn probe(&self, role: &str, path: &str) -> anyhow::Result<(u16, Value)> {
         match role {
-            "edge" => self.api.get(path).await,
+            "edge" => self.edges[0].get(path).await,
             role => self.probes[role].get(path).await,
         }
     }
@@ -116,8 +171,27 @@ impl Services {
         fs::read_to_string(self.dir.path().join(format!("{role}.log"))).unwrap_or_default()
     }
 
-    fn spawn(&mut self, role: &str, environment: &[(&str, String)]) -> anyhow::Result<()> {
-        let log = File::create(self.dir.path().join(format!("{role}.log")))?;
+    fn spawn(
+        &mut self,
+        role: &'static str,
+        name: &str,
+        environment: &[(&str, String)],
+    ) -> anyhow::Result<()> {
+        let owned = |(name, value): &(&str, String)| ((*name).to_owned(), value.clone());
+        let environment: Vec<(String, String)> = environment.iter().map(owned).collect();
+        let child = self.run(role, name, &environment)?;
+        self.processes.insert(name.to_owned(), Process { role, environment, child });
+        Ok(())
+    }
+
+    fn run(
+        &self,
+        role: &str,
+        name: &str,
+        environment: &[(String, String)],
+    ) -> anyhow::Result<Child> {
+        let path = self.dir.path().join(format!("{name}.log"));
+        let log = File::options().create(true).append(true).open(path)?;
         let child = Command::new(env!("CARGO_BIN_EXE_tests"))
             .args(["serve", role])
             .envs(environment.iter().map(|(name, value)| (name, value)))
@@ -125,26 +199,47 @@ impl Services {
             .stdout(log.try_clone()?)
             .stderr(log)
             .spawn()?;
-        self.children.insert(role.to_owned(), child);
+        Ok(child)
+    }
+
+    /// Waits for the end of a service, and starts it again.
+    pub fn restart(&mut self, name: &str) -> anyhow::Result<()> {
+        let process = self.processes.get_mut(name).expect("it was started");
+        process.child.wait()?;
+        let Process { role, environment, .. } = &self.processes[name];
+        let child = self.run(role, name, environment)?;
+        self.processes.get_mut(name).expect("it was started").child = child;
         Ok(())
     }
 
+    /// The state service that leads, as far as their logs say.
+    pub fn leading_state(&self) -> anyhow::Result<&'static str> {
+        let term_of = |name: &str| {
+            let log = self.log(name);
+            let line = log.lines().rfind(|line| line.contains("leading term="))?;
+            line.split("term=").nth(1)?.split(' ').next()?.parse::<u64>().ok()
+        };
+        let states = ["state", "state-2"].into_iter();
+        let leader = states.filter_map(|name| Some((term_of(name)?, name))).max();
+        leader.map(|(_, name)| name).context("no state service has led")
+    }
+
     /// Sends a signal to a service.
-    pub fn signal(&self, role: &str, signal: i32) -> anyhow::Result<()> {
-        send(self.children[role].id(), signal)
+    pub fn signal(&self, name: &str, signal: i32) -> anyhow::Result<()> {
+        send(self.processes[name].child.id(), signal)
     }
 
     /// How a service ended, if it has.
-    pub fn ended(&mut self, role: &str) -> anyhow::Result<Option<ExitStatus>> {
-        Ok(self.children.get_mut(role).expect("it was started").try_wait()?)
+    pub fn ended(&mut self, name: &str) -> anyhow::Result<Option<ExitStatus>> {
+        Ok(self.processes.get_mut(name).expect("it was started").child.try_wait()?)
     }
 }
 
 impl Drop for Services {
     fn drop(&mut self) {
-        for child in self.children.values_mut() {
-            let _ = child.kill();
-            let _ = child.wait();
+        for process in self.processes.values_mut() {
+            let _ = process.child.kill();
+            let _ = process.child.wait();
         }
     }
 }

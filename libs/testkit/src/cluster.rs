@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
@@ -14,6 +14,10 @@ use tempfile::TempDir;
 
 use crate::nats::CONF;
 
+/// The configuration of a cluster that operators use.
+const CLUSTER_CONF: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../deploy/nats/cluster.conf");
+/// What the tests change of it.
+const ADVERTISE: &str = "no_advertise: false";
 /// How long the cluster may take to elect its leaders.
 const READY_WITHIN: Duration = Duration::from_secs(60);
 /// How often the servers are asked for their connections.
@@ -25,7 +29,7 @@ const SYSTEM: &str = "system";
 
 /// Servers of one test, killed on drop.
 pub struct Cluster {
-    dir: TempDir,
+    _dir: TempDir,
     nodes: Vec<Node>,
 }
 
@@ -33,6 +37,7 @@ struct Node {
     name: String,
     port: u16,
     conf: PathBuf,
+    environment: Vec<(&'static str, String)>,
     server: Child,
 }
 
@@ -70,37 +75,54 @@ impl Cluster {
     pub async fn start(nodes: usize) -> anyhow::Result<Self> {
         let dir = TempDir::new()?;
         fs::write(dir.path().join("jobmesh.conf"), fs::read_to_string(CONF)?)?;
+        let conf = fs::read_to_string(CLUSTER_CONF)?;
+        anyhow::ensure!(conf.contains(ADVERTISE), "{CLUSTER_CONF} has no {ADVERTISE:?}");
+        let conf = conf.replace(ADVERTISE, "no_advertise: true");
+        fs::write(dir.path().join("cluster.conf"), conf)?;
         let ports: Vec<(u16, u16)> = (0..nodes)
             .map(|_| Ok((fetch::free_port()?, fetch::free_port()?)))
             .collect::<anyhow::Result<_>>()?;
-        let routes: Vec<String> =
-            ports.iter().map(|(_, route)| format!("nats-route://127.0.0.1:{route}")).collect();
+        let routes: Vec<String> = ports
+            .iter()
+            .map(|(_, port)| format!("\"nats-route://route:{SYSTEM}@127.0.0.1:{port}\""))
+            .collect();
+        let routes = format!("[{}]", routes.join(", "));
         let mut started = Vec::new();
         for (n, (port, route)) in ports.iter().enumerate() {
             let name = format!("node-{n}");
             let cluster = if nodes == 1 {
-                String::new()
+                "server_name: $JOBMESH_NATS_NAME"
             } else {
-                format!(
-                    "cluster {{ name: test, listen: \"127.0.0.1:{route}\", no_advertise: true, \
-                     ping_interval: \"2s\", ping_max: 2, routes: [{}] }}\n",
-                    routes.join(", ")
-                )
+                "include \"cluster.conf\""
             };
             let conf = dir.path().join(format!("{name}.conf"));
             fs::write(
                 &conf,
                 format!(
-                    "server_name: {name}\ninclude \"jobmesh.conf\"\n{cluster}\
+                    "include \"jobmesh.conf\"\n{cluster}\n\
                      accounts {{\n  APP {{ jetstream: enabled, users: [{{ user: app, password: app }}] }}\n  \
                      SYS {{ users: [{{ user: {SYSTEM}, password: {SYSTEM} }}] }}\n}}\n\
                      system_account: SYS\nno_auth_user: app\n"
                 ),
             )?;
-            let server = spawn(&conf, &dir.path().join(&name), *port)?;
-            started.push(Node { name, port: *port, conf, server });
+            let listen = format!("\"127.0.0.1:{route}\"");
+            let environment = [
+                ("JOBMESH_NATS_NAME", name.clone()),
+                ("JOBMESH_NATS_CLUSTER_LISTEN", listen),
+                ("JOBMESH_NATS_ROUTES", routes.clone()),
+                ("JOBMESH_NATS_ROUTE_PASSWORD", SYSTEM.to_owned()),
+                ("JOBMESH_NATS_LISTEN", format!("\"127.0.0.1:{port}\"")),
+                (
+                    "JOBMESH_NATS_STORE",
+                    format!("{:?}", dir.path().join(&name).display().to_string()),
+                ),
+                ("JOBMESH_NATS_SYNC", "1s".to_owned()),
+            ];
+            let server = spawn(&conf, &environment)?;
+            let environment = environment.to_vec();
+            started.push(Node { name, port: *port, conf, environment, server });
         }
-        let cluster = Self { dir, nodes: started };
+        let cluster = Self { _dir: dir, nodes: started };
         cluster.wait_until_ready().await?;
         Ok(cluster)
     }
@@ -140,6 +162,47 @@ impl Cluster {
         Ok(kicked)
     }
 
+    /// Lets a server lead all streams of the account, as far as it can; waits until it does.
+    ///
+    /// # Errors
+    /// If it does not in time.
+    pub async fn lead_with(&self, node: usize) -> anyhow::Result<()> {
+        let client = async_nats::connect(self.address(node)).await?;
+        let name = &self.nodes[node].name;
+        let preferred = serde_json::json!({ "placement": { "preferred": name } }).to_string();
+        let begun = Instant::now();
+        for stream in stream_names(&client).await? {
+            while leader_of(&client, &stream).await? != Some(name.clone()) {
+                anyhow::ensure!(begun.elapsed() < READY_WITHIN, "{name} does not lead {stream}");
+                let subject = format!("$JS.API.STREAM.LEADER.STEPDOWN.{stream}");
+                client.request(subject, preferred.clone().into()).await?;
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts a server into lame duck mode, ends it once it leads no stream, and starts it again.
+    ///
+    /// # Errors
+    /// If that takes too long.
+    pub async fn drain_and_restart(&mut self, node: usize) -> anyhow::Result<()> {
+        let client = async_nats::connect(self.address((node + 1) % self.nodes.len())).await?;
+        let streams = stream_names(&client).await?;
+        signal(self.id(node), "USR2")?;
+        let name = self.nodes[node].name.clone();
+        let begun = Instant::now();
+        for stream in streams {
+            while leader_of(&client, &stream).await?.is_none_or(|leader| leader == name) {
+                anyhow::ensure!(begun.elapsed() < READY_WITHIN, "{name} leads {stream}");
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        }
+        signal(self.id(node), "TERM")?;
+        self.nodes[node].server.wait()?;
+        self.restart(node)
+    }
+
     /// The process of a server.
     pub fn id(&self, node: usize) -> u32 {
         self.nodes[node].server.id()
@@ -162,7 +225,7 @@ impl Cluster {
     /// If it cannot be started.
     pub fn restart(&mut self, node: usize) -> anyhow::Result<()> {
         let node = &mut self.nodes[node];
-        node.server = spawn(&node.conf, &self.dir.path().join(&node.name), node.port)?;
+        node.server = spawn(&node.conf, &node.environment)?;
         Ok(())
     }
 
@@ -219,6 +282,31 @@ impl Cluster {
     }
 }
 
+async fn stream_names(client: &Client) -> anyhow::Result<Vec<String>> {
+    let begun = Instant::now();
+    // The cluster may have no leader yet.
+    let answer = loop {
+        match client.request("$JS.API.STREAM.NAMES", "".into()).await {
+            Ok(answer) => break answer,
+            Err(error) if begun.elapsed() > READY_WITHIN => return Err(error.into()),
+            Err(_) => {}
+        }
+    };
+    let answer: serde_json::Value = serde_json::from_slice(&answer.payload)?;
+    let names = answer["streams"].as_array().context("no streams")?;
+    Ok(names.iter().filter_map(|name| name.as_str().map(str::to_owned)).collect())
+}
+
+/// The name of the server that leads a stream.
+async fn leader_of(client: &Client, stream: &str) -> anyhow::Result<Option<String>> {
+    let Ok(answer) = client.request(format!("$JS.API.STREAM.INFO.{stream}"), "".into()).await
+    else {
+        return Ok(None);
+    };
+    let answer: serde_json::Value = serde_json::from_slice(&answer.payload)?;
+    Ok(answer["cluster"]["leader"].as_str().map(str::to_owned))
+}
+
 impl Drop for Cluster {
     fn drop(&mut self) {
         for node in &mut self.nodes {
@@ -228,13 +316,17 @@ impl Drop for Cluster {
     }
 }
 
-fn spawn(conf: &std::path::Path, store: &std::path::Path, port: u16) -> anyhow::Result<Child> {
+fn signal(id: u32, name: &str) -> anyhow::Result<()> {
+    let status = Command::new("kill").arg(format!("-{name}")).arg(id.to_string()).status()?;
+    anyhow::ensure!(status.success(), "process {id} could not be signalled");
+    Ok(())
+}
+
+fn spawn(conf: &Path, environment: &[(&str, String)]) -> anyhow::Result<Child> {
     let server = Command::new(fetch::nats_server()?)
         .arg("--config")
         .arg(conf)
-        .env("JOBMESH_NATS_LISTEN", format!("\"127.0.0.1:{port}\""))
-        .env("JOBMESH_NATS_STORE", format!("{:?}", store.display().to_string()))
-        .env("JOBMESH_NATS_SYNC", "1s")
+        .envs(environment.iter().map(|(name, value)| (name, value)))
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()?;

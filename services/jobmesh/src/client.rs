@@ -7,6 +7,7 @@ mod api;
 mod doctor;
 mod json;
 mod keys;
+mod probe;
 mod show;
 mod watch;
 
@@ -124,6 +125,11 @@ pub(crate) enum Command {
     Keys(keys::Keys),
     /// Checks a mesh, and says what to do.
     Doctor(doctor::Doctor),
+    /// Asks a service whether it is ready, and exits with 0 if it is: for health checks of containers.
+    Probe {
+        /// The URL of a probe, such as http://127.0.0.1:9464/readyz.
+        url: String,
+    },
     /// Writes the completions of a shell.
     Completions {
         /// The shell.
@@ -247,6 +253,7 @@ async fn act(command: Command) -> anyhow::Result<ExitCode> {
         }
         Command::Keys(keys) => keys::act(keys).await?,
         Command::Doctor(doctor) => return doctor.run().await,
+        Command::Probe { url } => return probe::probe(&url).await,
         Command::Completions { shell } => {
             let mut command = <crate::Cli as clap::CommandFactory>::command();
             let mut script = Vec::new();
