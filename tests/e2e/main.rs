@@ -13,6 +13,7 @@ mod browser;
 mod bulk;
 mod clickhouse_away;
 mod clients;
+mod cluster;
 mod command_line;
 mod connections;
 mod console;

@@ -1,6 +1,8 @@
 //! The fenced append to EVENTS, which is refused if another service leads. Writes of the bucket and dispatches
 //! have fences of their own.
 
+use std::time::Duration;
+
 use async_nats::{HeaderMap, jetstream::stream::RawMessageErrorKind};
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
@@ -8,11 +10,15 @@ use uuid::Uuid;
 
 use crate::{
     Broker, names,
-    publish::{self, Message, WRONG_LAST_SEQUENCE},
+    publish::{
+        self, ACK_TIMEOUT, Attempts, Message, REPEAT_FOR, REPEAT_PAUSE, WRONG_LAST_SEQUENCE,
+    },
     rejected::Rejected,
     wire,
 };
 
+/// How long the end of EVENTS may take to be read, before the append is repeated.
+const READ_WITHIN: Duration = Duration::from_secs(1);
 /// Messages of EVENTS that are read at the same time.
 const READS_MAX: usize = 64;
 
@@ -39,14 +45,16 @@ pub enum Error {
 impl Broker {
     /// Appends `batch` (JSON of a [`Batch`](job::event::Batch)) behind message `last` of EVENTS. If
     /// the answer leaves open whether it is stored, the stream is read: each message has the id of its
-    /// append. Messages in between that no state service appended are set aside, and the append
+    /// append. A batch that is not stored is appended again: of all attempts the stream takes one, because each expects the
+    /// same last message. Messages in between that no state service appended are set aside, and the append
     /// goes behind them.
     ///
     /// # Errors
-    /// If neither the answer nor the stream says what became of it.
+    /// If neither answers nor the stream say within 15 s what became of it.
     pub async fn append(&self, last: u64, through: u64, batch: Bytes) -> Result<Appended, Error> {
         let id = Uuid::now_v7().simple().to_string();
         let mut last = last;
+        let mut attempts = Attempts::new();
         loop {
             let mut headers = HeaderMap::new();
             headers.insert(async_nats::header::NATS_EXPECTED_LAST_SEQUENCE, last.to_string());
@@ -54,18 +62,30 @@ impl Broker {
             headers.insert(names::APPEND, id.as_str());
             let subject = names::EVENT_SUBJECT.into();
             let message = Message { subject, headers, payload: batch.clone() };
-            let error = match self.publish(message).await {
+            let error = match self.publish_within(message, attempts.next_patience()).await {
                 Ok(ack) => return Ok(Appended::At(ack.sequence)),
-                Err(error) if error.is(WRONG_LAST_SEQUENCE) || is_unknown(&error) => error,
+                Err(error) if error.is(WRONG_LAST_SEQUENCE) || error.may_pass() => error,
                 Err(error) => return Err(error.into()),
             };
-            match self.what_follows(last, &id).await? {
-                Follows::Own(sequence) => return Ok(Appended::At(sequence)),
-                Follows::Append => return Ok(Appended::Stale),
-                Follows::Foreign(sequence) if error.is(WRONG_LAST_SEQUENCE) => last = sequence,
-                // Not stored, and the broker may yet store it: only a new start is safe.
-                Follows::Foreign(_) | Follows::Nothing => return Err(error.into()),
+            if error.is_unknown() && attempts.elapsed() > ACK_TIMEOUT {
+                self.report_unstored(names::EVENT_SUBJECT).await;
             }
+            let found = match tokio::time::timeout(READ_WITHIN, self.what_follows(last, &id)).await
+            {
+                Ok(Ok(Follows::Own(sequence))) => return Ok(Appended::At(sequence)),
+                Ok(Ok(Follows::Append)) => return Ok(Appended::Stale),
+                Ok(Ok(Follows::Foreign(sequence))) => {
+                    last = sequence;
+                    continue;
+                }
+                Ok(found) => found.map(drop),
+                Err(_) => Err(Error::Read("no answer in time".to_owned())),
+            };
+            if attempts.elapsed() > REPEAT_FOR {
+                found?;
+                return Err(error.into());
+            }
+            tokio::time::sleep(REPEAT_PAUSE).await;
         }
     }
 
@@ -117,8 +137,4 @@ enum Follows {
     Foreign(u64),
     /// Nothing.
     Nothing,
-}
-
-fn is_unknown(error: &publish::Error) -> bool {
-    matches!(error, publish::Error::Unknown { .. })
 }

@@ -8,7 +8,7 @@ use tokio::sync::watch;
 use crate::access::{Access, AccessError, Login, Tls};
 
 /// How often the client looks whether the broker still answers; two misses close the connection.
-const PING_INTERVAL: Duration = Duration::from_secs(5);
+const PING_INTERVAL: Duration = Duration::from_secs(2);
 /// The default time that the client waits for an answer of the broker.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -135,6 +135,16 @@ impl Broker {
     /// Whether the connection stands.
     pub fn is_connected(&self) -> bool {
         self.client.connection_state() == State::Connected
+    }
+
+    /// Waits until the connection stands, but not longer than `patience`; returns whether it does.
+    pub async fn until_connected(&self, patience: Duration) -> bool {
+        let mut connects = self.connects();
+        connects.mark_unchanged();
+        if !self.is_connected() {
+            let _ = tokio::time::timeout(patience, connects.changed()).await;
+        }
+        self.is_connected()
     }
 
     /// Completes when the answer to a request that is sent after this call can no longer arrive:

@@ -23,7 +23,10 @@ use crate::{
     Broker,
     last_messages::{LastMessages, SUBJECTS_MAX},
     names,
-    publish::{self, BATCH_MESSAGES_MAX, Message, Writes},
+    publish::{
+        self, ACK_TIMEOUT, Attempts, BATCH_MESSAGES_MAX, Message, REPEAT_FOR, REPEAT_PAUSE,
+        WRONG_LAST_SEQUENCE, Writes,
+    },
     wire::ProjectionWatermark,
     work_queue,
 };
@@ -217,8 +220,45 @@ impl Broker {
         headers.insert(NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, fence.revision.to_string());
         messages.push(fence_message(headers, &through));
         messages.extend(writes.iter().map(key_message));
-        let ack = self.publish_batch(messages).await?;
-        Ok(Fence { revision: ack.sequence - below, through, last: Some(ack.sequence) })
+        self.write_batch(fence, through, messages, below).await
+    }
+
+    /// Writes in an atomic batch, and again while the broker does not say that it is stored or refused: of all attempts
+    /// one is taken, because each expects the same fence.
+    async fn write_batch(
+        &self,
+        fence: Fence,
+        through: ProjectionWatermark,
+        messages: Vec<Message>,
+        below: u64,
+    ) -> Result<Fence, publish::Error> {
+        let mut attempts = Attempts::new();
+        loop {
+            let attempt = self.publish_batch_within(messages.clone(), attempts.next_patience());
+            let error = match attempt.await {
+                Ok(ack) => {
+                    let (revision, last) = (ack.sequence - below, Some(ack.sequence));
+                    return Ok(Fence { revision, through, last });
+                }
+                Err(error) => error,
+            };
+            // An earlier attempt may have moved the fence.
+            if error.is(WRONG_LAST_SEQUENCE)
+                && let Ok(now) = self.read_fence().await
+                && now.through == through
+                && now.revision > fence.revision
+            {
+                return Ok(now);
+            }
+            if !error.may_pass() || attempts.elapsed() > REPEAT_FOR {
+                return Err(error);
+            }
+            if error.is_unknown() && attempts.elapsed() > ACK_TIMEOUT {
+                let subject = names::key(names::JOBS, names::THROUGH_KEY);
+                self.report_unstored(&subject).await;
+            }
+            tokio::time::sleep(REPEAT_PAUSE).await;
+        }
     }
 
     /// Writes keys one behind the other, then the fence, where all of them are stored.

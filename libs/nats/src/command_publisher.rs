@@ -3,7 +3,7 @@
 //! An acked message costs the broker the same whether it carries one item or five hundred, and
 //! one fsync. No timer is involved: at low load an item goes at once, alone.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_nats::HeaderMap;
 use job::time::Millis;
@@ -14,7 +14,7 @@ use uuid::Uuid;
 use crate::{
     Broker,
     names::{self, Verb},
-    publish::{self, Message},
+    publish::{self, ACK_TIMEOUT, Attempts, Message, REPEAT_PAUSE},
 };
 
 /// The most bytes of one message of commands: below the broker's `max_payload` of 8 MB, with
@@ -72,7 +72,7 @@ impl CommandPublisher {
         stop: CancellationToken,
     ) -> (Self, tokio::task::JoinHandle<()>) {
         let (items, queue) = mpsc::channel(QUEUE_ITEMS_MAX);
-        let committing = Loop { broker, verb, asker, stop };
+        let committing = Loop { broker, verb, asker, stop, unanswered_since: None };
         (Self { items }, tokio::spawn(committing.run(queue)))
     }
 
@@ -109,10 +109,12 @@ struct Loop {
     verb: Verb,
     asker: Option<ReplyTo>,
     stop: CancellationToken,
+    /// Since when the broker has not answered.
+    unanswered_since: Option<Instant>,
 }
 
 impl Loop {
-    async fn run(self, mut queue: mpsc::Receiver<Entry>) {
+    async fn run(mut self, mut queue: mpsc::Receiver<Entry>) {
         let mut carried = None;
         loop {
             let first = match carried.take() {
@@ -147,7 +149,7 @@ impl Loop {
     }
 
     /// Publishes one message, again under the same id while its fate is unknown.
-    async fn publish(&self, payload: bytes::Bytes) -> Result<u64, Error> {
+    async fn publish(&mut self, payload: bytes::Bytes) -> Result<u64, Error> {
         let mut headers = HeaderMap::new();
         headers.insert(async_nats::header::NATS_MESSAGE_ID, Uuid::now_v7().to_string());
         let until = self.asker.as_ref().map(|asker| {
@@ -156,34 +158,52 @@ impl Loop {
             headers.insert(names::DEADLINE, (now_ms() + patience).to_string());
             tokio::time::Instant::now() + asker.patience
         });
+        let mut attempts = Attempts::new();
         loop {
             let message = Message {
                 subject: self.verb.subject(),
                 headers: headers.clone(),
                 payload: payload.clone(),
             };
-            let attempt = self.broker.publish(message);
+            let attempt = self.broker.publish_within(message, attempts.next_patience());
             let answer = match until {
                 None => attempt.await,
                 Some(until) => match tokio::time::timeout_at(until, attempt).await {
                     Ok(answer) => answer,
-                    Err(_) => return Err(Error::TimedOut),
+                    Err(_) => {
+                        self.note_unanswered().await;
+                        return Err(Error::TimedOut);
+                    }
                 },
             };
             let error = match answer {
-                Ok(ack) => return Ok(ack.sequence),
+                Ok(ack) => {
+                    self.unanswered_since = None;
+                    return Ok(ack.sequence);
+                }
                 Err(error) => error,
             };
+            if matches!(error, publish::Error::Unanswered { .. }) {
+                self.note_unanswered().await;
+            }
             // Requesters that wait for a reply are notified of a refusal; a processor's report is
             // published until it succeeds.
-            if until.is_some() && !matches!(error, publish::Error::Unknown { .. }) {
+            if until.is_some() && !error.may_pass() {
                 return Err(Error::Refused(error.into()));
             }
             tracing::warn!(error = %error, verb = self.verb.name(), "not committed yet, trying again");
             tokio::select! {
                 () = self.stop.cancelled(), if until.is_none() => return Err(Error::Stopped),
-                () = tokio::time::sleep(Duration::from_millis(200)) => {}
+                () = tokio::time::sleep(REPEAT_PAUSE) => {}
             }
+        }
+    }
+
+    /// Reports a broker that has not answered for a while.
+    async fn note_unanswered(&mut self) {
+        let since = *self.unanswered_since.get_or_insert_with(Instant::now);
+        if since.elapsed() > ACK_TIMEOUT {
+            self.broker.report_unstored(&self.verb.subject()).await;
         }
     }
 }

@@ -4,7 +4,7 @@
 //! the answer is read here. An answer that does not come means "unknown", never "no": the
 //! message may be stored, or may yet be when the connection is back.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_nats::{HeaderMap, Subject, client::RequestErrorKind};
 use bytes::Bytes;
@@ -16,6 +16,12 @@ use crate::Broker;
 
 /// How long an answer to a publish is waited for.
 pub const ACK_TIMEOUT: Duration = Duration::from_secs(5);
+/// The same at the first attempt, if a repeat is harmless: a server that stopped leading answers never.
+const FIRST_ACK_TIMEOUT: Duration = Duration::from_millis(500);
+/// The pause between two attempts.
+pub(crate) const REPEAT_PAUSE: Duration = Duration::from_millis(100);
+/// For how long the leader repeats a write that the broker does not confirm.
+pub(crate) const REPEAT_FOR: Duration = Duration::from_secs(15);
 /// The most messages that the broker accepts in one atomic batch.
 pub const BATCH_MESSAGES_MAX: usize = 1_000;
 
@@ -25,6 +31,10 @@ pub const WRONG_LAST_SEQUENCE: u64 = 10_071;
 pub const LIMITS: u64 = 10_077;
 /// A message id came before.
 pub const DUPLICATE_ID: u64 = 10_201;
+
+/// JetStream is not available, the server does not lead, a message with the same id is being stored, or the first
+/// messages of a batch went to another leader.
+const MAY_PASS: [u64; 4] = [10_008, 10_009, 10_158, 10_176];
 
 /// How many messages to one stream are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,18 +85,61 @@ pub enum Error {
         /// The subject.
         subject: String,
     },
-    /// No answer came: the message may be stored or not.
+    /// The connection was lost before the answer: the message may be stored or not.
     #[error("no answer to a message to {subject}: it may be stored or not")]
     Unknown {
         /// The subject.
         subject: String,
     },
+    /// No answer came in time: the message may be stored or not.
+    #[error("no answer in time to a message to {subject}: it may be stored or not")]
+    Unanswered {
+        /// The subject.
+        subject: String,
+    },
+}
+
+/// The attempts to store a message whose repeat is harmless.
+pub(crate) struct Attempts {
+    began: Instant,
+    patience: Duration,
+}
+
+impl Attempts {
+    /// No attempt yet.
+    pub fn new() -> Self {
+        Self { began: Instant::now(), patience: FIRST_ACK_TIMEOUT / 2 }
+    }
+
+    /// How long the next attempt waits for its answer: twice as long as the one before.
+    pub fn next_patience(&mut self) -> Duration {
+        self.patience = (self.patience * 2).min(ACK_TIMEOUT);
+        self.patience
+    }
+
+    /// Since the first attempt.
+    pub fn elapsed(&self) -> Duration {
+        self.began.elapsed()
+    }
 }
 
 impl Error {
     /// Whether the broker refused the message with this code.
     pub fn is(&self, wanted: u64) -> bool {
         matches!(self, Self::Refused { code, .. } if *code == wanted)
+    }
+
+    /// Whether the message may be stored or not.
+    pub fn is_unknown(&self) -> bool {
+        matches!(self, Self::Unknown { .. } | Self::Unanswered { .. })
+    }
+
+    /// Whether the broker may store the message at the next attempt: there is no leader of the stream, or no answer.
+    pub(crate) fn may_pass(&self) -> bool {
+        match self {
+            Self::Refused { code, .. } => MAY_PASS.contains(code),
+            Self::NoStream { .. } | Self::Unknown { .. } | Self::Unanswered { .. } => true,
+        }
     }
 }
 
@@ -113,15 +166,28 @@ impl Broker {
     /// # Errors
     /// See [`Error`].
     pub async fn publish(&self, message: Message) -> Result<Ack, Error> {
+        let published = self.publish_within(message, ACK_TIMEOUT).await;
+        if let Err(Error::Unanswered { subject }) = &published {
+            self.report_unstored(subject).await;
+        }
+        published
+    }
+
+    /// The same, with a time within which the broker has to answer.
+    pub(crate) async fn publish_within(
+        &self,
+        message: Message,
+        patience: Duration,
+    ) -> Result<Ack, Error> {
         let subject = message.subject.clone();
         let request = async_nats::Request::new()
             .headers(message.headers)
             .payload(message.payload)
-            .timeout(Some(ACK_TIMEOUT));
+            .timeout(Some(patience));
         let unknown = || Error::Unknown { subject: subject.to_string() };
         let lost = self.answer_lost();
         // The wait for a free place in the client's own queue is inside this limit too.
-        let sent = timeout(ACK_TIMEOUT * 2, self.client.send_request(subject.clone(), request));
+        let sent = timeout(patience * 2, self.client.send_request(subject.clone(), request));
         let sent = tokio::select! {
             sent = sent => sent,
             () = lost => return Err(unknown()),
@@ -129,8 +195,7 @@ impl Broker {
         let answer = match sent {
             Err(_) => return Err(unknown()),
             Ok(Err(error)) if error.kind() == RequestErrorKind::TimedOut => {
-                self.report_unstored(&subject).await;
-                return Err(unknown());
+                return Err(Error::Unanswered { subject: subject.to_string() });
             }
             Ok(Err(error)) if error.kind() == RequestErrorKind::NoResponders => {
                 return Err(Error::NoStream { subject: subject.to_string() });
@@ -157,11 +222,20 @@ impl Broker {
     ///
     /// # Panics
     /// With no message, or with more than [`BATCH_MESSAGES_MAX`].
-    pub async fn publish_batch(&self, mut messages: Vec<Message>) -> Result<Ack, Error> {
+    pub async fn publish_batch(&self, messages: Vec<Message>) -> Result<Ack, Error> {
+        self.publish_batch_within(messages, ACK_TIMEOUT).await
+    }
+
+    /// The same, with a time within which the broker has to answer.
+    pub(crate) async fn publish_batch_within(
+        &self,
+        mut messages: Vec<Message>,
+        patience: Duration,
+    ) -> Result<Ack, Error> {
         assert!((1..=BATCH_MESSAGES_MAX).contains(&messages.len()), "{} messages", messages.len());
         let mut last = messages.pop().expect("there is at least one message");
         if messages.is_empty() {
-            return self.publish(last).await;
+            return self.publish_within(last, patience).await;
         }
         let batch = Uuid::now_v7().simple().to_string();
         let count = messages.len() + 1;
@@ -171,7 +245,7 @@ impl Broker {
         }
         number(&mut last.headers, &batch, count);
         last.headers.insert(async_nats::header::NATS_BATCH_COMMIT, "1");
-        self.publish(last).await
+        self.publish_within(last, patience).await
     }
 }
 

@@ -27,8 +27,8 @@ fn spare_of(cluster: Option<&ClusterInfo>) -> usize {
     let Some(cluster) = cluster else { return 0 };
     let followers = cluster.replicas.iter().filter(|peer| peer.current && !peer.offline).count();
     let current = followers + usize::from(cluster.leader.is_some());
-    let majority =
-        cluster.replicas.len().div_ceil(2) + usize::from(cluster.replicas.len() % 2 == 0);
+    let servers = cluster.replicas.len() + 1;
+    let majority = servers / 2 + 1;
     current.saturating_sub(majority)
 }
 

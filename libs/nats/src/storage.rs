@@ -13,7 +13,7 @@ use futures_util::StreamExt;
 use crate::{Broker, names};
 
 /// How long a report is valid. Publishers repeat it within this time while the problem lasts.
-const REPORT_HOLDS: Duration = Duration::from_secs(20);
+const REPORT_HOLDS: Duration = Duration::from_secs(8);
 /// The most subjects that are remembered.
 const SUBJECTS_MAX: usize = 100;
 

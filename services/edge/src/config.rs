@@ -73,7 +73,7 @@ pub struct Config {
     #[arg(long, env = "JOBMESH_MAX_WAITING_PER_KEY", default_value_t = 1_000)]
     pub max_waiting_per_key: usize,
     /// How long the broker may take to confirm a command before the answer is 503, in ms.
-    #[arg(long, env = "JOBMESH_CONFIRM_MS", default_value_t = 5_000)]
+    #[arg(long, env = "JOBMESH_CONFIRM_MS", default_value_t = 2_000)]
     pub confirm_ms: u64,
     /// How long a command may wait until state has processed it before the answer is 202, in ms.
     #[arg(long, env = "JOBMESH_REPLY_MS", default_value_t = 2_000)]

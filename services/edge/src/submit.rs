@@ -22,6 +22,9 @@ use uuid::Uuid;
 
 use crate::{Config, error::Error};
 
+/// How long a request waits for a connection that was lost.
+const RECONNECTS_WITHIN: Duration = Duration::from_secs(1);
+
 /// The verbs of clients.
 const CLIENT_VERBS: [Verb; 8] = [
     Verb::Enqueue,
@@ -95,8 +98,8 @@ impl Submitter {
     /// # Errors
     /// If the broker did not confirm it, or state refused it.
     pub async fn submit<T: Serialize>(&self, verb: Verb, command: T) -> Result<Submitted, Error> {
-        // A message published without a connection could arrive much later: refuse it now.
-        if !self.broker.is_connected() {
+        // A message published without a connection could arrive much later. Another server takes one within a moment.
+        if !self.broker.until_connected(RECONNECTS_WITHIN).await {
             return Err(Error::unconfirmed());
         }
         let id = Uuid::now_v7();
