@@ -49,6 +49,7 @@ mod replicas;
 mod results;
 mod schedules;
 mod services;
+mod small_bucket;
 mod stopping;
 mod tls;
 mod traces;

@@ -147,10 +147,16 @@ impl Broker {
     /// The share of its size that a stream has used, from 0 to 1; `None` where it could not be
     /// read, or has no size.
     pub async fn fill(&self, stream: &str) -> Option<f64> {
+        let (used, max) = self.room(stream).await?;
+        Some(used as f64 / max as f64)
+    }
+
+    /// The bytes that a stream has used, and its size; `None` if it could not be read, or has no size.
+    pub async fn room(&self, stream: &str) -> Option<(u64, u64)> {
         let stream = self.js.get_stream(stream).await.ok()?;
         let info = stream.cached_info();
-        let max = info.config.max_bytes;
-        (max > 0).then(|| info.state.bytes as f64 / max as f64)
+        let max = u64::try_from(info.config.max_bytes).ok().filter(|max| *max > 0)?;
+        Some((info.state.bytes, max))
     }
 
     /// The last sequence of a stream.

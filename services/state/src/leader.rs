@@ -6,6 +6,7 @@ mod core;
 mod dispatcher;
 mod event_appender;
 mod lookups;
+mod pressure;
 mod projection;
 mod reconciler;
 mod snapshotter;
@@ -167,6 +168,9 @@ impl<'a> Leader<'a> {
             None if in_doubt => self.dispatcher.doubt(),
             None => {}
         }
+        if self.projection.must_read_room() {
+            tasks.read_room();
+        }
         self.projection.due(core)?.into_iter().for_each(|write| tasks.write(write));
         let capacity = queries.workers.capacity(Instant::now());
         self.dispatcher.due(core, capacity).into_iter().for_each(|runs| tasks.dispatch(runs));
@@ -191,6 +195,7 @@ impl<'a> Leader<'a> {
     fn done(&mut self, done: Done) -> Result<(), StepDown> {
         match done {
             Done::Written(written) => self.projection.done(&mut self.core, written)?,
+            Done::Room(room) => self.projection.read_room(room),
             Done::Dispatched(sent, result) => self.dispatcher.done(&sent, result)?,
             Done::BulkRead(read) => self.commands.done(read),
             Done::Read(result) => {

@@ -4,7 +4,7 @@
 
 use std::time::{Duration, Instant};
 
-use job::{DirtyKey, Position, State, time::Millis};
+use job::{DirtyKey, Position, State, Status, time::Millis};
 use nats::{
     bucket::{Fence, WRITE_KEYS_MAX, Write},
     names,
@@ -14,6 +14,7 @@ use nats::{
 
 use super::{
     core::{Core, instant_of},
+    pressure::{Pressure, Room},
     step_down::StepDown,
 };
 
@@ -29,6 +30,10 @@ const LIVE_AFTER_MS: Millis = 2_000;
 const LIVE_KEYS_MAX: usize = 100;
 /// Live jobs of a write that has much else to write.
 const LIVE_KEYS_MIN: usize = 10;
+/// How often the room of the bucket is read.
+const READ_ROOM_EVERY: Duration = Duration::from_secs(1);
+/// What a key takes in the bucket in addition to its value, in bytes.
+const KEY_BYTES: usize = 150;
 /// How long a full bucket is left alone: what ended long ago leaves it meanwhile.
 const FULL_PAUSE: Duration = Duration::from_secs(1);
 
@@ -54,12 +59,17 @@ pub(super) struct Projection {
     wrote_at: Instant,
     /// When a bucket that was full is written again.
     resume_at: Instant,
+    pressure: Pressure,
+    /// When the room of the bucket is read next; `None` while it is being read.
+    read_room_at: Option<Instant>,
 }
 
 impl Projection {
     pub fn new(fence: Fence) -> Self {
         let now = Instant::now();
-        Self { fence, is_writing: false, wrote_at: now, resume_at: now }
+        let pressure = Pressure::new(now);
+        let read_room_at = Some(now);
+        Self { fence, is_writing: false, wrote_at: now, resume_at: now, pressure, read_room_at }
     }
 
     /// The write to make now, if there are dirty keys and no write is in progress.
@@ -87,6 +97,20 @@ impl Projection {
         self.next_write(&mut core.state, Millis::MAX, WRITE_KEYS_MAX)
     }
 
+    /// True if the room of the bucket is to be read.
+    pub fn must_read_room(&mut self) -> bool {
+        self.read_room_at.take_if(|at| *at <= Instant::now()).is_some()
+    }
+
+    /// Receives the room of the bucket, if it could be read.
+    pub fn read_room(&mut self, room: Option<Room>) {
+        let now = Instant::now();
+        if let Some(room) = room {
+            self.pressure.read(now, room);
+        }
+        self.read_room_at = Some(now + READ_ROOM_EVERY);
+    }
+
     /// True while a write is in progress.
     pub fn is_writing(&self) -> bool {
         self.is_writing
@@ -109,8 +133,11 @@ impl Projection {
             let waiting = state.waiting(live_before, live.min(1)).pop();
             live = live.saturating_sub(1);
             let Some(key) = waiting.or_else(|| state.behind(1).pop()) else { break };
-            if let Some((version, write)) = write_of(state, key)? {
+            if let Some((version, write)) = write_of(state, &self.pressure, key)? {
                 bytes += write.value.len();
+                if write.ttl.is_some() {
+                    self.pressure.written(write.value.len() + KEY_BYTES);
+                }
                 keys.push((key, version));
                 writes.push(write);
             }
@@ -165,7 +192,11 @@ fn unknown(error: publish::Error) -> StepDown {
 }
 
 /// The current version of a key, and its write; `None` if memory has evicted it.
-fn write_of(state: &State, key: DirtyKey) -> anyhow::Result<Option<(Position, Write)>> {
+fn write_of(
+    state: &State,
+    pressure: &Pressure,
+    key: DirtyKey,
+) -> anyhow::Result<Option<(Position, Write)>> {
     match key {
         DirtyKey::Job(id) => {
             if let Some((version, json)) = state.spilled_json(id) {
@@ -175,6 +206,7 @@ fn write_of(state: &State, key: DirtyKey) -> anyhow::Result<Option<(Position, Wr
             let Some(job) = state.job(id) else { return Ok(None) };
             let retention_ms = u64::try_from(state.retention_of(&job));
             let retention = Duration::from_millis(retention_ms.unwrap_or(0));
+            let retention = pressure.retention(retention, job.status == Status::Failed);
             let write = Write {
                 key: id.to_string(),
                 value: serde_json::to_vec(&job)?.into(),
@@ -187,6 +219,7 @@ fn write_of(state: &State, key: DirtyKey) -> anyhow::Result<Option<(Position, Wr
             // A project may keep its jobs longer; a repeat must find its answer for as long.
             let retention_ms = state.longest_retention_ms();
             let retention = Duration::from_millis(u64::try_from(retention_ms).unwrap_or(0));
+            let retention = pressure.record_retention(retention);
             let write = Write {
                 key: names::answer_key(key),
                 value: serde_json::to_vec(answer)?.into(),

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use job::{Lookups, Missing};
 use nats::{
-    Broker,
+    Broker, names,
     publish::{self, Writes},
     snapshot::SnapshotWatermark,
     work_queue,
@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     dispatcher::{Dispatch, Sent},
     lookups,
+    pressure::Room,
     projection::{BucketWrite, Written},
     reconciler::{Reading, ReadingRequest},
     snapshotter::PlannedSnapshot,
@@ -28,6 +29,8 @@ const BULK_READ_PAUSE: Duration = Duration::from_millis(500);
 pub(super) enum Done {
     /// A write of the bucket.
     Written(Written),
+    /// The room of the bucket; `None` if it could not be read.
+    Room(Option<Room>),
     /// A dispatch.
     Dispatched(Sent, Result<publish::Ack, publish::Error>),
     /// What a slice of a bulk operation needs.
@@ -66,6 +69,14 @@ impl Tasks {
             let BucketWrite { fence, watermark, writes, keys } = write;
             let result = broker.write_bucket(fence, watermark, writes, how).await;
             Done::Written(Written { keys, result })
+        });
+    }
+
+    pub fn read_room(&mut self) {
+        let broker = self.broker.clone();
+        self.running.spawn(async move {
+            let room = broker.room(names::JOBS_STREAM).await;
+            Done::Room(room.map(|(used, max)| Room { used, max }))
         });
     }
 

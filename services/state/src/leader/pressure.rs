@@ -1,0 +1,148 @@
+//! How long ended jobs stay in the bucket while it has little room.
+//!
+//! Their retention would fill it at a high rate of jobs, and a full bucket refuses all work. Instead, ended jobs leave it earlier:
+//! what is free, divided by the rate at which they arrive, is the time that they can stay. ClickHouse shows them afterwards.
+
+use std::time::{Duration, Instant};
+
+/// Up to this share of its size the bucket keeps each job for its whole retention.
+const RELAXED: f64 = 0.35;
+/// The share that ended jobs may fill. The edge refuses work at 0.9.
+const TARGET: f64 = 0.7;
+/// The shortest time that an ended job stays.
+const STAYS_MIN: Duration = Duration::from_secs(5);
+/// How much longer failed jobs stay: they can be retried as long as they are there.
+const FAILED_FACTOR: u32 = 4;
+/// The shortest time that the record of an idempotency key stays.
+const RECORD_STAYS_MIN: Duration = Duration::from_secs(600);
+/// The time over which the rate is averaged.
+const RATE_OVER: Duration = Duration::from_secs(60);
+
+/// The bytes of a stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Room {
+    pub used: u64,
+    pub max: u64,
+}
+
+/// The room of the bucket, and the rate at which ended jobs fill it.
+pub(super) struct Pressure {
+    /// Bytes of ended jobs since the last reading.
+    bytes: u64,
+    read_at: Instant,
+    /// Bytes a second.
+    rate: f64,
+    /// How long ended jobs stay, if shorter than their retention.
+    stays: Option<Duration>,
+}
+
+impl Pressure {
+    pub fn new(now: Instant) -> Self {
+        Self { bytes: 0, read_at: now, rate: 0.0, stays: None }
+    }
+
+    /// An ended job is written.
+    pub fn written(&mut self, bytes: usize) {
+        self.bytes += bytes as u64;
+    }
+
+    /// The room of the bucket, as it was read now.
+    pub fn read(&mut self, now: Instant, room: Room) {
+        let passed = now.duration_since(self.read_at).as_secs_f64().max(0.001);
+        let current = self.bytes as f64 / passed;
+        let kept = (-passed / RATE_OVER.as_secs_f64()).exp();
+        self.rate = self.rate * kept + current * (1.0 - kept);
+        (self.bytes, self.read_at) = (0, now);
+        let (used, max) = (room.used as f64, room.max as f64);
+        let rate = self.rate.max(current);
+        let before = self.stays;
+        self.stays = (room.max > 0 && rate > 0.0 && used > RELAXED * max).then(|| {
+            let seconds = ((TARGET * max - used) / rate).max(0.0);
+            Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX).max(STAYS_MIN)
+        });
+        match (before, self.stays) {
+            (None, Some(stays)) => tracing::warn!(
+                fill = used / max,
+                stays_s = stays.as_secs(),
+                "the bucket of jobs is filling: ended jobs may leave it before their retention; make it larger \
+                 (JOBMESH_JOBS_MB) or shorten the retention"
+            ),
+            (Some(_), None) => tracing::info!("the bucket of jobs has room again"),
+            _ => {}
+        }
+    }
+
+    /// How long an ended job is kept.
+    pub fn retention(&self, retention: Duration, is_failed: bool) -> Duration {
+        let factor = if is_failed { FAILED_FACTOR } else { 1 };
+        self.stays.map_or(retention, |stays| retention.min(stays.saturating_mul(factor)))
+    }
+
+    /// How long the record of an idempotency key is kept.
+    pub fn record_retention(&self, retention: Duration) -> Duration {
+        self.stays.map_or(retention, |stays| retention.min(stays.max(RECORD_STAYS_MIN)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const WEEK: Duration = Duration::from_secs(7 * 24 * 3_600);
+    const MAX: u64 = 8 << 30;
+
+    /// What a bucket holds that is written at a steady rate for `hours`, with the largest fill.
+    fn fill(bytes_per_s: u64, retention: Duration, hours: u64) -> f64 {
+        const STEP: Duration = Duration::from_secs(20);
+        let begun = Instant::now();
+        let mut pressure = Pressure::new(begun);
+        let mut expiries: std::collections::BTreeMap<Duration, u64> = Default::default();
+        let (mut used, mut most) = (0_u64, 0.0_f64);
+        for n in 1..=hours * 3_600 / STEP.as_secs() {
+            let at = STEP * u32::try_from(n).expect("it fits");
+            let later = expiries.split_off(&(at + Duration::from_nanos(1)));
+            used -= expiries.values().sum::<u64>();
+            expiries = later;
+            let bytes = bytes_per_s * STEP.as_secs();
+            *expiries.entry(at + pressure.retention(retention, false)).or_default() += bytes;
+            used += bytes;
+            pressure.written(usize::try_from(bytes).expect("it fits"));
+            pressure.read(begun + at, Room { used, max: MAX });
+            most = most.max(used as f64 / MAX as f64);
+        }
+        most
+    }
+
+    #[test]
+    fn thirty_days_at_a_hundred_jobs_a_second_never_fill_the_bucket() {
+        // 1 KB a job: without pressure 60 GB in a week.
+        let most = fill(100 * 1_000, WEEK, 30 * 24);
+        assert!((RELAXED..0.75).contains(&most), "{most}");
+        // And 2,000 jobs a second.
+        let most = fill(2_000 * 1_000, WEEK, 7 * 24);
+        assert!((RELAXED..0.75).contains(&most), "{most}");
+    }
+
+    #[test]
+    fn a_low_rate_keeps_its_retention() {
+        let most = fill(3 * 1_000, WEEK, 14 * 24);
+        assert!((0.2..RELAXED).contains(&most), "{most}");
+        let now = Instant::now();
+        let mut pressure = Pressure::new(now);
+        pressure.written(1_000_000_000);
+        pressure.read(now + Duration::from_secs(1), Room { used: MAX / 4, max: MAX });
+        assert_eq!(pressure.retention(WEEK, false), WEEK, "a burst into an empty bucket");
+    }
+
+    #[test]
+    fn failed_jobs_and_records_of_keys_stay_longer() {
+        let now = Instant::now();
+        let mut pressure = Pressure::new(now);
+        pressure.written(1 << 30);
+        pressure.read(now + Duration::from_secs(1), Room { used: MAX, max: MAX });
+        assert_eq!(pressure.retention(WEEK, false), STAYS_MIN);
+        assert_eq!(pressure.retention(WEEK, true), 4 * STAYS_MIN);
+        assert_eq!(pressure.retention(Duration::from_secs(3), true), Duration::from_secs(3));
+        assert_eq!(pressure.record_retention(WEEK), RECORD_STAYS_MIN);
+    }
+}
