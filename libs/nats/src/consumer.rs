@@ -16,8 +16,9 @@ use std::{
 use async_nats::{
     Client, Subject,
     jetstream::{
-        self, AckKind,
+        self, AckKind, ErrorCode,
         consumer::{AckPolicy, PullConsumer, pull},
+        stream::{ConsumerError, ConsumerErrorKind},
     },
 };
 use futures_util::StreamExt;
@@ -34,6 +35,8 @@ pub const EXTEND_EVERY: Duration = Duration::from_secs(3);
 const PULL_EXPIRES: Duration = Duration::from_secs(2);
 /// How long the broker may take to say what is there.
 const ANSWER_WITHIN: Duration = Duration::from_secs(2);
+/// Requests for work of a kind and class that wait at the same time: one of each processor.
+const WAITING_MAX: i64 = 8_192;
 /// Delivered and unacked runs over all processors: no limit of ours.
 const ACK_PENDING_MAX: i64 = 100_000;
 
@@ -297,10 +300,24 @@ async fn ensure_consumer(
         max_ack_pending: ACK_PENDING_MAX,
         // State counts attempts: a message given up by the broker would stay in the stream.
         max_deliver: -1,
+        max_waiting: WAITING_MAX,
         ..Default::default()
     };
-    let ensured = js.create_consumer_on_stream(config, names::work_stream(class)).await;
+    let stream = names::work_stream(class);
+    let ensured = match js.create_consumer_on_stream(config.clone(), stream).await {
+        // An earlier version made it with NATS's own bound, which cannot be changed.
+        Err(error) if is_fixed(&error) => {
+            let config = pull::Config { max_waiting: 0, ..config };
+            js.create_consumer_on_stream(config, stream).await
+        }
+        ensured => ensured,
+    };
     ensured.map_err(|error| Error { class: class.name(), why: error.to_string() })
+}
+
+/// Whether a setting of a consumer that exists cannot be changed.
+fn is_fixed(error: &ConsumerError) -> bool {
+    matches!(error.kind(), ConsumerErrorKind::JetStream(why) if why.error_code() == ErrorCode::CONSUMER_CREATE)
 }
 
 /// Whether work of a kind may be of a class: the mesh's own is of the lowest.

@@ -115,20 +115,25 @@ fn priority(value: Option<&serde_json::Number>, default: u16) -> Result<u16, Err
 
 /// The attempts that each job may use.
 fn max_attempts(value: Option<&serde_json::Number>) -> Result<Option<u32>, Error> {
-    let Some(value) = value else { return Ok(None) };
-    let number = integer(value).and_then(|n| u32::try_from(n).ok());
-    let number = number.filter(|n| (1..=ATTEMPTS_MAX).contains(n));
-    let text = format!("maxAttempts must be an integer from 1 to {ATTEMPTS_MAX}");
-    number.map(Some).ok_or_else(|| Error::invalid(text))
+    within("maxAttempts", value, ATTEMPTS_MAX)
 }
 
 /// How long a job may wait before it expires, in seconds.
 fn expires_in(value: Option<&serde_json::Number>) -> Result<Option<u32>, Error> {
+    within("expiresIn", value, EXPIRES_IN_S_MAX)
+}
+
+/// A number from 1 on.
+fn within(
+    field: &str,
+    value: Option<&serde_json::Number>,
+    most: u32,
+) -> Result<Option<u32>, Error> {
     let Some(value) = value else { return Ok(None) };
-    let seconds = integer(value).and_then(|n| u32::try_from(n).ok());
-    let seconds = seconds.filter(|n| (1..=EXPIRES_IN_S_MAX).contains(n));
-    let text = format!("expiresIn must be an integer from 1 to {EXPIRES_IN_S_MAX}, in seconds");
-    seconds.map(Some).ok_or_else(|| Error::invalid(text))
+    let number = integer(value).and_then(|n| u32::try_from(n).ok());
+    let number = number.filter(|n| (1..=most).contains(n));
+    let text = format!("{field} must be an integer from 1 to {most}");
+    number.map(Some).ok_or_else(|| Error::invalid(text))
 }
 
 /// `1 job`, `2 jobs`.

@@ -3,6 +3,7 @@
 
 mod readers;
 mod sizes;
+mod waiting;
 
 use std::time::{Duration, Instant};
 
