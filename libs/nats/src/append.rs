@@ -55,6 +55,7 @@ impl Broker {
         let id = Uuid::now_v7().simple().to_string();
         let mut last = last;
         let mut attempts = Attempts::new();
+        let mut may_be_stored = false;
         loop {
             let mut headers = HeaderMap::new();
             headers.insert(async_nats::header::NATS_EXPECTED_LAST_SEQUENCE, last.to_string());
@@ -70,16 +71,20 @@ impl Broker {
             if error.is_unknown() && attempts.elapsed() > ACK_TIMEOUT {
                 self.report_unstored(names::EVENT_SUBJECT).await;
             }
-            let found = match tokio::time::timeout(READ_WITHIN, self.what_follows(last, &id)).await
-            {
-                Ok(Ok(Follows::Own(sequence))) => return Ok(Appended::At(sequence)),
-                Ok(Ok(Follows::Append)) => return Ok(Appended::Stale),
-                Ok(Ok(Follows::Foreign(sequence))) => {
+            may_be_stored |= !matches!(error, publish::Error::NoStream { .. });
+            let found = match may_be_stored {
+                true => self.what_follows(last, &id).await,
+                false => Ok(Follows::Nothing),
+            };
+            let found = match found {
+                Ok(Follows::Own(sequence)) => return Ok(Appended::At(sequence)),
+                Ok(Follows::Append) => return Ok(Appended::Stale),
+                Ok(Follows::Foreign(sequence)) => {
                     last = sequence;
                     continue;
                 }
-                Ok(found) => found.map(drop),
-                Err(_) => Err(Error::Read("no answer in time".to_owned())),
+                Ok(Follows::Nothing) => Ok(()),
+                Err(unread) => Err(unread),
             };
             if attempts.elapsed() > REPEAT_FOR {
                 found?;
@@ -94,7 +99,10 @@ impl Broker {
         let read = |error: String| Error::Read(error);
         let stream = self.js.get_stream_no_info(names::EVENTS).await;
         let stream = stream.map_err(|error| read(error.to_string()))?;
-        let end = self.last_sequence(names::EVENTS).await.map_err(|e| read(e.to_string()))?;
+        // A stream without a leader does not answer.
+        let end = tokio::time::timeout(READ_WITHIN, self.last_sequence(names::EVENTS)).await;
+        let end = end.map_err(|_| read("no answer in time".to_owned()))?;
+        let end = end.map_err(|error| read(error.to_string()))?;
         let read_one = |sequence| {
             let (broker, stream) = (self.clone(), stream.clone());
             async move { (sequence, broker.reread(|| stream.get_raw_message(sequence)).await) }

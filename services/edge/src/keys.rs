@@ -40,7 +40,8 @@ const RELOAD_EVERY: Duration = Duration::from_secs(30);
 /// How often the last use of a key is recorded at most, in ms.
 const RECORD_USE_EVERY_MS: Millis = 60_000;
 /// Paths without a key: probes, the documentation of the API, and the console, which has no data of its own.
-const OPEN_PATHS: [&str; 5] = ["/healthz", "/readyz", "/openapi.json", "/docs", "/assets"];
+const OPEN_PATHS: [&str; 6] =
+    ["/livez", "/healthz", "/readyz", "/openapi.json", "/docs", "/assets"];
 /// The authentication scheme.
 const BEARER: &str = "bearer ";
 
