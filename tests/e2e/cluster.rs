@@ -30,6 +30,8 @@ const RETRY_AFTER: Duration = Duration::from_millis(500);
 const LEADER_ANSWERS_WITHIN: Duration = Duration::from_millis(300);
 /// How much later than NATS itself requests may succeed again.
 const LATER_THAN_NATS: Duration = Duration::from_secs(1);
+/// How long a connection without answers is kept.
+const HALF_OPEN: Duration = Duration::from_secs(6);
 /// How long requests may wait for another service: until the edge answers that a job is durable.
 const TAKEOVER: Duration = Duration::from_secs(3);
 /// Requests that are accepted after a fault before the next one.
@@ -138,21 +140,28 @@ struct Fault {
     name: &'static str,
     /// How long requests may fail in addition to NATS itself.
     added: Duration,
+    /// How long services may take to notice the fault.
+    noticed: Duration,
     /// Whether each request succeeds, at the latest at its one retry.
     is_planned: bool,
 }
 
 impl Fault {
     fn of_nats(name: &'static str) -> Self {
-        Self { name, added: LATER_THAN_NATS, is_planned: false }
+        Self { name, added: LATER_THAN_NATS, noticed: Duration::ZERO, is_planned: false }
+    }
+
+    /// A server that does not close its connections.
+    fn half_open(name: &'static str) -> Self {
+        Self { noticed: HALF_OPEN, ..Self::of_nats(name) }
     }
 
     fn planned(name: &'static str) -> Self {
-        Self { name, added: TAKEOVER, is_planned: true }
+        Self { added: TAKEOVER, is_planned: true, ..Self::of_nats(name) }
     }
 
     fn of_service(name: &'static str) -> Self {
-        Self { name, added: TAKEOVER, is_planned: false }
+        Self { added: TAKEOVER, ..Self::of_nats(name) }
     }
 }
 
@@ -178,7 +187,7 @@ impl Trial {
             nats.as_secs_f64()
         );
         println!("{row}");
-        if gap > nats + fault.added || (fault.is_planned && failed > 0) {
+        if gap > nats.max(fault.noticed) + fault.added || (fault.is_planned && failed > 0) {
             self.broken.push(row);
         }
         Ok(())
@@ -213,7 +222,7 @@ impl Trial {
             services.cluster.restart(0)
         })
         .await?;
-        let frozen = Fault::of_nats("SIGSTOP of that server for 8 s");
+        let frozen = Fault::half_open("SIGSTOP of that server for 8 s");
         self.fault(frozen, async |services| {
             services.cluster.lead_with(1).await?;
             let id = services.cluster.id(1);
