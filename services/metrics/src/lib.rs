@@ -39,7 +39,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     let clickhouse = config.clickhouse()?;
     let name = service::instance(Identity::Metrics);
     let health = Health::default();
-    let answers = health.part("clickhouse", Some(2 * PING_EVERY));
+    let answers = health.part("clickhouse", Some(3 * PING_EVERY));
     let describe = measurements::describe;
     config.measurements.serve(&health, Identity::Metrics, describe, stop.clone()).await?;
     let broker = config.nats.connect(Identity::Metrics, &name, &stop).await?;
