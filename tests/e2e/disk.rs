@@ -93,7 +93,7 @@ async fn after_a_full_disk_dev_goes_on_by_itself() -> anyhow::Result<()> {
         .env("JOBMESH_URL", mesh.url(""))
         .output()?;
     let found = String::from_utf8_lossy(&doctor.stdout);
-    assert!(!doctor.status.success() && found.contains("Free space"), "{found}");
+    assert!(!doctor.status.success() && found.contains("free space"), "{found}");
     drop(file);
     fs::remove_file(&filler)?;
     until("accepted again", async || {

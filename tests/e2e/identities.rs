@@ -372,8 +372,8 @@ fn the_configurations_with_identities_are_valid() -> anyhow::Result<()> {
 #[test]
 fn the_passwords_for_containers_are_those_of_nats() -> anyhow::Result<()> {
     let dir = tempfile::TempDir::new()?;
-    let script = dir.path().join("compose-secrets.sh");
-    std::fs::copy(format!("{DEPLOY}/../compose-secrets.sh"), &script)?;
+    let script = dir.path().join("make-secrets.sh");
+    std::fs::copy(format!("{DEPLOY}/../make-secrets.sh"), &script)?;
     assert!(Command::new(&script).status()?.success());
     let read = |name: &str| std::fs::read_to_string(dir.path().join("secrets").join(name));
     let variables = read("nats.env")?;
@@ -383,7 +383,8 @@ fn the_passwords_for_containers_are_those_of_nats() -> anyhow::Result<()> {
         let line = format!("JOBMESH_NATS_{}_PASSWORD='\"{password}\"'", name.to_uppercase());
         assert!(password.len() == 48 && variables.lines().any(|it| it == line), "{name}");
     }
-    assert!(variables.contains("JOBMESH_NATS_PASSWORD='\""), "the login of people");
+    let password = read("nats_jobmesh")?;
+    assert!(variables.contains(&format!("JOBMESH_NATS_PASSWORD='\"{password}\"'")), "of people");
     assert!(!Command::new(&script).status()?.success(), "it must not replace passwords");
     Ok(())
 }

@@ -70,6 +70,8 @@ impl State {
                     job.status = Status::Processing;
                     job.attempts += 1;
                     job.run_at = None;
+                    // It has started in time, whatever becomes of the run.
+                    job.expires_at = None;
                     let history = job.history_mut();
                     history.take_backs = 0;
                     history.started_at = Some(*began);

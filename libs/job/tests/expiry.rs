@@ -61,6 +61,10 @@ impl World {
     }
 
     fn fail(&mut self, id: u128) {
+        self.end(id, End::Retry { error: "busy".into(), after_ms: None });
+    }
+
+    fn end(&mut self, id: u128, end: End) {
         let job = self.state.job(JobId::from_u128(id)).expect("it is there");
         self.process(&Command::Outcome(Outcome {
             job: job.id,
@@ -70,7 +74,7 @@ impl World {
             started_at: Some(self.now),
             finished_at: self.now,
             usage: Usage::default(),
-            end: End::Retry { error: "busy".into(), after_ms: None },
+            end,
         }));
     }
 
@@ -123,16 +127,36 @@ fn only_queued_jobs_expire_and_each_at_its_time() {
     let error = job.history().error.as_deref().expect("why");
     assert_eq!(error, "expired: run 1 had not started by 1970-01-01T00:00:11.000Z");
     let statuses = [1, 2, 3, 4, 5].map(|id| world.status(id));
-    // The last one waited for its second attempt.
+    // The last one has started, and waits for its second attempt.
     let [queued, canceled] = [Status::Queued, Status::Canceled];
-    assert_eq!(statuses, [canceled, queued, queued, Status::Processing, canceled]);
-    // A job that fails after its time and would be retried ends.
+    assert_eq!(statuses, [canceled, queued, queued, Status::Processing, queued]);
+    // A run that started in time may fail, or lose its processor, after that time.
     world.fail(4);
-    world.advance_to(11 * SECOND + 1);
-    assert_eq!(world.status(4), Status::Canceled);
     world.advance_to(41 * SECOND);
-    assert_eq!((world.status(2), world.status(3)), (Status::Canceled, Status::Queued));
+    let statuses = [2, 3, 4, 5].map(|id| world.status(id));
+    assert_eq!(statuses, [canceled, queued, queued, queued]);
     assert_eq!(world.state.next_expiry(), None);
+}
+
+#[test]
+fn a_job_whose_processor_is_lost_or_hands_it_back_goes_on_if_it_had_started() {
+    let mut world = World::new();
+    for id in 1..=3 {
+        world.enqueue(id, None, Some(10));
+    }
+    world.start(1);
+    world.start(2);
+    world.commit(|transaction, _| {
+        // The third was handed out, and never started.
+        for id in [1, 3] {
+            assert!(transaction.requeue_lost(JobId::from_u128(id), 1));
+        }
+    });
+    world.end(2, End::Released);
+    world.restart();
+    world.advance_to(11 * SECOND);
+    let statuses = [1, 2, 3].map(|id| world.status(id));
+    assert_eq!(statuses, [Status::Queued, Status::Queued, Status::Canceled]);
 }
 
 #[test]

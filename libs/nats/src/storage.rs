@@ -60,8 +60,8 @@ impl Broker {
         if self.is_connected() {
             tracing::error!(
                 subject,
-                "the broker answers, but does not store: its disk may be full or failing; free \
-                 space, then restart nats-server"
+                "the broker does not confirm messages, though the connection stands: it may have no quorum or not \
+                 run, or its disk may be full or failing; after a full disk, free space and restart nats-server"
             );
             // Lost with the connection, which then is the greater trouble.
             let _ = self.client.publish(names::UNSTORED, subject.to_owned().into()).await;

@@ -187,7 +187,7 @@ impl Sizes {
         }
     }
 
-    /// On how many servers a stream is to be kept.
+    /// The number of servers that keep each stream.
     pub fn replicas_in(&self, is_in_cluster: bool) -> usize {
         self.replicas.unwrap_or(if is_in_cluster { CLUSTER_REPLICAS } else { 1 })
     }

@@ -13,7 +13,7 @@ pub mod telemetry;
 pub use broker::{Identity, Nats, NatsLogin, NatsUrl};
 pub use clock::now_ms;
 pub use health::{Health, Part, Readiness};
-pub use retry::retry_until;
+pub use retry::{Failures, retry_until};
 
 /// A name for this process alone: what it is, and eight digits that no other has.
 pub fn instance(identity: Identity) -> String {

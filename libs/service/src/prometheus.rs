@@ -13,7 +13,7 @@ use anyhow::Context;
 use axum::{
     Json, Router,
     http::{StatusCode, header::CONTENT_TYPE},
-    routing::get,
+    routing::{MethodRouter, get},
 };
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder};
 use tokio::net::TcpListener;
@@ -51,8 +51,8 @@ pub fn is_measured() -> bool {
 #[derive(Clone, Debug, Default, clap::Args)]
 #[group(skip)]
 pub struct Listen {
-    /// The address at which Prometheus reads the measurements of the service, at /metrics, and at which /livez and /readyz
-    /// of state, processor and metrics answer probes. It needs no API key: do not expose it. Nothing is measured if it is absent.
+    /// The address at which Prometheus reads the measurements of the service, at /metrics, and at which /livez and
+    /// /readyz answer probes (the edge answers /readyz at its own address only). It needs no API key: do not expose it. Nothing is measured if it is absent.
     #[arg(long, env = "JOBMESH_METRICS_LISTEN")]
     pub metrics_listen: Option<SocketAddr>,
 }
@@ -95,10 +95,11 @@ impl Listen {
             counter!(CONNECTS).absolute(connects);
             ([(CONTENT_TYPE, TEXT)], handle.render())
         });
-        let mut router = Router::new().route("/metrics", render);
-        // The edge answers probes at its own address.
+        let alive = get(async || "ok");
+        let mut router = Router::new().route("/metrics", render).route("/livez", alive);
+        // The edge finds out more, and answers at its own address.
         if identity != Identity::Edge {
-            router = router.merge(probes(probed));
+            router = router.route("/readyz", readiness(probed));
         }
         tracing::info!(%listen, "measurements are served");
         tokio::spawn(async move {
@@ -122,15 +123,14 @@ impl Listen {
     }
 }
 
-/// The answers to probes.
-fn probes(health: Health) -> Router {
-    let readiness = get(async move || {
+/// The answer to the question whether the service is ready.
+fn readiness(health: Health) -> MethodRouter {
+    get(async move || {
         let readiness = health.readiness();
         let status = match readiness.ready {
             true => StatusCode::OK,
             false => StatusCode::SERVICE_UNAVAILABLE,
         };
         (status, Json(readiness))
-    });
-    Router::new().route("/livez", get(async || "ok")).route("/readyz", readiness)
+    })
 }

@@ -1,21 +1,49 @@
 //! Attempts that are repeated until one succeeds.
 
-use std::{fmt::Display, time::Duration};
+use std::{
+    fmt::Display,
+    time::{Duration, Instant},
+};
 
 use tokio_util::sync::CancellationToken;
 
-/// Makes attempts until one succeeds, with a `pause` after each failure, which is logged as `what`.
-/// Returns `None` if `stop` is cancelled first.
+/// How often a failure that repeats is logged.
+const LOG_EVERY: Duration = Duration::from_secs(30);
+
+/// Tells failures that are worth a line of the log from those that repeat the last one.
+#[derive(Default)]
+pub struct Failures(Option<(Instant, String)>);
+
+impl Failures {
+    /// True if this error differs from the last one for which it was, or that one was half a minute ago.
+    pub fn is_news(&mut self, error: &str) -> bool {
+        let repeats =
+            self.0.as_ref().is_some_and(|(at, last)| last == error && at.elapsed() < LOG_EVERY);
+        if !repeats {
+            self.0 = Some((Instant::now(), error.to_owned()));
+        }
+        !repeats
+    }
+}
+
+/// Makes attempts until one succeeds, with a `pause` after each failure, which is logged as `what` unless it
+/// repeats the one before. Returns `None` if `stop` is cancelled first.
 pub async fn retry_until<T, E: Display, F: Future<Output = Result<T, E>>>(
     stop: &CancellationToken,
     pause: Duration,
     what: &'static str,
     mut attempt: impl FnMut() -> F,
 ) -> Option<T> {
+    let mut failures = Failures::default();
     loop {
         match attempt().await {
             Ok(done) => return Some(done),
-            Err(error) => tracing::warn!(error = format!("{error:#}"), "{what}, trying again"),
+            Err(error) => {
+                let error = format!("{error:#}");
+                if failures.is_news(&error) {
+                    tracing::warn!(error, "{what}, trying again");
+                }
+            }
         }
         tokio::select! {
             () = stop.cancelled() => return None,
@@ -41,6 +69,13 @@ mod tests {
         };
         let stop = CancellationToken::new();
         assert_eq!(retry_until(&stop, PAUSE, "not done", attempt).await, Some(2));
+    }
+
+    #[test]
+    fn a_failure_that_repeats_is_no_news() {
+        let mut failures = Failures::default();
+        let news = ["away", "away", "slow", "away"].map(|error| failures.is_news(error));
+        assert_eq!(news, [true, false, true, true]);
     }
 
     #[tokio::test]

@@ -9,6 +9,6 @@ use crate::view::Health;
 pub(crate) struct Readiness {
     /// The last result.
     pub checked: Option<(Instant, Health)>,
-    /// When a leading state service last answered.
-    pub leader_answered_at: Option<Instant>,
+    /// When a leading state service last answered, and how many runs its processors then had room for.
+    pub leader: Option<(Instant, u64)>,
 }

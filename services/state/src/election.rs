@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use nats::{Broker, lease, lease::Lease, names};
-use service::Part;
+use service::{Failures, Part};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -45,6 +45,7 @@ pub(crate) async fn hold_lease(
     stop: CancellationToken,
 ) {
     let mut lease = None;
+    let mut failures = Failures::default();
     for turn in 0.. {
         if stop.is_cancelled() {
             break;
@@ -65,7 +66,10 @@ pub(crate) async fn hold_lease(
                 Ok(false) => drop(held.send_replace(None)),
                 // No other service can take it while the broker is away; the fences hold in any
                 // case.
-                Err(error) => tracing::warn!(error = %error, "lease not renewed"),
+                Err(error) if failures.is_news(&error.to_string()) => {
+                    tracing::warn!(%error, "lease not renewed");
+                }
+                Err(_) => {}
             }
         }
         tokio::select! {

@@ -49,7 +49,7 @@ pub(crate) async fn readyz(State(app): State<App>) -> (StatusCode, Json<Health>)
     let health = match &readiness.checked {
         Some((at, health)) if at.elapsed() < CHECK_EVERY => health.clone(),
         _ => {
-            let health = check(&app, &mut readiness.leader_answered_at).await;
+            let health = check(&app, &mut readiness.leader).await;
             readiness.checked = Some((Instant::now(), health.clone()));
             health
         }
@@ -60,7 +60,7 @@ pub(crate) async fn readyz(State(app): State<App>) -> (StatusCode, Json<Health>)
     (if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, Json(health))
 }
 
-async fn check(app: &App, leader_answered_at: &mut Option<Instant>) -> Health {
+async fn check(app: &App, last: &mut Option<(Instant, u64)>) -> Health {
     let question = LeaderQuery {};
     let leader = app.broker.query::<_, LeaderAnswer>(names::QUERY_LEADER, &question, PATIENCE);
     let day = MetricsQuery { project: None, range: Range::Day };
@@ -72,15 +72,15 @@ async fn check(app: &App, leader_answered_at: &mut Option<Instant>) -> Health {
         timeout(CHECK_WITHIN, app.broker.rejected_count()),
         timeout(CHECK_WITHIN, app.broker.spare_servers()),
     );
-    let leader = leader.ok().and_then(Result::ok);
-    if leader.is_some() {
-        *leader_answered_at = Some(Instant::now());
+    if let Ok(Ok(leader)) = leader {
+        *last = Some((Instant::now(), leader.capacity));
     }
+    // Another replica begins to lead within this time; requests wait for it.
+    let leader = last.filter(|(at, _)| at.elapsed() < TAKEOVER_WITHIN);
     Health {
         nats: app.broker.is_connected(),
-        // Another replica begins to lead within this time; requests wait for it.
-        state: leader_answered_at.is_some_and(|at| at.elapsed() < TAKEOVER_WITHIN),
-        processor: leader.is_some_and(|leader| leader.capacity > 0),
+        state: leader.is_some(),
+        processor: leader.is_some_and(|(_, capacity)| capacity > 0),
         metrics: metrics.is_ok_and(|metrics| metrics.is_ok()),
         spare_servers: spare.ok().flatten(),
         rejected_messages: rejected.ok().flatten(),

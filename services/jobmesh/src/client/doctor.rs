@@ -118,6 +118,7 @@ impl Doctor {
                  read its log",
             ),
         ] {
+            let away = unknown(&ready, part).unwrap_or(away);
             let found =
                 if ready[part] == true { Ok("answers".to_owned()) } else { Err(away.to_owned()) };
             checks.push(Check::new(what, found));
@@ -134,10 +135,25 @@ impl Doctor {
     }
 }
 
+/// Why the edge cannot know whether a part of the mesh is there, if that is so.
+fn unknown(ready: &serde_json::Value, part: &str) -> Option<&'static str> {
+    let unstored = ready["unstoredSubjects"].as_array();
+    match part {
+        "nats" => None,
+        _ if ready["nats"] != true => Some("not known: the edge has no connection to NATS"),
+        _ if unstored.is_some_and(|subjects| !subjects.is_empty()) => {
+            Some("not known: NATS does not confirm messages, see below")
+        }
+        "processor" if ready["state"] != true => Some("not known: no state service answers"),
+        _ => None,
+    }
+}
+
 /// What the loss of NATS servers would do.
 fn redundancy(spare: u64) -> String {
     match spare {
-        0 => "if a NATS server stops, jobs wait until it is back; none is lost".to_owned(),
+        0 => "no NATS server may stop now: jobs would wait until it is back, and none is lost"
+            .to_owned(),
         1 => "one NATS server may stop, and jobs continue".to_owned(),
         spare => format!("{spare} NATS servers may stop, and jobs continue"),
     }
@@ -151,8 +167,9 @@ fn storage(unstored: &serde_json::Value) -> Result<String, String> {
         return Ok("no message was left unstored".to_owned());
     }
     Err(format!(
-        "NATS answers, but does not store messages to {}: its disk is full or failing. Free space, \
-         then restart nats-server: it does not recover by itself, and nothing accepted is lost",
+        "NATS does not confirm messages to {}: too few of its servers run, or a disk is full or failing. Start the \
+         servers; after a full disk, free space and restart nats-server, which does not recover by itself. Nothing \
+         accepted is lost",
         subjects.join(", ")
     ))
 }

@@ -97,7 +97,7 @@ impl Projection {
         self.next_write(&mut core.state, Millis::MAX, WRITE_KEYS_MAX)
     }
 
-    /// True if the room of the bucket is to be read.
+    /// True if it is time to read the room of the bucket.
     pub fn must_read_room(&mut self) -> bool {
         self.read_room_at.take_if(|at| *at <= Instant::now()).is_some()
     }
