@@ -1,5 +1,7 @@
 //! Queued jobs that do not start in time are canceled; running ones continue.
 
+use job::PriorityClass;
+use nats::names;
 use serde_json::{Value, json};
 
 use crate::{
@@ -72,5 +74,45 @@ async fn a_job_expires_unless_it_has_started() -> anyhow::Result<()> {
         let (found, answer) = mesh.post_keyed("/api/queue/enqueue", body.to_string(), None).await?;
         assert_eq!((found, answer["code"].as_str()), (status, Some(code)), "{answer}");
     }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_that_ran_while_state_was_away_does_not_expire() -> anyhow::Result<()> {
+    let receiver = Receiver::start().await?;
+    let mesh = receiver.mesh(&[])?;
+    let broker = nats::Broker::connect(&mesh.nats_url()?, "test").await?;
+    mesh.signal("processor", libc::SIGSTOP)?;
+    let request = json!({ "expiresIn": 5, "data": { "do": "wait" } });
+    let job = enqueue(&mesh, "b", request).await?;
+    until("handed out", async || {
+        let work = broker.list_work(PriorityClass::Normal).await?;
+        Ok(if work.iter().any(|(id, _)| id.to_string() == job) {
+            Ok(())
+        } else {
+            Err("not yet".into())
+        })
+    })
+    .await?;
+    let expires_at: jiff::Timestamp =
+        mesh.job(&job).await?["expiresAt"].as_str().expect("when").parse()?;
+    mesh.signal("state", libc::SIGSTOP)?;
+    let before = broker.last_sequence(names::COMMANDS).await?;
+    mesh.signal("processor", libc::SIGCONT)?;
+    receiver.until_running(1).await?;
+    receiver.open();
+    // Its start and its outcome.
+    until("in COMMANDS", async || {
+        let last = broker.last_sequence(names::COMMANDS).await?;
+        Ok(if last >= before + 2 { Ok(()) } else { Err(format!("{before} to {last}")) })
+    })
+    .await?;
+    assert!(jiff::Timestamp::now() < expires_at, "the machine is too slow for this test");
+    until("expired", async || {
+        Ok(if jiff::Timestamp::now() > expires_at { Ok(()) } else { Err(expires_at.to_string()) })
+    })
+    .await?;
+    mesh.signal("state", libc::SIGCONT)?;
+    until_status(&mesh, &job, "completed").await?;
     Ok(())
 }

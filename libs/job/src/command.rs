@@ -52,7 +52,7 @@ pub struct Enqueue {
     /// Not to be run before this time.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub run_at: Option<Millis>,
-    /// How long each may wait to be started, in seconds; as long as the project sets where absent.
+    /// How long each may wait to be started, in seconds; if absent, as long as the project sets.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub expires_in: Option<u32>,
     /// The attempts each may use; the configuration's number where absent.
@@ -179,7 +179,7 @@ pub struct Update {
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub run_at: Option<Millis>,
     /// How long it may wait from now on, or from `run_at` if that is later, in seconds, if that
-    /// changes; 0 for any time.
+    /// changes; 0: it does not expire.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub expires_in: Option<u32>,
 }

@@ -51,7 +51,7 @@ pub struct Settings {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub retention: Option<u32>,
     /// How long a job may wait to be started before it is canceled, in seconds, if its request
-    /// names no time; any time where absent.
+    /// names no time; if absent, jobs do not expire.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub expires_in: Option<u32>,
     /// The handler that runs its jobs, by name; the processor's own choice where absent.

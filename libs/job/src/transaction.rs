@@ -131,9 +131,9 @@ impl<'a> Transaction<'a> {
         is_lost
     }
 
-    /// Cancels jobs that have expired, a bounded number. Returns how many.
-    pub fn expire_due(&mut self) -> usize {
-        let events = self.state.decide_expired(self.now);
+    /// Cancels jobs that have expired by `until`, a bounded number. Returns how many.
+    pub fn expire_due(&mut self, until: Millis) -> usize {
+        let events = self.state.decide_expired(until);
         let expired = events.len();
         for event in events {
             self.record(vec![event]);

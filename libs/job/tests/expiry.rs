@@ -88,7 +88,7 @@ impl World {
         self.now = now;
         let mut expired = 1;
         while expired > 0 {
-            self.commit(|transaction, _| expired = transaction.expire_due());
+            self.commit(|transaction, _| expired = transaction.expire_due(now));
         }
     }
 
@@ -214,7 +214,7 @@ fn a_hundred_thousand_jobs_expire_in_parts() {
     }
     let mut most = 0;
     world.now = 2 * SECOND;
-    world.commit(|transaction, _| most = transaction.expire_due());
+    world.commit(|transaction, _| most = transaction.expire_due(2 * SECOND));
     assert!((1..=2_000).contains(&most), "{most} in one transaction");
     world.advance_to(2 * SECOND);
     let counts = world.state.counts(Some("p"));

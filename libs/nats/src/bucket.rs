@@ -25,7 +25,7 @@ use crate::{
     names,
     publish::{
         self, ACK_TIMEOUT, Attempts, BATCH_MESSAGES_MAX, Message, REPEAT_FOR, REPEAT_PAUSE,
-        WRONG_LAST_SEQUENCE, Writes,
+        SEQUENCE_IN_USE, WRONG_LAST_SEQUENCE, Writes,
     },
     wire::ProjectionWatermark,
     work_queue,
@@ -242,15 +242,22 @@ impl Broker {
                 }
                 Err(error) => error,
             };
+            let mut may_pass = error.may_pass();
             // An earlier attempt may have moved the fence.
-            if error.is(WRONG_LAST_SEQUENCE)
-                && let Ok(now) = self.read_fence().await
-                && now.through == through
-                && now.revision > fence.revision
-            {
-                return Ok(now);
+            if error.is(WRONG_LAST_SEQUENCE) || error.is(SEQUENCE_IN_USE) {
+                match self.read_fence().await {
+                    Ok(now) if now.through == through && now.revision > fence.revision => {
+                        return Ok(now);
+                    }
+                    Ok(_) => {}
+                    // Not while there is no leader of the stream.
+                    Err(unread) => {
+                        tracing::warn!(error = %unread, "fence of the bucket not read, trying again");
+                        may_pass = true;
+                    }
+                }
             }
-            if !error.may_pass() || attempts.elapsed() > REPEAT_FOR {
+            if !may_pass || attempts.elapsed() > REPEAT_FOR {
                 return Err(error);
             }
             if error.is_unknown() && attempts.elapsed() > ACK_TIMEOUT {

@@ -59,6 +59,7 @@ type Done = Box<dyn FnOnce(Result<u64, Error>) + Send>;
 
 struct Entry {
     json: Vec<u8>,
+    submitted_at: Instant,
     done: Done,
 }
 
@@ -72,7 +73,7 @@ impl CommandPublisher {
         stop: CancellationToken,
     ) -> (Self, tokio::task::JoinHandle<()>) {
         let (items, queue) = mpsc::channel(QUEUE_ITEMS_MAX);
-        let committing = Loop { broker, verb, asker, stop, unanswered_since: None };
+        let committing = Loop { broker, verb, asker, stop, unanswered: None };
         (Self { items }, tokio::spawn(committing.run(queue)))
     }
 
@@ -99,7 +100,7 @@ impl CommandPublisher {
         json: Vec<u8>,
         done: impl FnOnce(Result<u64, Error>) + Send + 'static,
     ) -> Result<(), Error> {
-        let entry = Entry { json, done: Box::new(done) };
+        let entry = Entry { json, submitted_at: Instant::now(), done: Box::new(done) };
         self.items.send(entry).await.map_err(|_| Error::Stopped)
     }
 }
@@ -109,8 +110,8 @@ struct Loop {
     verb: Verb,
     asker: Option<ReplyTo>,
     stop: CancellationToken,
-    /// Since when the broker has not answered.
-    unanswered_since: Option<Instant>,
+    /// When the broker did not answer for the first and the last time in a row.
+    unanswered: Option<(Instant, Instant)>,
 }
 
 impl Loop {
@@ -124,6 +125,8 @@ impl Loop {
                     None => return,
                 },
             };
+            let Some(first) = self.in_time(first) else { continue };
+            let submitted_at = first.submitted_at;
             // Most messages have one item, which can have megabytes: the closing bracket must not
             // make the buffer grow.
             let mut payload = Vec::with_capacity(first.json.len() + 2);
@@ -132,6 +135,7 @@ impl Loop {
             let mut waiters = vec![first.done];
             while waiters.len() < MESSAGE_ITEMS_MAX {
                 let Ok(next) = queue.try_recv() else { break };
+                let Some(next) = self.in_time(next) else { continue };
                 if payload.len() + next.json.len() + 2 > MESSAGE_BYTES_MAX {
                     carried = Some(next);
                     break;
@@ -141,22 +145,38 @@ impl Loop {
                 waiters.push(next.done);
             }
             payload.push(b']');
-            let outcome = self.publish(payload.into()).await;
+            let outcome = self.publish(payload.into(), submitted_at).await;
             for waiter in waiters {
                 waiter(outcome.clone());
             }
         }
     }
 
-    /// Publishes one message, again under the same id while its fate is unknown.
-    async fn publish(&mut self, payload: bytes::Bytes) -> Result<u64, Error> {
+    /// The item, unless its requester has stopped waiting: messages before it may have taken long.
+    fn in_time(&self, entry: Entry) -> Option<Entry> {
+        let patience = self.asker.as_ref().map(|asker| asker.patience);
+        if patience.is_none_or(|patience| entry.submitted_at.elapsed() < patience) {
+            return Some(entry);
+        }
+        (entry.done)(Err(Error::TimedOut));
+        None
+    }
+
+    /// Publishes one message, again under the same id while its fate is unknown. Its oldest item was submitted at
+    /// `submitted_at`.
+    async fn publish(
+        &mut self,
+        payload: bytes::Bytes,
+        submitted_at: Instant,
+    ) -> Result<u64, Error> {
         let mut headers = HeaderMap::new();
         headers.insert(async_nats::header::NATS_MESSAGE_ID, Uuid::now_v7().to_string());
         let until = self.asker.as_ref().map(|asker| {
-            let patience = i64::try_from(asker.patience.as_millis()).unwrap_or(i64::MAX);
+            let left = asker.patience.saturating_sub(submitted_at.elapsed());
+            let left_ms = i64::try_from(left.as_millis()).unwrap_or(i64::MAX);
             headers.insert(names::REPLY, asker.inbox.as_str());
-            headers.insert(names::DEADLINE, (now_ms() + patience).to_string());
-            tokio::time::Instant::now() + asker.patience
+            headers.insert(names::DEADLINE, (now_ms() + left_ms).to_string());
+            tokio::time::Instant::now() + left
         });
         let mut attempts = Attempts::new();
         loop {
@@ -178,13 +198,15 @@ impl Loop {
             };
             let error = match answer {
                 Ok(ack) => {
-                    self.unanswered_since = None;
+                    self.unanswered = None;
                     return Ok(ack.sequence);
                 }
                 Err(error) => error,
             };
-            if matches!(error, publish::Error::Unanswered { .. }) {
-                self.note_unanswered().await;
+            match error {
+                publish::Error::Unanswered { .. } => self.note_unanswered().await,
+                publish::Error::Refused { .. } => self.unanswered = None,
+                _ => {}
             }
             // Requesters that wait for a reply are notified of a refusal; a processor's report is
             // published until it succeeds.
@@ -201,7 +223,11 @@ impl Loop {
 
     /// Reports a broker that has not answered for a while.
     async fn note_unanswered(&mut self) {
-        let since = *self.unanswered_since.get_or_insert_with(Instant::now);
+        let now = Instant::now();
+        // Silence of long ago says nothing: nothing was sent since.
+        let is_in_row = |(_, last): &(Instant, Instant)| last.elapsed() <= 2 * ACK_TIMEOUT;
+        let since = self.unanswered.filter(is_in_row).map_or(now, |(since, _)| since);
+        self.unanswered = Some((since, now));
         if since.elapsed() > ACK_TIMEOUT {
             self.broker.report_unstored(&self.verb.subject()).await;
         }

@@ -4,6 +4,7 @@ pub mod access;
 pub mod analytics;
 pub mod api_keys;
 pub mod append;
+pub mod archive;
 pub mod audit;
 pub mod broker;
 pub mod bucket;

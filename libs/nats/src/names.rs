@@ -44,6 +44,8 @@ pub const THROUGH_KEY: &str = "_through";
 pub const LEASES: &str = "leases";
 /// The bucket of API keys.
 pub const KEYS: &str = "keys";
+/// The stream behind the bucket of API keys.
+pub const KEYS_STREAM: &str = "KV_keys";
 /// The object store of snapshots.
 pub const SNAPSHOTS: &str = "snapshots";
 /// The object store of results that are too large to be kept with their job.

@@ -16,7 +16,7 @@ use crate::Broker;
 
 /// How long an answer to a publish is waited for.
 pub const ACK_TIMEOUT: Duration = Duration::from_secs(5);
-/// The same at the first attempt, if a repeat is harmless: a server that stopped leading answers never.
+/// The same at the first attempt, if a repeat is harmless: a server that stopped leading never answers.
 const FIRST_ACK_TIMEOUT: Duration = Duration::from_millis(500);
 /// The pause between two attempts.
 pub(crate) const REPEAT_PAUSE: Duration = Duration::from_millis(100);
@@ -27,14 +27,16 @@ pub const BATCH_MESSAGES_MAX: usize = 1_000;
 
 /// The last sequence was not the expected one.
 pub const WRONG_LAST_SEQUENCE: u64 = 10_071;
+/// Another message that expects the same last sequence is being stored.
+pub(crate) const SEQUENCE_IN_USE: u64 = 10_164;
 /// A message, or one of its subject, is there already, or the stream is full.
 pub const LIMITS: u64 = 10_077;
 /// A message id came before.
 pub const DUPLICATE_ID: u64 = 10_201;
 
-/// JetStream is not available, the server does not lead, a message with the same id is being stored, or the first
-/// messages of a batch went to another leader.
-const MAY_PASS: [u64; 4] = [10_008, 10_009, 10_158, 10_176];
+/// JetStream is not available, the server does not lead, a message with the same id or the same expectation is being
+/// stored, or the first messages of a batch went to another leader.
+const MAY_PASS: [u64; 5] = [10_008, 10_009, 10_158, SEQUENCE_IN_USE, 10_176];
 
 /// How many messages to one stream are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

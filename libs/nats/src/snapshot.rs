@@ -8,7 +8,11 @@ use std::io::{self, BufRead, BufReader, Write};
 
 use futures_util::TryStreamExt;
 use lz4_flex::frame::{FrameDecoder, FrameEncoder};
-use tokio::sync::oneshot;
+use serde::{Deserialize, Serialize};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt},
+    sync::oneshot,
+};
 use tokio_util::io::SyncIoBridge;
 
 use crate::{Broker, names};
@@ -25,7 +29,7 @@ pub struct Error {
 }
 
 /// How far a snapshot reaches.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct SnapshotWatermark {
     /// The last message of EVENTS in it.
     pub events: u64,
@@ -118,6 +122,47 @@ impl Broker {
             return Ok(None);
         }
         Err(Error { step: "read", why: format!("none of {} is whole", names.join(", ")) })
+    }
+
+    /// Copies the newest snapshot, as it is stored. `None` if there is none.
+    ///
+    /// # Errors
+    /// If it cannot be read as a whole: it may have been deleted meanwhile.
+    pub async fn export_snapshot(
+        &self,
+        to: &mut (dyn Write + Send),
+    ) -> Result<Option<SnapshotWatermark>, Error> {
+        let failed = |why: String| Error { step: "copied", why };
+        let reaches = self.snapshot_reaches().await?;
+        let Some(newest) = reaches.last() else { return Ok(None) };
+        let store = self.js.get_object_store(names::SNAPSHOTS).await;
+        let store = store.map_err(|error| failed(error.to_string()))?;
+        let mut object =
+            store.get(newest.name()).await.map_err(|error| failed(error.to_string()))?;
+        let mut buffer = vec![0; PIPE_BYTES];
+        loop {
+            let read = object.read(&mut buffer).await.map_err(|error| failed(error.to_string()))?;
+            if read == 0 {
+                return Ok(Some(*newest));
+            }
+            to.write_all(&buffer[..read]).map_err(|error| failed(error.to_string()))?;
+        }
+    }
+
+    /// Stores a snapshot that was copied.
+    ///
+    /// # Errors
+    /// If the object store does not accept it.
+    pub async fn import_snapshot(
+        &self,
+        reach: SnapshotWatermark,
+        from: &mut (impl AsyncRead + Unpin),
+    ) -> Result<(), Error> {
+        let failed = |why: String| Error { step: "restored", why };
+        let store = self.js.get_object_store(names::SNAPSHOTS).await;
+        let store = store.map_err(|error| failed(error.to_string()))?;
+        let put = store.put(reach.name().as_str(), from).await;
+        put.map(|_| ()).map_err(|error| failed(error.to_string()))
     }
 
     /// How far the snapshots reach that are kept, oldest first.

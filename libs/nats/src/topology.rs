@@ -45,7 +45,7 @@ pub struct Sizes {
 }
 
 /// The size of a new COMMANDS, in bytes.
-pub const COMMANDS_BYTES: i64 = 2_048 * MIB;
+const COMMANDS_BYTES: i64 = 2_048 * MIB;
 /// The sizes of other new streams, in bytes.
 const EVENTS_BYTES: i64 = 4_096 * MIB;
 const WORK_BYTES: i64 = 512 * MIB;
@@ -110,6 +110,15 @@ pub enum Error {
         replicas: usize,
         /// The answer of the broker.
         why: String,
+    },
+    /// A stream of a single server, which acks before it syncs, is to have copies.
+    #[error(
+        "stream {stream} was made for a single server, and NATS keeps no copies of such a stream: delete it with `nats \
+         stream rm {stream}`. State makes it again, and dispatches what was in it"
+    )]
+    Async {
+        /// The stream.
+        stream: String,
     },
     /// A stream is there with settings that lose or repeat work.
     #[error(

@@ -1,10 +1,6 @@
 //! The NATS settings of every service.
 
-use std::{
-    ffi::OsString,
-    path::PathBuf,
-    time::{Duration, Instant},
-};
+use std::{ffi::OsString, path::PathBuf, time::Duration};
 
 use anyhow::{Context, bail};
 use nats::{
@@ -14,15 +10,13 @@ use nats::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::secret;
+use crate::{Failures, secret};
 
 /// A list of URLs of NATS, which may hold a password and so is never shown.
 pub type NatsUrl = Secret;
 
 /// How long to wait before the streams are looked at again.
 const ENSURE_PAUSE: Duration = Duration::from_millis(250);
-/// After this time the same problem is logged again.
-const SAY_AGAIN_AFTER: Duration = Duration::from_secs(10);
 
 /// The variables with secrets of NATS.
 const PASSWORD: &str = "JOBMESH_NATS_PASSWORD";
@@ -205,33 +199,21 @@ impl Nats {
             return Ok(None);
         };
         let sizes = self.sizes();
-        let mut shown: Option<(String, Instant)> = None;
+        let mut failures = Failures::default();
         loop {
             let ensured = match identity {
                 Identity::State => topology::ensure(&broker, sizes).await,
                 _ => topology::check_all(&broker, sizes).await,
             };
+            use topology::Error::{Absent, Async, Mismatch, Payload};
             match ensured {
                 Ok(()) => return Ok(Some(broker)),
-                Err(
-                    error @ (topology::Error::Mismatch { .. } | topology::Error::Payload { .. }),
-                ) => {
+                Err(error @ (Mismatch { .. } | Payload { .. } | Async { .. })) => {
                     return Err(error).context("the NATS account is not usable");
                 }
-                Err(error) => {
-                    let text = error.to_string();
-                    let is_new = shown.as_ref().is_none_or(|(before, at)| {
-                        *before != text || at.elapsed() >= SAY_AGAIN_AFTER
-                    });
-                    if is_new && matches!(error, topology::Error::Absent { .. }) {
-                        tracing::info!(%error, "waiting for the streams");
-                    } else if is_new {
-                        tracing::warn!(%error, "streams not ensured yet, trying again");
-                    }
-                    if is_new {
-                        shown = Some((text, Instant::now()));
-                    }
-                }
+                Err(error) if !failures.is_news(&error.to_string()) => {}
+                Err(error @ Absent { .. }) => tracing::info!(%error, "waiting for the streams"),
+                Err(error) => tracing::warn!(%error, "streams not ensured yet, trying again"),
             }
             tokio::select! {
                 () = stop.cancelled() => return Ok(None),

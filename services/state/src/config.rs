@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
-use nats::{Broker, publish::Writes, topology};
+use nats::{Broker, publish::Writes};
 use service::{Nats, prometheus};
 
 use crate::spill::SpillStore;
@@ -110,12 +110,6 @@ impl Config {
         let budget = self.job_memory_mb as usize * 1_000_000;
         let retention_ms = i64::from(self.retention_s) * 1_000;
         job::State::new(retention_ms).with_spill(Arc::new(SpillStore::in_dir(&dir)), budget)
-    }
-
-    /// The size of COMMANDS, in bytes.
-    pub(crate) fn commands_bytes(&self) -> u64 {
-        let bytes = self.nats.sizes().commands_bytes.unwrap_or(topology::COMMANDS_BYTES);
-        u64::try_from(bytes).unwrap_or_default()
     }
 
     /// How many messages are written at once.

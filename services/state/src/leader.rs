@@ -13,6 +13,7 @@ mod snapshotter;
 mod step_down;
 mod stream_trimmer;
 mod tasks;
+mod time_barrier;
 
 use std::time::{Duration, Instant};
 
@@ -35,6 +36,7 @@ use self::{
     reconciler::Reconciler,
     snapshotter::{Snapshotter, snapshot},
     tasks::{Done, Tasks},
+    time_barrier::TimeBarrier,
 };
 use crate::{
     Config,
@@ -60,6 +62,7 @@ pub(crate) struct Leader<'a> {
     core: Core,
     commands: CommandProcessor,
     projection: Projection,
+    time_barrier: TimeBarrier,
     dispatcher: Dispatcher,
     reconciler: Reconciler,
     snapshotter: Snapshotter,
@@ -82,9 +85,10 @@ impl<'a> Leader<'a> {
             core: Core::new(started.state, config.rules(), clock),
             commands: CommandProcessor::new(broker.clone()),
             projection: Projection::new(started.bucket),
+            time_barrier: TimeBarrier::default(),
             dispatcher: Dispatcher::new(started.fences),
             reconciler,
-            snapshotter: Snapshotter::new(config, started.snapshots),
+            snapshotter: Snapshotter::new(config, started.snapshots, started.commands_bytes),
             tasks: Tasks::new(broker.clone(), config.writes(&broker)),
             broker,
         }
@@ -149,10 +153,16 @@ impl<'a> Leader<'a> {
 
     /// Starts whatever is due.
     async fn start_due(&mut self) -> Result<(), StepDown> {
-        let Self { core, queries, tasks, commands, .. } = self;
+        let Self { core, queries, tasks, commands, time_barrier, .. } = self;
         let now = core.now();
         core.state.wake(now);
-        commands.due(core).await?;
+        if let Some(due) = commands.next_due(core).filter(|due| *due <= now) {
+            match time_barrier.passed(core.state.through()) {
+                Some(until) if until >= due => commands.due(core, until).await?,
+                _ if time_barrier.must_read(due) => tasks.read_commands_end(now),
+                _ => {}
+            }
+        }
         if self.reconciler.is_at_barrier(core) {
             // Heartbeats that arrived before the reading may still be queued.
             queries.drain_heartbeats();
@@ -169,7 +179,7 @@ impl<'a> Leader<'a> {
             None => {}
         }
         if self.projection.must_read_room() {
-            tasks.read_room();
+            tasks.read_room(now);
         }
         self.projection.due(core)?.into_iter().for_each(|write| tasks.write(write));
         let capacity = queries.workers.capacity(Instant::now());
@@ -185,10 +195,11 @@ impl<'a> Leader<'a> {
         let now = core.now();
         let jobs = core.state.ready().next_due();
         let permits = core.scheduler.next_reopen();
-        let schedules = self.commands.deadline(core);
-        let times = jobs.into_iter().chain(permits).chain(schedules).map(|at| instant_of(at, now));
+        let times = jobs.into_iter().chain(permits).map(|at| instant_of(at, now));
+        let due = self.commands.next_due(core);
+        let due = due.and_then(|due| self.time_barrier.next_look(due, instant_of(due, now)));
         let writes = self.projection.deadline(core).into_iter().chain(self.dispatcher.deadline());
-        times.chain(writes).fold(Instant::now() + TICK, Instant::min)
+        times.chain(due).chain(writes).fold(Instant::now() + TICK, Instant::min)
     }
 
     /// Hands the result of a task to the component that requested it.
@@ -196,6 +207,7 @@ impl<'a> Leader<'a> {
         match done {
             Done::Written(written) => self.projection.done(&mut self.core, written)?,
             Done::Room(room) => self.projection.read_room(room),
+            Done::CommandsEnd(end) => self.time_barrier.done(end),
             Done::Dispatched(sent, result) => self.dispatcher.done(&sent, result)?,
             Done::BulkRead(read) => self.commands.done(read),
             Done::Read(result) => {

@@ -37,6 +37,8 @@ pub(crate) struct Started {
     pub fences: ByClass<WorkFence>,
     /// The snapshots that are kept, oldest first.
     pub snapshots: Vec<SnapshotWatermark>,
+    /// The size of COMMANDS, in bytes.
+    pub commands_bytes: u64,
 }
 
 /// The state of the last snapshot.
@@ -69,6 +71,8 @@ pub(crate) async fn start(
     let bucket = fence_bucket(broker, term).await?;
     state.settle(bucket.through.position);
     let fences = take_fences(config, broker, term).await?;
+    let room = broker.room(names::COMMANDS).await;
+    let (_, commands_bytes) = room.context("the size of COMMANDS could not be read")?;
     tracing::info!(
         term,
         events.known = from,
@@ -78,7 +82,7 @@ pub(crate) async fn start(
         duration_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
         "leading"
     );
-    Ok(Started { state, bucket, fences, snapshots })
+    Ok(Started { state, bucket, fences, snapshots, commands_bytes })
 }
 
 /// Applies the events after the snapshot, for the caller to settle; returns the last message of

@@ -232,7 +232,7 @@ impl World {
         for (job, run) in lost {
             transaction.requeue_lost(job, run);
         }
-        transaction.expire_due();
+        transaction.expire_due(self.now);
         let commit = transaction.commit();
         self.append(commit);
     }

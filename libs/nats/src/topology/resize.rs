@@ -3,7 +3,7 @@
 use async_nats::jetstream::{
     ErrorCode,
     context::{CreateStreamError, CreateStreamErrorKind},
-    stream::Info,
+    stream::{Info, PersistenceMode},
 };
 
 use super::{Error, failed};
@@ -33,6 +33,9 @@ pub(super) async fn resize(
     }
     if (wanted.num_replicas, wanted.max_bytes) == (has.num_replicas, has.max_bytes) {
         return Ok(());
+    }
+    if wanted.num_replicas > 1 && has.persist_mode == Some(PersistenceMode::Async) {
+        return Err(Error::Async { stream: has.name.clone() });
     }
     let updated = broker.js.update_stream(&wanted).await;
     updated.map_err(|error| refused(&has.name, wanted.num_replicas, &error))?;

@@ -1,6 +1,8 @@
 //! The rules that experiments with the broker forced, each with a test that fails without it.
 //! The numbers are those of the list of hazards in docs/decisions/0001-hazards.md.
 
+mod archive;
+mod frozen;
 mod readers;
 mod sizes;
 mod waiting;

@@ -49,7 +49,7 @@ pub(super) enum Action {
     Retry,
     /// Cancel queued and running jobs.
     Cancel,
-    /// Cancel queued jobs, as if they had expired. Running ones go on.
+    /// Cancel queued jobs, as if they had expired. Running jobs continue.
     Expire,
     /// Change the priority of queued jobs. A job that is already handed to a processor keeps its place.
     SetPriority,

@@ -32,7 +32,7 @@ pub(crate) struct Request {
     #[serde(default, deserialize_with = "some")]
     #[schema(value_type = Option<crate::openapi::When>)]
     run_at: Option<Option<String>>,
-    /// Seconds that the job may wait, from now or from its `runAt` on, before it is canceled; null for any time.
+    /// Seconds that the job may wait, from now or from its `runAt` on, before it is canceled; null: it does not expire.
     #[serde(default, deserialize_with = "some")]
     #[schema(value_type = Option<u32>, minimum = 1, maximum = 316_224_000)]
     expires_in: Option<Option<serde_json::Number>>,

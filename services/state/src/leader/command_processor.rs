@@ -193,14 +193,11 @@ impl CommandProcessor {
         self.bulk.add(read);
     }
 
-    /// Fires the schedules whose time has come, and cancels the jobs that have expired.
+    /// Fires the schedules whose time has come, and cancels the jobs that have expired by `until`.
     ///
     /// # Errors
     /// As [`process`](Self::process).
-    pub async fn due(&mut self, core: &mut Core) -> Result<(), StepDown> {
-        if self.deadline(core).is_none_or(|at| at > core.now()) {
-            return Ok(());
-        }
+    pub async fn due(&mut self, core: &mut Core, until: Millis) -> Result<(), StepDown> {
         let mut transaction = core.begin();
         let mut fired = 0;
         while let Some((project, name)) = transaction.due_schedule()
@@ -209,7 +206,7 @@ impl CommandProcessor {
             fired += 1;
             transaction.fire(&project, &name, Uuid::now_v7());
         }
-        let expired = transaction.expire_due();
+        let expired = transaction.expire_due(until);
         let commit = transaction.commit();
         self.commit(core, commit).await?;
         measurements::expired(expired);
@@ -217,7 +214,7 @@ impl CommandProcessor {
     }
 
     /// When the next schedule fires or the next job expires.
-    pub fn deadline(&self, core: &Core) -> Option<Millis> {
+    pub fn next_due(&self, core: &Core) -> Option<Millis> {
         core.state.next_fire().into_iter().chain(core.state.next_expiry()).min()
     }
 

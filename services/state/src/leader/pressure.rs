@@ -9,20 +9,27 @@ use std::time::{Duration, Instant};
 const RELAXED: f64 = 0.35;
 /// The share that ended jobs may fill. The edge refuses work at 0.9.
 const TARGET: f64 = 0.7;
-/// The shortest time that an ended job stays.
-const STAYS_MIN: Duration = Duration::from_secs(5);
+/// Above this share ended jobs leave without regard to those who read them.
+const TIGHT: f64 = 0.8;
+/// The shortest time that an ended job stays then.
+const STAYS_MIN_TIGHT: Duration = Duration::from_secs(5);
+/// The shortest time below that share: a client can read the result. ClickHouse must have the job, too.
+const STAYS_MIN: Duration = Duration::from_secs(60);
+/// How long metrics may need for a job, in addition to how far it is behind.
+const ROWS_WITHIN: Duration = Duration::from_secs(30);
 /// How much longer failed jobs stay: they can be retried as long as they are there.
 const FAILED_FACTOR: u32 = 4;
 /// The shortest time that the record of an idempotency key stays.
-const RECORD_STAYS_MIN: Duration = Duration::from_secs(600);
+const RECORD_STAYS_MIN: Duration = Duration::from_secs(3_600);
 /// The time over which the rate is averaged.
 const RATE_OVER: Duration = Duration::from_secs(60);
 
-/// The bytes of a stream.
+/// The bytes of the bucket, and how far metrics is behind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Room {
     pub used: u64,
     pub max: u64,
+    pub behind: Duration,
 }
 
 /// The room of the bucket, and the rate at which ended jobs fill it.
@@ -58,7 +65,11 @@ impl Pressure {
         let before = self.stays;
         self.stays = (room.max > 0 && rate > 0.0 && used > RELAXED * max).then(|| {
             let seconds = ((TARGET * max - used) / rate).max(0.0);
-            Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX).max(STAYS_MIN)
+            let shortest = match used > TIGHT * max {
+                true => STAYS_MIN_TIGHT,
+                false => STAYS_MIN.max(room.behind + ROWS_WITHIN),
+            };
+            Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX).max(shortest)
         });
         match (before, self.stays) {
             (None, Some(stays)) => tracing::warn!(
@@ -107,7 +118,7 @@ mod tests {
             *expiries.entry(at + pressure.retention(retention, false)).or_default() += bytes;
             used += bytes;
             pressure.written(usize::try_from(bytes).expect("it fits"));
-            pressure.read(begun + at, Room { used, max: MAX });
+            pressure.read(begun + at, Room { used, max: MAX, behind: Duration::ZERO });
             most = most.max(used as f64 / MAX as f64);
         }
         most
@@ -130,19 +141,37 @@ mod tests {
         let now = Instant::now();
         let mut pressure = Pressure::new(now);
         pressure.written(1_000_000_000);
-        pressure.read(now + Duration::from_secs(1), Room { used: MAX / 4, max: MAX });
+        pressure.read(
+            now + Duration::from_secs(1),
+            Room { used: MAX / 4, max: MAX, behind: Duration::ZERO },
+        );
         assert_eq!(pressure.retention(WEEK, false), WEEK, "a burst into an empty bucket");
     }
 
     #[test]
     fn failed_jobs_and_records_of_keys_stay_longer() {
+        let pressure = full_at(1.0, Duration::ZERO);
+        assert_eq!(pressure.retention(WEEK, false), STAYS_MIN_TIGHT);
+        assert_eq!(pressure.retention(WEEK, true), 4 * STAYS_MIN_TIGHT);
+        assert_eq!(pressure.retention(Duration::from_secs(3), true), Duration::from_secs(3));
+        assert_eq!(pressure.record_retention(WEEK), RECORD_STAYS_MIN);
+    }
+
+    #[test]
+    fn jobs_stay_until_metrics_has_them_unless_the_room_ends() {
+        assert_eq!(full_at(0.75, Duration::ZERO).retention(WEEK, false), STAYS_MIN);
+        let behind = Duration::from_secs(600);
+        assert_eq!(full_at(0.75, behind).retention(WEEK, false), behind + ROWS_WITHIN);
+        assert_eq!(full_at(0.85, behind).retention(WEEK, false), STAYS_MIN_TIGHT);
+    }
+
+    /// After a second at a high rate, with this share of the bucket used.
+    fn full_at(share: f64, behind: Duration) -> Pressure {
         let now = Instant::now();
         let mut pressure = Pressure::new(now);
         pressure.written(1 << 30);
-        pressure.read(now + Duration::from_secs(1), Room { used: MAX, max: MAX });
-        assert_eq!(pressure.retention(WEEK, false), STAYS_MIN);
-        assert_eq!(pressure.retention(WEEK, true), 4 * STAYS_MIN);
-        assert_eq!(pressure.retention(Duration::from_secs(3), true), Duration::from_secs(3));
-        assert_eq!(pressure.record_retention(WEEK), RECORD_STAYS_MIN);
+        let used = (MAX as f64 * share) as u64;
+        pressure.read(now + Duration::from_secs(1), Room { used, max: MAX, behind });
+        pressure
     }
 }

@@ -72,10 +72,11 @@ pub(super) struct Snapshotter {
 }
 
 impl Snapshotter {
-    pub fn new(config: &Config, kept: Vec<SnapshotWatermark>) -> Self {
+    /// `commands_bytes` is the size of COMMANDS.
+    pub fn new(config: &Config, kept: Vec<SnapshotWatermark>, commands_bytes: u64) -> Self {
         Self {
             every: config.snapshot_every(),
-            commands_bytes: config.commands_bytes(),
+            commands_bytes,
             events_retention_ms: i64::from(config.events_retention_s) * 1_000,
             kept,
             started_at: Instant::now(),

@@ -48,8 +48,12 @@ pub(super) async fn trim(broker: &Broker, trim: Trim) -> anyhow::Result<()> {
 }
 
 async fn metrics_position(broker: &Broker) -> anyhow::Result<u64> {
+    Ok(metrics_checkpoint(broker).await?.map_or(0, |checkpoint| checkpoint.next))
+}
+
+/// How far metrics is, if it says so.
+pub(super) async fn metrics_checkpoint(broker: &Broker) -> anyhow::Result<Option<Checkpoint>> {
     let leases = broker.js.get_key_value(names::LEASES).await?;
     let checkpoint = leases.get(names::METRICS_CHECKPOINT).await?;
-    let checkpoint = checkpoint.and_then(|it| serde_json::from_slice::<Checkpoint>(&it).ok());
-    Ok(checkpoint.map_or(0, |checkpoint| checkpoint.next))
+    Ok(checkpoint.and_then(|it| serde_json::from_slice(&it).ok()))
 }

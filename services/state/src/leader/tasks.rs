@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use job::{Lookups, Missing};
+use job::{Lookups, Missing, time::Millis};
 use nats::{
     Broker, names,
     publish::{self, Writes},
@@ -20,6 +20,7 @@ use super::{
     reconciler::{Reading, ReadingRequest},
     snapshotter::PlannedSnapshot,
     stream_trimmer::{self, Trim},
+    time_barrier::CommandsEnd,
 };
 
 /// How long to wait after jobs of a bulk operation could not be read.
@@ -31,6 +32,8 @@ pub(super) enum Done {
     Written(Written),
     /// The room of the bucket; `None` if it could not be read.
     Room(Option<Room>),
+    /// The end of COMMANDS; `None` if it could not be read.
+    CommandsEnd(Option<CommandsEnd>),
     /// A dispatch.
     Dispatched(Sent, Result<publish::Ack, publish::Error>),
     /// What a slice of a bulk operation needs.
@@ -72,11 +75,16 @@ impl Tasks {
         });
     }
 
-    pub fn read_room(&mut self) {
+    pub fn read_room(&mut self, now: Millis) {
+        let broker = self.broker.clone();
+        self.running.spawn(async move { Done::Room(room(&broker, now).await) });
+    }
+
+    pub fn read_commands_end(&mut self, at: Millis) {
         let broker = self.broker.clone();
         self.running.spawn(async move {
-            let room = broker.room(names::JOBS_STREAM).await;
-            Done::Room(room.map(|(used, max)| Room { used, max }))
+            let last = broker.last_sequence(names::COMMANDS).await;
+            Done::CommandsEnd(last.ok().map(|last| CommandsEnd { at, last }))
         });
     }
 
@@ -129,4 +137,14 @@ impl Tasks {
             Done::Trimmed
         });
     }
+}
+
+/// The room of the bucket, and how far metrics is behind. A checkpoint that cannot be read does not count.
+async fn room(broker: &Broker, now: Millis) -> Option<Room> {
+    let (used, max) = broker.room(names::JOBS_STREAM).await?;
+    let checkpoint = stream_trimmer::metrics_checkpoint(broker).await.ok().flatten();
+    let last = broker.last_sequence(names::EVENTS).await.ok()?;
+    let behind = checkpoint.filter(|it| it.next <= last && it.at > 0).map_or(0, |it| now - it.at);
+    let behind = Duration::from_millis(u64::try_from(behind).unwrap_or(0));
+    Some(Room { used, max, behind })
 }

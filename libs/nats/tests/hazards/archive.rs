@@ -1,0 +1,89 @@
+//! Copies of streams, as backups use them.
+
+use async_nats::jetstream::kv;
+use nats::{
+    Broker, names,
+    snapshot::SnapshotWatermark,
+    topology::{self, Sizes},
+};
+use testkit::Nats;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restored_stream_has_the_same_sequences_without_what_was_deleted() -> anyhow::Result<()> {
+    let (from, to) = (Nats::start()?, Nats::start()?);
+    let broker = Broker::connect(&from.url(), "test").await?;
+    topology::ensure(&broker, Sizes::default()).await?;
+    let publish = async |count: usize| {
+        for n in 0..count {
+            let subject = names::Verb::Enqueue.subject();
+            // More than fits into one message of the copy.
+            broker
+                .js
+                .publish(subject, vec![u8::try_from(n % 250).unwrap(); 30_000].into())
+                .await?
+                .await?;
+        }
+        anyhow::Ok(())
+    };
+    publish(40).await?;
+    broker.js.get_stream_no_info(names::COMMANDS).await?.purge().sequence(11).await?;
+    let mut file = Vec::new();
+    let copied = broker.export_stream(names::COMMANDS, &mut file).await?;
+    assert_eq!(copied.bounds(), (11, 40));
+    publish(1).await?;
+
+    let other = Broker::connect(&to.url(), "test").await?;
+    assert_eq!(other.existing(&[names::COMMANDS, names::EVENTS]).await?, Vec::<&str>::new());
+    other.import_stream(names::COMMANDS, &copied, &mut file.as_slice()).await?;
+    assert_eq!(other.existing(&[names::COMMANDS, names::EVENTS]).await?, [names::COMMANDS]);
+    topology::ensure(&other, Sizes::default()).await?;
+    assert_eq!(other.bounds(names::COMMANDS).await?, (11, 40));
+    let stream = other.js.get_stream(names::COMMANDS).await?;
+    let last = stream.get_raw_message(40).await?;
+    assert!(last.payload.len() == 30_000 && last.payload[0] == 39, "message 40");
+    // Sequences that a restore leaves out are not used again.
+    stream.purge().sequence(61).await?;
+    assert_eq!(other.bounds(names::COMMANDS).await?, (61, 60));
+    let twice = other.import_stream(names::COMMANDS, &copied, &mut file.as_slice()).await;
+    assert!(twice.is_err_and(|error| error.to_string().contains("COMMANDS")), "it exists");
+    let cut = &file[..file.len() / 2];
+    other.js.delete_stream(names::COMMANDS).await?;
+    assert!(other.import_stream(names::COMMANDS, &copied, &mut &cut[..]).await.is_err());
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_snapshot_and_a_bucket_are_restored_as_they_were() -> anyhow::Result<()> {
+    let (from, to) = (Nats::start()?, Nats::start()?);
+    let broker = Broker::connect(&from.url(), "test").await?;
+    let other = Broker::connect(&to.url(), "test").await?;
+    topology::ensure(&broker, Sizes::default()).await?;
+    let mut file = Vec::new();
+    assert_eq!(broker.export_snapshot(&mut file).await?, None);
+    for events in [3, 7] {
+        let reach = SnapshotWatermark { events, commands: events + 1 };
+        let text = format!("state at {events}\n");
+        broker.put_snapshot(reach, move |to| to.write_all(text.as_bytes())).await?;
+    }
+    let reach = broker.export_snapshot(&mut file).await?.expect("there are two");
+    assert_eq!(reach, SnapshotWatermark { events: 7, commands: 8 });
+    let keys: kv::Store = broker.js.get_key_value(names::KEYS).await?;
+    for value in ["a", "b"] {
+        keys.put("key", value.into()).await?;
+    }
+    let mut copy = Vec::new();
+    let copied = broker.export_stream(names::KEYS_STREAM, &mut copy).await?;
+
+    other.import_stream(names::KEYS_STREAM, &copied, &mut copy.as_slice()).await?;
+    topology::ensure(&other, Sizes::default()).await?;
+    other.import_snapshot(reach, &mut file.as_slice()).await?;
+    let read = |from: &mut dyn std::io::BufRead| {
+        let mut text = String::new();
+        from.read_to_string(&mut text).map(|_| text)
+    };
+    assert_eq!(other.get_snapshot(read).await?.as_deref(), Some("state at 7\n"));
+    let entry =
+        other.js.get_key_value(names::KEYS).await?.entry("key").await?.expect("it is there");
+    assert_eq!((entry.value.as_ref(), entry.revision), (&b"b"[..], 2));
+    Ok(())
+}

@@ -1,0 +1,90 @@
+//! When what is due by time may be decided: not before the commands that came first are processed.
+//!
+//! A job can have started in time, and a schedule can have been deleted, by a command that still waits in COMMANDS. After a
+//! change of leaders those are many.
+
+use std::time::{Duration, Instant};
+
+use job::time::Millis;
+
+/// How long to wait before the end of COMMANDS is read again.
+const READ_EVERY: Duration = Duration::from_millis(100);
+
+/// The end of COMMANDS as it was at a time.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct CommandsEnd {
+    /// When the reading began.
+    pub at: Millis,
+    /// The last message.
+    pub last: u64,
+}
+
+/// Compares the end of COMMANDS with what is processed.
+#[derive(Debug, Default)]
+pub(super) struct TimeBarrier {
+    end: Option<CommandsEnd>,
+    is_reading: bool,
+    read_at: Option<Instant>,
+}
+
+impl TimeBarrier {
+    /// The time up to which all commands are processed, if that is known; `through` is the last one that is.
+    pub fn passed(&self, through: u64) -> Option<Millis> {
+        self.end.filter(|end| end.last <= through).map(|end| end.at)
+    }
+
+    /// True if the end of COMMANDS is to be read for something that is `due`. The result must be given to [`done`](Self::done).
+    pub fn must_read(&mut self, due: Millis) -> bool {
+        let has_room = self.read_at.is_none_or(|at| at.elapsed() >= READ_EVERY);
+        let must_read = has_room && !self.waits(due);
+        if must_read {
+            (self.is_reading, self.read_at) = (true, Some(Instant::now()));
+        }
+        must_read
+    }
+
+    /// Receives the end of COMMANDS, if it could be read.
+    pub fn done(&mut self, end: Option<CommandsEnd>) {
+        self.is_reading = false;
+        self.end = end.or(self.end);
+    }
+
+    /// When to look again for something that is due; `None` if a reading or a command will tell.
+    pub fn next_look(&self, due: Millis, due_at: Instant) -> Option<Instant> {
+        let may_read_at = self.read_at.map(|at| at + READ_EVERY);
+        (!self.waits(due)).then(|| may_read_at.map_or(due_at, |at| at.max(due_at)))
+    }
+
+    /// True while a reading is in progress, or commands before its end are not processed yet.
+    fn waits(&self, due: Millis) -> bool {
+        self.is_reading || self.end.is_some_and(|end| end.at >= due)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_is_due_before_the_commands_that_came_first_are_processed() {
+        let mut barrier = TimeBarrier::default();
+        assert!(barrier.must_read(10));
+        assert!(!barrier.must_read(10), "a reading is in progress");
+        assert_eq!(barrier.next_look(10, Instant::now()), None);
+        barrier.done(Some(CommandsEnd { at: 12, last: 5 }));
+        assert_eq!(barrier.passed(4), None);
+        assert!(!barrier.must_read(10), "commands 1 to 5 come first");
+        assert_eq!(barrier.passed(5), Some(12));
+        assert!(barrier.next_look(13, Instant::now()).is_some(), "due after the reading");
+    }
+
+    #[test]
+    fn a_reading_that_failed_is_made_again_after_a_pause() {
+        let mut barrier = TimeBarrier::default();
+        assert!(barrier.must_read(10));
+        barrier.done(None);
+        assert!(!barrier.must_read(10));
+        let now = Instant::now();
+        assert!(barrier.next_look(10, now).is_some_and(|at| at > now));
+    }
+}
