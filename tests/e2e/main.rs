@@ -8,6 +8,7 @@ mod answers;
 mod api;
 mod api_document;
 mod audit;
+mod backup;
 mod bad_input;
 mod browser;
 mod bulk;

@@ -125,6 +125,10 @@ pub(crate) enum Command {
     Keys(keys::Keys),
     /// Checks a mesh, and says what to do.
     Doctor(doctor::Doctor),
+    /// Copies everything that a mesh has stored into a directory, while it works.
+    Backup(Box<crate::backup::Backup>),
+    /// Restores a backup into a NATS account and a ClickHouse database that are empty, while no service runs.
+    Restore(Box<crate::backup::Restore>),
     /// Asks a service whether it is ready, and exits with 0 if it is: for health checks of containers.
     Probe {
         /// The URL of a probe, such as http://127.0.0.1:9464/readyz.
@@ -253,6 +257,8 @@ async fn act(command: Command) -> anyhow::Result<ExitCode> {
         }
         Command::Keys(keys) => keys::act(keys).await?,
         Command::Doctor(doctor) => return doctor.run().await,
+        Command::Backup(backup) => backup.run().await?,
+        Command::Restore(restore) => restore.run().await?,
         Command::Probe { url } => return probe::probe(&url).await,
         Command::Completions { shell } => {
             let mut command = <crate::Cli as clap::CommandFactory>::command();

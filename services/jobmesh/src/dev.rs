@@ -15,11 +15,17 @@ use std::{
     path::Path,
 };
 
+use metrics::{ClickHouseAccess, archive::Archive};
+use nats::Broker;
+use service::NatsLogin;
+
 use anyhow::{Context, bail};
 use tokio_util::sync::CancellationToken;
 
+use crate::backup;
 use child::Child;
 pub use config::Config;
+use plan::Storage;
 
 /// Runs until SIGINT or SIGTERM.
 pub fn run(config: Config) -> anyhow::Result<()> {
@@ -52,14 +58,15 @@ async fn supervise(config: Config) -> anyhow::Result<()> {
     // Missing programs are fetched during the start: Ctrl-C must not wait for that.
     let planning = tokio::task::spawn_blocking({
         let (config, data_dir) = (config.clone(), data_dir.clone());
-        move || plan::stages(&config, &data_dir)
+        move || plan::plan(&config, &data_dir)
     });
-    let stages = tokio::select! {
+    let plan = tokio::select! {
         () = stop.cancelled() => std::process::exit(130),
-        stages = planning => stages??,
+        plan = planning => plan??,
     };
     let mut running = Vec::new();
-    for stage in stages {
+    let mut started = Ok(());
+    for stage in plan.stages {
         let mut children = Vec::new();
         for spec in stage {
             let watched = spec.watched.clone();
@@ -70,11 +77,28 @@ async fn supervise(config: Config) -> anyhow::Result<()> {
             children.push(child);
         }
         running.push(children);
+        // The stores are the first stage.
+        if let (1, Some(dir)) = (running.len(), &config.restore) {
+            started = tokio::select! {
+                () = first_failure(&running) => Err(anyhow::anyhow!("a service cannot start")),
+                restored = restore(&plan.storage, dir, &stop) => restored,
+            };
+            if started.is_err() || stop.is_cancelled() {
+                break;
+            }
+        }
     }
+    let wait = async {
+        started?;
+        tokio::select! {
+            () = first_failure(&running) => Err(anyhow::anyhow!("a service cannot start")),
+            ready = ready::wait(&config.listen, config.processors) => ready,
+        }
+    };
     let ready = tokio::select! {
+        biased;
         () = stop.cancelled() => Ok(()),
-        () = first_failure(&running) => Err(anyhow::anyhow!("a service cannot start")),
-        ready = ready::wait(&config.listen, config.processors) => ready,
+        ready = wait => ready,
     };
     if ready.is_ok() && !stop.is_cancelled() {
         println!("ready http://{}", config.listen);
@@ -83,6 +107,20 @@ async fn supervise(config: Config) -> anyhow::Result<()> {
     }
     drain(running).await;
     ready.with_context(|| format!("the logs are in {}", data_dir.join("logs").display()))
+}
+
+/// Restores a backup once the stores answer.
+async fn restore(storage: &Storage, dir: &Path, stop: &CancellationToken) -> anyhow::Result<()> {
+    let access = NatsLogin::default().access(storage.nats.reveal())?;
+    let Some(broker) = Broker::connect_until(&access, "dev", stop).await? else { return Ok(()) };
+    let archive = Archive::open(&ClickHouseAccess::at(storage.clickhouse.clone()))?;
+    archive.until_there(stop).await;
+    tokio::select! {
+        () = stop.cancelled() => Ok(()),
+        restored = backup::restore(&broker, Some(&archive), dir) => {
+            restored.context("the backup is not restored")
+        }
+    }
 }
 
 /// Keeps a second `dev` from the same data.

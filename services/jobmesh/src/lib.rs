@@ -1,5 +1,6 @@
 //! The one binary of Jobmesh: each service as a subcommand, and `dev`, which runs them all.
 
+mod backup;
 mod client;
 #[cfg(test)]
 mod configuration;

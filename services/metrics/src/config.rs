@@ -24,6 +24,15 @@ pub struct Config {
     /// The collector of its traces.
     #[command(flatten)]
     pub otlp: Otlp,
+    /// ClickHouse.
+    #[command(flatten)]
+    pub clickhouse: ClickHouseAccess,
+}
+
+/// The address of ClickHouse, and how to log in.
+#[derive(Clone, Debug, clap::Args)]
+#[group(skip)]
+pub struct ClickHouseAccess {
     /// The URL of ClickHouse's HTTP interface. It may hold a user and a password: then better in the
     /// variable than as an argument.
     #[arg(
@@ -34,7 +43,7 @@ pub struct Config {
     )]
     pub clickhouse_url: Secret,
     /// ClickHouse's database, created if it is missing.
-    #[arg(long, env = "JOBMESH_CLICKHOUSE_DATABASE", default_value = "jobmesh")]
+    #[arg(long, env = "JOBMESH_CLICKHOUSE_DATABASE", default_value = DATABASE)]
     pub clickhouse_database: String,
     /// ClickHouse's user; its password is in JOBMESH_CLICKHOUSE_PASSWORD or in the next one's file.
     #[arg(long, env = "JOBMESH_CLICKHOUSE_USER")]
@@ -57,12 +66,25 @@ pub(crate) struct ClickHouse {
     pub shown: String,
 }
 
-impl Config {
+/// The database, unless another one is set.
+const DATABASE: &str = "jobmesh";
+
+impl ClickHouseAccess {
+    /// The database `jobmesh` at a URL that holds the login.
+    pub fn at(url: Secret) -> Self {
+        Self {
+            clickhouse_url: url,
+            clickhouse_database: DATABASE.to_owned(),
+            clickhouse_user: None,
+            clickhouse_password_file: None,
+        }
+    }
+
     /// Clients of ClickHouse.
     ///
     /// # Errors
     /// If the URL is none, or the password cannot be read.
-    pub(crate) fn clickhouse(&self) -> anyhow::Result<ClickHouse> {
+    pub(crate) fn clients(&self) -> anyhow::Result<ClickHouse> {
         // The error must not show the URL, which can hold a password.
         let url = self.clickhouse_url.reveal().parse::<Url>();
         let mut url = url.context("the URL of ClickHouse is not usable")?;

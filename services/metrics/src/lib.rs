@@ -4,6 +4,7 @@
 //! ClickHouse away: taking in stops, the backlog waits in EVENTS, and jobs never notice.
 
 mod analytics;
+pub mod archive;
 mod audit;
 mod checkpoint;
 mod conditions;
@@ -24,7 +25,7 @@ use std::time::Duration;
 use service::{Health, Identity, Part};
 use tokio_util::sync::CancellationToken;
 
-pub use config::Config;
+pub use config::{ClickHouseAccess, Config};
 
 /// How often ClickHouse is asked whether it answers.
 const PING_EVERY: Duration = Duration::from_secs(5);
@@ -36,7 +37,7 @@ const QUERY_MAX_S: &str = "10";
 /// # Errors
 /// If the NATS account cannot be used; temporary errors are retried.
 pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> {
-    let clickhouse = config.clickhouse()?;
+    let clickhouse = config.clickhouse.clients()?;
     let name = service::instance(Identity::Metrics);
     let health = Health::default();
     let answers = health.part("clickhouse", Some(3 * PING_EVERY));

@@ -13,6 +13,8 @@ const VERSIONS: [&str; 3] = [
     include_str!("../../../deploy/clickhouse/schema/0002_analytics.sql"),
     include_str!("../../../deploy/clickhouse/schema/0003_traces.sql"),
 ];
+/// The version of this program.
+pub(crate) const VERSION: u32 = VERSIONS.len() as u32;
 /// The versions that were applied. Two services may apply one at the same time: its statements can be run again.
 const CREATE_VERSIONS: &str = "CREATE TABLE IF NOT EXISTS schema_versions
     (version UInt32, applied_at DateTime('UTC') DEFAULT now()) ENGINE = MergeTree ORDER BY version";
@@ -29,14 +31,14 @@ async fn try_ensure(clickhouse: &ClickHouse) -> anyhow::Result<()> {
     create(clickhouse).await.with_context(at)
 }
 
-async fn create(clickhouse: &ClickHouse) -> clickhouse::error::Result<()> {
+/// Makes database and tables.
+pub(crate) async fn create(clickhouse: &ClickHouse) -> clickhouse::error::Result<()> {
     let database = clickhouse.database.replace('`', "");
     let create = format!("CREATE DATABASE IF NOT EXISTS `{database}`");
     clickhouse.server.query_raw(&create).execute().await?;
     let tables = &clickhouse.tables;
     tables.query_raw(CREATE_VERSIONS).execute().await?;
-    let query = tables.query_raw("SELECT max(version) FROM schema_versions");
-    let applied: u32 = query.fetch_one().await?;
+    let applied = applied(clickhouse).await?;
     if applied as usize > VERSIONS.len() {
         tracing::warn!(applied, known = VERSIONS.len(), "the tables are of a newer version");
     }
@@ -49,6 +51,11 @@ async fn create(clickhouse: &ClickHouse) -> clickhouse::error::Result<()> {
         tracing::info!(version, "schema applied");
     }
     Ok(())
+}
+
+/// The version of the tables that are there.
+pub(crate) async fn applied(clickhouse: &ClickHouse) -> clickhouse::error::Result<u32> {
+    clickhouse.tables.query_raw("SELECT max(version) FROM schema_versions").fetch_one().await
 }
 
 /// The statements of a version, without its comments.

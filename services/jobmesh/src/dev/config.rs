@@ -23,6 +23,9 @@ pub struct Config {
     /// The folder for all data: streams, tables, logs.
     #[arg(long, env = "JOBMESH_DATA_DIR", default_value = "jobmesh-data")]
     pub data_dir: PathBuf,
+    /// The directory of a backup to restore first, into a data directory without streams and tables.
+    #[arg(long, conflicts_with_all = ["nats_url", "clickhouse_url"])]
+    pub restore: Option<PathBuf>,
     /// How many state services run: one leads, the others answer questions and stand by.
     #[arg(long, env = "JOBMESH_STATES", default_value_t = 1)]
     pub states: usize,

@@ -55,9 +55,26 @@ pub(super) struct Spec {
     pub watched: Option<Watched>,
 }
 
+/// What `dev` starts.
+pub(super) struct Plan {
+    /// The children by stage.
+    pub stages: Vec<Vec<Spec>>,
+    /// Where everything is stored, with the logins that may do everything.
+    pub storage: Storage,
+}
+
+/// The stores of a mesh.
+#[derive(Clone, Debug)]
+pub(super) struct Storage {
+    /// The URL of NATS.
+    pub nats: Secret,
+    /// The URL of ClickHouse.
+    pub clickhouse: Secret,
+}
+
 /// The children by stage, in the order of their start: storage, then who decides, then who runs
 /// jobs, then who asks.
-pub(super) fn stages(config: &Config, data_dir: &Path) -> anyhow::Result<Vec<Vec<Spec>>> {
+pub(super) fn plan(config: &Config, data_dir: &Path) -> anyhow::Result<Plan> {
     let logs = data_dir.join("logs");
     fs::create_dir_all(&logs)?;
     let program = std::env::current_exe().context("this program cannot be found again")?;
@@ -72,16 +89,18 @@ pub(super) fn stages(config: &Config, data_dir: &Path) -> anyhow::Result<Vec<Vec
         watched: None,
     };
     let mut storage = Vec::new();
-    let nats_urls: HashMap<Identity, String> = match &config.nats_url {
+    let (nats_urls, admin): (HashMap<Identity, String>, String) = match &config.nats_url {
         Some(url) => {
             // Checked here, so that the error is visible: a child would log it.
             config.login.access(url.reveal())?;
-            Identity::ALL.map(|identity| (identity, url.reveal().to_owned())).into()
+            let urls = Identity::ALL.map(|identity| (identity, url.reveal().to_owned()));
+            (urls.into(), url.reveal().to_owned())
         }
         None => {
             let port = fetch::free_port()?;
             let (file, secret) = password(data_dir.join("nats.password"))?;
             let address = format!("127.0.0.1:{port}");
+            let admin = format!("nats://{NATS_USER}:{secret}@{address}");
             let mut logins = vec![("JOBMESH_NATS_PASSWORD".to_owned(), secret)];
             let mut urls = HashMap::new();
             for identity in Identity::ALL {
@@ -96,7 +115,7 @@ pub(super) fn stages(config: &Config, data_dir: &Path) -> anyhow::Result<Vec<Vec
                 "nats nats://{address}, its user is {NATS_USER}, its password is in {}",
                 file.display()
             );
-            urls
+            (urls, admin)
         }
     };
     let clickhouse_url = match &config.clickhouse_url {
@@ -142,7 +161,7 @@ pub(super) fn stages(config: &Config, data_dir: &Path) -> anyhow::Result<Vec<Vec
         let is_login = |name: &OsString| CLICKHOUSE_LOGIN.iter().any(|login| name == login);
         metrics.environment.retain(|(name, _)| !is_login(name));
     }
-    metrics.environment.push(("JOBMESH_CLICKHOUSE_URL".into(), clickhouse_url.into()));
+    metrics.environment.push(("JOBMESH_CLICKHOUSE_URL".into(), (&clickhouse_url).into()));
     let core: Vec<Spec> = states.chain([metrics]).collect();
     let (concurrency, grace_s) = (config.concurrency.to_string(), config.grace_s.to_string());
     let processor = ["serve", "processor", "--concurrency", &concurrency, "--grace-s", &grace_s];
@@ -164,7 +183,8 @@ pub(super) fn stages(config: &Config, data_dir: &Path) -> anyhow::Result<Vec<Vec
     if config.metrics {
         measure(&mut stages[1..], data_dir)?;
     }
-    Ok(stages)
+    let storage = Storage { nats: admin.into(), clickhouse: clickhouse_url.into() };
+    Ok(Plan { stages, storage })
 }
 
 /// Lets services measure, and lists where: in the format of Prometheus's file-based service discovery.

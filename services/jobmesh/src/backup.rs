@@ -1,0 +1,90 @@
+//! `jobmesh backup` and `jobmesh restore`: everything that a mesh has stored, as a directory of files.
+//!
+//! The parts are copied one after the other while the mesh works, in an order that makes them fit together: what follows from
+//! EVENTS before EVENTS, so that a replay brings it up to date, as after a crash. docs/decisions/0034 has the reasons.
+
+mod export;
+mod manifest;
+mod restore;
+
+use std::path::PathBuf;
+
+use clap::Args;
+use metrics::{ClickHouseAccess, archive::Archive};
+use nats::{Broker, names};
+use service::{NatsLogin, NatsUrl};
+
+pub(crate) use restore::restore;
+
+/// The streams that are copied. Work streams follow from EVENTS, the bucket of leases is nobody's after a restore, and snapshots are
+/// copied as objects.
+const STREAMS: [&str; 7] = [
+    names::JOBS_STREAM,
+    names::COMMANDS,
+    names::EVENTS,
+    names::RESULTS_STREAM,
+    names::KEYS_STREAM,
+    names::AUDIT,
+    names::REJECTED,
+];
+
+/// The stores of a mesh.
+#[derive(Debug, Args)]
+pub(crate) struct Stores {
+    /// The URL of NATS; the login is that of an operator, who may do everything.
+    #[arg(long, env = "JOBMESH_NATS_URL", hide_env_values = true)]
+    nats_url: NatsUrl,
+    #[command(flatten)]
+    login: NatsLogin,
+    #[command(flatten)]
+    clickhouse: ClickHouseAccess,
+    /// Leave out ClickHouse: ended runs and the audit log.
+    #[arg(long)]
+    without_clickhouse: bool,
+}
+
+impl Stores {
+    async fn open(&self) -> anyhow::Result<(Broker, Option<Archive>)> {
+        let access = self.login.access(self.nats_url.reveal())?;
+        let broker = Broker::connect_with(&access, "jobmesh-backup").await?;
+        let archive = match self.without_clickhouse {
+            true => None,
+            false => Some(Archive::open(&self.clickhouse)?),
+        };
+        Ok((broker, archive))
+    }
+}
+
+/// `jobmesh backup`.
+#[derive(Debug, Args)]
+pub(crate) struct Backup {
+    /// A directory that is empty or does not exist.
+    dir: PathBuf,
+    #[command(flatten)]
+    stores: Stores,
+}
+
+/// `jobmesh restore`.
+#[derive(Debug, Args)]
+pub(crate) struct Restore {
+    /// The directory of a backup.
+    dir: PathBuf,
+    #[command(flatten)]
+    stores: Stores,
+}
+
+impl Backup {
+    /// Copies everything.
+    pub async fn run(self) -> anyhow::Result<()> {
+        let (broker, archive) = self.stores.open().await?;
+        export::export(&broker, archive.as_ref(), &self.dir).await
+    }
+}
+
+impl Restore {
+    /// Restores everything.
+    pub async fn run(self) -> anyhow::Result<()> {
+        let (broker, archive) = self.stores.open().await?;
+        restore(&broker, archive.as_ref(), &self.dir).await
+    }
+}
