@@ -12,6 +12,7 @@ use crate::mesh::PATIENCE;
 const LONGEST_STREAM: Duration = Duration::from_secs(3_600);
 
 /// An edge.
+#[derive(Clone)]
 pub struct Api {
     base: String,
     client: reqwest::Client,

@@ -27,7 +27,7 @@ async fn handler() -> anyhow::Result<String> {
     Ok(url)
 }
 
-/// Runs a command on the stores of a mesh; whether it succeeded, and what it said.
+/// Runs a command on the stores of a mesh; whether it succeeded, and its output.
 async fn run(mesh: &Mesh, command: &str, dir: &Path) -> anyhow::Result<(bool, String)> {
     let mut run = Command::new(env!("CARGO_BIN_EXE_tests"));
     run.arg(command).arg(dir).env("JOBMESH_NATS_URL", mesh.nats_url()?);

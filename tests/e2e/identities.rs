@@ -248,7 +248,7 @@ fn may_subscribe(identity: Identity, subject: &str) -> bool {
     match subject {
         "jobmesh.state.>" | "jobmesh.heartbeat.*" => identity == State,
         "jobmesh.metrics.*" => identity == Metrics,
-        "$SRV.>" => [State, Metrics].contains(&identity),
+        "$SRV.>" => [State, Metrics, Edge].contains(&identity),
         "jobmesh.control.>" => identity == Processor,
         "jobmesh.unstored" => [State, Edge].contains(&identity),
         inbox => inbox == format!("_INBOX.{}.>", identity.name()),

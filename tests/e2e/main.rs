@@ -54,5 +54,6 @@ mod small_bucket;
 mod stopping;
 mod tls;
 mod traces;
+mod upgrade;
 mod webhooks;
 mod whole_life;

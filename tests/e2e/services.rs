@@ -5,6 +5,7 @@ use std::{
     fs::{self, File},
     net::SocketAddr,
     ops::Deref,
+    path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
 };
 
@@ -35,9 +36,15 @@ pub struct Services {
     olap: SocketAddr,
 }
 
+/// The program under test.
+pub fn program() -> PathBuf {
+    env!("CARGO_BIN_EXE_tests").into()
+}
+
 /// A service that was started.
 struct Process {
     role: &'static str,
+    program: PathBuf,
     environment: Vec<(String, String)>,
     child: Child,
 }
@@ -152,6 +159,7 @@ impl Services {
     pub async fn probe(&self, role: &str, path: &str) -> anyhow::Result<(u16, Value)> {
         match role {
             "edge" => self.edges[0].get(path).await,
+            "edge-2" => self.edges[1].get(path).await,
             role => self.probes[role].get(path).await,
         }
     }
@@ -179,20 +187,22 @@ impl Services {
     ) -> anyhow::Result<()> {
         let owned = |(name, value): &(&str, String)| ((*name).to_owned(), value.clone());
         let environment: Vec<(String, String)> = environment.iter().map(owned).collect();
-        let child = self.run(role, name, &environment)?;
-        self.processes.insert(name.to_owned(), Process { role, environment, child });
+        let program = program();
+        let child = self.run(&program, role, name, &environment)?;
+        self.processes.insert(name.to_owned(), Process { role, program, environment, child });
         Ok(())
     }
 
     fn run(
         &self,
+        program: &Path,
         role: &str,
         name: &str,
         environment: &[(String, String)],
     ) -> anyhow::Result<Child> {
         let path = self.dir.path().join(format!("{name}.log"));
         let log = File::options().create(true).append(true).open(path)?;
-        let child = Command::new(env!("CARGO_BIN_EXE_tests"))
+        let child = Command::new(program)
             .args(["serve", role])
             .envs(environment.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
@@ -206,10 +216,17 @@ impl Services {
     pub fn restart(&mut self, name: &str) -> anyhow::Result<()> {
         let process = self.processes.get_mut(name).expect("it was started");
         process.child.wait()?;
-        let Process { role, environment, .. } = &self.processes[name];
-        let child = self.run(role, name, environment)?;
+        let Process { role, program, environment, .. } = &self.processes[name];
+        let child = self.run(program, role, name, environment)?;
         self.processes.get_mut(name).expect("it was started").child = child;
         Ok(())
+    }
+
+    /// Ends a service in order, and starts another program in its place.
+    pub fn replace(&mut self, name: &str, program: &Path) -> anyhow::Result<()> {
+        self.signal(name, libc::SIGTERM)?;
+        self.processes.get_mut(name).expect("it was started").program = program.to_owned();
+        self.restart(name)
     }
 
     /// The state service that leads, as far as their logs say.

@@ -19,6 +19,7 @@ mod peers;
 pub mod pickup;
 mod report;
 mod requests;
+mod scale;
 
 use std::{fs, process::ExitCode, time::Duration};
 
@@ -201,6 +202,14 @@ async fn run(options: &Options) -> anyhow::Result<Report> {
     if options.has("crowd") {
         report.section("Many connections, and a project beyond its limits");
         crowd::measure(&mut report).await?;
+    }
+    if options.has("replicas") {
+        report.section("Copies on three servers");
+        scale::replicas(&mut report).await?;
+    }
+    if options.has("followers") {
+        report.section("Many edges and processors");
+        scale::followers(&mut report).await?;
     }
     report.section("Other queues, synced each second");
     compare(&ours, peers.as_ref(), Durability::Fast, &mut report)?;

@@ -134,6 +134,8 @@ impl State {
                 self.persisted.partial =
                     Some(Partial { item: *item, jobs: *jobs, batches: *batches });
             }
+            #[cfg(feature = "next-version")]
+            Event::Noted { .. } => {}
         }
     }
 

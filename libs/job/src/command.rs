@@ -33,6 +33,17 @@ pub enum Command {
     Progress(Progress),
     /// A run ended.
     Outcome(Outcome),
+    /// Something that only the next version knows.
+    #[cfg(feature = "next-version")]
+    Note(Note),
+}
+
+/// A command of the next version.
+#[cfg(feature = "next-version")]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Note {
+    /// What to note.
+    pub note: Id,
 }
 
 /// The priority of a request that names none.

@@ -104,6 +104,11 @@ impl State {
             Command::Started(said) => Ok(self.decide_started(said)),
             Command::Progress(said) => Ok(self.decide_progress(said)),
             Command::Outcome(said) => self.decide_outcome(config, lookups, now, said),
+            #[cfg(feature = "next-version")]
+            Command::Note(note) => Ok(Decision {
+                events: vec![Event::Noted { note: note.note.clone() }],
+                ..Decision::noted()
+            }),
         }
     }
 

@@ -14,6 +14,7 @@ use crate::{
     schedule::ScheduleState,
     time::Millis,
     trace::TraceContext,
+    version,
 };
 
 pub use change::Change;
@@ -41,6 +42,10 @@ pub enum Event {
         term: u64,
         /// The name of the leader.
         leader: Id,
+        /// A field that only the next version knows.
+        #[cfg(feature = "next-version")]
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        hint: Option<Id>,
     },
     /// A job became known, and queued as run 1.
     Enqueued(Box<Enqueued>),
@@ -175,6 +180,23 @@ pub enum Event {
         /// Batches they belonged to.
         batches: u64,
     },
+    /// Something that only the next version knows.
+    #[cfg(feature = "next-version")]
+    Noted {
+        /// What was noted.
+        note: Id,
+    },
+}
+
+impl Event {
+    /// The version that a reader must know.
+    pub fn needs(&self) -> u32 {
+        match self {
+            #[cfg(feature = "next-version")]
+            Self::Noted { .. } => version::KNOWN,
+            _ => version::FIRST,
+        }
+    }
 }
 
 /// The project and batch of a job.

@@ -44,6 +44,7 @@ pub mod template;
 pub mod time;
 pub mod trace;
 pub mod transaction;
+pub mod version;
 pub mod webhook;
 mod write_behind;
 

@@ -18,6 +18,7 @@ use crate::{
     schedule::ScheduleState,
     sliding_window::SlidingWindow,
     time::Millis,
+    version,
 };
 
 /// What one project has.
@@ -87,6 +88,9 @@ impl Project {
 /// The content of all events, as a snapshot holds it.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct SnapshotState {
+    /// The version that a program must know to read it.
+    #[serde(default = "version::first")]
+    pub needs: u32,
     /// The last processed message of COMMANDS.
     pub through: u64,
     /// The last event.
@@ -121,6 +125,7 @@ impl SnapshotState {
     fn frozen(&self) -> Self {
         let projects = self.projects.iter().map(|(id, project)| (id.clone(), project.frozen()));
         Self {
+            needs: self.needs,
             through: self.through,
             position: self.position,
             term: self.term,
@@ -155,7 +160,8 @@ impl Snapshot {
     ///
     /// # Errors
     /// If `to` cannot be written, or the data of a job cannot be read.
-    pub fn write(self, to: &mut dyn Write) -> io::Result<()> {
+    pub fn write(mut self, to: &mut dyn Write) -> io::Result<()> {
+        self.known.needs = version::FIRST;
         let mut line = |value: &dyn Fn(&mut Vec<u8>) -> serde_json::Result<()>| {
             let mut bytes = Vec::new();
             value(&mut bytes)?;
@@ -176,7 +182,9 @@ impl SnapshotState {
     ) -> io::Result<Self> {
         let mut lines = from.lines();
         let mut line = || lines.next().unwrap_or_else(|| Err(io::ErrorKind::UnexpectedEof.into()));
-        let mut known: Self = serde_json::from_str(&line()?)?;
+        let head = line()?;
+        version::check(serde_json::from_str::<Needs>(&head)?.needs).map_err(io::Error::other)?;
+        let mut known: Self = serde_json::from_str(&head)?;
         let jobs: usize = serde_json::from_str(&line()?)?;
         for _ in 0..jobs {
             let json = line()?;
@@ -184,6 +192,13 @@ impl SnapshotState {
         }
         Ok(known)
     }
+}
+
+/// What must be known before anything else of a snapshot.
+#[derive(Deserialize)]
+struct Needs {
+    #[serde(default = "version::first")]
+    needs: u32,
 }
 
 /// How far a message of COMMANDS is processed if its events need more than one message.

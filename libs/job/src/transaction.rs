@@ -156,7 +156,12 @@ impl<'a> Transaction<'a> {
     /// Claims to lead: the next append of the previous leader is refused.
     pub fn claim(&mut self, leader: Id) {
         let term = self.state.term() + 1;
-        self.record(vec![Event::LeaderElected { term, leader }]);
+        self.record(vec![Event::LeaderElected {
+            term,
+            #[cfg(feature = "next-version")]
+            hint: Some(leader.clone()),
+            leader,
+        }]);
     }
 
     /// Applies events that must be in one message, with the webhook deliveries of the jobs that they

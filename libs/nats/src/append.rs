@@ -6,6 +6,7 @@ use std::time::Duration;
 use async_nats::{HeaderMap, jetstream::stream::RawMessageErrorKind};
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
+use job::version;
 use uuid::Uuid;
 
 use crate::{
@@ -52,6 +53,20 @@ impl Broker {
     /// # Errors
     /// If neither answers nor the stream say within 15 s what became of it.
     pub async fn append(&self, last: u64, through: u64, batch: Bytes) -> Result<Appended, Error> {
+        self.append_for(version::FIRST, last, through, batch).await
+    }
+
+    /// Appends a batch that needs a version, see [`append`](Self::append).
+    ///
+    /// # Errors
+    /// As of [`append`](Self::append).
+    pub async fn append_for(
+        &self,
+        needs: u32,
+        last: u64,
+        through: u64,
+        batch: Bytes,
+    ) -> Result<Appended, Error> {
         let id = Uuid::now_v7().simple().to_string();
         let mut last = last;
         let mut attempts = Attempts::new();
@@ -60,6 +75,7 @@ impl Broker {
             let mut headers = HeaderMap::new();
             headers.insert(async_nats::header::NATS_EXPECTED_LAST_SEQUENCE, last.to_string());
             headers.insert(names::THROUGH, through.to_string());
+            headers.insert(names::NEEDS, needs.to_string());
             headers.insert(names::APPEND, id.as_str());
             let subject = names::EVENT_SUBJECT.into();
             let message = Message { subject, headers, payload: batch.clone() };

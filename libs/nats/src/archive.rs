@@ -60,7 +60,7 @@ pub enum Error {
 pub struct StreamArchive {
     /// The configuration of the stream, as NATS writes it.
     pub config: Value,
-    /// The state of the stream when the copy was begun, as NATS writes it.
+    /// The state of the stream when the copy was started, as NATS writes it.
     pub state: Value,
 }
 

@@ -171,6 +171,7 @@ impl Loop {
     ) -> Result<u64, Error> {
         let mut headers = HeaderMap::new();
         headers.insert(async_nats::header::NATS_MESSAGE_ID, Uuid::now_v7().to_string());
+        headers.insert(names::NEEDS, self.verb.needs().to_string());
         let until = self.asker.as_ref().map(|asker| {
             let left = asker.patience.saturating_sub(submitted_at.elapsed());
             let left_ms = i64::try_from(left.as_millis()).unwrap_or(i64::MAX);

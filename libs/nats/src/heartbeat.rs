@@ -46,6 +46,9 @@ pub struct Heartbeat {
     /// The version of its program.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub version: Option<Id>,
+    /// The newest version of messages that it knows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub knows: Option<u32>,
     /// When it started, by its clock.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub started_at: Option<Millis>,

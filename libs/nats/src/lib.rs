@@ -15,6 +15,7 @@ pub mod heartbeat;
 mod last_messages;
 pub mod lease;
 pub mod names;
+pub mod presence;
 pub mod publish;
 pub mod query;
 mod redundancy;

@@ -4,7 +4,7 @@
 //! subject and every stream's name; only this module would change.
 
 use async_nats::{HeaderMap, Subject};
-use job::{Id, JobId, JobType, PriorityClass, Run, Status};
+use job::{Id, JobId, JobType, PriorityClass, Run, Status, version};
 
 use crate::SubjectToken;
 
@@ -63,6 +63,8 @@ pub const REPLY: &str = "Jobmesh-Reply";
 pub const DEADLINE: &str = "Jobmesh-Deadline";
 /// Up to which message of COMMANDS a message of EVENTS reaches.
 pub const THROUGH: &str = "Jobmesh-Through";
+/// The version that a reader of a message must know.
+pub const NEEDS: &str = "Jobmesh-Version";
 /// Whose append a message of EVENTS is.
 pub const APPEND: &str = "Jobmesh-Append";
 
@@ -166,11 +168,14 @@ pub enum Verb {
     Progress,
     /// Runs ended.
     Outcome,
+    /// A verb of the next version.
+    #[cfg(feature = "next-version")]
+    Note,
 }
 
 impl Verb {
     /// All of them.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: &[Self] = &[
         Self::Enqueue,
         Self::Redo,
         Self::Cancel,
@@ -182,6 +187,8 @@ impl Verb {
         Self::Started,
         Self::Progress,
         Self::Outcome,
+        #[cfg(feature = "next-version")]
+        Self::Note,
     ];
 
     /// The verb's name.
@@ -198,6 +205,17 @@ impl Verb {
             Self::Started => "started",
             Self::Progress => "progress",
             Self::Outcome => "outcome",
+            #[cfg(feature = "next-version")]
+            Self::Note => "note",
+        }
+    }
+
+    /// The version that a reader must know.
+    pub fn needs(self) -> u32 {
+        match self {
+            #[cfg(feature = "next-version")]
+            Self::Note => version::KNOWN,
+            _ => version::FIRST,
         }
     }
 
@@ -209,7 +227,7 @@ impl Verb {
     /// The verb of a command's subject.
     pub fn of(subject: &str) -> Option<Self> {
         let name = subject.strip_prefix("jobmesh.cmd.")?;
-        Self::ALL.into_iter().find(|verb| verb.name() == name)
+        Self::ALL.iter().copied().find(|verb| verb.name() == name)
     }
 }
 
@@ -315,7 +333,7 @@ mod tests {
 
     #[test]
     fn verbs_are_found_by_their_subjects() {
-        for verb in Verb::ALL {
+        for verb in Verb::ALL.iter().copied() {
             assert_eq!(Verb::of(&verb.subject()), Some(verb));
         }
         assert_eq!(Verb::of("jobmesh.cmd.destroy"), None);

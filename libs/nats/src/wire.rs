@@ -11,6 +11,7 @@ use job::{
     reply::Reply,
     time::Millis,
     trace::TraceContext,
+    version::{self, Newer},
 };
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -59,6 +60,16 @@ pub enum Malformed {
         /// How many it has.
         found: usize,
     },
+    /// Only a newer program can read it.
+    #[error("message {sequence} of {stream} cannot be read: {newer}")]
+    Newer {
+        /// The stream.
+        stream: &'static str,
+        /// Its sequence.
+        sequence: u64,
+        /// The version that it needs.
+        newer: Newer,
+    },
     /// A message of EVENTS was not appended by a state service.
     #[error("message {sequence} of EVENTS was not appended by a state service")]
     Foreign {
@@ -78,11 +89,31 @@ pub enum Malformed {
 /// The most items of one message.
 pub const ITEMS_MAX: usize = 10_000;
 
-/// The commands that a message on COMMANDS carries.
+/// Whether this program can read message `sequence` of a stream.
 ///
 /// # Errors
-/// If the subject names no verb, or the body does not fit the verb.
-pub fn commands(subject: &str, payload: &[u8]) -> Result<Vec<Item<Command>>, Malformed> {
+/// [`Malformed::Newer`] if it says that only a newer one can.
+pub fn readable(
+    stream: &'static str,
+    sequence: u64,
+    headers: Option<&HeaderMap>,
+) -> Result<(), Malformed> {
+    let needs = headers.and_then(|headers| headers.get(names::NEEDS));
+    let needs = needs.and_then(|needs| needs.as_str().parse().ok()).unwrap_or(version::FIRST);
+    version::check(needs).map_err(|newer| Malformed::Newer { stream, sequence, newer })
+}
+
+/// The commands that message `sequence` of COMMANDS carries.
+///
+/// # Errors
+/// If it needs a newer program, the subject names no verb, or the body does not fit the verb.
+pub fn commands(
+    sequence: u64,
+    subject: &str,
+    headers: Option<&HeaderMap>,
+    payload: &[u8],
+) -> Result<Vec<Item<Command>>, Malformed> {
+    readable(names::COMMANDS, sequence, headers)?;
     let verb = Verb::of(subject).ok_or_else(|| Malformed::Verb(subject.to_owned()))?;
     let read = match verb {
         Verb::Enqueue | Verb::Redo => items::<Enqueue>(payload, Command::Enqueue),
@@ -95,6 +126,8 @@ pub fn commands(subject: &str, payload: &[u8]) -> Result<Vec<Item<Command>>, Mal
         Verb::Started => items::<Started>(payload, Command::Started),
         Verb::Progress => items::<Progress>(payload, Command::Progress),
         Verb::Outcome => items::<Outcome>(payload, Command::Outcome),
+        #[cfg(feature = "next-version")]
+        Verb::Note => items::<job::command::Note>(payload, Command::Note),
     };
     let items = read.map_err(|source| Malformed::Body { subject: subject.to_owned(), source })?;
     if items.len() > ITEMS_MAX {
@@ -122,7 +155,8 @@ pub fn is_append(sequence: u64, headers: Option<&HeaderMap>) -> bool {
 /// The events of message `sequence` of EVENTS, and up to which command they reach.
 ///
 /// # Errors
-/// If it was not appended by a state service, or cannot be read. Every reader skips such a message.
+/// If it was not appended by a state service, or cannot be read: every reader skips such a message. But one that needs a newer
+/// program must not be skipped ([`Malformed::Newer`]).
 pub fn events(
     sequence: u64,
     headers: Option<&HeaderMap>,
@@ -131,6 +165,7 @@ pub fn events(
     if !is_append(sequence, headers) {
         return Err(Malformed::Foreign { sequence });
     }
+    readable(names::EVENTS, sequence, headers)?;
     let through = headers.and_then(|headers| headers.get(names::THROUGH));
     let through = through.and_then(|through| through.as_str().parse().ok()).unwrap_or(0);
     Ok((through, batch(sequence, payload)?))

@@ -29,6 +29,8 @@ mod view;
 use std::net::SocketAddr;
 
 use anyhow::{Context, ensure};
+use async_nats::service::ServiceExt;
+use nats::presence;
 use service::{Health, Identity};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -53,6 +55,10 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     let broker = config.nats.connect(Identity::Edge, &name, &stop).await?;
     let Some(broker) = broker else { return Ok(()) };
     health.connected(&broker);
+    // It answers who runs, and nothing else.
+    let present = broker.client.service_builder().metadata(presence::metadata(&name));
+    let present = present.start(Identity::Edge.name(), env!("CARGO_PKG_VERSION")).await;
+    let _present = present.map_err(|error| anyhow::anyhow!("not announced at NATS: {error}"))?;
     let keys = keys::Keys::start(&broker, config.require_keys, stop.clone()).await?;
     let Some(keys) = keys else { return Ok(()) };
     let tls = match (&config.tls_cert, &config.tls_key) {

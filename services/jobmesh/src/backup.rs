@@ -16,8 +16,7 @@ use service::{NatsLogin, NatsUrl};
 
 pub(crate) use restore::restore;
 
-/// The streams that are copied. Work streams follow from EVENTS, the bucket of leases is nobody's after a restore, and snapshots are
-/// copied as objects.
+/// The streams that are copied. Work streams follow from EVENTS, leases expire, and snapshots are copied as objects.
 const STREAMS: [&str; 7] = [
     names::JOBS_STREAM,
     names::COMMANDS,

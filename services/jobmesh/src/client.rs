@@ -9,6 +9,7 @@ mod json;
 mod keys;
 mod probe;
 mod show;
+mod upgrade;
 mod watch;
 
 use std::{collections::BTreeMap, io::Read, path::PathBuf, process::ExitCode};
@@ -129,6 +130,8 @@ pub(crate) enum Command {
     Backup(Box<crate::backup::Backup>),
     /// Restores a backup into a NATS account and a ClickHouse database that are empty, while no service runs.
     Restore(Box<crate::backup::Restore>),
+    /// Says whether this program can join the mesh that runs, and in which order to replace services.
+    Upgrade(Box<upgrade::Upgrade>),
     /// Asks a service whether it is ready, and exits with 0 if it is: for health checks of containers.
     Probe {
         /// The URL of a probe, such as http://127.0.0.1:9464/readyz.
@@ -259,6 +262,7 @@ async fn act(command: Command) -> anyhow::Result<ExitCode> {
         Command::Doctor(doctor) => return doctor.run().await,
         Command::Backup(backup) => backup.run().await?,
         Command::Restore(restore) => restore.run().await?,
+        Command::Upgrade(upgrade) => return upgrade.run().await,
         Command::Probe { url } => return probe::probe(&url).await,
         Command::Completions { shell } => {
             let mut command = <crate::Cli as clap::CommandFactory>::command();

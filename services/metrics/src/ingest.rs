@@ -15,6 +15,7 @@ use nats::{
     stream_reader::{self, StreamReader},
     wire,
 };
+use service::Part;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -42,6 +43,8 @@ const INSERT_TIMEOUT: Duration = Duration::from_secs(30);
 const INSERT_PAUSE: Duration = Duration::from_millis(500);
 /// How long to wait before the pump starts over.
 const START_OVER_PAUSE: Duration = Duration::from_millis(500);
+/// How long to wait for a newer metrics service if only that can read EVENTS.
+const NEWER_PAUSE: Duration = Duration::from_secs(15);
 /// The lease that lets one metrics service pump.
 const LEASE: &str = "metrics-pump";
 
@@ -79,25 +82,40 @@ pub(crate) async fn run(
     name: &str,
     progress: &Progress,
     tracer: Option<&Tracer>,
+    health: &Part,
     stop: &CancellationToken,
 ) {
     while !stop.is_cancelled() {
         let ingest = async {
             tokio::select! {
                 () = stop.cancelled() => Ok(()),
-                ended = ingest_while_held(broker, client, name, progress, tracer) => ended,
+                ended = ingest_while_held(broker, client, name, progress, tracer, health) => ended,
             }
         };
         let ended = ingest.await;
         measurements::ingesting(false);
-        if let Err(error) = ended {
-            tracing::warn!(error = format!("{error:#}"), "not taking in events, starting over");
+        let mut pause = START_OVER_PAUSE;
+        match ended {
+            Err(error) if is_newer(&error) => {
+                tracing::error!(%error, "paused, so that a newer metrics service can go on");
+                health.fails(format!("paused: {error}"));
+                pause = NEWER_PAUSE;
+            }
+            Err(error) => {
+                tracing::warn!(error = format!("{error:#}"), "not taking in events, starting over");
+            }
+            Ok(()) => {}
         }
         tokio::select! {
             () = stop.cancelled() => {}
-            () = tokio::time::sleep(START_OVER_PAUSE) => {}
+            () = tokio::time::sleep(pause) => {}
         }
     }
+}
+
+/// Whether only a newer program can go on.
+fn is_newer(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(wire::Malformed::Newer { .. }))
 }
 
 /// Pumps for as long as the lease is held; others stand by.
@@ -107,6 +125,7 @@ async fn ingest_while_held(
     name: &str,
     progress: &Progress,
     tracer: Option<&Tracer>,
+    health: &Part,
 ) -> anyhow::Result<()> {
     let mut lease = Lease::open(broker, LEASE, name).await?;
     while !lease.hold().await? {
@@ -128,7 +147,7 @@ async fn ingest_while_held(
         service::retry_until(&never, START_OVER_PAUSE, "audit log not ingested", ingest_changes);
     tokio::select! {
         _ = changes => anyhow::bail!("audit ingestion stopped"),
-        ended = ingest(broker, client, progress, tracer) => ended,
+        ended = ingest(broker, client, progress, tracer, health) => ended,
         lost = keep => lost,
     }
 }
@@ -138,6 +157,7 @@ async fn ingest(
     client: &clickhouse::Client,
     progress: &Progress,
     tracer: Option<&Tracer>,
+    health: &Part,
 ) -> anyhow::Result<()> {
     let mut keeper = CheckpointStore::open(broker).await?;
     if keeper.checkpoint() == Checkpoint::UNKNOWN {
@@ -188,6 +208,7 @@ async fn ingest(
         }
         keeper.put(Checkpoint { next: block.last + 1, pending: None, at: block.at }).await?;
         progress.reach(IngestWatermark { sequence: block.last, at: block.at });
+        health.works();
     }
 }
 
@@ -268,6 +289,7 @@ impl Block {
                 self.rows.extend(rows(message.sequence, &batch));
                 self.at = batch.at;
             }
+            Err(error @ wire::Malformed::Newer { .. }) => return Err(error.into()),
             // State sets it aside.
             Err(error) => tracing::debug!(%error, "message of EVENTS skipped"),
         }

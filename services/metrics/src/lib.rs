@@ -41,6 +41,8 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     let name = service::instance(Identity::Metrics);
     let health = Health::default();
     let answers = health.part("clickhouse", Some(3 * PING_EVERY));
+    let events = health.part("events", None);
+    events.works();
     let describe = measurements::describe;
     config.measurements.serve(&health, Identity::Metrics, describe, stop.clone()).await?;
     let broker = config.nats.connect(Identity::Metrics, &name, &stop).await?;
@@ -53,12 +55,12 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     let progress = ingest::Progress::default();
     // The edge does not wait longer, and the query would continue.
     let reader = client.clone().with_setting("max_execution_time", QUERY_MAX_S);
-    let answering = queries::answer(broker.clone(), reader, progress.clone(), stop.clone());
+    let answering = queries::answer(broker.clone(), &name, reader, progress.clone(), stop.clone());
     // Neither is of use without the other: where one ends, the process does, and is started again.
     let ended = tokio::select! {
         ended = answering => ended,
         () = ping(&client, &answers) => Ok(()),
-        () = ingest::run(&broker, &client, &name, &progress, tracer, &stop) => Ok(()),
+        () = ingest::run(&broker, &client, &name, &progress, tracer, &events, &stop) => Ok(()),
     };
     if let Some(exporter) = exporter {
         exporter.finish().await;

@@ -9,7 +9,7 @@ use job::time::Millis;
 use nats::{
     Broker,
     analytics::{Analytics, Totals},
-    names,
+    names, presence,
     query::{AnalyticsQuery, FailuresAnswer, FailuresQuery, MetricsQuery},
 };
 use serde::{Serialize, de::DeserializeOwned};
@@ -26,11 +26,13 @@ const AT_ONCE_MAX: usize = 16;
 /// Answers queries until `stop` is cancelled.
 pub(crate) async fn answer(
     broker: Broker,
+    name: &str,
     client: Client,
     progress: Progress,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
-    let builder = broker.client.service_builder().description("Sums over time");
+    let builder = broker.client.service_builder().metadata(presence::metadata(name));
+    let builder = builder.description("Sums over time");
     let service = builder.start("metrics", env!("CARGO_PKG_VERSION")).await;
     let service = service.map_err(|error| anyhow::anyhow!("no query can be received: {error}"))?;
     let add = async |name: &str, subject: &str| {

@@ -283,7 +283,7 @@ mod tests {
         let commands = broker.js.get_stream(names::COMMANDS).await?;
         for sequence in 1..=broker.last_sequence(names::COMMANDS).await? {
             let message = commands.get_raw_message(sequence).await?;
-            let items = wire::commands(&message.subject, &message.payload)?;
+            let items = wire::commands(sequence, &message.subject, None, &message.payload)?;
             let is_report = |item: &Item<job::command::Command>| matches!(&item.command, job::command::Command::Outcome(word) if word.end == End::Redelivered);
             reported += items.iter().filter(|item| is_report(item)).count();
         }

@@ -41,14 +41,27 @@ pub(crate) async fn hold_lease(
     broker: Broker,
     name: String,
     held: watch::Sender<LeaseHeld>,
+    mut may_lead: watch::Receiver<bool>,
     health: Part,
     stop: CancellationToken,
 ) {
-    let mut lease = None;
+    let mut lease: Option<Lease> = None;
     let mut failures = Failures::default();
     for turn in 0.. {
         if stop.is_cancelled() {
             break;
+        }
+        if !*may_lead.borrow_and_update() {
+            held.send_replace(None);
+            if let Some(lease) = &mut lease {
+                lease.release().await;
+            }
+            // What the sender is waited for is the end of its pause.
+            tokio::select! {
+                () = stop.cancelled() => {}
+                _ = may_lead.changed() => {}
+            }
+            continue;
         }
         if lease.is_none() {
             lease = Lease::open(&broker, names::STATE_LEASE, &name).await.ok();

@@ -93,6 +93,7 @@ async fn apply(
     ensure!(sequence == next, "EVENTS {next} to {} were not applied", sequence - 1);
     match wire::events(sequence, message.headers.as_ref(), &message.payload) {
         Ok((through, batch)) => state.apply_batch(sequence, through, &batch),
+        Err(error @ wire::Malformed::Newer { .. }) => return Err(error.into()),
         Err(error) => {
             broker.set_aside(&[Rejected::event(message, &error)]).await;
             state.skip_message(sequence);

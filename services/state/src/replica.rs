@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use job::State;
 use nats::Broker;
-use service::{Health, Identity, Part};
+use service::{Failures, Health, Identity, Part};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -22,6 +22,9 @@ use crate::{
 
 /// How long a replica that failed waits before it starts over.
 const START_OVER_PAUSE: Duration = Duration::from_millis(200);
+
+/// How long a replica waits that cannot read what a newer program has written.
+const NEWER_PAUSE: Duration = Duration::from_secs(15);
 
 /// What a replica does.
 enum Role {
@@ -57,22 +60,34 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     let broker = config.nats.connect(Identity::State, &name, &stop).await?;
     let Some(broker) = broker else { return Ok(()) };
     health.connected(&broker);
-    let queries = QueryServer::open(&broker).await?;
+    let queries = QueryServer::open(&broker, &name).await?;
     let (held, lease) = watch::channel(None);
+    let (may_lead, can_lead) = watch::channel(true);
     let election =
-        election::hold_lease(broker.clone(), name.clone(), held, has_lease, stop.clone());
+        election::hold_lease(broker.clone(), name.clone(), held, can_lead, has_lease, stop.clone());
     let election = tokio::spawn(election);
     let clock = Clock::start();
     let mut replica = Replica { config, name, broker, queries, lease, clock, events };
     let mut role = Role::Follower;
+    let mut failures = Failures::default();
     while !stop.is_cancelled() {
         role = match replica.act(role, &stop).await {
             Ok(next) => next,
+            Err(error) if error.is_for_newer() => {
+                let error = error.to_string();
+                if failures.is_news(&error) {
+                    tracing::error!(error, "paused, so that a newer state service can lead");
+                }
+                replica.events.fails(format!("paused: {error}"));
+                may_lead.send_replace(false);
+                pause(NEWER_PAUSE, &stop).await;
+                may_lead.send_replace(true);
+                Role::Follower
+            }
             Err(error) => {
                 tracing::warn!(error = format!("{error:#}"), "starting over");
                 replica.events.fails(format!("starting over: {error:#}"));
-                let pause = tokio::time::sleep(START_OVER_PAUSE);
-                tokio::select! { () = stop.cancelled() => {} () = pause => {} }
+                pause(START_OVER_PAUSE, &stop).await;
                 Role::Follower
             }
         };
@@ -83,6 +98,10 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     queries.close().await;
     broker.flush().await;
     Ok(())
+}
+
+async fn pause(time: Duration, stop: &CancellationToken) {
+    tokio::select! { () = stop.cancelled() => {} () = tokio::time::sleep(time) => {} }
 }
 
 impl Replica {

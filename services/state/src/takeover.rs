@@ -13,7 +13,7 @@ use nats::{
     rejected::Rejected,
     snapshot::SnapshotWatermark,
     stream_reader::{self, StreamReader},
-    wire,
+    wire::{self, Malformed},
     work_queue::WorkFence,
 };
 use tokio::sync::mpsc;
@@ -131,18 +131,27 @@ struct Read {
     events: Result<(u64, Batch), Rejected>,
 }
 
+fn read_message(message: &stream_reader::Message) -> anyhow::Result<Read> {
+    let sequence = message.sequence;
+    match wire::events(sequence, message.headers.as_ref(), &message.payload) {
+        Err(error @ Malformed::Newer { .. }) => Err(error.into()),
+        events => {
+            let events = events.map_err(|error| Rejected::event(message, &error));
+            Ok(Read { sequence, events })
+        }
+    }
+}
+
 /// Reads messages on another thread than the one that applies them: a start is as long as the
 /// longer of both.
-fn read_ahead(mut messages: StreamReader) -> mpsc::Receiver<Result<Read, stream_reader::Error>> {
+fn read_ahead(mut messages: StreamReader) -> mpsc::Receiver<anyhow::Result<Read>> {
     let (read, reader) = mpsc::channel(READ_AHEAD_MESSAGES);
     tokio::spawn(async move {
         loop {
-            let message = messages.recv().await.map(|message| {
-                let sequence = message.sequence;
-                let events = wire::events(sequence, message.headers.as_ref(), &message.payload);
-                let events = events.map_err(|error| Rejected::event(&message, &error));
-                Read { sequence, events }
-            });
+            let message = match messages.recv().await {
+                Ok(message) => read_message(&message),
+                Err(error) => Err(error.into()),
+            };
             let ended = message.is_err();
             if read.send(message).await.is_err() || ended {
                 return;
@@ -166,7 +175,7 @@ async fn claim(
     transaction.claim(name.into());
     let mut commit = transaction.commit();
     let message = commit.messages.pop().context("a claim is one message")?;
-    match broker.append(last, message.through, message.payload.into()).await? {
+    match broker.append_for(message.needs, last, message.through, message.payload.into()).await? {
         Appended::At(sequence) => {
             commit.stored(state, sequence);
             Ok(sequence)

@@ -84,7 +84,8 @@ impl Mesh {
             .stdout(Stdio::piped())
             .spawn()?;
         let stdout = dev.stdout.take().context("stdout is piped")?;
-        let mut nats_url = None;
+        let own = arguments.iter().skip_while(|word| **word != "--nats-url").nth(1);
+        let mut nats_url = own.map(|url| (*url).to_owned());
         for line in BufReader::new(stdout).lines() {
             let line = line?;
             if let Some(address) = line.strip_prefix("nats nats://") {

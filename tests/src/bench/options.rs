@@ -8,15 +8,29 @@ pub const USAGE: &str = "\
 usage: bench [--only <part>,<part>…] [--backlog <jobs>] [--json <file>] [--write]
 
   --only     measures these parts alone: life, singles, slots, pickup, answers, many, projects,
-             backlog, requests, keys, observed, crowd, always, peers; what is compared needs both of its sides
+             backlog, requests, keys, observed, crowd, replicas, followers, always, peers; what is compared needs both of its sides
   --backlog  how many jobs wait in the large backlog (1000000)
   --json     writes what was found into a file
   --write    puts what was found into docs/benchmark.md and docs/benchmark.json";
 
 /// The parts.
-const PARTS: [&str; 14] = [
-    "life", "singles", "slots", "pickup", "answers", "many", "projects", "backlog", "requests",
-    "keys", "observed", "crowd", "always", "peers",
+const PARTS: [&str; 16] = [
+    "life",
+    "singles",
+    "slots",
+    "pickup",
+    "answers",
+    "many",
+    "projects",
+    "backlog",
+    "requests",
+    "keys",
+    "observed",
+    "crowd",
+    "replicas",
+    "followers",
+    "always",
+    "peers",
 ];
 
 /// What to measure, and where to write the results.

@@ -69,6 +69,11 @@ impl Report {
         }
     }
 
+    /// A share of one core.
+    pub fn share(&mut self, what: &str, share: f64) {
+        self.row(what, share, "of a core", None);
+    }
+
     /// A time, in seconds.
     pub fn seconds(&mut self, what: &str, took: std::time::Duration, goal: Option<Goal>) {
         self.row(what, took.as_secs_f64(), "s", goal);

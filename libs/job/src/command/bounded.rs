@@ -39,6 +39,8 @@ impl Command {
             Self::Started(report) => Ok(Self::Started(started(report))),
             Self::Progress(report) => Ok(Self::Progress(progress(report))),
             Self::Outcome(report) => Ok(Self::Outcome(outcome(report))),
+            #[cfg(feature = "next-version")]
+            Self::Note(note) => Ok(Self::Note(note)),
         }
     }
 }

@@ -101,6 +101,8 @@ impl Event {
             | Self::OperationAborted { .. }
             | Self::Updated { .. }
             | Self::Partial { .. } => None,
+            #[cfg(feature = "next-version")]
+            Self::Noted { .. } => None,
         }
     }
 }

@@ -14,6 +14,7 @@ use crate::{
     Id, Partial, Position, State,
     event::{Event, Transition},
     time::Millis,
+    version,
 };
 
 /// Ids of commands without events that are kept for the next message of EVENTS.
@@ -26,6 +27,8 @@ pub struct Message {
     pub planned: u64,
     /// The last message of COMMANDS that is processed with it.
     pub through: u64,
+    /// The version that a reader must know.
+    pub needs: u32,
     /// A [`Batch`](crate::event::Batch) as JSON.
     pub payload: Vec<u8>,
 }
@@ -37,6 +40,7 @@ pub(super) struct Packer {
     sequence: u64,
     through: u64,
     json: Vec<u8>,
+    needs: u32,
     count: u32,
     commands: Vec<Uuid>,
     item: Option<Item>,
@@ -76,6 +80,7 @@ impl Packer {
             sequence: state.position().sequence + 1,
             through: state.through(),
             json: Vec::new(),
+            needs: version::FIRST,
             count: 0,
             commands: std::mem::take(&mut state.unrecorded),
             item: None,
@@ -151,6 +156,7 @@ impl Packer {
         }
         self.json.extend_from_slice(json);
         self.count += 1;
+        self.needs = self.needs.max(event.needs());
         state.apply(self.at, position, &event);
         self.events.push((position, event));
     }
@@ -161,8 +167,9 @@ impl Packer {
             format!(r#"{{"at":{},"commands":{commands},"events":["#, self.at).into_bytes();
         payload.append(&mut self.json);
         payload.extend_from_slice(b"]}");
-        let (planned, through) = (self.sequence, self.through);
-        self.messages.push(Message { planned, through, payload });
+        let (planned, through, needs) = (self.sequence, self.through, self.needs);
+        self.messages.push(Message { planned, through, needs, payload });
+        self.needs = version::FIRST;
         self.sequence += 1;
         self.count = 0;
         self.commands.clear();

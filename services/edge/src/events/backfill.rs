@@ -72,6 +72,10 @@ impl Backfill {
             let headers = message.headers.as_ref();
             let lines = match wire::events(message.sequence, headers, &message.payload) {
                 Ok((_, batch)) => Message::of(message.sequence, &batch).lines,
+                Err(wire::Malformed::Newer { .. }) => {
+                    chunk.frames.push(gap(message.sequence, message.sequence));
+                    Vec::new()
+                }
                 // State sets it aside.
                 Err(_) => Vec::new(),
             };

@@ -354,7 +354,9 @@ async fn distribute(broadcaster: &Broadcaster) -> anyhow::Result<()> {
         // Its own copy: a part of a buffer would keep the whole of it.
         let payload = Bytes::copy_from_slice(&message.payload);
         let sequence = message.sequence;
-        let mut buffered = if wire::is_append(sequence, message.headers.as_ref()) {
+        let headers = message.headers.as_ref();
+        let is_readable = wire::readable(names::EVENTS, sequence, headers).is_ok();
+        let mut buffered = if is_readable && wire::is_append(sequence, headers) {
             Buffered::Unread { sequence, payload }
         } else {
             Buffered::Read(Message { sequence, lines: Vec::new() })
@@ -367,6 +369,9 @@ async fn distribute(broadcaster: &Broadcaster) -> anyhow::Result<()> {
         let mut inner = broadcaster.lock();
         if message.skipped > 0 {
             inner.tell_gap(message.sequence - message.skipped, message.sequence - 1);
+        }
+        if !is_readable {
+            inner.tell_gap(sequence, sequence);
         }
         inner.distribute(buffered);
     }

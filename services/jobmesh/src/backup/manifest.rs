@@ -31,7 +31,7 @@ pub(super) struct Manifest {
     format: u32,
     /// The version of the program that made it.
     made_by: String,
-    /// When it was begun, as RFC 3339.
+    /// The time of its start, as RFC 3339.
     pub made_at: String,
     wire_version: String,
     /// The streams, by name; the file of each has the same name.

@@ -46,7 +46,8 @@ impl CommandMessage {
             let value = message.headers.as_ref().and_then(|headers| headers.get(name));
             value.map(|value| value.as_str().to_owned())
         };
-        let items = wire::commands(&message.subject, &message.payload);
+        let headers = message.headers.as_ref();
+        let items = wire::commands(message.sequence, &message.subject, headers, &message.payload);
         let bounded =
             |item: wire::Item<Command>| Item { id: item.id, command: item.command.bounded() };
         Self {

@@ -6,7 +6,7 @@ use job::{
     JobId, Lookups, Missing, Run, SLICE_BYTES_MAX, command::Command, event::Event, reply::Code,
     time::Millis, transaction::Commit,
 };
-use nats::Broker;
+use nats::{Broker, wire::Malformed};
 use uuid::Uuid;
 
 use super::{
@@ -111,6 +111,7 @@ impl CommandProcessor {
         let mut lookups = Lookups { held, unsettled, ..Lookups::default() };
         lookups::prefetch(&self.broker, &core.state, batch.commands(), &mut lookups).await?;
         let mut rejected = Vec::new();
+        let mut newer = None;
         let mut transaction = core.begin();
         for message in batch.messages {
             let expected = transaction.through() + 1;
@@ -118,6 +119,10 @@ impl CommandProcessor {
                 continue;
             }
             message.follows(expected)?;
+            if let Err(error @ Malformed::Newer { .. }) = message.items {
+                newer = Some(error);
+                break;
+            }
             if let Some(first) = transaction.first_item(message.id) {
                 let items = match &message.items {
                     Ok(items) => items.as_slice(),
@@ -149,7 +154,8 @@ impl CommandProcessor {
         }
         let commit = transaction.commit();
         self.broker.set_aside(&rejected).await;
-        self.commit(core, commit).await
+        self.commit(core, commit).await?;
+        newer.map_or(Ok(()), |error| Err(StepDown::Newer(error)))
     }
 
     /// Advances bulk operations: by one large slice, or by the only slices of several operations. Meanwhile

@@ -48,7 +48,8 @@ impl EventAppender {
         for message in messages {
             let payload = message.payload.into();
             let started = Instant::now();
-            let appended = self.broker.append(last, message.through, payload).await;
+            let appended =
+                self.broker.append_for(message.needs, last, message.through, payload).await;
             self.appends.record(started.elapsed());
             last = match appended.map_err(anyhow::Error::from)? {
                 Appended::At(sequence) => sequence,

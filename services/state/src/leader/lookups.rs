@@ -53,6 +53,8 @@ pub(super) async fn prefetch(
             | Command::Started(_)
             | Command::Progress(_)
             | Command::Outcome(_) => None,
+            #[cfg(feature = "next-version")]
+            Command::Note(_) => None,
         };
         keys.extend(key.map(|key| key.key).filter(|key| state.answer(*key).is_none()));
     }

@@ -9,11 +9,11 @@ use std::time::{Duration, Instant};
 const RELAXED: f64 = 0.35;
 /// The share that ended jobs may fill. The edge refuses work at 0.9.
 const TARGET: f64 = 0.7;
-/// Above this share ended jobs leave without regard to those who read them.
+/// The share that they may fill to stay for [`STAYS_MIN`].
 const TIGHT: f64 = 0.8;
-/// The shortest time that an ended job stays then.
+/// The shortest time that an ended job stays if there is no room for more.
 const STAYS_MIN_TIGHT: Duration = Duration::from_secs(5);
-/// The shortest time below that share: a client can read the result. ClickHouse must have the job, too.
+/// The shortest time if there is: a client can read the result. ClickHouse must have the job, too.
 const STAYS_MIN: Duration = Duration::from_secs(60);
 /// How long metrics may need for a job, in addition to how far it is behind.
 const ROWS_WITHIN: Duration = Duration::from_secs(30);
@@ -64,12 +64,12 @@ impl Pressure {
         let rate = self.rate.max(current);
         let before = self.stays;
         self.stays = (room.max > 0 && rate > 0.0 && used > RELAXED * max).then(|| {
-            let seconds = ((TARGET * max - used) / rate).max(0.0);
-            let shortest = match used > TIGHT * max {
-                true => STAYS_MIN_TIGHT,
-                false => STAYS_MIN.max(room.behind + ROWS_WITHIN),
+            let lasts = |share: f64| {
+                let seconds = ((share * max - used) / rate).max(0.0);
+                Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX)
             };
-            Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX).max(shortest)
+            let shortest = STAYS_MIN.max(room.behind + ROWS_WITHIN).min(lasts(TIGHT));
+            lasts(TARGET).max(shortest).max(STAYS_MIN_TIGHT)
         });
         match (before, self.stays) {
             (None, Some(stays)) => tracing::warn!(
@@ -150,7 +150,7 @@ mod tests {
 
     #[test]
     fn failed_jobs_and_records_of_keys_stay_longer() {
-        let pressure = full_at(1.0, Duration::ZERO);
+        let pressure = full_at(1.0, Duration::ZERO, 1 << 30);
         assert_eq!(pressure.retention(WEEK, false), STAYS_MIN_TIGHT);
         assert_eq!(pressure.retention(WEEK, true), 4 * STAYS_MIN_TIGHT);
         assert_eq!(pressure.retention(Duration::from_secs(3), true), Duration::from_secs(3));
@@ -159,17 +159,20 @@ mod tests {
 
     #[test]
     fn jobs_stay_until_metrics_has_them_unless_the_room_ends() {
-        assert_eq!(full_at(0.75, Duration::ZERO).retention(WEEK, false), STAYS_MIN);
-        let behind = Duration::from_secs(600);
-        assert_eq!(full_at(0.75, behind).retention(WEEK, false), behind + ROWS_WITHIN);
-        assert_eq!(full_at(0.85, behind).retention(WEEK, false), STAYS_MIN_TIGHT);
+        let stays = |share, behind, rate| full_at(share, behind, rate).retention(WEEK, false);
+        assert_eq!(stays(0.75, Duration::ZERO, 1 << 20), STAYS_MIN);
+        let behind = Duration::from_secs(300);
+        assert_eq!(stays(0.75, behind, 1 << 20), behind + ROWS_WITHIN);
+        assert_eq!(stays(0.85, behind, 1 << 20), STAYS_MIN_TIGHT);
+        // 5 % of 8 GiB, at 40 MiB a second.
+        assert_eq!(stays(0.75, behind, 40 << 20).as_secs(), 10);
     }
 
-    /// After a second at a high rate, with this share of the bucket used.
-    fn full_at(share: f64, behind: Duration) -> Pressure {
+    /// After a second at a rate, with this share of the bucket used.
+    fn full_at(share: f64, behind: Duration, bytes_per_s: usize) -> Pressure {
         let now = Instant::now();
         let mut pressure = Pressure::new(now);
-        pressure.written(1 << 30);
+        pressure.written(bytes_per_s);
         let used = (MAX as f64 * share) as u64;
         pressure.read(now + Duration::from_secs(1), Room { used, max: MAX, behind });
         pressure

@@ -1,5 +1,7 @@
 //! Why a leader stops leading although the service is not stopped.
 
+use nats::wire;
+
 /// Why a leader stops leading. The replica then follows, and may lead again.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum StepDown {
@@ -15,7 +17,23 @@ pub(crate) enum StepDown {
     /// The broker refused a write of the bucket `jobs`: another leader has moved its fence.
     #[error("another state service writes the bucket")]
     WriteRefused,
+    /// A message can only be read by a newer program.
+    #[error(transparent)]
+    Newer(wire::Malformed),
     /// The state in memory may differ from the disk.
     #[error(transparent)]
     Failed(#[from] anyhow::Error),
+}
+
+impl StepDown {
+    /// Whether only a newer program can go on.
+    pub fn is_for_newer(&self) -> bool {
+        match self {
+            Self::Newer(_) => true,
+            Self::Failed(error) => {
+                matches!(error.downcast_ref(), Some(wire::Malformed::Newer { .. }))
+            }
+            _ => false,
+        }
+    }
 }

@@ -1,4 +1,4 @@
-//! When what is due by time may be decided: not before the commands that came first are processed.
+//! Decisions by time wait until the commands that were stored before are processed.
 //!
 //! A job can have started in time, and a schedule can have been deleted, by a command that still waits in COMMANDS. After a
 //! change of leaders those are many.
@@ -33,7 +33,7 @@ impl TimeBarrier {
         self.end.filter(|end| end.last <= through).map(|end| end.at)
     }
 
-    /// True if the end of COMMANDS is to be read for something that is `due`. The result must be given to [`done`](Self::done).
+    /// True if the end of COMMANDS must be read for something that is `due`. [`done`](Self::done) receives it.
     pub fn must_read(&mut self, due: Millis) -> bool {
         let has_room = self.read_at.is_none_or(|at| at.elapsed() >= READ_EVERY);
         let must_read = has_room && !self.waits(due);

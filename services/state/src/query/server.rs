@@ -17,6 +17,7 @@ use nats::{
     Broker,
     heartbeat::{Heartbeat, WorkerRegistry},
     names::{self, StateQuery},
+    presence,
     query::{DemandQuery, LeaderQuery, ProcessorsQuery},
 };
 use serde::{Serialize, de::DeserializeOwned};
@@ -103,10 +104,11 @@ pub(crate) enum Incoming {
 
 impl QueryServer {
     /// Starts to receive queries, and requests a heartbeat of every processor.
-    pub async fn open(broker: &Broker) -> anyhow::Result<Self> {
+    pub async fn open(broker: &Broker, name: &str) -> anyhow::Result<Self> {
         let (sender, questions) = mpsc::channel(QUERIES_WAITING_MAX);
         let heartbeat = broker.client.subscribe(names::HEARTBEATS).await?;
-        let builder = broker.client.service_builder().description("Status and counts of jobs");
+        let builder = broker.client.service_builder().metadata(presence::metadata(name));
+        let builder = builder.description("Status and counts of jobs");
         let service = builder.start("state", env!("CARGO_PKG_VERSION")).await;
         let service = service.map_err(|error| anyhow::anyhow!("no questions heard: {error}"))?;
         for (kind, question) in [
