@@ -127,16 +127,18 @@ async fn ask_leaders(services: &Services, gaps: &Arc<Gaps>) -> anyhow::Result<Jo
     Ok(asking)
 }
 
-struct Trial {
-    services: Services,
+pub struct Trial {
+    pub services: Services,
     seen: Arc<Seen>,
     nats: Arc<Gaps>,
+    enqueuing: JoinHandle<()>,
+    asking: JoinSet<()>,
     /// What was slower than it may be, or failed where nothing may.
     broken: Vec<String>,
 }
 
 /// A fault, and what clients may notice of it.
-struct Fault {
+pub struct Fault {
     name: &'static str,
     /// How long requests may fail in addition to NATS itself.
     added: Duration,
@@ -152,7 +154,7 @@ impl Fault {
     }
 
     /// A server that does not close its connections.
-    fn half_open(name: &'static str) -> Self {
+    pub fn half_open(name: &'static str) -> Self {
         Self { noticed: HALF_OPEN, ..Self::of_nats(name) }
     }
 
@@ -166,8 +168,30 @@ impl Fault {
 }
 
 impl Trial {
+    /// Begins to enqueue.
+    pub async fn start(services: Services) -> anyhow::Result<Self> {
+        let (seen, nats) = (Arc::<Seen>::default(), Arc::<Gaps>::default());
+        let enqueuing = enqueue(&services, &seen)?;
+        let asking = ask_leaders(&services, &nats).await?;
+        println!(
+            "| fault | accepted | failed at the one retry | longest without success, s | of NATS, s |"
+        );
+        Ok(Self { services, seen, nats, enqueuing, asking, broken: Vec::new() })
+    }
+
+    /// Ends, once each accepted job has ended once; fails if a fault cost more than it may.
+    pub async fn end(mut self) -> anyhow::Result<()> {
+        self.seen.stop.store(true, Ordering::SeqCst);
+        (&mut self.enqueuing).await?;
+        self.asking.abort_all();
+        self.check_jobs().await?;
+        println!("{} jobs accepted, each ended once", self.accepted());
+        assert!(self.broken.is_empty(), "{}", self.broken.join("\n"));
+        Ok(())
+    }
+
     /// Measures a fault from its beginning until all is as before.
-    async fn fault(
+    pub async fn fault(
         &mut self,
         fault: Fault,
         act: impl AsyncFnOnce(&mut Services) -> anyhow::Result<()>,
@@ -314,22 +338,10 @@ impl Trial {
 async fn a_mesh_survives_the_faults_of_its_cluster() -> anyhow::Result<()> {
     let rounds = std::env::var("JOBMESH_CLUSTER_ROUNDS").map_or(Ok(1), |rounds| rounds.parse())?;
     let services = Services::start_pairs(&[("JOBMESH_HANDLERS", "process_batch=noop")]).await?;
-    let (seen, nats) = (Arc::<Seen>::default(), Arc::<Gaps>::default());
-    let enqueuing = enqueue(&services, &seen)?;
-    let mut asking = ask_leaders(&services, &nats).await?;
-    let mut trial = Trial { services, seen, nats, broken: Vec::new() };
-    println!(
-        "| fault | accepted | failed at the one retry | longest without success, s | of NATS, s |"
-    );
+    let mut trial = Trial::start(services).await?;
     for _ in 0_u32..rounds {
         trial.faults_of_nats().await?;
         trial.faults_of_services().await?;
     }
-    trial.seen.stop.store(true, Ordering::SeqCst);
-    enqueuing.await?;
-    asking.abort_all();
-    trial.check_jobs().await?;
-    println!("{} jobs accepted, each ended once", trial.accepted());
-    assert!(trial.broken.is_empty(), "{}", trial.broken.join("\n"));
-    Ok(())
+    trial.end().await
 }

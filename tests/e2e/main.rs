@@ -26,6 +26,7 @@ mod following;
 mod handlers;
 mod health;
 mod hostile_messages;
+mod hosts;
 mod http;
 mod identities;
 mod key_changes;

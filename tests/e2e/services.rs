@@ -6,13 +6,13 @@ use std::{
     net::SocketAddr,
     ops::Deref,
     path::{Path, PathBuf},
-    process::{Child, Command, ExitStatus, Stdio},
+    process::{Child, ExitStatus, Stdio},
 };
 
 use anyhow::Context;
 use serde_json::Value;
 use tempfile::TempDir;
-use testkit::{Cluster, Proxy};
+use testkit::{Cluster, Network, Proxy};
 
 use crate::{
     api::{Api, sql},
@@ -34,6 +34,8 @@ pub struct Services {
     processes: HashMap<String, Process>,
     dir: TempDir,
     olap: SocketAddr,
+    /// The hosts, if each server has one of its own.
+    pub network: Option<Network>,
 }
 
 /// The program under test.
@@ -45,6 +47,7 @@ pub fn program() -> PathBuf {
 struct Process {
     role: &'static str,
     program: PathBuf,
+    namespace: Option<String>,
     environment: Vec<(String, String)>,
     child: Child,
 }
@@ -64,7 +67,7 @@ impl Services {
     /// Starts one of each service on `nodes` NATS servers, each behind a proxy of its own, and waits until the edge is
     /// ready.
     pub async fn start(nodes: usize, environment: &[(&str, &str)]) -> anyhow::Result<Self> {
-        let mut services = Self::on(Cluster::start(nodes).await?)?;
+        let mut services = Self::on(Cluster::start(nodes).await?, None)?;
         for (n, role) in ROLES.into_iter().enumerate() {
             let proxy = Proxy::start(services.cluster.address(n % nodes)).await?;
             let url = proxy.url();
@@ -77,12 +80,23 @@ impl Services {
 
     /// Starts two of each service on three NATS servers, each with the addresses of all.
     pub async fn start_pairs(environment: &[(&str, &str)]) -> anyhow::Result<Self> {
-        let mut services = Self::on(Cluster::start(3).await?)?;
+        Self::pairs(Self::on(Cluster::start(3).await?, None)?, environment).await
+    }
+
+    /// The same on three hosts, each with a NATS server. `None` if this process may not make hosts.
+    pub async fn start_on_hosts(environment: &[(&str, &str)]) -> anyhow::Result<Option<Self>> {
+        let Some(network) = Network::start(3)? else { return Ok(None) };
+        let cluster = Cluster::start_in(&network).await?;
+        Self::pairs(Self::on(cluster, Some(network))?, environment).await.map(Some)
+    }
+
+    async fn pairs(mut services: Self, environment: &[(&str, &str)]) -> anyhow::Result<Self> {
         for (n, role) in ROLES.into_iter().enumerate() {
             for (m, name) in [role.to_owned(), format!("{role}-2")].into_iter().enumerate() {
+                // Its own host's server first.
                 let nodes = (0..3).map(|node| services.cluster.address((n + m + node) % 3));
                 let url = nodes.collect::<Vec<_>>().join(",");
-                services.add(role, &name, &url, environment)?;
+                services.add_on((n + m) % 3, role, &name, &url, environment)?;
             }
         }
         services.until_complete().await?;
@@ -90,8 +104,11 @@ impl Services {
     }
 
     /// The ClickHouse engine, and no service yet.
-    fn on(cluster: Cluster) -> anyhow::Result<Self> {
-        let (dir, olap) = (TempDir::new()?, free_address()?);
+    fn on(cluster: Cluster, network: Option<Network>) -> anyhow::Result<Self> {
+        let (dir, mut olap) = (TempDir::new()?, free_address()?);
+        if let Some(network) = &network {
+            olap.set_ip(network.own_address().parse()?);
+        }
         let mut services = Self {
             cluster,
             proxies: HashMap::new(),
@@ -100,6 +117,7 @@ impl Services {
             processes: HashMap::new(),
             dir,
             olap,
+            network,
         };
         let in_dir = |name: &str| services.dir.path().join(name).display().to_string();
         let (reader, writer) = (in_dir("olap.password"), in_dir("olap.writer.password"));
@@ -112,7 +130,7 @@ impl Services {
             ("JOBMESH_OLAP_PASSWORD_FILE", reader),
             ("JOBMESH_OLAP_WRITER_PASSWORD_FILE", writer),
         ];
-        services.spawn("olap", "olap", &environment)?;
+        services.spawn(None, "olap", "olap", &environment)?;
         Ok(services)
     }
 
@@ -124,7 +142,26 @@ impl Services {
         nats_url: &str,
         environment: &[(&str, &str)],
     ) -> anyhow::Result<()> {
-        let (listen, probe) = (free_address()?, free_address()?);
+        self.add_on(0, role, name, nats_url, environment)
+    }
+
+    /// Starts a service, on a host if there are some.
+    fn add_on(
+        &mut self,
+        host: usize,
+        role: &'static str,
+        name: &str,
+        nats_url: &str,
+        environment: &[(&str, &str)],
+    ) -> anyhow::Result<()> {
+        let (mut listen, mut probe) = (free_address()?, free_address()?);
+        let network = self.network.as_ref();
+        if let Some(network) = network {
+            let ip = network.address(host).parse()?;
+            listen.set_ip(ip);
+            probe.set_ip(ip);
+        }
+        let namespace = network.map(|network| network.namespace(host));
         let mut variables = vec![
             ("JOBMESH_NATS_URL", nats_url.to_owned()),
             ("JOBMESH_REPLICAS", self.cluster.len().to_string()),
@@ -132,12 +169,15 @@ impl Services {
             ("JOBMESH_LISTEN", listen.to_string()),
             ("JOBMESH_METRICS_LISTEN", probe.to_string()),
         ];
+        if namespace.is_some() {
+            variables.push(("JOBMESH_INSECURE", "true".to_owned()));
+        }
         variables.extend(environment.iter().map(|(name, value)| (*name, (*value).to_owned())));
         match role {
             "edge" => self.edges.push(Api::new(listen)?),
             _ => drop(self.probes.insert(name.to_owned(), Api::new(probe)?)),
         }
-        self.spawn(role, name, &variables)
+        self.spawn(namespace, role, name, &variables)
     }
 
     /// Waits until all services answer each edge.
@@ -181,6 +221,7 @@ impl Services {
 
     fn spawn(
         &mut self,
+        namespace: Option<String>,
         role: &'static str,
         name: &str,
         environment: &[(&str, String)],
@@ -188,21 +229,23 @@ impl Services {
         let owned = |(name, value): &(&str, String)| ((*name).to_owned(), value.clone());
         let environment: Vec<(String, String)> = environment.iter().map(owned).collect();
         let program = program();
-        let child = self.run(&program, role, name, &environment)?;
-        self.processes.insert(name.to_owned(), Process { role, program, environment, child });
+        let child = self.run(&program, namespace.as_deref(), role, name, &environment)?;
+        let process = Process { role, program, namespace, environment, child };
+        self.processes.insert(name.to_owned(), process);
         Ok(())
     }
 
     fn run(
         &self,
         program: &Path,
+        namespace: Option<&str>,
         role: &str,
         name: &str,
         environment: &[(String, String)],
     ) -> anyhow::Result<Child> {
         let path = self.dir.path().join(format!("{name}.log"));
         let log = File::options().create(true).append(true).open(path)?;
-        let child = Command::new(program)
+        let child = testkit::command(program, namespace)
             .args(["serve", role])
             .envs(environment.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
@@ -216,8 +259,8 @@ impl Services {
     pub fn restart(&mut self, name: &str) -> anyhow::Result<()> {
         let process = self.processes.get_mut(name).expect("it was started");
         process.child.wait()?;
-        let Process { role, program, environment, .. } = &self.processes[name];
-        let child = self.run(program, role, name, environment)?;
+        let Process { role, program, namespace, environment, .. } = &self.processes[name];
+        let child = self.run(program, namespace.as_deref(), role, name, environment)?;
         self.processes.get_mut(name).expect("it was started").child = child;
         Ok(())
     }

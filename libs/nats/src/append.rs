@@ -18,6 +18,9 @@ use crate::{
     wire,
 };
 
+/// How long one attempt of an append waits at most: a server that was cut off answers none, and the broker does not write a
+/// repeat to the disk.
+const APPEND_WITHIN: Duration = Duration::from_secs(1);
 /// How long the end of EVENTS may take to be read, before the append is repeated.
 const READ_WITHIN: Duration = Duration::from_secs(1);
 /// Messages of EVENTS that are read at the same time.
@@ -69,7 +72,7 @@ impl Broker {
     ) -> Result<Appended, Error> {
         let id = Uuid::now_v7().simple().to_string();
         let mut last = last;
-        let mut attempts = Attempts::new();
+        let mut attempts = Attempts::within(APPEND_WITHIN);
         let mut may_be_stored = false;
         loop {
             let mut headers = HeaderMap::new();

@@ -105,17 +105,23 @@ pub enum Error {
 pub(crate) struct Attempts {
     began: Instant,
     patience: Duration,
+    most: Duration,
 }
 
 impl Attempts {
     /// No attempt yet.
     pub fn new() -> Self {
-        Self { began: Instant::now(), patience: FIRST_ACK_TIMEOUT / 2 }
+        Self::within(ACK_TIMEOUT)
+    }
+
+    /// No attempt yet; none will wait longer than `most`.
+    pub fn within(most: Duration) -> Self {
+        Self { began: Instant::now(), patience: FIRST_ACK_TIMEOUT / 2, most }
     }
 
     /// How long the next attempt waits for its answer: twice as long as the one before.
     pub fn next_patience(&mut self) -> Duration {
-        self.patience = (self.patience * 2).min(ACK_TIMEOUT);
+        self.patience = (self.patience * 2).min(self.most);
         self.patience
     }
 

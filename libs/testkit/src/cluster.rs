@@ -12,7 +12,7 @@ use async_nats::{Client, ConnectOptions};
 use serde::Deserialize;
 use tempfile::TempDir;
 
-use crate::nats::CONF;
+use crate::{Network, nats::CONF, network};
 
 /// The configuration of a cluster that operators use.
 const CLUSTER_CONF: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../deploy/nats/cluster.conf");
@@ -35,6 +35,9 @@ pub struct Cluster {
 
 struct Node {
     name: String,
+    /// Its IP address, and the namespace that it runs in, if that is not this one.
+    ip: String,
+    namespace: Option<String>,
     port: u16,
     conf: PathBuf,
     environment: Vec<(&'static str, String)>,
@@ -73,6 +76,20 @@ impl Cluster {
     /// # Errors
     /// If there is no nats-server, or JetStream does not answer in time.
     pub async fn start(nodes: usize) -> anyhow::Result<Self> {
+        Self::start_on(vec![("127.0.0.1".to_owned(), None); nodes]).await
+    }
+
+    /// Starts a server on each of three hosts, and waits until JetStream answers.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub async fn start_in(network: &Network) -> anyhow::Result<Self> {
+        let host = |n| (network.address(n), Some(network.namespace(n)));
+        Self::start_on((0..3).map(host).collect()).await
+    }
+
+    async fn start_on(hosts: Vec<(String, Option<String>)>) -> anyhow::Result<Self> {
+        let nodes = hosts.len();
         let dir = TempDir::new()?;
         fs::write(dir.path().join("jobmesh.conf"), fs::read_to_string(CONF)?)?;
         let conf = fs::read_to_string(CLUSTER_CONF)?;
@@ -84,11 +101,12 @@ impl Cluster {
             .collect::<anyhow::Result<_>>()?;
         let routes: Vec<String> = ports
             .iter()
-            .map(|(_, port)| format!("\"nats-route://route:{SYSTEM}@127.0.0.1:{port}\""))
+            .zip(&hosts)
+            .map(|((_, port), (ip, _))| format!("\"nats-route://route:{SYSTEM}@{ip}:{port}\""))
             .collect();
         let routes = format!("[{}]", routes.join(", "));
         let mut started = Vec::new();
-        for (n, (port, route)) in ports.iter().enumerate() {
+        for (n, ((port, route), (ip, namespace))) in ports.iter().zip(hosts).enumerate() {
             let name = format!("node-{n}");
             let cluster = if nodes == 1 {
                 "server_name: $JOBMESH_NATS_NAME"
@@ -105,22 +123,22 @@ impl Cluster {
                      system_account: SYS\nno_auth_user: app\n"
                 ),
             )?;
-            let listen = format!("\"127.0.0.1:{route}\"");
+            let listen = format!("\"{ip}:{route}\"");
             let environment = [
                 ("JOBMESH_NATS_NAME", name.clone()),
                 ("JOBMESH_NATS_CLUSTER_LISTEN", listen),
                 ("JOBMESH_NATS_ROUTES", routes.clone()),
                 ("JOBMESH_NATS_ROUTE_PASSWORD", SYSTEM.to_owned()),
-                ("JOBMESH_NATS_LISTEN", format!("\"127.0.0.1:{port}\"")),
+                ("JOBMESH_NATS_LISTEN", format!("\"{ip}:{port}\"")),
                 (
                     "JOBMESH_NATS_STORE",
                     format!("{:?}", dir.path().join(&name).display().to_string()),
                 ),
                 ("JOBMESH_NATS_SYNC", "1s".to_owned()),
             ];
-            let server = spawn(&conf, &environment)?;
+            let server = spawn(&conf, &environment, namespace.as_deref())?;
             let environment = environment.to_vec();
-            started.push(Node { name, port: *port, conf, environment, server });
+            started.push(Node { name, ip, namespace, port: *port, conf, environment, server });
         }
         let cluster = Self { _dir: dir, nodes: started };
         cluster.wait_until_ready().await?;
@@ -139,7 +157,8 @@ impl Cluster {
 
     /// The address of a server.
     pub fn address(&self, node: usize) -> String {
-        format!("127.0.0.1:{}", self.nodes[node].port)
+        let Node { ip, port, .. } = &self.nodes[node];
+        format!("{ip}:{port}")
     }
 
     /// Lets the servers close every connection of a client whose name starts with `prefix`, as an
@@ -175,7 +194,8 @@ impl Cluster {
             while leader_of(&client, &stream).await? != Some(name.clone()) {
                 anyhow::ensure!(begun.elapsed() < READY_WITHIN, "{name} does not lead {stream}");
                 let subject = format!("$JS.API.STREAM.LEADER.STEPDOWN.{stream}");
-                client.request(subject, preferred.clone().into()).await?;
+                // The cluster may have no leader for a moment.
+                let _ = client.request(subject, preferred.clone().into()).await;
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
         }
@@ -225,7 +245,7 @@ impl Cluster {
     /// If it cannot be started.
     pub fn restart(&mut self, node: usize) -> anyhow::Result<()> {
         let node = &mut self.nodes[node];
-        node.server = spawn(&node.conf, &node.environment)?;
+        node.server = spawn(&node.conf, &node.environment, node.namespace.as_deref())?;
         Ok(())
     }
 
@@ -322,8 +342,12 @@ fn signal(id: u32, name: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn spawn(conf: &Path, environment: &[(&str, String)]) -> anyhow::Result<Child> {
-    let server = Command::new(fetch::nats_server()?)
+fn spawn(
+    conf: &Path,
+    environment: &[(&str, String)],
+    namespace: Option<&str>,
+) -> anyhow::Result<Child> {
+    let server = network::command(fetch::nats_server()?, namespace)
         .arg("--config")
         .arg(conf)
         .envs(environment.iter().map(|(name, value)| (name, value)))

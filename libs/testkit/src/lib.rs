@@ -3,8 +3,10 @@
 
 mod cluster;
 mod nats;
+mod network;
 mod proxy;
 
 pub use cluster::Cluster;
 pub use nats::Nats;
+pub use network::{Network, command};
 pub use proxy::Proxy;

@@ -69,9 +69,10 @@ impl Report {
         }
     }
 
-    /// A share of one core.
-    pub fn share(&mut self, what: &str, share: f64) {
-        self.row(what, share, "of a core", None);
+    /// What a process took: percents of one core, and its memory in MB.
+    pub fn process(&mut self, what: &str, core_percent: f64, memory_mb: u64) {
+        self.row(what, core_percent, "% of a core", None);
+        self.row(what, memory_mb as f64, "MB", None);
     }
 
     /// A time, in seconds.

@@ -107,8 +107,7 @@ async fn watch(mesh: &Mesh, report: &mut Report, what: &str) -> anyhow::Result<(
     load::steadily(mesh.client(), what, EVERY, WATCHED).await?;
     let after = broker_of(mesh)?;
     let share = (after.cpu_us - before.cpu_us) as f64 / began.elapsed().as_micros() as f64;
-    report.share(&format!("{what}: the broker"), share);
-    report.memory(what, &[after], [None; 2]);
+    report.process(&format!("the broker, {what}"), share * 100.0, after.rss_mb);
     Ok(())
 }
 
