@@ -56,7 +56,7 @@ pub use demand::Demand;
 pub use dirty_keys::DirtyKey;
 pub use error_pattern::{error_group, error_pattern};
 pub use idempotency::{Digest, Idempotency, IdempotencyRecord};
-pub use identity::{Id, JobId, Run};
+pub use identity::{Id, JobId, Run, in_shard};
 pub use job::{Job, JobHistory, JobType, RequeueReason, Status, Step, StoredResult, Usage};
 pub use job_filter::JobFilter;
 pub use json::Json;

@@ -1,7 +1,7 @@
 //! Ids: what users may call their projects and batches, and how jobs get theirs.
 
 use axum::http::HeaderMap;
-use job::{Digest, Id, Idempotency, JobId, bounds};
+use job::{Digest, Id, Idempotency, JobId, bounds, in_shard};
 use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
@@ -94,9 +94,9 @@ impl Key {
     }
 }
 
-/// The id of a new job: derived from the key if there is one, else random.
+/// The id of a new job: derived from the key if there is one, else random. Its last byte is its shard.
 pub(crate) fn new_job(key: Option<&Key>, batch: &str) -> JobId {
-    key.map_or_else(Uuid::now_v7, |key| key.job(batch))
+    in_shard(key.map_or_else(Uuid::now_v7, |key| key.job(batch)))
 }
 
 fn digest(hash: Sha256) -> Digest {

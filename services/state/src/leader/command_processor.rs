@@ -3,8 +3,8 @@
 use std::collections::HashSet;
 
 use job::{
-    JobId, Lookups, Missing, Run, SLICE_BYTES_MAX, command::Command, event::Event, reply::Code,
-    time::Millis, transaction::Commit,
+    JobId, Lookups, Missing, Run, SLICE_BYTES_MAX, command::Command, event::Event, in_shard,
+    reply::Code, time::Millis, transaction::Commit,
 };
 use nats::{Broker, wire::Malformed};
 use uuid::Uuid;
@@ -210,7 +210,7 @@ impl CommandProcessor {
             && fired < FIRE_MAX
         {
             fired += 1;
-            transaction.fire(&project, &name, Uuid::now_v7());
+            transaction.fire(&project, &name, in_shard(Uuid::now_v7()));
         }
         let expired = transaction.expire_due(until);
         let commit = transaction.commit();
