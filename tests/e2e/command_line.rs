@@ -185,6 +185,7 @@ async fn doctor(mesh: &Mesh) -> anyhow::Result<()> {
         .map(|check| check["check"].as_str().unwrap())
         .collect();
     for check in [
+        "version",
         "edge",
         "state",
         "processors",

@@ -9,11 +9,13 @@ mod retry;
 pub mod secret;
 pub mod shutdown;
 pub mod telemetry;
+mod version;
 
 pub use broker::{Identity, Nats, NatsLogin, NatsUrl};
 pub use clock::now_ms;
 pub use health::{Health, Part, Readiness};
 pub use retry::{Failures, retry_until};
+pub use version::VERSION;
 
 /// A name for this process alone: what it is, and eight digits that no other has.
 pub fn instance(identity: Identity) -> String {

@@ -24,7 +24,7 @@ pub use metrics::{
     gauge, histogram,
 };
 
-use crate::{Health, Identity};
+use crate::{Health, Identity, VERSION};
 
 const BUILD: &str = "jobmesh_build_info";
 const CONNECTED: &str = "jobmesh_nats_connected";
@@ -85,7 +85,7 @@ impl Listen {
             .context("there is another recorder of measurements")?;
         describe();
         describe_gauge!(BUILD, "1, with the version of the program.");
-        gauge!(BUILD, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
+        gauge!(BUILD, "version" => VERSION.as_str()).set(1.0);
         describe_gauge!(CONNECTED, "1 while this process is connected to NATS.");
         describe_counter!(CONNECTS, "Connections to NATS that were made.");
         let (health, probed, upkeep) = (health.clone(), health.clone(), handle.clone());

@@ -4,7 +4,10 @@
 //! `Origin` and `Sec-Fetch-Site`. A site can also point its own name at this address (DNS rebinding):
 //! then the browser takes the edge for that site, and only `Host` shows the name.
 
-use std::{net::IpAddr, sync::Arc};
+use std::{
+    net::IpAddr,
+    sync::{Arc, LazyLock},
+};
 
 use axum::{
     body::HttpBody,
@@ -36,6 +39,11 @@ const HARDENING: [(HeaderName, HeaderValue); 3] = [
     (header::REFERRER_POLICY, HeaderValue::from_static("no-referrer")),
     (header::X_FRAME_OPTIONS, HeaderValue::from_static("DENY")),
 ];
+/// What answers, and its version.
+static SERVER: LazyLock<HeaderValue> = LazyLock::new(|| {
+    let server = format!("jobmesh/{}", service::VERSION.as_str());
+    HeaderValue::from_str(&server).unwrap_or(HeaderValue::from_static("jobmesh"))
+});
 const RESOURCE_POLICY: HeaderName = HeaderName::from_static("cross-origin-resource-policy");
 /// The policy of data, that of the console, and that of the pages about the API, which have styles in them.
 const DATA_POLICY: HeaderValue =
@@ -97,6 +105,7 @@ pub(crate) async fn guard(
     };
     let headers = response.headers_mut();
     headers.extend(HARDENING);
+    headers.insert(header::SERVER, SERVER.clone());
     headers.insert(header::CONTENT_SECURITY_POLICY, policy);
     let readers = if let Site::Allowed(origin) = site {
         headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin);

@@ -20,7 +20,7 @@ static ALLOCATOR: MiMalloc = MiMalloc;
 
 /// A job queue for batch work: a mesh of services on NATS JetStream, with its numbers in ClickHouse.
 #[derive(Debug, Parser)]
-#[command(name = "jobmesh", version)]
+#[command(name = "jobmesh", version = service::VERSION.as_str())]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -71,6 +71,7 @@ pub fn main() -> ExitCode {
 
 fn serve(service: Service) -> anyhow::Result<()> {
     service::telemetry::start();
+    tracing::info!(version = service::VERSION.as_str(), "jobmesh starts");
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let ended = runtime.block_on(async {

@@ -80,7 +80,7 @@ impl Manifest {
     pub fn new(made_at: String) -> Self {
         Self {
             format: FORMAT,
-            made_by: env!("CARGO_PKG_VERSION").to_owned(),
+            made_by: service::VERSION.clone(),
             made_at,
             wire_version: topology::WIRE_VERSION.to_owned(),
             streams: BTreeMap::new(),

@@ -95,10 +95,17 @@ impl Doctor {
                 return Ok(vec![Check::new("edge", Err(says))]);
             }
         };
-        let date = response.headers().get("date").and_then(|date| date.to_str().ok());
-        let clock = date.map(clock);
+        let header = |name: &str| response.headers().get(name).and_then(|it| it.to_str().ok());
+        let clock = header("date").map(clock);
+        let server = header("server").unwrap_or("no Jobmesh").to_owned();
         let ready: serde_json::Value = response.json().await.unwrap_or_default();
-        let mut checks = vec![Check::new("edge", Ok(format!("answers at {}", api.base())))];
+        let mut checks = vec![
+            Check::new(
+                "version",
+                Ok(format!("{}, this program {}", server, service::VERSION.as_str())),
+            ),
+            Check::new("edge", Ok(format!("answers at {}", api.base()))),
+        ];
         for (what, part, away) in [
             ("edge to nats", "nats", "the edge has no connection to NATS: is nats-server up?"),
             (

@@ -55,7 +55,7 @@ impl Upgrade {
 fn verdict(presences: &[Presence]) -> Result<String, String> {
     let own = format!(
         "This program (jobmesh {}, messages of version {})",
-        env!("CARGO_PKG_VERSION"),
+        service::VERSION.as_str(),
         version::KNOWN
     );
     let newest = presences.iter().filter_map(|presence| presence.knows).max();

@@ -66,7 +66,7 @@ impl Runner {
             running,
             draining,
             handlers: self.registry.handler_names(),
-            version: Some(env!("CARGO_PKG_VERSION").into()),
+            version: Some(service::VERSION.as_str().into()),
             knows: Some(job::version::KNOWN),
             started_at: Some(self.started_at),
         };
