@@ -28,6 +28,12 @@ async fn keys_are_managed_from_the_command_line() -> anyhow::Result<()> {
         Ok(if code == Some(0) { Ok(()) } else { Err(text) })
     })
     .await?;
+    until("recorded", async || {
+        let answer = reqwest::Client::new().get(mesh.url("/api/audit")).bearer_auth(&admin);
+        let answer = answer.send().await?.text().await?;
+        Ok(if answer.contains("jobmesh keys bootstrap") { Ok(()) } else { Err(answer) })
+    })
+    .await?;
     let create = ["keys", "create", "--name", "ci", "--scope", "enqueue", "--project", "p"];
     let create: Vec<&str> = create.into_iter().chain(["--expires", "1d", "--json"]).collect();
     let (code, text) = run(&create, Some(&admin)).await?;

@@ -88,9 +88,6 @@ impl Project {
 /// The content of all events, as a snapshot holds it.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct SnapshotState {
-    /// The version that a program must know to read it.
-    #[serde(default = "version::first")]
-    pub needs: u32,
     /// The last processed message of COMMANDS.
     pub through: u64,
     /// The last event.
@@ -125,7 +122,6 @@ impl SnapshotState {
     fn frozen(&self) -> Self {
         let projects = self.projects.iter().map(|(id, project)| (id.clone(), project.frozen()));
         Self {
-            needs: self.needs,
             through: self.through,
             position: self.position,
             term: self.term,
@@ -160,15 +156,15 @@ impl Snapshot {
     ///
     /// # Errors
     /// If `to` cannot be written, or the data of a job cannot be read.
-    pub fn write(mut self, to: &mut dyn Write) -> io::Result<()> {
-        self.known.needs = version::FIRST;
+    pub fn write(self, to: &mut dyn Write) -> io::Result<()> {
         let mut line = |value: &dyn Fn(&mut Vec<u8>) -> serde_json::Result<()>| {
             let mut bytes = Vec::new();
             value(&mut bytes)?;
             bytes.push(b'\n');
             to.write_all(&bytes)
         };
-        line(&|to| serde_json::to_writer(to, &self.known))?;
+        let head = Head { needs: version::FIRST, known: &self.known };
+        line(&|to| serde_json::to_writer(to, &head))?;
         line(&|to| serde_json::to_writer(to, &self.jobs.len()))?;
         self.jobs.write(to)
     }
@@ -192,6 +188,15 @@ impl SnapshotState {
         }
         Ok(known)
     }
+}
+
+/// The first line of a snapshot.
+#[derive(Serialize)]
+struct Head<'a> {
+    /// The version that a program must know to read it.
+    needs: u32,
+    #[serde(flatten)]
+    known: &'a SnapshotState,
 }
 
 /// What must be known before anything else of a snapshot.

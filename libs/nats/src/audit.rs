@@ -1,4 +1,4 @@
-//! The audit log: changes that were requested over HTTP.
+//! The audit log: changes that were requested over HTTP, and commands of operators.
 
 use async_nats::{HeaderMap, header::NATS_MESSAGE_ID, jetstream::consumer::pull};
 use job::time::Millis;
@@ -13,7 +13,7 @@ use crate::{
 /// The durable consumer of metrics.
 const CONSUMER: &str = "metrics";
 
-/// A change that was requested over HTTP.
+/// A change that was requested over HTTP, or a command of an operator.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct AuditRecord {
@@ -46,6 +46,26 @@ pub struct AuditRecord {
     /// Why, in the words of the requester.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub reason: Option<String>,
+}
+
+impl AuditRecord {
+    /// A command of an operator, who needs no API key: it speaks to NATS itself.
+    pub fn of_operator(command: &str, target: Option<String>, at: Millis) -> Self {
+        Self {
+            id: Uuid::now_v7(),
+            at,
+            request_id: String::new(),
+            key_id: None,
+            key_name: None,
+            address: "NATS".to_owned(),
+            method: "COMMAND".to_owned(),
+            path: command.to_owned(),
+            project: None,
+            target,
+            status: 200,
+            reason: None,
+        }
+    }
 }
 
 impl Broker {

@@ -6,7 +6,7 @@ use nats::{
     snapshot::SnapshotWatermark,
     topology::{self, Sizes},
 };
-use testkit::Nats;
+use testkit::{Cluster, Nats};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_restored_stream_has_the_same_sequences_without_what_was_deleted() -> anyhow::Result<()> {
@@ -85,5 +85,33 @@ async fn a_snapshot_and_a_bucket_are_restored_as_they_were() -> anyhow::Result<(
     let entry =
         other.js.get_key_value(names::KEYS).await?.entry("key").await?.expect("it is there");
     assert_eq!((entry.value.as_ref(), entry.revision), (&b"b"[..], 2));
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn streams_of_a_single_server_are_restored_into_a_cluster() -> anyhow::Result<()> {
+    let single = Nats::start()?;
+    let broker = Broker::connect(&single.url(), "test").await?;
+    topology::ensure(&broker, Sizes::default()).await?;
+    let mut file = Vec::new();
+    for n in 1..=3_u64 {
+        broker.js.publish(names::Verb::Enqueue.subject(), "[]".into()).await?.await?;
+        let keys = broker.js.get_key_value(names::KEYS).await?;
+        keys.put(format!("k{n}"), "v".into()).await?;
+    }
+    let commands = broker.export_stream(names::COMMANDS, &mut file).await?;
+    let mut keys_file = Vec::new();
+    let keys = broker.export_stream(names::KEYS_STREAM, &mut keys_file).await?;
+
+    let cluster = Cluster::start(3).await?;
+    let broker = Broker::connect(&format!("nats://{}", cluster.address(0)), "test").await?;
+    broker.import_stream(names::COMMANDS, &commands, &mut file.as_slice()).await?;
+    broker.import_stream(names::KEYS_STREAM, &keys, &mut keys_file.as_slice()).await?;
+    topology::ensure(&broker, Sizes::default()).await?;
+    assert_eq!(broker.bounds(names::COMMANDS).await?, (1, 3));
+    let stream = broker.js.get_stream(names::COMMANDS).await?;
+    assert_eq!(stream.cached_info().config.num_replicas, 3);
+    let key = broker.js.get_key_value(names::KEYS).await?.get("k3").await?;
+    assert_eq!(key.as_deref(), Some(&b"v"[..]));
     Ok(())
 }

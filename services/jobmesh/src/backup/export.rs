@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context, ensure};
 use lz4_flex::frame::FrameEncoder;
 use metrics::archive::{self, Archive, Cut, Table};
-use nats::{Broker, checkpoint::Checkpoint, names};
+use nats::{Broker, audit::AuditRecord, checkpoint::Checkpoint, names};
 
 use super::{
     STREAMS,
@@ -38,11 +38,16 @@ pub(super) async fn export(
     );
     let mut attempt = 1;
     loop {
+        clear(dir)?;
         let mut manifest = Manifest::new(jiff::Timestamp::now().to_string());
         let fits = copy(broker, archive, dir, &mut manifest).await?;
         match fits {
             Ok(()) => {
                 manifest.write(dir)?;
+                let record = AuditRecord::of_operator("jobmesh backup", None, service::now_ms());
+                if let Err(error) = broker.store_audit_record(&record).await {
+                    eprintln!("jobmesh: the audit log does not have this: {error}");
+                }
                 println!("{} is a complete backup of {}", dir.display(), manifest.made_at);
                 return Ok(());
             }
@@ -53,6 +58,14 @@ pub(super) async fn export(
             Err(error) => return Err(error.context("the copies do not fit together")),
         }
     }
+}
+
+/// Removes what an earlier attempt has left.
+fn clear(dir: &Path) -> anyhow::Result<()> {
+    for entry in fs::read_dir(dir)? {
+        fs::remove_file(entry?.path())?;
+    }
+    Ok(())
 }
 
 /// Copies the parts in the order that makes them fit together; returns whether they do.
@@ -67,8 +80,9 @@ async fn copy(
         Ok(snapshot) => manifest.snapshot = snapshot,
         Err(error) => return Ok(Err(error.into())),
     }
-    if manifest.snapshot.is_some() {
-        manifest.files.insert(SNAPSHOT.to_owned(), part.finish()?);
+    match manifest.snapshot {
+        Some(_) => drop(manifest.files.insert(SNAPSHOT.to_owned(), part.finish()?)),
+        None => fs::remove_file(dir.join(SNAPSHOT))?,
     }
     // The bucket has all that this says, and maybe more.
     manifest.bucket = broker.read_fence().await?.through;

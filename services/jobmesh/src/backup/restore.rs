@@ -10,7 +10,9 @@ use anyhow::{Context, ensure};
 use lz4_flex::frame::FrameDecoder;
 use metrics::archive::{self, Archive, Table};
 use nats::{
-    Broker, names,
+    Broker,
+    audit::AuditRecord,
+    names,
     publish::Writes,
     topology::{self, Sizes},
 };
@@ -79,6 +81,8 @@ async fn into(
         restore_rows(archive, dir, rows).await?;
         archive::set_checkpoint(broker, rows.checkpoint).await?;
     }
+    let record = AuditRecord::of_operator("jobmesh restore", None, service::now_ms());
+    broker.store_audit_record(&record).await?;
     // Without it no service starts to lead, unless EVENTS is whole.
     if let Some(reach) = manifest.snapshot {
         let mut file = tokio::fs::File::open(dir.join(SNAPSHOT)).await?;

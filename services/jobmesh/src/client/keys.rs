@@ -4,6 +4,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use nats::{
     Broker,
     api_keys::{Change, KeyRecord, KeyStore, NewKey, Scope},
+    audit::AuditRecord,
 };
 use serde_json::{Value, json};
 use service::{NatsLogin, NatsUrl};
@@ -154,6 +155,14 @@ impl Bootstrap {
         let Change::Set(KeyRecord { id, .. }, _) = change else {
             anyhow::bail!("the key was revoked instead of stored");
         };
+        let record = AuditRecord::of_operator(
+            "jobmesh keys bootstrap",
+            Some(format!("API key {id}")),
+            service::now_ms(),
+        );
+        if let Err(error) = broker.store_audit_record(&record).await {
+            eprintln!("jobmesh: the audit log does not have this: {error}");
+        }
         show::print(&format!(
             "made API key {id} with scope admin. Keep it, it is not shown again:\n{}",
             secret.reveal()

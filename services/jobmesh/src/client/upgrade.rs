@@ -58,6 +58,11 @@ fn verdict(presences: &[Presence]) -> Result<String, String> {
         service::VERSION.as_str(),
         version::KNOWN
     );
+    if presences.is_empty() {
+        return Err(
+            "No service answers: start the mesh, or name its NATS by --nats-url.".to_owned()
+        );
+    }
     let newest = presences.iter().filter_map(|presence| presence.knows).max();
     if let Some(newest) = newest.filter(|newest| *newest > version::KNOWN) {
         return Err(format!(
@@ -95,6 +100,7 @@ mod tests {
             (presence("edge", None), presence("metrics", Some(version::FIRST - 1)));
         let text = verdict(&[edge, same, metrics]).expect("it can join");
         assert!(text.contains("one process at a time: metrics, edge."), "{text}");
+        verdict(&[]).expect_err("nothing answers");
         let newer = presence("processor", Some(version::KNOWN + 1));
         let text = verdict(&[newer]).expect_err("it is older");
         assert!(text.contains("older than the mesh"), "{text}");
