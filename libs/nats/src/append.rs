@@ -47,10 +47,9 @@ pub enum Error {
 }
 
 impl Broker {
-    /// Appends `batch` (JSON of a [`Batch`](job::event::Batch)) behind message `last` of EVENTS. If
-    /// the answer leaves open whether it is stored, the stream is read: each message has the id of its
-    /// append. A batch that is not stored is appended again: of all attempts the stream takes one, because each expects the
-    /// same last message. Messages in between that no state service appended are set aside, and the append
+    /// Appends `batch` (JSON of a [`Batch`](job::event::Batch)) behind message `last` of EVENTS. A batch
+    /// that may not be stored is appended again: of all attempts the stream takes one, because each expects the same last
+    /// message. If the broker refuses one, the stream is read: each message has the id of its append. Messages in between that no state service appended are set aside, and the append
     /// goes behind them.
     ///
     /// # Errors
@@ -91,7 +90,11 @@ impl Broker {
                 self.report_unstored(names::EVENT_SUBJECT).await;
             }
             may_be_stored |= !matches!(error, publish::Error::NoStream { .. });
-            let found = match may_be_stored {
+            let is_over = attempts.elapsed() > REPEAT_FOR;
+            // If an earlier attempt was stored, the broker refuses the repeat: reading before costs time while the stream has
+            // no leader.
+            let must_read = error.is(WRONG_LAST_SEQUENCE) || (is_over && may_be_stored);
+            let found = match must_read {
                 true => self.what_follows(last, &id).await,
                 false => Ok(Follows::Nothing),
             };
@@ -105,7 +108,7 @@ impl Broker {
                 Ok(Follows::Nothing) => Ok(()),
                 Err(unread) => Err(unread),
             };
-            if attempts.elapsed() > REPEAT_FOR {
+            if is_over {
                 found?;
                 return Err(error.into());
             }

@@ -14,7 +14,7 @@ use uuid::Uuid;
 use crate::{
     Broker,
     names::{self, Verb},
-    publish::{self, ACK_TIMEOUT, Attempts, Message, REPEAT_PAUSE},
+    publish::{self, ACK_TIMEOUT, Attempts, FIRST_ACK_TIMEOUT, Message, REPEAT_PAUSE},
 };
 
 /// The most bytes of one message of commands: below the broker's `max_payload` of 8 MB, with
@@ -24,6 +24,12 @@ const MESSAGE_BYTES_MAX: usize = 6_000_000;
 const MESSAGE_ITEMS_MAX: usize = 2_000;
 /// Items that wait to be taken up, beyond which those who send them wait as well.
 const QUEUE_ITEMS_MAX: usize = 4_096;
+
+/// The most time between the first and the last item of a message of requesters: all of them end with the first one's
+/// deadline.
+const SPREAD_MAX: Duration = Duration::from_millis(500);
+/// A message that is repeated often while the broker does not answer has at most this many bytes.
+const SMALL_BYTES: usize = 256 * 1024;
 
 /// Why an item is not on disk.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -136,7 +142,9 @@ impl Loop {
             while waiters.len() < MESSAGE_ITEMS_MAX {
                 let Ok(next) = queue.try_recv() else { break };
                 let Some(next) = self.in_time(next) else { continue };
-                if payload.len() + next.json.len() + 2 > MESSAGE_BYTES_MAX {
+                let is_late = self.asker.is_some()
+                    && next.submitted_at.duration_since(submitted_at) > SPREAD_MAX;
+                if is_late || payload.len() + next.json.len() + 2 > MESSAGE_BYTES_MAX {
                     carried = Some(next);
                     break;
                 }
@@ -179,7 +187,8 @@ impl Loop {
             headers.insert(names::DEADLINE, (now_ms() + left_ms).to_string());
             tokio::time::Instant::now() + left
         });
-        let mut attempts = Attempts::new();
+        let is_small = payload.len() <= SMALL_BYTES;
+        let mut attempts = Attempts::within(if is_small { FIRST_ACK_TIMEOUT } else { ACK_TIMEOUT });
         loop {
             let message = Message {
                 subject: self.verb.subject(),

@@ -17,7 +17,7 @@ use crate::Broker;
 /// How long an answer to a publish is waited for.
 pub const ACK_TIMEOUT: Duration = Duration::from_secs(5);
 /// The same at the first attempt, if a repeat is harmless: a server that stopped leading never answers.
-const FIRST_ACK_TIMEOUT: Duration = Duration::from_millis(500);
+pub(crate) const FIRST_ACK_TIMEOUT: Duration = Duration::from_millis(500);
 /// The pause between two attempts.
 pub(crate) const REPEAT_PAUSE: Duration = Duration::from_millis(100);
 /// For how long the leader repeats a write that the broker does not confirm.
