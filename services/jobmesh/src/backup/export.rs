@@ -52,10 +52,10 @@ pub(super) async fn export(
                 return Ok(());
             }
             Err(error) if attempt < ATTEMPTS => {
-                eprintln!("copying again, because data was deleted meanwhile: {error:#}");
+                eprintln!("copying again: {error:#}");
                 attempt += 1;
             }
-            Err(error) => return Err(error.context("the copies do not fit together")),
+            Err(error) => return Err(error.context("the backup is not complete")),
         }
     }
 }
@@ -75,6 +75,8 @@ async fn copy(
     dir: &Path,
     manifest: &mut Manifest,
 ) -> anyhow::Result<anyhow::Result<()>> {
+    let listed = broker.snapshot_reaches().await;
+    listed.context("is the login of NATS that of an operator, who may do everything?")?;
     let mut part = Part::create(dir, SNAPSHOT)?;
     match broker.export_snapshot(&mut part).await {
         Ok(snapshot) => manifest.snapshot = snapshot,
