@@ -56,7 +56,7 @@ fn text(data: &[u8]) -> Option<&str> {
 fn commands(data: &[u8]) {
     let Some((verb, payload)) = data.split_first() else { return };
     let verb = Verb::ALL[usize::from(*verb) % Verb::ALL.len()];
-    let _ = wire::commands(&verb.subject(), payload);
+    let _ = wire::commands(1, &verb.subject(), None, payload);
 }
 
 /// A batch is the same after it was written and read again.
