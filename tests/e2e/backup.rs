@@ -37,6 +37,13 @@ async fn run(mesh: &Mesh, command: &str, dir: &Path) -> anyhow::Result<(bool, St
     Ok((output.status.success(), text))
 }
 
+/// The SHA-256 of a file.
+fn sum(file: &Path) -> anyhow::Result<String> {
+    let output = Command::new("sha256sum").arg(file).output()?;
+    let text = String::from_utf8(output.stdout)?;
+    Ok(text.split(' ').next().unwrap_or_default().to_owned())
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_backup_under_load_has_all_that_was_accepted_before() -> anyhow::Result<()> {
     let url = handler().await?;
@@ -164,6 +171,35 @@ async fn a_backup_under_load_has_all_that_was_accepted_before() -> anyhow::Resul
     let answer = with_key.bearer_auth(&key).send().await?;
     assert_eq!(answer.status(), 200);
     drop(mesh);
+
+    // A restore that fails halfway leaves nothing that starts, as one that is interrupted.
+    let broken = dirs.path().join("broken");
+    std::fs::create_dir(&broken)?;
+    for entry in std::fs::read_dir(&second)? {
+        let entry = entry?;
+        std::fs::copy(entry.path(), broken.join(entry.file_name()))?;
+    }
+    let (old, events) = (sum(&broken.join("EVENTS"))?, std::fs::read(broken.join("EVENTS"))?);
+    std::fs::write(broken.join("EVENTS"), &events[..events.len() / 2])?;
+    let new = sum(&broken.join("EVENTS"))?;
+    let manifest = std::fs::read_to_string(broken.join("manifest.json"))?;
+    let size =
+        |bytes: usize, sum: &str| format!("\"bytes\": {bytes},\n      \"sha256\": \"{sum}\"");
+    let changed = manifest.replace(&size(events.len(), &old), &size(events.len() / 2, &new));
+    assert_ne!(changed, manifest);
+    std::fs::write(broken.join("manifest.json"), changed)?;
+    let data = TempDir::new()?;
+    let start = |restore: &[&str]| {
+        let mut dev = Command::new(env!("CARGO_BIN_EXE_tests"));
+        dev.args(["dev", "--listen", &crate::mesh::free_address()?.to_string(), "--data-dir"]);
+        let output = dev.arg(data.path()).args(restore).output()?;
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        anyhow::Ok((output.status.success(), text))
+    };
+    let (succeeded, text) = start(&["--restore", broken.to_str().expect("UTF-8")])?;
+    assert!(!succeeded && text.contains("stream EVENTS could not be restored"), "{text}");
+    let (succeeded, text) = start(&[])?;
+    assert!(!succeeded && text.contains("has not completed: delete that directory"), "{text}");
 
     // Parts that are missing or of another backup are named, and nothing is restored.
     std::fs::remove_file(second.join("EVENTS"))?;

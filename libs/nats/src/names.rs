@@ -34,6 +34,11 @@ pub const REJECTED_SUBJECT: &str = "Jobmesh-Subject";
 /// What tells all services that messages to a subject are not stored.
 pub const UNSTORED: &str = "jobmesh.unstored";
 
+/// The stream that marks an account in which a restore has started and not completed.
+pub const RESTORE: &str = "RESTORE";
+/// Its subject, to which nothing is published.
+pub const RESTORE_SUBJECT: &str = "jobmesh.restore";
+
 /// The bucket of jobs: what is.
 pub const JOBS: &str = "jobs";
 /// The stream behind the bucket of jobs.

@@ -15,6 +15,7 @@ const SERVICES: &str = "$SRV.INFO";
 /// The keys of metadata.
 const INSTANCE: &str = "instance";
 const KNOWS: &str = "knows";
+const VERSION: &str = "version";
 
 /// A service that runs.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -34,9 +35,13 @@ pub struct Presence {
 #[error("the services could not be asked: {0}")]
 pub struct Error(String);
 
-/// What a service says of itself, in addition to its name and version.
-pub fn metadata(instance: &str) -> HashMap<String, String> {
-    let pairs = [(INSTANCE, instance.to_owned()), (KNOWS, version::KNOWN.to_string())];
+/// What a service reports of itself, in addition to its name. NATS takes versions without a commit only.
+pub fn metadata(instance: &str, program: &str) -> HashMap<String, String> {
+    let pairs = [
+        (INSTANCE, instance.to_owned()),
+        (VERSION, program.to_owned()),
+        (KNOWS, version::KNOWN.to_string()),
+    ];
     pairs.map(|(key, value)| (key.to_owned(), value)).into()
 }
 
@@ -79,6 +84,7 @@ fn presence(answer: &[u8]) -> Option<Presence> {
     let is_ours = ["state", "edge", "metrics"].contains(&info.name.as_str());
     let instance = info.metadata.get(INSTANCE).cloned().unwrap_or(info.id);
     let knows = info.metadata.get(KNOWS).and_then(|knows| knows.parse().ok());
-    let presence = Presence { service: info.name, instance, version: info.version, knows };
+    let version = info.metadata.get(VERSION).cloned().unwrap_or(info.version);
+    let presence = Presence { service: info.name, instance, version, knows };
     is_ours.then_some(presence)
 }

@@ -1,7 +1,9 @@
 //! The streams and buckets: created if they are missing, reported if their settings break the
 //! rules.
 
+mod error;
 mod resize;
+mod restore_mark;
 
 use std::{collections::HashMap, time::Duration};
 
@@ -14,6 +16,8 @@ use async_nats::jetstream::{
 use job::PriorityClass;
 
 use crate::{Broker, names};
+
+pub use error::Error;
 
 /// How long the broker knows the ids of messages.
 const DUPLICATE_WINDOW: Duration = Duration::from_secs(120);
@@ -59,87 +63,20 @@ pub const WIRE_VERSION: &str = "2";
 /// The key of the version.
 const WIRE_VERSION_KEY: &str = "jobmesh-wire";
 
-/// The topology could not be ensured.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// A stream or bucket could not be read or made.
-    #[error("{name} could not be ensured: {why}")]
-    Broker {
-        /// Its name.
-        name: String,
-        /// The answer of the broker.
-        why: String,
-    },
-    /// A stream is not there. State makes the streams.
-    #[error("there is no stream {stream}: the state service makes it")]
-    Absent {
-        /// The stream.
-        stream: String,
-    },
-    /// The broker takes no messages as large as ours.
-    #[error(
-        "the broker takes messages of at most {found} bytes; Jobmesh needs {wanted}: \
-         set max_payload in its configuration, see deploy/nats/jobmesh.conf"
-    )]
-    Payload {
-        /// What it takes.
-        found: usize,
-        /// What is needed.
-        wanted: usize,
-    },
-    /// The streams hold messages of another wire version.
-    #[error(
-        "stream {stream} has wire version {found}, and this program writes version {WIRE_VERSION}: run one version of \
-         Jobmesh in all services, or use a NATS account of its own"
-    )]
-    WireVersion {
-        /// The stream.
-        stream: String,
-        /// Its version.
-        found: String,
-    },
-    /// There are too few servers for the copies of a stream.
-    #[error(
-        "stream {stream} cannot be kept on {replicas} servers: {why}; start that many NATS servers in the cluster, or \
-         set JOBMESH_REPLICAS"
-    )]
-    Replicas {
-        /// The stream.
-        stream: String,
-        /// The number of copies.
-        replicas: usize,
-        /// The answer of the broker.
-        why: String,
-    },
-    /// A stream of a single server, which acks before it syncs, is to have copies.
-    #[error(
-        "stream {stream} was made for a single server, and NATS keeps no copies of such a stream: delete it with `nats \
-         stream rm {stream}`. State makes it again, and dispatches what was in it"
-    )]
-    Async {
-        /// The stream.
-        stream: String,
-    },
-    /// A stream is there with settings that lose or repeat work.
-    #[error(
-        "stream {stream} has {found}; Jobmesh needs {wanted}: \
-         change it with `nats stream edit {stream}` or give Jobmesh a NATS account of its own"
-    )]
-    Mismatch {
-        /// The stream.
-        stream: String,
-        /// What it has.
-        found: String,
-        /// What it needs.
-        wanted: String,
-    },
-}
-
 /// Ensures all streams and buckets. Safe to call by each state service, at every start.
 ///
 /// # Errors
 /// See [`Error`].
 pub async fn ensure(broker: &Broker, sizes: Sizes) -> Result<(), Error> {
+    restore_mark::check(broker).await?;
+    make_all(broker, sizes).await
+}
+
+/// The same within a restore, which no other service may begin to use.
+///
+/// # Errors
+/// See [`Error`].
+pub async fn make_all(broker: &Broker, sizes: Sizes) -> Result<(), Error> {
     check_payload(broker)?;
     let is_in_cluster = broker.is_in_cluster();
     let replicas = sizes.replicas_in(is_in_cluster);
@@ -220,6 +157,7 @@ fn failed(name: &str, error: &dyn std::error::Error) -> Error {
 /// See [`Error`].
 pub async fn check_all(broker: &Broker, sizes: Sizes) -> Result<(), Error> {
     check_payload(broker)?;
+    restore_mark::check(broker).await?;
     for wanted in streams(sizes, true) {
         let stream = broker.js.get_stream(&wanted.name).await;
         let stream = stream.map_err(|error| absent(&wanted.name, &error))?;

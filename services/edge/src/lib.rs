@@ -56,7 +56,8 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     let Some(broker) = broker else { return Ok(()) };
     health.connected(&broker);
     // It answers who runs, and nothing else.
-    let present = broker.client.service_builder().metadata(presence::metadata(&name));
+    let present =
+        broker.client.service_builder().metadata(presence::metadata(&name, &service::VERSION));
     let present = present.start(Identity::Edge.name(), env!("CARGO_PKG_VERSION")).await;
     let _present = present.map_err(|error| anyhow::anyhow!("not announced at NATS: {error}"))?;
     let keys = keys::Keys::start(&broker, config.require_keys, stop.clone()).await?;

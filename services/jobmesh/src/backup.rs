@@ -14,7 +14,7 @@ use metrics::{ClickHouseAccess, archive::Archive};
 use nats::{Broker, names};
 use service::{NatsLogin, NatsUrl};
 
-pub(crate) use restore::restore;
+pub(crate) use restore::Restorable;
 
 /// The streams that are copied. Work streams follow from EVENTS, leases expire, and snapshots are copied as objects.
 const STREAMS: [&str; 7] = [
@@ -83,7 +83,9 @@ impl Backup {
 impl Restore {
     /// Restores everything.
     pub async fn run(self) -> anyhow::Result<()> {
+        let backup = Restorable::read(&self.dir)?;
         let (broker, archive) = self.stores.open().await?;
-        restore(&broker, archive.as_ref(), &self.dir).await
+        backup.check_stores(&broker, archive.as_ref()).await?;
+        backup.restore(&broker, archive.as_ref()).await
     }
 }

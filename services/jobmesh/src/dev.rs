@@ -22,7 +22,7 @@ use service::NatsLogin;
 use anyhow::{Context, bail};
 use tokio_util::sync::CancellationToken;
 
-use crate::backup;
+use crate::backup::Restorable;
 use child::Child;
 pub use config::Config;
 use plan::Storage;
@@ -40,6 +40,10 @@ async fn supervise(config: Config) -> anyhow::Result<()> {
         .with_context(|| format!("no folder {}", config.data_dir.display()))?;
     let data_dir = fs::canonicalize(&config.data_dir)?;
     let _lock = lock(&data_dir)?;
+    let mark = data_dir.join(RESTORE_MARK);
+    if mark.exists() {
+        bail!("{}", incomplete(&data_dir));
+    }
     // Checked here, so that the error is visible: a child would log it, and another edge on that
     // address would answer instead.
     edge::check_listen(config.listen, config.insecure || config.require_keys)?;
@@ -55,6 +59,14 @@ async fn supervise(config: Config) -> anyhow::Result<()> {
         };
         connected.context("NATS cannot be used")?;
     }
+    // Before anything is started. All of its files are read: Ctrl-C must not wait for that.
+    let mut backup = match config.restore.clone() {
+        None => None,
+        Some(dir) => Some(tokio::select! {
+            () = stop.cancelled() => std::process::exit(130),
+            read = tokio::task::spawn_blocking(move || Restorable::read(&dir)) => read??,
+        }),
+    };
     // Missing programs are fetched during the start: Ctrl-C must not wait for that.
     let planning = tokio::task::spawn_blocking({
         let (config, data_dir) = (config.clone(), data_dir.clone());
@@ -78,27 +90,26 @@ async fn supervise(config: Config) -> anyhow::Result<()> {
         }
         running.push(children);
         // The stores are the first stage.
-        if let (1, Some(dir)) = (running.len(), &config.restore) {
+        if running.len() == 1
+            && let Some(backup) = backup.take()
+        {
             started = tokio::select! {
                 () = first_failure(&running) => Err(anyhow::anyhow!("a service cannot start")),
-                restored = restore(&plan.storage, dir, &stop) => restored,
+                restored = restore(&plan.storage, backup, &data_dir, &stop) => restored,
             };
-            if started.is_err() || stop.is_cancelled() {
+            if started.is_err() {
                 break;
             }
         }
     }
-    let wait = async {
-        started?;
-        tokio::select! {
-            () = first_failure(&running) => Err(anyhow::anyhow!("a service cannot start")),
-            ready = ready::wait(&config.listen, config.processors) => ready,
-        }
-    };
+    if let Err(error) = started {
+        drain(running).await;
+        return Err(error);
+    }
     let ready = tokio::select! {
-        biased;
         () = stop.cancelled() => Ok(()),
-        ready = wait => ready,
+        () = first_failure(&running) => Err(anyhow::anyhow!("a service cannot start")),
+        ready = ready::wait(&config.listen, config.processors) => ready,
     };
     if ready.is_ok() && !stop.is_cancelled() {
         println!("ready http://{}", config.listen);
@@ -109,18 +120,39 @@ async fn supervise(config: Config) -> anyhow::Result<()> {
     ready.with_context(|| format!("the logs are in {}", data_dir.join("logs").display()))
 }
 
+/// The file that marks a data directory into which a restore has started and not completed.
+const RESTORE_MARK: &str = "restore.incomplete";
+
 /// Restores a backup once the stores answer.
-async fn restore(storage: &Storage, dir: &Path, stop: &CancellationToken) -> anyhow::Result<()> {
+async fn restore(
+    storage: &Storage,
+    backup: Restorable,
+    data_dir: &Path,
+    stop: &CancellationToken,
+) -> anyhow::Result<()> {
     let access = NatsLogin::default().access(storage.nats.reveal())?;
-    let Some(broker) = Broker::connect_until(&access, "dev", stop).await? else { return Ok(()) };
     let archive = Archive::open(&ClickHouseAccess::at(storage.clickhouse.clone()))?;
+    let broker = Broker::connect_until(&access, "dev", stop).await?;
     archive.until_there(stop).await;
+    let Some(broker) = broker.filter(|_| !stop.is_cancelled()) else {
+        bail!("interrupted before anything was restored");
+    };
+    backup.check_stores(&broker, Some(&archive)).await?;
+    let mark = data_dir.join(RESTORE_MARK);
+    File::create(&mark)?.sync_all()?;
     tokio::select! {
-        () = stop.cancelled() => Ok(()),
-        restored = backup::restore(&broker, Some(&archive), dir) => {
-            restored.context("the backup is not restored")
+        () = stop.cancelled() => bail!("{}", incomplete(data_dir)),
+        restored = backup.restore(&broker, Some(&archive)) => {
+            restored.with_context(|| incomplete(data_dir))?;
         }
     }
+    fs::remove_file(mark)?;
+    Ok(())
+}
+
+fn incomplete(data_dir: &Path) -> String {
+    let dir = data_dir.display();
+    format!("the restore into {dir} has not completed: delete that directory, then restore again")
 }
 
 /// Keeps a second `dev` from the same data.

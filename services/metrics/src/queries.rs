@@ -31,7 +31,8 @@ pub(crate) async fn answer(
     progress: Progress,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
-    let builder = broker.client.service_builder().metadata(presence::metadata(name));
+    let builder =
+        broker.client.service_builder().metadata(presence::metadata(name, &service::VERSION));
     let builder = builder.description("Sums over time");
     let service = builder.start("metrics", env!("CARGO_PKG_VERSION")).await;
     let service = service.map_err(|error| anyhow::anyhow!("no query can be received: {error}"))?;

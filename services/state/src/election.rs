@@ -56,7 +56,7 @@ pub(crate) async fn hold_lease(
             if let Some(lease) = &mut lease {
                 lease.release().await;
             }
-            // What the sender is waited for is the end of its pause.
+            // The replica sets it again after its pause.
             tokio::select! {
                 () = stop.cancelled() => {}
                 _ = may_lead.changed() => {}

@@ -115,3 +115,19 @@ async fn streams_of_a_single_server_are_restored_into_a_cluster() -> anyhow::Res
     assert_eq!(key.as_deref(), Some(&b"v"[..]));
     Ok(())
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_service_uses_an_account_while_a_restore_is_incomplete() -> anyhow::Result<()> {
+    let nats = Nats::start()?;
+    let broker = Broker::connect(&nats.url(), "test").await?;
+    broker.mark_restore().await?;
+    topology::make_all(&broker, Sizes::default()).await?;
+    let state = topology::ensure(&broker, Sizes::default()).await;
+    assert!(matches!(state, Err(topology::Error::Restoring)), "{state:?}");
+    let others = topology::check_all(&broker, Sizes::default()).await;
+    assert!(matches!(others, Err(topology::Error::Restoring)), "{others:?}");
+    broker.unmark_restore().await?;
+    topology::ensure(&broker, Sizes::default()).await?;
+    topology::check_all(&broker, Sizes::default()).await?;
+    Ok(())
+}

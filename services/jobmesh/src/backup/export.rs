@@ -29,6 +29,10 @@ pub(super) async fn export(
     archive: Option<&Archive>,
     dir: &Path,
 ) -> anyhow::Result<()> {
+    // Before anything is copied: ClickHouse comes last.
+    if let Some(archive) = archive {
+        archive.version().await?;
+    }
     let made = DirBuilder::new().recursive(true).mode(0o700).create(dir);
     made.with_context(|| format!("cannot make {}", dir.display()))?;
     ensure!(
@@ -36,6 +40,18 @@ pub(super) async fn export(
         "{} is not empty: name a directory that does not exist",
         dir.display()
     );
+    let exported = export_into_empty(broker, archive, dir).await;
+    if exported.is_err() {
+        clear(dir)?;
+    }
+    exported
+}
+
+async fn export_into_empty(
+    broker: &Broker,
+    archive: Option<&Archive>,
+    dir: &Path,
+) -> anyhow::Result<()> {
     let mut attempt = 1;
     loop {
         clear(dir)?;
@@ -48,7 +64,9 @@ pub(super) async fn export(
                 if let Err(error) = broker.store_audit_record(&record).await {
                     eprintln!("jobmesh: the audit log does not have this: {error}");
                 }
-                println!("{} is a complete backup of {}", dir.display(), manifest.made_at);
+                let without = if archive.is_some() { "" } else { ", without ClickHouse" };
+                let made_at = &manifest.made_at;
+                println!("{} is a complete backup of {made_at}{without}", dir.display());
                 return Ok(());
             }
             Err(error) if attempt < ATTEMPTS => {
@@ -60,7 +78,7 @@ pub(super) async fn export(
     }
 }
 
-/// Removes what an earlier attempt has left.
+/// Removes what a failed attempt has left.
 fn clear(dir: &Path) -> anyhow::Result<()> {
     for entry in fs::read_dir(dir)? {
         fs::remove_file(entry?.path())?;

@@ -116,6 +116,9 @@ impl Manifest {
         for (name, expected) in &manifest.files {
             match digest(&dir.join(name)) {
                 Ok(found) if found == *expected => {}
+                Ok(found) if found.bytes == expected.bytes => {
+                    wrong.push(format!("{name} is another file: its checksum differs"));
+                }
                 Ok(found) => wrong.push(format!(
                     "{name} is another file ({} bytes instead of {})",
                     found.bytes, expected.bytes

@@ -3,7 +3,7 @@
 use std::{
     fs::File,
     io::{BufReader, Read},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use anyhow::{Context, ensure};
@@ -23,72 +23,99 @@ use super::{
     manifest::{Manifest, Rows},
 };
 
-/// Restores the backup in `dir`. No service may run: state makes the streams that are missing.
-///
-/// # Errors
-/// If the backup is not complete, or a store is not empty: then nothing has been changed. Otherwise the stores have to be emptied
-/// before the next attempt.
-pub(crate) async fn restore(
-    broker: &Broker,
-    archive: Option<&Archive>,
-    dir: &Path,
-) -> anyhow::Result<()> {
-    let manifest = Manifest::read(dir)?;
-    let existing = broker.existing(&STREAMS).await?;
-    ensure!(
-        existing.is_empty(),
-        "NATS has the streams {} already: stop all services, and restore into an account or a store without them",
-        existing.join(", ")
-    );
-    match (archive, &manifest.clickhouse) {
-        (Some(archive), Some(rows)) => archive.prepare(rows.schema).await?,
-        (None, None) => {}
-        (Some(_), None) => anyhow::bail!(
-            "the backup has no rows of ClickHouse: --without-clickhouse restores the rest, and sums over time will be missing"
-        ),
-        (None, Some(_)) => anyhow::bail!(
-            "the backup has rows of ClickHouse: name it by --clickhouse-url, or make a backup without them"
-        ),
-    }
-    let restoring = into(broker, archive, dir, &manifest).await;
-    restoring
-        .context("the restore is incomplete: empty NATS and ClickHouse before you try again")?;
-    println!("restored the backup of {}", manifest.made_at);
-    Ok(())
+/// A backup that is complete.
+pub(crate) struct Restorable {
+    dir: PathBuf,
+    manifest: Manifest,
 }
 
-async fn into(
-    broker: &Broker,
-    archive: Option<&Archive>,
-    dir: &Path,
-    manifest: &Manifest,
-) -> anyhow::Result<()> {
-    for (stream, copied) in &manifest.streams {
-        broker.import_stream(stream, copied, &mut open(dir, stream)?).await?;
+impl Restorable {
+    /// Reads a backup and checks its files.
+    ///
+    /// # Errors
+    /// If files are missing or changed, or do not belong together.
+    pub fn read(dir: &Path) -> anyhow::Result<Self> {
+        Ok(Self { dir: dir.to_owned(), manifest: Manifest::read(dir)? })
     }
-    topology::ensure(broker, Sizes::default()).await?;
-    // EVENTS can have more commands than the copy of COMMANDS, which is the older one: their sequences are not used again.
-    let (_, last) = manifest.bounds(names::COMMANDS)?;
-    if last < manifest.through {
-        let commands = broker.js.get_stream_no_info(names::COMMANDS).await?;
-        commands.purge().sequence(manifest.through + 1).await?;
-        let (_, now) = broker.bounds(names::COMMANDS).await?;
-        ensure!(now == manifest.through, "COMMANDS ends at {now}, not at {}", manifest.through);
+
+    /// Checks that the stores are empty. No service may run: state makes the streams that are missing.
+    ///
+    /// # Errors
+    /// If one is not, or does not answer. No stream and no row has been written then.
+    pub async fn check_stores(
+        &self,
+        broker: &Broker,
+        archive: Option<&Archive>,
+    ) -> anyhow::Result<()> {
+        let mut wanted = STREAMS.to_vec();
+        wanted.push(names::RESTORE);
+        let existing = broker.existing(&wanted).await?;
+        ensure!(
+            existing.is_empty(),
+            "NATS has the streams {} already: stop all services, and restore into an account or a store without them",
+            existing.join(", ")
+        );
+        match (archive, &self.manifest.clickhouse) {
+            (Some(archive), Some(rows)) => archive.prepare(rows.schema).await?,
+            (None, None) => {}
+            (Some(_), None) => {
+                eprintln!("the backup has no rows of ClickHouse: sums over time will be missing");
+            }
+            (None, Some(_)) => {
+                eprintln!("the rows of ClickHouse are left out: sums over time will be missing");
+            }
+        }
+        Ok(())
     }
-    let fence = broker.read_fence().await?;
-    broker.write_bucket(fence, manifest.bucket, Vec::new(), Writes::Atomic).await?;
-    if let (Some(archive), Some(rows)) = (archive, &manifest.clickhouse) {
-        restore_rows(archive, dir, rows).await?;
-        archive::set_checkpoint(broker, rows.checkpoint).await?;
+
+    /// Restores everything. Until it has succeeded, the account has a mark with which no service starts.
+    ///
+    /// # Errors
+    /// If a store refuses or does not answer: the stores must be emptied before the next attempt.
+    pub async fn restore(self, broker: &Broker, archive: Option<&Archive>) -> anyhow::Result<()> {
+        broker.mark_restore().await?;
+        let restored = self.restore_marked(broker, archive).await;
+        restored.context(
+            "the restore is incomplete, and no service starts with it: empty NATS and ClickHouse before you try again, \
+             see \"Backup and restore\" in docs/operations.md",
+        )?;
+        println!("restored the backup of {}", self.manifest.made_at);
+        Ok(())
     }
-    let record = AuditRecord::of_operator("jobmesh restore", None, service::now_ms());
-    broker.store_audit_record(&record).await?;
-    // Without it no service starts to lead, unless EVENTS is whole.
-    if let Some(reach) = manifest.snapshot {
-        let mut file = tokio::fs::File::open(dir.join(SNAPSHOT)).await?;
-        broker.import_snapshot(reach, &mut file).await?;
+
+    async fn restore_marked(
+        &self,
+        broker: &Broker,
+        archive: Option<&Archive>,
+    ) -> anyhow::Result<()> {
+        let Self { dir, manifest } = self;
+        for (stream, copied) in &manifest.streams {
+            broker.import_stream(stream, copied, &mut open(dir, stream)?).await?;
+        }
+        topology::make_all(broker, Sizes::default()).await?;
+        // EVENTS can have more commands than the copy of COMMANDS, which is the older one: their sequences are not used again.
+        let (_, last) = manifest.bounds(names::COMMANDS)?;
+        if last < manifest.through {
+            let commands = broker.js.get_stream_no_info(names::COMMANDS).await?;
+            commands.purge().sequence(manifest.through + 1).await?;
+            let (_, now) = broker.bounds(names::COMMANDS).await?;
+            ensure!(now == manifest.through, "COMMANDS ends at {now}, not at {}", manifest.through);
+        }
+        let fence = broker.read_fence().await?;
+        broker.write_bucket(fence, manifest.bucket, Vec::new(), Writes::Atomic).await?;
+        if let (Some(archive), Some(rows)) = (archive, &manifest.clickhouse) {
+            restore_rows(archive, dir, rows).await?;
+            archive::set_checkpoint(broker, rows.checkpoint).await?;
+        }
+        if let Some(reach) = manifest.snapshot {
+            let mut file = tokio::fs::File::open(dir.join(SNAPSHOT)).await?;
+            broker.import_snapshot(reach, &mut file).await?;
+        }
+        let record = AuditRecord::of_operator("jobmesh restore", None, service::now_ms());
+        broker.store_audit_record(&record).await?;
+        broker.unmark_restore().await?;
+        Ok(())
     }
-    Ok(())
 }
 
 async fn restore_rows(archive: &Archive, dir: &Path, rows: &Rows) -> anyhow::Result<()> {

@@ -15,7 +15,7 @@ const ORDER: [&str; 4] = ["state", "metrics", "processor", "edge"];
 /// Compares this program with the services that run.
 #[derive(Debug, Args)]
 pub(crate) struct Upgrade {
-    /// Only look: services are replaced by whoever runs them.
+    /// Change nothing: an operator replaces the services.
     #[arg(long, required = true)]
     check: bool,
     /// The URL of NATS; the login is that of an operator, who may do everything.

@@ -107,7 +107,8 @@ impl QueryServer {
     pub async fn open(broker: &Broker, name: &str) -> anyhow::Result<Self> {
         let (sender, questions) = mpsc::channel(QUERIES_WAITING_MAX);
         let heartbeat = broker.client.subscribe(names::HEARTBEATS).await?;
-        let builder = broker.client.service_builder().metadata(presence::metadata(name));
+        let builder =
+            broker.client.service_builder().metadata(presence::metadata(name, &service::VERSION));
         let builder = builder.description("Status and counts of jobs");
         let service = builder.start("state", env!("CARGO_PKG_VERSION")).await;
         let service = service.map_err(|error| anyhow::anyhow!("no questions heard: {error}"))?;
