@@ -21,10 +21,7 @@ pub struct Api {
 impl Api {
     /// The edge that listens on this address.
     pub fn new(listen: SocketAddr) -> anyhow::Result<Self> {
-        // Another test may have chosen first: then that choice holds.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let client = reqwest::Client::builder().no_proxy().timeout(PATIENCE).build()?;
-        Ok(Self { base: format!("http://{listen}"), client })
+        Ok(Self { base: format!("http://{listen}"), client: client()? })
     }
 
     /// The URL of a path.
@@ -117,11 +114,21 @@ impl Api {
     }
 }
 
-/// Runs a query on a ClickHouse engine; its answer as text.
+fn client() -> reqwest::Result<reqwest::Client> {
+    // Another test may have chosen first: then that choice holds.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    reqwest::Client::builder().no_proxy().timeout(PATIENCE).build()
+}
+
+/// Runs a query on the tables of a mesh; its answer as text.
 pub async fn sql(url: &str, query: &str) -> anyhow::Result<String> {
-    let client = reqwest::Client::builder().no_proxy().timeout(PATIENCE).build()?;
+    sql_in(url, "jobmesh", query).await
+}
+
+/// Runs a query on a ClickHouse engine; its answer as text.
+pub async fn sql_in(url: &str, database: &str, query: &str) -> anyhow::Result<String> {
     let answer =
-        client.post(format!("{url}/?database=jobmesh")).body(query.to_owned()).send().await?;
+        client()?.post(format!("{url}/?database={database}")).body(query.to_owned()).send().await?;
     anyhow::ensure!(answer.status().is_success(), "{}", answer.text().await?);
     Ok(answer.text().await?.trim().to_owned())
 }

@@ -95,7 +95,7 @@ async fn a_backup_under_load_has_all_that_was_accepted_before() -> anyhow::Resul
     let (succeeded, text) = run(&mesh, "backup", &dir).await?;
     assert!(!succeeded && text.contains("is not empty"), "{text}");
     let (succeeded, text) = run(&mesh, "restore", &dir).await?;
-    assert!(!succeeded && text.contains("NATS has the streams KV_jobs"), "{text}");
+    assert!(!succeeded && text.contains("NATS has the streams COMMANDS"), "{text}");
     drop(mesh);
 
     let restore = ["--restore", dir.to_str().expect("UTF-8")];

@@ -1,8 +1,19 @@
 //! `jobmesh dev` itself: quick to start again, and it leaves nothing behind.
 
-use std::time::{Duration, Instant};
+use std::{
+    process::Stdio,
+    time::{Duration, Instant},
+};
 
-use crate::mesh::{Mesh, is_alive, send, until};
+use anyhow::Context;
+use tempfile::TempDir;
+use tokio::process::Command;
+
+use crate::{
+    api::sql_in,
+    mesh::{Mesh, free_address, is_alive, send, until},
+    services::program,
+};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn no_child_outlives_dev_and_a_second_start_is_quick() -> anyhow::Result<()> {
@@ -29,6 +40,35 @@ async fn no_child_outlives_dev_and_a_second_start_is_quick() -> anyhow::Result<(
         Ok(if left.is_empty() { Ok(()) } else { Err(format!("{left:?} live")) })
     })
     .await
+}
+
+/// The engine ends without a crash, also after it was used.
+#[tokio::test(flavor = "multi_thread")]
+async fn olap_ends_in_order() -> anyhow::Result<()> {
+    for _ in 0..3 {
+        let (dir, listen) = (TempDir::new()?, free_address()?);
+        let [reader, writer] = ["reader", "writer"].map(|name| dir.path().join(name));
+        std::fs::write(&reader, "r")?;
+        std::fs::write(&writer, "w")?;
+        let mut olap = Command::new(program());
+        olap.args(["serve", "olap", "--listen", &listen.to_string()]);
+        olap.arg("--dir").arg(dir.path().join("olap")).arg("--libchdb").arg(fetch::libchdb()?);
+        olap.arg("--password-file").arg(reader).arg("--writer-password-file").arg(writer);
+        let mut olap = olap.stderr(Stdio::null()).kill_on_drop(true).spawn()?;
+        let url = format!("http://writer:w@{listen}");
+        let sql = async |query| sql_in(&url, "default", query).await;
+        until("olap answers", async || {
+            Ok(sql("SELECT 1").await.map(drop).map_err(|error| error.to_string()))
+        })
+        .await?;
+        sql("CREATE TABLE t (n UInt32) ENGINE = MergeTree ORDER BY n").await?;
+        sql("INSERT INTO t SELECT number FROM numbers(100000)").await?;
+        assert_eq!(sql("SELECT count() FROM t").await?, "100000");
+        send(olap.id().context("it runs")?, libc::SIGTERM)?;
+        let status = tokio::time::timeout(Duration::from_secs(30), olap.wait()).await??;
+        assert!(status.success(), "{status}");
+    }
+    Ok(())
 }
 
 /// Other users of the machine cannot use the broker.

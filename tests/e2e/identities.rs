@@ -3,6 +3,7 @@
 use std::{process::Command, time::Duration};
 
 use anyhow::Context;
+use async_nats::jetstream::stream::Config;
 use futures_util::{FutureExt, StreamExt};
 use nats::{
     Broker,
@@ -121,7 +122,7 @@ fn subjects() -> Vec<String> {
     ];
     subjects.extend(more.map(str::to_owned));
     subjects.extend(Identity::ALL.map(|identity| format!("_INBOX.{}.x", identity.name())));
-    subjects.push("_INBOX.x".to_owned());
+    subjects.extend(["_INBOX.x", "_INBOX.operator.x"].map(str::to_owned));
     for stream in STREAMS {
         let requests = STREAM_REQUESTS.iter();
         subjects.extend(
@@ -157,7 +158,7 @@ fn may_publish(identity: Identity, subject: &str) -> bool {
             let is_of_leader = [names::QUERY_CLAIM, names::QUERY_CURRENT].contains(&subject);
             (begins("jobmesh.state.") && !is_of_leader)
                 || subject == names::AUDIT_SUBJECT
-                || ["jobmesh.metrics.", "$KV.keys."].into_iter().any(begins)
+                || ["jobmesh.metrics.", "$KV.keys.", "_INBOX.operator."].into_iter().any(begins)
         }
         Metrics => {
             ["$KV.leases.metrics", "$KV.leases.metrics-pump"].contains(&subject)
@@ -295,8 +296,8 @@ async fn arrived(
     Ok(arrived)
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn each_service_may_do_at_nats_what_it_needs_and_nothing_else() -> anyhow::Result<()> {
+/// A broker with the logins of deploy/, and its admin; it has the streams, and one of its own with a message.
+async fn broker_with_identities() -> anyhow::Result<(Nats, Broker)> {
     let mut conf = std::fs::read_to_string(format!("{DEPLOY}/identities.conf"))?;
     let password = format!("{PASSWORD:?}");
     for identity in Identity::ALL {
@@ -307,6 +308,16 @@ async fn each_service_may_do_at_nats_what_it_needs_and_nothing_else() -> anyhow:
     let nats = Nats::start_with(&conf.replace("$JOBMESH_NATS_PASSWORD", &password))?;
     let admin = connect(&nats, ADMIN).await?;
     topology::ensure(&admin, Sizes::default()).await?;
+    let config =
+        Config { name: FOREIGN.into(), subjects: vec!["foreign".into()], ..Config::default() };
+    admin.js.create_stream(config).await?;
+    admin.js.publish("foreign", "".into()).await?.await?;
+    Ok((nats, admin))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_service_may_do_at_nats_what_it_needs_and_nothing_else() -> anyhow::Result<()> {
+    let (nats, admin) = broker_with_identities().await?;
     let subjects = subjects();
     let everything = arrived(&admin, &admin, &subjects, "admin").await?;
     assert_eq!(everything, subjects, "not everything that is published arrives");
@@ -344,6 +355,38 @@ async fn each_service_may_do_at_nats_what_it_needs_and_nothing_else() -> anyhow:
     for stream in STREAMS.iter().filter(|stream| **stream != FOREIGN) {
         admin.js.get_stream(*stream).await?;
     }
+    Ok(())
+}
+
+/// Some logins receive what they publish. NATS can permit answers to each message that comes in: a login could then ask for
+/// an answer on any subject.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_service_gets_the_right_to_publish_from_its_own_messages() -> anyhow::Result<()> {
+    let (nats, admin) = broker_with_identities().await?;
+    for identity in Identity::ALL {
+        let broker = connect(&nats, identity.name()).await?;
+        let inbox = broker.client.new_inbox();
+        let both = [names::UNSTORED, names::HEARTBEATS, names::CONTROL_CANCEL, &inbox];
+        for subject in both {
+            let of = subject.replace('*', "x");
+            let mut own = broker.client.subscribe(subject.to_owned()).await?;
+            for target in ["$JS.API.STREAM.DELETE.FOREIGN", "$JS.API.STREAM.PURGE.FOREIGN"] {
+                let asked = broker.client.publish_with_reply(of.clone(), target, "".into()).await;
+                asked?;
+                processed(&broker).await?;
+                // From the admin, in case that the login may not publish here.
+                admin.client.publish_with_reply(of.clone(), target, "".into()).await?;
+                processed(&admin).await?;
+                while let Some(Some(message)) = own.next().now_or_never() {
+                    let reply = message.reply.context("it has a reply")?;
+                    broker.client.publish(reply, "".into()).await?;
+                }
+                processed(&broker).await?;
+            }
+        }
+    }
+    let stream = admin.js.get_stream(FOREIGN).await?;
+    assert_eq!(stream.cached_info().state.messages, 1);
     Ok(())
 }
 

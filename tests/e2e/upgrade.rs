@@ -92,7 +92,7 @@ async fn services_are_replaced_by_newer_ones_under_load() -> anyhow::Result<()> 
         anyhow::Ok((output.status.success(), text))
     };
     let (can, text) = check(program()).await?;
-    assert!(can && text.contains("nothing that runs is older"), "{text}");
+    assert!(can && text.contains("nothing that answers is older"), "{text}");
     let (can, text) = check(next.clone()).await?;
     assert!(can && text.contains("state, metrics, processor, edge"), "{text}");
     let (stop, stopped) = watch::channel(false);
@@ -120,7 +120,7 @@ async fn services_are_replaced_by_newer_ones_under_load() -> anyhow::Result<()> 
     until_more(&services).await?;
     assert_eq!(services.leading_state()?, older);
     let mut headers = async_nats::HeaderMap::new();
-    headers.insert(names::NEEDS, NEXT);
+    headers.insert(names::REQUIRED_VERSION, NEXT);
     let note = json!([{ "id": COMMAND_ID, "command": { "note": "hello" } }]).to_string();
     broker.js.publish_with_headers("jobmesh.cmd.note", headers, note.into()).await?.await?;
     until_probe(&services, older, 503, "it needs version 3 of messages").await?;
@@ -154,7 +154,7 @@ async fn services_are_replaced_by_newer_ones_under_load() -> anyhow::Result<()> 
         }
     }
     let (can, text) = check(next.clone()).await?;
-    assert!(can && text.contains("nothing that runs is older"), "{text}");
+    assert!(can && text.contains("nothing that answers is older"), "{text}");
     until_more(&services).await?;
     stop.send_replace(true);
     let (jobs, failed) = loading.await?;

@@ -30,6 +30,13 @@ impl State {
         }
     }
 
+    /// Forgets how far another message of COMMANDS is processed: a stream that lost its end, or was restored, has a new
+    /// message in its place.
+    pub fn begin_message(&mut self, message: Option<Uuid>) {
+        let partial = &mut self.persisted.partial;
+        *partial = partial.take().filter(|it| it.message.is_none() || it.message == message);
+    }
+
     /// Records that an interrupted item of a message of COMMANDS is processed.
     pub fn item_processed(&mut self) {
         self.persisted.partial = None;
@@ -130,9 +137,9 @@ impl State {
                     job.expires_at = *expires_at;
                 });
             }
-            Event::Partial { item, jobs, batches } => {
-                self.persisted.partial =
-                    Some(Partial { item: *item, jobs: *jobs, batches: *batches });
+            Event::Partial { item, jobs, batches, message } => {
+                let (item, jobs, batches, message) = (*item, *jobs, *batches, *message);
+                self.persisted.partial = Some(Partial { item, jobs, batches, message });
             }
             #[cfg(feature = "next-version")]
             Event::Noted { .. } => {}

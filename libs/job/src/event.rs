@@ -179,6 +179,9 @@ pub enum Event {
         jobs: u64,
         /// Batches they belonged to.
         batches: u64,
+        /// The id of the message, if it has one.
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        message: Option<Uuid>,
     },
     /// Something that only the next version knows.
     #[cfg(feature = "next-version")]
@@ -190,7 +193,7 @@ pub enum Event {
 
 impl Event {
     /// The version that a reader must know.
-    pub fn needs(&self) -> u32 {
+    pub fn required_version(&self) -> u32 {
         match self {
             #[cfg(feature = "next-version")]
             Self::Noted { .. } => version::KNOWN,

@@ -70,4 +70,4 @@ pub use scheduler::{Capacity, Scheduler};
 pub use settings::{LLM, LlmOptions, MaxTokensField, Patch, Settings};
 pub use snapshot::{Partial, ProjectUsage, Snapshot};
 pub use spill::{SpillFile, SpillRef, SpillStore};
-pub use state::{Restored, State};
+pub use state::State;

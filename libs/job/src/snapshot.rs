@@ -7,6 +7,7 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
 use crate::{
     Counts, Digest, Id, IdempotencyRecord, Job, JobId, Position, Settings,
@@ -163,7 +164,7 @@ impl Snapshot {
             bytes.push(b'\n');
             to.write_all(&bytes)
         };
-        let head = Head { needs: version::FIRST, known: &self.known };
+        let head = Head { required_version: version::FIRST, known: &self.known };
         line(&|to| serde_json::to_writer(to, &head))?;
         line(&|to| serde_json::to_writer(to, &self.jobs.len()))?;
         self.jobs.write(to)
@@ -179,7 +180,8 @@ impl SnapshotState {
         let mut lines = from.lines();
         let mut line = || lines.next().unwrap_or_else(|| Err(io::ErrorKind::UnexpectedEof.into()));
         let head = line()?;
-        version::check(serde_json::from_str::<Needs>(&head)?.needs).map_err(io::Error::other)?;
+        version::check(serde_json::from_str::<Required>(&head)?.required_version)
+            .map_err(io::Error::other)?;
         let mut known: Self = serde_json::from_str(&head)?;
         let jobs: usize = serde_json::from_str(&line()?)?;
         for _ in 0..jobs {
@@ -194,16 +196,16 @@ impl SnapshotState {
 #[derive(Serialize)]
 struct Head<'a> {
     /// The version that a program must know to read it.
-    needs: u32,
+    required_version: u32,
     #[serde(flatten)]
     known: &'a SnapshotState,
 }
 
 /// What must be known before anything else of a snapshot.
 #[derive(Deserialize)]
-struct Needs {
+struct Required {
     #[serde(default = "version::first")]
-    needs: u32,
+    required_version: u32,
 }
 
 /// How far a message of COMMANDS is processed if its events need more than one message.
@@ -215,6 +217,9 @@ pub struct Partial {
     pub jobs: u64,
     /// Batches they belonged to.
     pub batches: u64,
+    /// The id of the message; `None` if it has none, or an earlier version wrote this.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub message: Option<Uuid>,
 }
 
 /// What a project used of its limits in the last 60 s.

@@ -32,11 +32,6 @@ pub struct State {
     pub(crate) spill: Option<SpillPolicy>,
 }
 
-/// A snapshot that cannot be taken back in.
-#[derive(Debug, thiserror::Error)]
-#[error("a snapshot of the state could not be read")]
-pub struct Restored(#[from] io::Error);
-
 impl State {
     /// An empty state that keeps failed jobs in reach of a retry for `retention_ms`.
     pub fn new(retention_ms: i64) -> Self {
@@ -59,7 +54,7 @@ impl State {
     ///
     /// # Errors
     /// If it is not a complete snapshot.
-    pub fn restore(mut self, mut from: impl BufRead) -> Result<Self, Restored> {
+    pub fn restore(mut self, mut from: impl BufRead) -> io::Result<Self> {
         let Self { ready, expiries, spill, .. } = &mut self;
         let persisted = SnapshotState::read(&mut from, |persisted, job, json| {
             if !job.status.is_terminal() {

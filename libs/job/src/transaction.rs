@@ -50,9 +50,11 @@ impl<'a> Transaction<'a> {
         self.state.through()
     }
 
-    /// The first item to process of message `through() + 1` of COMMANDS, whose id is `message`: an
+    /// Begins the message of COMMANDS after `through()`, whose id is `message`. Returns the first item to process: an
     /// earlier leader may have processed the ones before. `None` if the message repeats a recent one.
-    pub fn first_item(&self, message: Option<Uuid>) -> Option<usize> {
+    pub fn first_item(&mut self, message: Option<Uuid>) -> Option<usize> {
+        self.state.begin_message(message);
+        self.packer.begin_message(message);
         let is_repeated = message.is_some_and(|id| self.state.is_recent(id));
         (!is_repeated).then(|| self.state.partial().map_or(0, |partial| partial.item as usize))
     }
@@ -148,9 +150,9 @@ impl<'a> Transaction<'a> {
         self.record(events);
     }
 
-    /// A schedule whose time has come: project and name.
-    pub fn due_schedule(&self) -> Option<(Id, Id)> {
-        self.state.due_schedule(self.now)
+    /// A schedule whose time has come by `until`: project and name.
+    pub fn due_schedule(&self, until: Millis) -> Option<(Id, Id)> {
+        self.state.due_schedule(until)
     }
 
     /// Claims to lead: the next append of the previous leader is refused.

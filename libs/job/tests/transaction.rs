@@ -45,27 +45,28 @@ fn worst(first_id: u128) -> Command {
     Command::Enqueue(Enqueue::new(long("project-".into()), jobs.collect()))
 }
 
-/// Processes a message of COMMANDS; returns the messages of EVENTS and the last reply.
+/// Processes a message of COMMANDS without an id; returns the messages of EVENTS and the last reply.
 fn process(state: &mut State, sequence: u64, commands: &[Command]) -> (Vec<Message>, Reply) {
-    process_with(&Config::default(), state, sequence, commands)
+    process_with(&Config::default(), state, sequence, None, commands)
 }
 
-/// The same with other settings.
+/// The same with other settings and an id.
 fn process_with(
     config: &Config,
     state: &mut State,
     sequence: u64,
+    id: Option<Uuid>,
     commands: &[Command],
 ) -> (Vec<Message>, Reply) {
     let scheduler = Scheduler::default();
     let mut transaction = Transaction::begin(state, &scheduler, config, 1);
-    let first = transaction.first_item(None).expect("a message without an id repeats none");
+    let first = transaction.first_item(id).expect("the message repeats none");
     for (index, command) in commands.iter().enumerate().skip(first) {
         let requester = Requester { inbox: "inbox".to_owned(), item: Uuid::nil() };
         let processed = transaction.process(index, command, Some(requester), &Lookups::default());
         processed.expect("it needs no lookups");
     }
-    transaction.end_message(sequence, None);
+    transaction.end_message(sequence, id);
     let commit = transaction.commit();
     let reply = commit.replies.last().map_or(Reply::Noted, |(_, reply)| reply.clone());
     (commit.messages, reply)
@@ -94,6 +95,37 @@ fn slices(state: &mut State, max: usize) -> Vec<Message> {
 fn apply(state: &mut State, sequence: u64, message: &Message) {
     let batch: Batch = serde_json::from_slice(&message.payload).expect("a batch is JSON");
     state.apply_batch(sequence, message.through, &batch);
+}
+
+/// A restored COMMANDS, and one that lost its end, can have a new message in the place of one that was partly processed.
+#[test]
+fn new_message_in_the_place_of_one_that_was_partly_processed_is_processed_from_its_beginning() {
+    let (config, id) = (Config::default(), |n| Some(Uuid::from_u128(n)));
+    let mut leader = State::new(1_000);
+    let snapshot = written(&leader);
+    let commands = [worst(1), worst(1 + BATCHES), worst(1 + 2 * BATCHES)];
+    let (messages, _) = process_with(&config, &mut leader, 1, id(1), &commands);
+    assert!(messages.len() > 3, "the message is not large enough to be split");
+    let cut = || {
+        let mut next = restored(&snapshot);
+        for (sequence, message) in (1..).zip(&messages[..messages.len() - 1]) {
+            apply(&mut next, sequence, message);
+        }
+        next
+    };
+    let partial = cut().partial().expect("it is partly processed");
+    assert!(partial.item > 0 && partial.message == id(1), "{partial:?}");
+    // The same message continues.
+    let mut next = cut();
+    process_with(&config, &mut next, 1, id(1), &commands);
+    assert_eq!(next.counts(None), leader.counts(None));
+    // Another one begins.
+    let mut next = cut();
+    let before = next.counts(None).total();
+    let (_, reply) = process_with(&config, &mut next, 1, id(2), &[worst(1 + 9 * BATCHES)]);
+    assert!(matches!(reply, Reply::Enqueued { .. }), "{reply:?}");
+    assert_eq!(next.counts(None).total(), before + 10_000);
+    assert_eq!(next.partial(), None);
 }
 
 /// Hazard 17: the worst legal request fits the broker, and a crash between two of its messages
@@ -219,16 +251,17 @@ fn limit_of_a_project_does_not_cut_an_interrupted_request() {
         Config { limits, ..Config::default() }
     };
     let enqueue = [worst(1)];
-    let (messages, reply) = process_with(&limited(10_000), &mut State::new(1_000), 1, &enqueue);
+    let (messages, reply) =
+        process_with(&limited(10_000), &mut State::new(1_000), 1, None, &enqueue);
     assert_eq!(reply, Reply::Enqueued { canceled: 0 });
     assert!(messages.len() > 1, "the request is not large enough to be split");
     let mut next = State::new(1_000);
     apply(&mut next, 1, &messages[0]);
     // The next leader has a lower limit.
-    let (_, reply) = process_with(&limited(1), &mut next, 1, &enqueue);
+    let (_, reply) = process_with(&limited(1), &mut next, 1, None, &enqueue);
     assert_eq!(reply, Reply::Enqueued { canceled: 0 });
     assert_eq!(next.counts(None).queued[PriorityClass::Normal], 10_000);
-    let (_, refused) = process_with(&limited(1), &mut next, 2, &[worst(50_000)]);
+    let (_, refused) = process_with(&limited(1), &mut next, 2, None, &[worst(50_000)]);
     assert!(matches!(refused, Reply::Refused { code: Code::ProjectFull, .. }), "{refused:?}");
 }
 

@@ -12,13 +12,14 @@ use uuid::Uuid;
 use crate::{
     Broker, names,
     publish::{
-        self, ACK_TIMEOUT, Attempts, Message, REPEAT_FOR, REPEAT_PAUSE, WRONG_LAST_SEQUENCE,
+        self, ACK_TIMEOUT, Attempts, Message, REPEAT_FOR, REPEAT_PAUSE, SMALL_BYTES,
+        WRONG_LAST_SEQUENCE,
     },
     rejected::Rejected,
     wire,
 };
 
-/// How long one attempt of an append waits at most: a server that was cut off answers none, and the broker does not write a
+/// How long one attempt of a small append waits at most: a server that was cut off answers none, and the broker does not write a
 /// repeat to the disk.
 const APPEND_WITHIN: Duration = Duration::from_secs(1);
 /// How long the end of EVENTS may take to be read, before the append is repeated.
@@ -64,20 +65,21 @@ impl Broker {
     /// As of [`append`](Self::append).
     pub async fn append_for(
         &self,
-        needs: u32,
+        required_version: u32,
         last: u64,
         through: u64,
         batch: Bytes,
     ) -> Result<Appended, Error> {
         let id = Uuid::now_v7().simple().to_string();
         let mut last = last;
-        let mut attempts = Attempts::within(APPEND_WITHIN);
+        let mut attempts =
+            Attempts::within(if batch.len() <= SMALL_BYTES { APPEND_WITHIN } else { ACK_TIMEOUT });
         let mut may_be_stored = false;
         loop {
             let mut headers = HeaderMap::new();
             headers.insert(async_nats::header::NATS_EXPECTED_LAST_SEQUENCE, last.to_string());
             headers.insert(names::THROUGH, through.to_string());
-            headers.insert(names::NEEDS, needs.to_string());
+            headers.insert(names::REQUIRED_VERSION, required_version.to_string());
             headers.insert(names::APPEND, id.as_str());
             let subject = names::EVENT_SUBJECT.into();
             let message = Message { subject, headers, payload: batch.clone() };

@@ -122,7 +122,7 @@ impl Broker {
         }
     }
 
-    /// Makes a stream of a copy. A single server keeps one copy of it.
+    /// Makes a stream of a copy, on at most as many servers as `replicas`.
     ///
     /// # Errors
     /// If the stream exists, the broker refuses, or `from` cannot be read.
@@ -130,14 +130,14 @@ impl Broker {
         &self,
         stream: &str,
         archive: &StreamArchive,
+        replicas: usize,
         from: &mut (dyn Read + Send),
     ) -> Result<(), Error> {
         let failed =
             |why: String| Error::Broker { stream: stream.to_owned(), step: "restored", why };
         let mut request = json!(archive);
-        if !self.is_in_cluster() {
-            request["config"]["num_replicas"] = 1.into();
-        }
+        let had = request["config"]["num_replicas"].as_u64().unwrap_or(1);
+        request["config"]["num_replicas"] = had.min(replicas as u64).into();
         let to: RestoreTo =
             self.api(format!("STREAM.RESTORE.{stream}"), &request).await.map_err(failed)?;
         loop {
@@ -166,12 +166,12 @@ impl Broker {
     ///
     /// # Errors
     /// If the broker does not answer.
-    pub async fn existing<'a>(&self, streams: &[&'a str]) -> Result<Vec<&'a str>, Error> {
+    pub async fn existing<'a>(&self, streams: &'a [String]) -> Result<Vec<&'a str>, Error> {
         use async_nats::jetstream::context::GetStreamErrorKind::JetStream;
         let mut existing = Vec::new();
-        for &stream in streams {
+        for stream in streams {
             match self.js.get_stream(stream).await {
-                Ok(_) => existing.push(stream),
+                Ok(_) => existing.push(stream.as_str()),
                 Err(error) => match error.kind() {
                     JetStream(inner) if inner.error_code() == ErrorCode::STREAM_NOT_FOUND => {}
                     _ => {

@@ -14,7 +14,7 @@ use uuid::Uuid;
 use crate::{
     Broker,
     names::{self, Verb},
-    publish::{self, ACK_TIMEOUT, Attempts, FIRST_ACK_TIMEOUT, Message, REPEAT_PAUSE},
+    publish::{self, ACK_TIMEOUT, Attempts, FIRST_ACK_TIMEOUT, Message, REPEAT_PAUSE, SMALL_BYTES},
 };
 
 /// The most bytes of one message of commands: below the broker's `max_payload` of 8 MB, with
@@ -28,9 +28,6 @@ const QUEUE_ITEMS_MAX: usize = 4_096;
 /// The most time between the first and the last item of a message of requesters: all of them end with the first one's
 /// deadline.
 const SPREAD_MAX: Duration = Duration::from_millis(500);
-/// A message that is repeated often while the broker does not answer has at most this many bytes.
-const SMALL_BYTES: usize = 256 * 1024;
-
 /// Why an item is not on disk.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum Error {
@@ -179,7 +176,7 @@ impl Loop {
     ) -> Result<u64, Error> {
         let mut headers = HeaderMap::new();
         headers.insert(async_nats::header::NATS_MESSAGE_ID, Uuid::now_v7().to_string());
-        headers.insert(names::NEEDS, self.verb.needs().to_string());
+        headers.insert(names::REQUIRED_VERSION, self.verb.required_version().to_string());
         let until = self.asker.as_ref().map(|asker| {
             let left = asker.patience.saturating_sub(submitted_at.elapsed());
             let left_ms = i64::try_from(left.as_millis()).unwrap_or(i64::MAX);
@@ -234,7 +231,7 @@ impl Loop {
     /// Reports a broker that has not answered for a while.
     async fn note_unanswered(&mut self) {
         let now = Instant::now();
-        // Silence of long ago says nothing: nothing was sent since.
+        // Requests that stayed unanswered long ago do not count.
         let is_in_row = |(_, last): &(Instant, Instant)| last.elapsed() <= 2 * ACK_TIMEOUT;
         let since = self.unanswered.filter(is_in_row).map_or(now, |(since, _)| since);
         self.unanswered = Some((since, now));

@@ -48,7 +48,7 @@ pub struct Heartbeat {
     pub version: Option<Id>,
     /// The newest version of messages that it knows.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub knows: Option<u32>,
+    pub message_version: Option<u32>,
     /// When it started, by its clock.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub started_at: Option<Millis>,

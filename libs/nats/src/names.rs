@@ -69,9 +69,12 @@ pub const DEADLINE: &str = "Jobmesh-Deadline";
 /// Up to which message of COMMANDS a message of EVENTS reaches.
 pub const THROUGH: &str = "Jobmesh-Through";
 /// The version that a reader of a message must know.
-pub const NEEDS: &str = "Jobmesh-Version";
+pub const REQUIRED_VERSION: &str = "Jobmesh-Version";
 /// Whose append a message of EVENTS is.
 pub const APPEND: &str = "Jobmesh-Append";
+
+/// What the inboxes of operators' commands begin with that any service answers.
+pub const OPERATOR_INBOX: &str = "_INBOX.operator";
 
 /// Tells processors which runs to stop.
 pub const CONTROL_CANCEL: &str = "jobmesh.control.cancel";
@@ -216,7 +219,7 @@ impl Verb {
     }
 
     /// The version that a reader must know.
-    pub fn needs(self) -> u32 {
+    pub fn required_version(self) -> u32 {
         match self {
             #[cfg(feature = "next-version")]
             Self::Note => version::KNOWN,

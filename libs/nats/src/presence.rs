@@ -5,6 +5,7 @@ use std::{collections::HashMap, time::Duration};
 use async_nats::service::Info;
 use futures_util::{StreamExt, stream};
 use job::version;
+use uuid::Uuid;
 
 use crate::{Broker, heartbeat::Heartbeat, names};
 
@@ -14,7 +15,7 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(2);
 const SERVICES: &str = "$SRV.INFO";
 /// The keys of metadata.
 const INSTANCE: &str = "instance";
-const KNOWS: &str = "knows";
+const MESSAGE_VERSION: &str = "message-version";
 const VERSION: &str = "version";
 
 /// A service that runs.
@@ -27,7 +28,7 @@ pub struct Presence {
     /// The version of its program.
     pub version: String,
     /// The newest version of messages that it knows; `None` if it does not say.
-    pub knows: Option<u32>,
+    pub message_version: Option<u32>,
 }
 
 /// The services could not be asked.
@@ -40,7 +41,7 @@ pub fn metadata(instance: &str, program: &str) -> HashMap<String, String> {
     let pairs = [
         (INSTANCE, instance.to_owned()),
         (VERSION, program.to_owned()),
-        (KNOWS, version::KNOWN.to_string()),
+        (MESSAGE_VERSION, version::KNOWN.to_string()),
     ];
     pairs.map(|(key, value)| (key.to_owned(), value)).into()
 }
@@ -52,7 +53,8 @@ impl Broker {
     /// If no request can be sent.
     pub async fn presences(&self) -> Result<Vec<Presence>, Error> {
         let failed = |error: &dyn std::error::Error| Error(error.to_string());
-        let inbox = self.client.new_inbox();
+        // The edge may answer operators only.
+        let inbox = format!("{}.{}", names::OPERATOR_INBOX, Uuid::now_v7().simple());
         let infos = self.client.subscribe(inbox.clone()).await.map_err(|error| failed(&error))?;
         let heartbeats = self.client.subscribe(names::HEARTBEATS).await;
         let heartbeats = heartbeats.map_err(|error| failed(&error))?;
@@ -77,14 +79,15 @@ fn presence(answer: &[u8]) -> Option<Presence> {
             service: "processor".to_owned(),
             instance: heartbeat.processor.to_string(),
             version: heartbeat.version.map(|version| version.to_string()).unwrap_or_default(),
-            knows: heartbeat.knows,
+            message_version: heartbeat.message_version,
         });
     }
     let info: Info = serde_json::from_slice(answer).ok()?;
     let is_ours = ["state", "edge", "metrics"].contains(&info.name.as_str());
     let instance = info.metadata.get(INSTANCE).cloned().unwrap_or(info.id);
-    let knows = info.metadata.get(KNOWS).and_then(|knows| knows.parse().ok());
+    let message_version =
+        info.metadata.get(MESSAGE_VERSION).and_then(|message_version| message_version.parse().ok());
     let version = info.metadata.get(VERSION).cloned().unwrap_or(info.version);
-    let presence = Presence { service: info.name, instance, version, knows };
+    let presence = Presence { service: info.name, instance, version, message_version };
     is_ours.then_some(presence)
 }

@@ -18,6 +18,8 @@ use crate::Broker;
 pub const ACK_TIMEOUT: Duration = Duration::from_secs(5);
 /// The same at the first attempt, if a repeat is harmless: a server that stopped leading never answers.
 pub(crate) const FIRST_ACK_TIMEOUT: Duration = Duration::from_millis(500);
+/// A message that is repeated often while the broker does not answer has at most this many bytes.
+pub(crate) const SMALL_BYTES: usize = 256 * 1024;
 /// The pause between two attempts.
 pub(crate) const REPEAT_PAUSE: Duration = Duration::from_millis(100);
 /// For how long the leader repeats a write that the broker does not confirm.

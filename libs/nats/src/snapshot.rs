@@ -4,9 +4,13 @@
 //! They hold what the streams no longer hold, so no stream is trimmed below the older one. A
 //! snapshot is as large as the state: it is written and read as a stream, never whole in memory.
 
-use std::io::{self, BufRead, BufReader, Write};
+use std::{
+    error::Error as _,
+    io::{self, BufRead, BufReader, Write},
+};
 
 use futures_util::TryStreamExt;
+use job::version::Newer;
 use lz4_flex::frame::{FrameDecoder, FrameEncoder};
 use serde::{Deserialize, Serialize};
 use tokio::{
@@ -26,6 +30,19 @@ const PIPE_BYTES: usize = 256 * 1024;
 pub struct Error {
     step: &'static str,
     why: String,
+    #[source]
+    newer: Option<Newer>,
+}
+
+impl Error {
+    fn new(step: &'static str, why: String) -> Self {
+        Self { step, why, newer: None }
+    }
+
+    /// Whether only a newer program can read the snapshots.
+    pub fn is_for_newer(&self) -> bool {
+        self.newer.is_some()
+    }
 }
 
 /// How far a snapshot reaches.
@@ -60,7 +77,7 @@ impl Broker {
         reach: SnapshotWatermark,
         write: impl FnOnce(&mut dyn Write) -> io::Result<()> + Send + 'static,
     ) -> Result<(), Error> {
-        let failed = |why: String| Error { step: "written", why };
+        let failed = |why: String| Error::new("written", why);
         let store = self.js.get_object_store(names::SNAPSHOTS).await;
         let store = store.map_err(|error| failed(error.to_string()))?;
         let (mut reader, writer) = tokio::io::duplex(PIPE_BYTES);
@@ -103,25 +120,29 @@ impl Broker {
     ///
     /// # Errors
     /// If the object store cannot be read, or none of its snapshots is complete.
-    pub async fn get_snapshot<T, E>(
+    pub async fn get_snapshot<T: Send + 'static>(
         &self,
-        read: impl Fn(&mut dyn BufRead) -> Result<T, E> + Clone + Send + 'static,
-    ) -> Result<Option<T>, Error>
-    where
-        T: Send + 'static,
-        E: std::error::Error,
-    {
+        read: impl Fn(&mut dyn BufRead) -> io::Result<T> + Clone + Send + 'static,
+    ) -> Result<Option<T>, Error> {
         let names = self.snapshot_names().await?;
+        let mut newer = None;
         for name in names.iter().rev() {
             match self.read_snapshot(name, read.clone()).await {
                 Ok(read) => return Ok(Some(read)),
-                Err(error) => tracing::error!(error = %error, name, "snapshot passed over"),
+                Err(error) => {
+                    tracing::error!(error = %error, name, "snapshot passed over");
+                    newer = newer.or(error.newer);
+                }
             }
         }
         if names.is_empty() {
             return Ok(None);
         }
-        Err(Error { step: "read", why: format!("none of {} is whole", names.join(", ")) })
+        let why = match newer {
+            Some(newer) => newer.to_string(),
+            None => format!("none of {} is whole", names.join(", ")),
+        };
+        Err(Error { step: "read", why, newer })
     }
 
     /// Copies the newest snapshot, as it is stored. `None` if there is none.
@@ -132,7 +153,7 @@ impl Broker {
         &self,
         to: &mut (dyn Write + Send),
     ) -> Result<Option<SnapshotWatermark>, Error> {
-        let failed = |why: String| Error { step: "copied", why };
+        let failed = |why: String| Error::new("copied", why);
         let reaches = self.snapshot_reaches().await?;
         let Some(newest) = reaches.last() else { return Ok(None) };
         let store = self.js.get_object_store(names::SNAPSHOTS).await;
@@ -158,7 +179,7 @@ impl Broker {
         reach: SnapshotWatermark,
         from: &mut (impl AsyncRead + Unpin),
     ) -> Result<(), Error> {
-        let failed = |why: String| Error { step: "restored", why };
+        let failed = |why: String| Error::new("restored", why);
         let store = self.js.get_object_store(names::SNAPSHOTS).await;
         let store = store.map_err(|error| failed(error.to_string()))?;
         let put = store.put(reach.name().as_str(), from).await;
@@ -176,7 +197,7 @@ impl Broker {
 
     /// The names of the snapshots, oldest first.
     async fn snapshot_names(&self) -> Result<Vec<String>, Error> {
-        let failed = |why: String| Error { step: "listed", why };
+        let failed = |why: String| Error::new("listed", why);
         let store = self.js.get_object_store(names::SNAPSHOTS).await;
         let store = store.map_err(|error| failed(error.to_string()))?;
         let list = store.list().await.map_err(|error| failed(error.to_string()))?;
@@ -188,37 +209,34 @@ impl Broker {
         Ok(names)
     }
 
-    async fn read_snapshot<T, E>(
+    async fn read_snapshot<T: Send + 'static>(
         &self,
         name: &str,
-        read: impl Fn(&mut dyn BufRead) -> Result<T, E> + Send + 'static,
-    ) -> Result<T, Error>
-    where
-        T: Send + 'static,
-        E: std::error::Error,
-    {
-        let failed = |why: String| Error { step: "read", why };
+        read: impl Fn(&mut dyn BufRead) -> io::Result<T> + Send + 'static,
+    ) -> Result<T, Error> {
+        let failed = |why: String| Error::new("read", why);
         let store = self.js.get_object_store(names::SNAPSHOTS).await;
         let store = store.map_err(|error| failed(error.to_string()))?;
         let object = store.get(name).await.map_err(|error| failed(error.to_string()))?;
         let pipe = SyncIoBridge::new(object);
         let reading = tokio::task::spawn_blocking(move || {
             let mut lines = BufReader::with_capacity(PIPE_BYTES, FrameDecoder::new(pipe));
-            let state = read(&mut lines).map_err(|error| chain(&error))?;
+            let state = read(&mut lines).map_err(|error| unread(&error))?;
             // The digest is compared at the end.
-            let behind =
-                io::copy(&mut lines, &mut io::sink()).map_err(|error| error.to_string())?;
+            let behind = io::copy(&mut lines, &mut io::sink()).map_err(|error| unread(&error))?;
             if behind > 0 {
-                return Err(format!("{behind} bytes follow its end"));
+                return Err(Error::new("read", format!("{behind} bytes follow its end")));
             }
             Ok(state)
         });
-        reading.await.map_err(|error| failed(error.to_string()))?.map_err(failed)
+        reading.await.map_err(|error| failed(error.to_string()))?
     }
 }
 
-/// An error with what caused it.
-fn chain(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(error.source(), |cause| cause.source());
-    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
+/// An error of reading, with what caused it.
+fn unread(error: &io::Error) -> Error {
+    let causes = std::iter::successors(error.source(), |&cause| cause.source());
+    let why = causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"));
+    let newer = error.get_ref().and_then(|inner| inner.downcast_ref()).copied();
+    Error { step: "read", why, newer }
 }

@@ -114,6 +114,12 @@ pub async fn make_all(broker: &Broker, sizes: Sizes) -> Result<(), Error> {
     Ok(())
 }
 
+/// The names of all streams that a mesh can have in its account.
+pub fn stream_names() -> Vec<String> {
+    let streams = streams(Sizes::default(), false).into_iter().map(|config| config.name);
+    streams.chain(buckets()).chain([names::RESTORE.to_owned()]).collect()
+}
+
 /// The streams of the buckets that are made as such.
 fn buckets() -> [String; 3] {
     let [leases, keys] = [names::LEASES, names::KEYS].map(|bucket| format!("KV_{bucket}"));
@@ -131,6 +137,11 @@ impl Sizes {
             work if PriorityClass::ALL.map(names::work_stream).contains(&work) => self.work_bytes,
             _ => None,
         }
+    }
+
+    /// The size of COMMANDS, in bytes.
+    pub fn commands(&self) -> u64 {
+        self.commands_bytes.unwrap_or(COMMANDS_BYTES).unsigned_abs()
     }
 
     /// The number of servers that keep each stream.

@@ -98,9 +98,11 @@ pub fn readable(
     sequence: u64,
     headers: Option<&HeaderMap>,
 ) -> Result<(), Malformed> {
-    let needs = headers.and_then(|headers| headers.get(names::NEEDS));
-    let needs = needs.and_then(|needs| needs.as_str().parse().ok()).unwrap_or(version::FIRST);
-    version::check(needs).map_err(|newer| Malformed::Newer { stream, sequence, newer })
+    let required_version = headers.and_then(|headers| headers.get(names::REQUIRED_VERSION));
+    let required_version = required_version
+        .and_then(|required_version| required_version.as_str().parse().ok())
+        .unwrap_or(version::FIRST);
+    version::check(required_version).map_err(|newer| Malformed::Newer { stream, sequence, newer })
 }
 
 /// The commands that message `sequence` of COMMANDS carries.

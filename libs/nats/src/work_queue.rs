@@ -9,7 +9,7 @@ use std::collections::HashSet;
 use async_nats::{
     HeaderMap, Subject,
     header::{NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, NATS_MESSAGE_ID, NATS_ROLLUP},
-    jetstream::stream::PersistenceMode,
+    jetstream::stream::{LastRawMessageErrorKind, PersistenceMode},
 };
 use futures_util::TryStreamExt;
 use job::{Job, JobId, JobType, Json, PriorityClass, Run, Settings, trace::RunSpan};
@@ -76,7 +76,7 @@ impl Broker {
         let old = match last {
             Ok(message) => message.sequence,
             Err(error) => match error.kind() {
-                async_nats::jetstream::stream::LastRawMessageErrorKind::NoMessageFound => 0,
+                LastRawMessageErrorKind::NoMessageFound => 0,
                 _ => return Err(read(error.to_string())),
             },
         };
@@ -165,6 +165,21 @@ impl Broker {
     /// If the stream could not be read.
     pub async fn last_sequence(&self, stream: &'static str) -> Result<u64, Error> {
         Ok(self.bounds(stream).await?.1)
+    }
+
+    /// The last message that a stream still has of some subjects; 0 if it has none.
+    ///
+    /// # Errors
+    /// If the stream could not be read.
+    pub async fn last_there(&self, stream: &'static str, subjects: &str) -> Result<u64, Error> {
+        let read = |why: String| Error::Read { stream, why };
+        let handle = self.js.get_stream_no_info(stream).await;
+        let handle = handle.map_err(|error| read(error.to_string()))?;
+        match self.reread(|| handle.get_last_raw_message_by_subject(subjects)).await {
+            Ok(message) => Ok(message.sequence),
+            Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => Ok(0),
+            Err(error) => Err(read(error.to_string())),
+        }
     }
 
     /// The first and the last sequence of a stream; the first of an empty stream is its next one.

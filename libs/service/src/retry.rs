@@ -15,6 +15,11 @@ const LOG_EVERY: Duration = Duration::from_secs(30);
 pub struct Failures(Option<(Instant, String)>);
 
 impl Failures {
+    /// The next failure is news: this attempt succeeded.
+    pub fn succeeded(&mut self) {
+        self.0 = None;
+    }
+
     /// True if this error differs from the last one for which it was, or that one was half a minute ago.
     pub fn is_news(&mut self, error: &str) -> bool {
         let repeats =
@@ -76,6 +81,8 @@ mod tests {
         let mut failures = Failures::default();
         let news = ["away", "away", "slow", "away"].map(|error| failures.is_news(error));
         assert_eq!(news, [true, false, true, true]);
+        failures.succeeded();
+        assert!(failures.is_news("away"));
     }
 
     #[tokio::test]

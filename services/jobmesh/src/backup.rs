@@ -11,7 +11,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use metrics::{ClickHouseAccess, archive::Archive};
-use nats::{Broker, names};
+use nats::{Broker, names, topology::Sizes};
 use service::{NatsLogin, NatsUrl};
 
 pub(crate) use restore::Restorable;
@@ -68,6 +68,9 @@ pub(crate) struct Backup {
 pub(crate) struct Restore {
     /// The directory of a backup.
     dir: PathBuf,
+    /// On how many servers of a cluster each stream is kept: 3 in a cluster and 1 otherwise, if not set.
+    #[arg(long, env = "JOBMESH_REPLICAS")]
+    replicas: Option<usize>,
     #[command(flatten)]
     stores: Stores,
 }
@@ -86,6 +89,7 @@ impl Restore {
         let backup = Restorable::read(&self.dir)?;
         let (broker, archive) = self.stores.open().await?;
         backup.check_stores(&broker, archive.as_ref()).await?;
-        backup.restore(&broker, archive.as_ref()).await
+        let sizes = Sizes { replicas: self.replicas, ..Sizes::default() };
+        backup.restore(&broker, archive.as_ref(), sizes).await
     }
 }

@@ -16,7 +16,7 @@ use std::{
 };
 
 use metrics::{ClickHouseAccess, archive::Archive};
-use nats::Broker;
+use nats::{Broker, topology::Sizes};
 use service::NatsLogin;
 
 use anyhow::{Context, bail};
@@ -142,7 +142,7 @@ async fn restore(
     File::create(&mark)?.sync_all()?;
     tokio::select! {
         () = stop.cancelled() => bail!("{}", incomplete(data_dir)),
-        restored = backup.restore(&broker, Some(&archive)) => {
+        restored = backup.restore(&broker, Some(&archive), Sizes::default()) => {
             restored.with_context(|| incomplete(data_dir))?;
         }
     }

@@ -97,7 +97,7 @@ pub(crate) async fn run(
         let mut pause = START_OVER_PAUSE;
         match ended {
             Err(error) if is_newer(&error) => {
-                tracing::error!(%error, "paused, so that a newer metrics service can go on");
+                tracing::error!(%error, "paused, so that a newer metrics service can continue");
                 health.fails(format!("paused: {error}"));
                 pause = NEWER_PAUSE;
             }
@@ -113,7 +113,7 @@ pub(crate) async fn run(
     }
 }
 
-/// Whether only a newer program can go on.
+/// Whether only a newer program can continue.
 fn is_newer(error: &anyhow::Error) -> bool {
     matches!(error.downcast_ref(), Some(wire::Malformed::Newer { .. }))
 }

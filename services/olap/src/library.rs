@@ -5,6 +5,7 @@
 
 use std::{
     ffi::{CStr, CString, c_char, c_int, c_void},
+    mem::ManuallyDrop,
     path::Path,
     sync::Arc,
 };
@@ -55,8 +56,8 @@ pub(crate) struct Chdb {
     error: BufferFn,
     storage_rows_read: NumberFn,
     rows_written: NumberFn,
-    // Dropped last: the functions above live in it.
-    _library: Library,
+    // Never unloaded: threads of its own can still run.
+    _library: ManuallyDrop<Library>,
 }
 
 /// What a statement returned.
@@ -92,7 +93,7 @@ impl Chdb {
                 error: *library.get(b"chdb_result_error")?,
                 storage_rows_read: *library.get(b"chdb_result_storage_rows_read")?,
                 rows_written: *library.get(b"chdb_result_rows_written")?,
-                _library: library,
+                _library: ManuallyDrop::new(library),
             }))
         }
     }

@@ -19,6 +19,14 @@ pub(crate) const CONFIRMED_WITHIN: Duration = Duration::from_secs(5);
 /// When the lease was last renewed, if it is held.
 pub(crate) type LeaseHeld = Option<Instant>;
 
+/// What a replica shares with the task that holds the lease for it.
+pub(crate) struct Candidacy {
+    /// When the lease was last renewed.
+    pub lease: watch::Receiver<LeaseHeld>,
+    /// True while this replica knows the events: only then it may hold the lease.
+    pub may_lead: watch::Sender<bool>,
+}
+
 /// Holds the lease, but not with a clock that is off: retry delays, permits and schedules would
 /// be off with it, and time never goes back for those who lead after.
 async fn hold_by_the_clock(lease: &mut Lease) -> Result<bool, lease::Error> {
@@ -72,6 +80,7 @@ pub(crate) async fn hold_lease(
             let check = held.borrow().is_none() || turn % CLOCK_CHECK_TURNS == 0;
             let holds = if check { hold_by_the_clock(lease).await } else { lease.hold().await };
             if holds.is_ok() {
+                failures.succeeded();
                 health.works();
             }
             match holds {

@@ -12,13 +12,12 @@ use nats::{
     wire,
 };
 use service::Part;
-use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     Config,
     clock::Clock,
-    election::LeaseHeld,
+    election::Candidacy,
     query::{Incoming, QueryContext, QueryServer},
     takeover,
 };
@@ -36,7 +35,7 @@ pub(crate) async fn run(
     config: &Config,
     broker: &Broker,
     queries: &mut QueryServer,
-    lease: &mut watch::Receiver<LeaseHeld>,
+    candidacy: &mut Candidacy,
     clock: &Clock,
     health: &Part,
     stop: &CancellationToken,
@@ -47,6 +46,7 @@ pub(crate) async fn run(
     // The bucket holds the jobs of the snapshot that became terminal since.
     state.settle(broker.read_fence().await?.through.position);
     health.works();
+    candidacy.may_lead.send_replace(true);
     let following = CancellationToken::new();
     let _following = following.clone().drop_guard();
     let next = state.position().sequence + 1;
@@ -59,7 +59,7 @@ pub(crate) async fn run(
         let mut context = QueryContext { state: &mut state, rules: &rules, clock, leads: false };
         tokio::select! {
             () = stop.cancelled() => return Ok(None),
-            held = lease.wait_for(|held| held.is_some()) => {
+            held = candidacy.lease.wait_for(|held| held.is_some()) => {
                 held.context("the lease task has stopped")?;
                 return Ok(Some(state));
             }

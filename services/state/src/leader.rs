@@ -160,7 +160,10 @@ impl<'a> Leader<'a> {
             match time_barrier.passed(core.state.through()) {
                 Some(until) if until >= due => commands.due(core, until).await?,
                 _ if time_barrier.must_read(due) => tasks.read_commands_end(now),
-                _ => {}
+                _ => {
+                    let end = time_barrier.must_check(core.state.through());
+                    end.into_iter().for_each(|end| tasks.check_commands_end(end));
+                }
             }
         }
         if self.reconciler.is_at_barrier(core) {

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     Config,
     clock::Clock,
-    election::{self, LeaseHeld},
+    election::{self, Candidacy},
     follower,
     leader::{Leader, StepDown},
     measurements,
@@ -23,7 +23,7 @@ use crate::{
 /// How long a replica that failed waits before it starts over.
 const START_OVER_PAUSE: Duration = Duration::from_millis(200);
 
-/// How long a replica waits that cannot read what a newer program has written.
+/// How long a replica waits before it reads again what only a newer program could read.
 const NEWER_PAUSE: Duration = Duration::from_secs(15);
 
 /// What a replica does.
@@ -40,7 +40,7 @@ struct Replica {
     name: String,
     broker: Broker,
     queries: QueryServer,
-    lease: watch::Receiver<LeaseHeld>,
+    candidacy: Candidacy,
     clock: Clock,
     /// Ready while this replica knows the events.
     events: Part,
@@ -62,12 +62,13 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     health.connected(&broker);
     let queries = QueryServer::open(&broker, &name).await?;
     let (held, lease) = watch::channel(None);
-    let (may_lead, can_lead) = watch::channel(true);
+    let (may_lead, can_lead) = watch::channel(false);
     let election =
         election::hold_lease(broker.clone(), name.clone(), held, can_lead, has_lease, stop.clone());
     let election = tokio::spawn(election);
+    let candidacy = Candidacy { lease, may_lead };
     let clock = Clock::start();
-    let mut replica = Replica { config, name, broker, queries, lease, clock, events };
+    let mut replica = Replica { config, name, broker, queries, candidacy, clock, events };
     let mut role = Role::Follower;
     let mut failures = Failures::default();
     while !stop.is_cancelled() {
@@ -76,52 +77,63 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
             Err(error) if error.is_for_newer() => {
                 let error = error.to_string();
                 if failures.is_news(&error) {
-                    tracing::error!(error, "paused, so that a newer state service can lead");
+                    tracing::error!(
+                        error,
+                        "paused, so that a newer state service can lead, see \"Upgrades\" in docs/operations.md"
+                    );
                 }
                 replica.events.fails(format!("paused: {error}"));
-                may_lead.send_replace(false);
-                pause(NEWER_PAUSE, &stop).await;
-                may_lead.send_replace(true);
+                replica.pause(NEWER_PAUSE, &stop).await;
                 Role::Follower
             }
             Err(error) => {
                 tracing::warn!(error = format!("{error:#}"), "starting over");
                 replica.events.fails(format!("starting over: {error:#}"));
-                pause(START_OVER_PAUSE, &stop).await;
+                replica.pause(START_OVER_PAUSE, &stop).await;
                 Role::Follower
             }
         };
     }
-    let Replica { broker, queries, lease, .. } = replica;
-    drop(lease);
+    let Replica { broker, queries, candidacy, .. } = replica;
+    drop(candidacy);
     election.await?;
     queries.close().await;
     broker.flush().await;
     Ok(())
 }
 
-async fn pause(time: Duration, stop: &CancellationToken) {
-    tokio::select! { () = stop.cancelled() => {} () = tokio::time::sleep(time) => {} }
-}
-
 impl Replica {
+    /// Lets others lead and answer for a while.
+    async fn pause(&mut self, time: Duration, stop: &CancellationToken) {
+        self.candidacy.may_lead.send_replace(false);
+        let over = tokio::time::sleep(time);
+        tokio::pin!(over);
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = &mut over => return,
+                incoming = self.queries.next() => self.queries.refuse(incoming).await,
+            }
+        }
+    }
+
     /// Acts in a role until it ends; returns the next one.
     async fn act(&mut self, role: Role, stop: &CancellationToken) -> Result<Role, StepDown> {
-        let Self { config, name, broker, queries, lease, clock, events } = self;
+        let Self { config, name, broker, queries, candidacy, clock, events } = self;
         let state = match role {
             Role::Follower => {
                 let followed =
-                    follower::run(config, broker, queries, lease, clock, events, stop).await?;
+                    follower::run(config, broker, queries, candidacy, clock, events, stop).await?;
                 return Ok(followed.map_or(Role::Follower, |state| Role::Leader(Box::new(state))));
             }
             Role::Leader(state) => state,
         };
         let started = takeover::start(config, broker, *state, name, clock).await?;
-        let (connection, lease_held) = (broker.clone(), lease.clone());
+        let (connection, lease_held) = (broker.clone(), candidacy.lease.clone());
         let leader = Leader::new(config, connection, queries, lease_held, clock.clone(), started);
         let ended = tokio::select! {
             ended = leader.run(stop.clone()) => ended,
-            _ = lease.wait_for(Option::is_none) => Err(StepDown::LeaseLost),
+            _ = candidacy.lease.wait_for(Option::is_none) => Err(StepDown::LeaseLost),
         };
         measurements::stopped_leading(ended.is_err());
         ended.map(|()| Role::Follower)

@@ -61,6 +61,9 @@ pub(crate) async fn start(
     let last = replay(broker, &mut state).await?;
     let term = state.term() + 1;
     let snapshots = broker.snapshot_reaches().await?;
+    let room = broker.room(names::COMMANDS).await;
+    // A stream without a limit, or one that does not answer now.
+    let commands_bytes = room.map_or_else(|| config.nats.sizes().commands(), |(_, max)| max);
     let last = match claim(broker, &mut state, last, name, clock).await {
         Err(error) if is_full(&error) => {
             make_room(config, broker).await.context("EVENTS is full and stays so")?;
@@ -71,8 +74,6 @@ pub(crate) async fn start(
     let bucket = fence_bucket(broker, term).await?;
     state.settle(bucket.through.position);
     let fences = take_fences(config, broker, term).await?;
-    let room = broker.room(names::COMMANDS).await;
-    let (_, commands_bytes) = room.context("the size of COMMANDS could not be read")?;
     tracing::info!(
         term,
         events.known = from,
@@ -175,7 +176,10 @@ async fn claim(
     transaction.claim(name.into());
     let mut commit = transaction.commit();
     let message = commit.messages.pop().context("a claim is one message")?;
-    match broker.append_for(message.needs, last, message.through, message.payload.into()).await? {
+    match broker
+        .append_for(message.required_version, last, message.through, message.payload.into())
+        .await?
+    {
         Appended::At(sequence) => {
             commit.stored(state, sequence);
             Ok(sequence)

@@ -28,7 +28,7 @@ pub struct Message {
     /// The last message of COMMANDS that is processed with it.
     pub through: u64,
     /// The version that a reader must know.
-    pub needs: u32,
+    pub required_version: u32,
     /// A [`Batch`](crate::event::Batch) as JSON.
     pub payload: Vec<u8>,
 }
@@ -40,9 +40,11 @@ pub(super) struct Packer {
     sequence: u64,
     through: u64,
     json: Vec<u8>,
-    needs: u32,
+    required_version: u32,
     count: u32,
     commands: Vec<Uuid>,
+    /// The id of the current message of COMMANDS.
+    message: Option<Uuid>,
     item: Option<Item>,
     messages: Vec<Message>,
     events: Vec<(Position, Event)>,
@@ -80,13 +82,19 @@ impl Packer {
             sequence: state.position().sequence + 1,
             through: state.through(),
             json: Vec::new(),
-            needs: version::FIRST,
+            required_version: version::FIRST,
             count: 0,
             commands: std::mem::take(&mut state.unrecorded),
+            message: None,
             item: None,
             messages: Vec::new(),
             events: Vec::new(),
         }
+    }
+
+    /// Begins a message of COMMANDS, with its id.
+    pub fn begin_message(&mut self, message: Option<Uuid>) {
+        self.message = message;
     }
 
     /// Begins item `index` of a message of COMMANDS; an earlier leader may have processed a part of
@@ -137,11 +145,12 @@ impl Packer {
 
     fn break_off(&mut self, state: &mut State) {
         if let Some(item) = &self.item {
-            let Partial { item: index, jobs, batches } = item.before;
+            let Partial { item: index, jobs, batches, .. } = item.before;
             let partial = Event::Partial {
                 item: index,
                 jobs: jobs + item.jobs,
                 batches: batches + item.batches.len() as u64,
+                message: self.message,
             };
             let json = json(&partial);
             self.add(state, partial, &json);
@@ -156,7 +165,7 @@ impl Packer {
         }
         self.json.extend_from_slice(json);
         self.count += 1;
-        self.needs = self.needs.max(event.needs());
+        self.required_version = self.required_version.max(event.required_version());
         state.apply(self.at, position, &event);
         self.events.push((position, event));
     }
@@ -167,9 +176,10 @@ impl Packer {
             format!(r#"{{"at":{},"commands":{commands},"events":["#, self.at).into_bytes();
         payload.append(&mut self.json);
         payload.extend_from_slice(b"]}");
-        let (planned, through, needs) = (self.sequence, self.through, self.needs);
-        self.messages.push(Message { planned, through, needs, payload });
-        self.needs = version::FIRST;
+        let (planned, through, required_version) =
+            (self.sequence, self.through, self.required_version);
+        self.messages.push(Message { planned, through, required_version, payload });
+        self.required_version = version::FIRST;
         self.sequence += 1;
         self.count = 0;
         self.commands.clear();

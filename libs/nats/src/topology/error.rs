@@ -60,7 +60,7 @@ pub enum Error {
          ClickHouse and restore again, see \"Backup and restore\" in docs/operations.md"
     )]
     Restoring,
-    /// A stream of a single server, which acks before it syncs, is to have copies.
+    /// A stream of a single server, which acks before it syncs, must be replicated.
     #[error(
         "stream {stream} was made for a single server, and NATS keeps no copies of such a stream: delete it with `nats \
          stream rm {stream}`. State makes it again, and dispatches what was in it"

@@ -2,19 +2,19 @@
 
 use async_nats::jetstream::stream::Config;
 
-use super::{Error, Sizes, absent, failed};
+use super::{Error, absent, failed};
 use crate::{Broker, names};
 
 impl Broker {
-    /// Marks the account: a restore starts.
+    /// Marks the account, on as many servers as `replicas`: a restore starts.
     ///
     /// # Errors
     /// If the broker refuses.
-    pub async fn mark_restore(&self) -> Result<(), Error> {
+    pub async fn mark_restore(&self, replicas: usize) -> Result<(), Error> {
         let config = Config {
             name: names::RESTORE.to_owned(),
             subjects: vec![names::RESTORE_SUBJECT.to_owned()],
-            num_replicas: Sizes::default().replicas_in(self.is_in_cluster()),
+            num_replicas: replicas,
             ..Default::default()
         };
         let made = self.js.create_stream(config).await;

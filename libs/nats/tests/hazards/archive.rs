@@ -1,6 +1,7 @@
 //! Copies of streams, as backups use them.
 
 use async_nats::jetstream::kv;
+use job::State;
 use nats::{
     Broker, names,
     snapshot::SnapshotWatermark,
@@ -33,9 +34,10 @@ async fn a_restored_stream_has_the_same_sequences_without_what_was_deleted() -> 
     publish(1).await?;
 
     let other = Broker::connect(&to.url(), "test").await?;
-    assert_eq!(other.existing(&[names::COMMANDS, names::EVENTS]).await?, Vec::<&str>::new());
-    other.import_stream(names::COMMANDS, &copied, &mut file.as_slice()).await?;
-    assert_eq!(other.existing(&[names::COMMANDS, names::EVENTS]).await?, [names::COMMANDS]);
+    let both = [names::COMMANDS, names::EVENTS].map(str::to_owned);
+    assert_eq!(other.existing(&both).await?, Vec::<&str>::new());
+    other.import_stream(names::COMMANDS, &copied, 1, &mut file.as_slice()).await?;
+    assert_eq!(other.existing(&both).await?, [names::COMMANDS]);
     topology::ensure(&other, Sizes::default()).await?;
     assert_eq!(other.bounds(names::COMMANDS).await?, (11, 40));
     let stream = other.js.get_stream(names::COMMANDS).await?;
@@ -44,11 +46,11 @@ async fn a_restored_stream_has_the_same_sequences_without_what_was_deleted() -> 
     // Sequences that a restore leaves out are not used again.
     stream.purge().sequence(61).await?;
     assert_eq!(other.bounds(names::COMMANDS).await?, (61, 60));
-    let twice = other.import_stream(names::COMMANDS, &copied, &mut file.as_slice()).await;
+    let twice = other.import_stream(names::COMMANDS, &copied, 1, &mut file.as_slice()).await;
     assert!(twice.is_err_and(|error| error.to_string().contains("COMMANDS")), "it exists");
     let cut = &file[..file.len() / 2];
     other.js.delete_stream(names::COMMANDS).await?;
-    assert!(other.import_stream(names::COMMANDS, &copied, &mut &cut[..]).await.is_err());
+    assert!(other.import_stream(names::COMMANDS, &copied, 1, &mut &cut[..]).await.is_err());
     Ok(())
 }
 
@@ -74,7 +76,7 @@ async fn a_snapshot_and_a_bucket_are_restored_as_they_were() -> anyhow::Result<(
     let mut copy = Vec::new();
     let copied = broker.export_stream(names::KEYS_STREAM, &mut copy).await?;
 
-    other.import_stream(names::KEYS_STREAM, &copied, &mut copy.as_slice()).await?;
+    other.import_stream(names::KEYS_STREAM, &copied, 1, &mut copy.as_slice()).await?;
     topology::ensure(&other, Sizes::default()).await?;
     other.import_snapshot(reach, &mut file.as_slice()).await?;
     let read = |from: &mut dyn std::io::BufRead| {
@@ -85,6 +87,22 @@ async fn a_snapshot_and_a_bucket_are_restored_as_they_were() -> anyhow::Result<(
     let entry =
         other.js.get_key_value(names::KEYS).await?.entry("key").await?.expect("it is there");
     assert_eq!((entry.value.as_ref(), entry.revision), (&b"b"[..], 2));
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn snapshots_of_a_newer_program_are_reported_as_such() -> anyhow::Result<()> {
+    let nats = Nats::start()?;
+    let broker = Broker::connect(&nats.url(), "test").await?;
+    topology::ensure(&broker, Sizes::default()).await?;
+    let reach = SnapshotWatermark { events: 1, commands: 1 };
+    broker.put_snapshot(reach, |to| to.write_all(b"{\"required_version\":99}\n")).await?;
+    let read = |from: &mut dyn std::io::BufRead| State::new(1).restore(from);
+    let error = broker.get_snapshot(read).await.expect_err("it is newer");
+    assert!(error.is_for_newer() && error.to_string().contains("version 99"), "{error}");
+    let torn = SnapshotWatermark { events: 2, commands: 1 };
+    broker.put_snapshot(torn, |to| to.write_all(b"{")).await?;
+    assert!(broker.get_snapshot(read).await.expect_err("neither is whole").is_for_newer());
     Ok(())
 }
 
@@ -105,8 +123,8 @@ async fn streams_of_a_single_server_are_restored_into_a_cluster() -> anyhow::Res
 
     let cluster = Cluster::start(3).await?;
     let broker = Broker::connect(&format!("nats://{}", cluster.address(0)), "test").await?;
-    broker.import_stream(names::COMMANDS, &commands, &mut file.as_slice()).await?;
-    broker.import_stream(names::KEYS_STREAM, &keys, &mut keys_file.as_slice()).await?;
+    broker.import_stream(names::COMMANDS, &commands, 3, &mut file.as_slice()).await?;
+    broker.import_stream(names::KEYS_STREAM, &keys, 3, &mut keys_file.as_slice()).await?;
     topology::ensure(&broker, Sizes::default()).await?;
     assert_eq!(broker.bounds(names::COMMANDS).await?, (1, 3));
     let stream = broker.js.get_stream(names::COMMANDS).await?;
@@ -120,7 +138,7 @@ async fn streams_of_a_single_server_are_restored_into_a_cluster() -> anyhow::Res
 async fn no_service_uses_an_account_while_a_restore_is_incomplete() -> anyhow::Result<()> {
     let nats = Nats::start()?;
     let broker = Broker::connect(&nats.url(), "test").await?;
-    broker.mark_restore().await?;
+    broker.mark_restore(1).await?;
     topology::make_all(&broker, Sizes::default()).await?;
     let state = topology::ensure(&broker, Sizes::default()).await;
     assert!(matches!(state, Err(topology::Error::Restoring)), "{state:?}");

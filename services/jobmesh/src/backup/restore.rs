@@ -18,7 +18,6 @@ use nats::{
 };
 
 use super::{
-    STREAMS,
     export::SNAPSHOT,
     manifest::{Manifest, Rows},
 };
@@ -47,9 +46,9 @@ impl Restorable {
         broker: &Broker,
         archive: Option<&Archive>,
     ) -> anyhow::Result<()> {
-        let mut wanted = STREAMS.to_vec();
-        wanted.push(names::RESTORE);
-        let existing = broker.existing(&wanted).await?;
+        // Also those that are not in a backup: a later snapshot, checkpoint or run does not fit it.
+        let streams = topology::stream_names();
+        let existing = broker.existing(&streams).await?;
         ensure!(
             existing.is_empty(),
             "NATS has the streams {} already: stop all services, and restore into an account or a store without them",
@@ -72,9 +71,14 @@ impl Restorable {
     ///
     /// # Errors
     /// If a store refuses or does not answer: the stores must be emptied before the next attempt.
-    pub async fn restore(self, broker: &Broker, archive: Option<&Archive>) -> anyhow::Result<()> {
-        broker.mark_restore().await?;
-        let restored = self.restore_marked(broker, archive).await;
+    pub async fn restore(
+        self,
+        broker: &Broker,
+        archive: Option<&Archive>,
+        sizes: Sizes,
+    ) -> anyhow::Result<()> {
+        broker.mark_restore(sizes.replicas_in(broker.is_in_cluster())).await?;
+        let restored = self.restore_marked(broker, archive, sizes).await;
         restored.context(
             "the restore is incomplete, and no service starts with it: empty NATS and ClickHouse before you try again, \
              see \"Backup and restore\" in docs/operations.md",
@@ -87,12 +91,14 @@ impl Restorable {
         &self,
         broker: &Broker,
         archive: Option<&Archive>,
+        sizes: Sizes,
     ) -> anyhow::Result<()> {
         let Self { dir, manifest } = self;
+        let replicas = sizes.replicas_in(broker.is_in_cluster());
         for (stream, copied) in &manifest.streams {
-            broker.import_stream(stream, copied, &mut open(dir, stream)?).await?;
+            broker.import_stream(stream, copied, replicas, &mut open(dir, stream)?).await?;
         }
-        topology::make_all(broker, Sizes::default()).await?;
+        topology::make_all(broker, sizes).await?;
         // EVENTS can have more commands than the copy of COMMANDS, which is the older one: their sequences are not used again.
         let (_, last) = manifest.bounds(names::COMMANDS)?;
         if last < manifest.through {

@@ -67,7 +67,7 @@ impl Runner {
             draining,
             handlers: self.registry.handler_names(),
             version: Some(service::VERSION.as_str().into()),
-            knows: Some(job::version::KNOWN),
+            message_version: Some(job::version::KNOWN),
             started_at: Some(self.started_at),
         };
         let body = serde_json::to_vec(&heartbeat).expect("a heartbeat is JSON");

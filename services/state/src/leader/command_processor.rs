@@ -199,14 +199,14 @@ impl CommandProcessor {
         self.bulk.add(read);
     }
 
-    /// Fires the schedules whose time has come, and cancels the jobs that have expired by `until`.
+    /// Fires the schedules that are due by `until`, and cancels the jobs that have expired by then.
     ///
     /// # Errors
     /// As [`process`](Self::process).
     pub async fn due(&mut self, core: &mut Core, until: Millis) -> Result<(), StepDown> {
         let mut transaction = core.begin();
         let mut fired = 0;
-        while let Some((project, name)) = transaction.due_schedule()
+        while let Some((project, name)) = transaction.due_schedule(until)
             && fired < FIRE_MAX
         {
             fired += 1;

@@ -48,8 +48,10 @@ impl EventAppender {
         for message in messages {
             let payload = message.payload.into();
             let started = Instant::now();
-            let appended =
-                self.broker.append_for(message.needs, last, message.through, payload).await;
+            let appended = self
+                .broker
+                .append_for(message.required_version, last, message.through, payload)
+                .await;
             self.appends.record(started.elapsed());
             last = match appended.map_err(anyhow::Error::from)? {
                 Appended::At(sequence) => sequence,

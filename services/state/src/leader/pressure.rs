@@ -19,7 +19,9 @@ const STAYS_MIN: Duration = Duration::from_secs(60);
 const ROWS_WITHIN: Duration = Duration::from_secs(30);
 /// How much longer failed jobs stay: they can be retried as long as they are there.
 const FAILED_FACTOR: u32 = 4;
-/// The shortest time that the record of an idempotency key stays.
+/// The shortest time that the record of an idempotency key stays if there is no room for more.
+const RECORD_STAYS_MIN_TIGHT: Duration = Duration::from_secs(600);
+/// The shortest time if there is.
 const RECORD_STAYS_MIN: Duration = Duration::from_secs(3_600);
 /// The time over which the rate is averaged.
 const RATE_OVER: Duration = Duration::from_secs(60);
@@ -39,8 +41,8 @@ pub(super) struct Pressure {
     read_at: Instant,
     /// Bytes a second.
     rate: f64,
-    /// How long ended jobs stay, if shorter than their retention.
-    stays: Option<Duration>,
+    /// How long ended jobs stay, if shorter than their retention, and how long records of idempotency keys.
+    stays: Option<(Duration, Duration)>,
 }
 
 impl Pressure {
@@ -69,10 +71,11 @@ impl Pressure {
                 Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX)
             };
             let shortest = STAYS_MIN.max(room.behind + ROWS_WITHIN).min(lasts(TIGHT));
-            lasts(TARGET).max(shortest).max(STAYS_MIN_TIGHT)
+            let records = lasts(TARGET).max(RECORD_STAYS_MIN.min(lasts(TIGHT)));
+            (lasts(TARGET).max(shortest).max(STAYS_MIN_TIGHT), records.max(RECORD_STAYS_MIN_TIGHT))
         });
         match (before, self.stays) {
-            (None, Some(stays)) => tracing::warn!(
+            (None, Some((stays, _))) => tracing::warn!(
                 fill = used / max,
                 stays_s = stays.as_secs(),
                 "the bucket of jobs is filling: ended jobs may leave it before their retention; make it larger \
@@ -86,12 +89,12 @@ impl Pressure {
     /// How long an ended job is kept.
     pub fn retention(&self, retention: Duration, is_failed: bool) -> Duration {
         let factor = if is_failed { FAILED_FACTOR } else { 1 };
-        self.stays.map_or(retention, |stays| retention.min(stays.saturating_mul(factor)))
+        self.stays.map_or(retention, |(jobs, _)| retention.min(jobs.saturating_mul(factor)))
     }
 
     /// How long the record of an idempotency key is kept.
     pub fn record_retention(&self, retention: Duration) -> Duration {
-        self.stays.map_or(retention, |stays| retention.min(stays.max(RECORD_STAYS_MIN)))
+        self.stays.map_or(retention, |(_, records)| retention.min(records))
     }
 }
 
@@ -154,6 +157,8 @@ mod tests {
         assert_eq!(pressure.retention(WEEK, false), STAYS_MIN_TIGHT);
         assert_eq!(pressure.retention(WEEK, true), 4 * STAYS_MIN_TIGHT);
         assert_eq!(pressure.retention(Duration::from_secs(3), true), Duration::from_secs(3));
+        assert_eq!(pressure.record_retention(WEEK), RECORD_STAYS_MIN_TIGHT);
+        let pressure = full_at(0.75, Duration::ZERO, 1 << 10);
         assert_eq!(pressure.record_retention(WEEK), RECORD_STAYS_MIN);
     }
 

@@ -1,6 +1,6 @@
 //! Why a leader stops leading although the service is not stopped.
 
-use nats::wire;
+use nats::{snapshot, wire};
 
 /// Why a leader stops leading. The replica then follows, and may lead again.
 #[derive(Debug, thiserror::Error)]
@@ -26,12 +26,14 @@ pub(crate) enum StepDown {
 }
 
 impl StepDown {
-    /// Whether only a newer program can go on.
+    /// Whether only a newer program can continue.
     pub fn is_for_newer(&self) -> bool {
         match self {
             Self::Newer(_) => true,
             Self::Failed(error) => {
+                let snapshot = error.downcast_ref::<snapshot::Error>();
                 matches!(error.downcast_ref(), Some(wire::Malformed::Newer { .. }))
+                    || snapshot.is_some_and(snapshot::Error::is_for_newer)
             }
             _ => false,
         }

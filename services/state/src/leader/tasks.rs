@@ -88,6 +88,15 @@ impl Tasks {
         });
     }
 
+    pub fn check_commands_end(&mut self, end: CommandsEnd) {
+        let broker = self.broker.clone();
+        self.running.spawn(async move {
+            let there = broker.last_there(names::COMMANDS, names::COMMAND_SUBJECTS).await;
+            let last = |there: u64| CommandsEnd { last: end.last.min(there), ..end };
+            Done::CommandsEnd(there.ok().map(last))
+        });
+    }
+
     pub fn dispatch(&mut self, dispatch: Dispatch) {
         let (broker, writes) = (self.broker.clone(), self.writes);
         self.running.spawn(async move {

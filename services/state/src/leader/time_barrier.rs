@@ -19,6 +19,10 @@ pub(super) struct CommandsEnd {
     pub last: u64,
 }
 
+/// How long the commands before the end may take before it is checked that the last one is still there: an operator can
+/// have deleted it.
+const CHECK_AFTER: Duration = Duration::from_secs(2);
+
 /// Compares the end of COMMANDS with what is processed.
 #[derive(Debug, Default)]
 pub(super) struct TimeBarrier {
@@ -41,6 +45,15 @@ impl TimeBarrier {
             (self.is_reading, self.read_at) = (true, Some(Instant::now()));
         }
         must_read
+    }
+
+    /// The end of COMMANDS, if it must be checked. [`done`](Self::done) receives it without the messages at its end that
+    /// were deleted.
+    pub fn must_check(&mut self, through: u64) -> Option<CommandsEnd> {
+        let is_late = self.read_at.is_some_and(|at| at.elapsed() >= CHECK_AFTER);
+        let end = self.end.filter(|end| is_late && !self.is_reading && end.last > through)?;
+        (self.is_reading, self.read_at) = (true, Some(Instant::now()));
+        Some(end)
     }
 
     /// Receives the end of COMMANDS, if it could be read.
@@ -76,6 +89,20 @@ mod tests {
         assert!(!barrier.must_read(10), "commands 1 to 5 come first");
         assert_eq!(barrier.passed(5), Some(12));
         assert!(barrier.next_look(13, Instant::now()).is_some(), "due after the reading");
+    }
+
+    #[test]
+    fn an_end_that_is_not_reached_is_checked() {
+        let mut barrier = TimeBarrier::default();
+        assert!(barrier.must_read(10));
+        barrier.done(Some(CommandsEnd { at: 12, last: 5 }));
+        assert!(barrier.must_check(4).is_none(), "it was read just now");
+        barrier.read_at = Instant::now().checked_sub(CHECK_AFTER);
+        assert!(barrier.must_check(5).is_none(), "it is reached");
+        let end = barrier.must_check(4).expect("it is late");
+        assert!(barrier.must_check(4).is_none(), "it is being checked");
+        barrier.done(Some(CommandsEnd { last: 4, ..end }));
+        assert_eq!(barrier.passed(4), Some(12));
     }
 
     #[test]

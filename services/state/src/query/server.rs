@@ -192,9 +192,19 @@ impl QueryServer {
             } else if question.came_at.elapsed() < KNOW_WITHIN {
                 self.waiting.push(question);
             } else if let Transport::Any(request) = question.via {
-                // The client then asks all replicas.
-                let behind = Refusal { code: 503, status: "this replica is behind".into() };
-                let _ = request.respond(Err(behind)).await;
+                refuse(request, "this replica is behind").await;
+            }
+        }
+    }
+
+    /// Lets clients ask another replica: this one is paused.
+    pub async fn refuse(&mut self, incoming: Incoming) {
+        match incoming {
+            Incoming::Heartbeat(payload) => self.note_heartbeat(&payload),
+            Incoming::Question(question) => {
+                if let Transport::Any(request) = question.via {
+                    refuse(request, "this replica is paused").await;
+                }
             }
         }
     }
@@ -285,6 +295,12 @@ async fn listen_to_all(
         }
     });
     Ok(())
+}
+
+/// Refuses a query: the client then asks all replicas.
+async fn refuse(request: Request, status: &str) {
+    // The client may be offline.
+    let _ = request.respond(Err(Refusal { code: 503, status: status.into() })).await;
 }
 
 fn reply<Q: DeserializeOwned, A: Serialize>(
