@@ -68,8 +68,21 @@ await run(async ({ page, url }) => {
   const { jobs } = (await api(url, "/api/queue/jobs?projectId=many&limit=200")).body;
   assert.equal(jobs.filter(({ priority }) => priority === 3).length, 2);
 
-  // A group of failures, in all its projects.
+  // A group of failures is muted for all projects, and opened again.
   await page.goto(`${url}#/failures`);
+  await page.getByRole("button", { name: "Mute…" }).click();
+  await page.getByLabel(/Reason/).fill("known");
+  await dialog.getByRole("button", { name: "Mute", exact: true }).click();
+  await page.getByText("No such error group was seen in this time.").waitFor();
+  const { groups } = (await api(url, "/api/queue/failures?status=muted")).body;
+  assert.equal(groups.length, 1);
+  await page.getByLabel("Show").selectOption("muted");
+  await page.getByRole("button", { name: "Open…" }).click();
+  await dialog.getByRole("button", { name: "Open", exact: true }).click();
+  await page.getByText("No such error group was seen in this time.").waitFor();
+  await page.getByLabel("Show").selectOption("active");
+
+  // It is retried in all its projects.
   await page.getByRole("button", { name: "Retry…" }).click();
   await dialog.getByText("3 jobs match now.").waitFor();
   await dialog.getByRole("button", { name: "Retry 3 jobs" }).click();

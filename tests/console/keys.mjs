@@ -20,7 +20,7 @@ await run(async ({ page, url, argument: admin }) => {
   await page.getByRole("button", { name: "Sign in" }).click();
   await page.getByRole("heading", { name: "Overview" }).waitFor();
   const links = page.getByRole("navigation").getByRole("link");
-  assert.equal(await links.filter({ hasText: /Audit|Processors/ }).count(), 0);
+  assert.equal(await links.filter({ hasText: /Audit|Processors|API keys/ }).count(), 0);
 
   await page.goto(`${url}#/projects`);
   await page.getByRole("link", { name: "own" }).waitFor();
@@ -45,6 +45,28 @@ await run(async ({ page, url, argument: admin }) => {
   await page.getByRole("button", { name: "Sign in" }).click();
   await page.goto(`${url}#/jobs/${jobId}`);
   await page.getByRole("button", { name: "Retry", exact: true }).waitFor();
+
+  // A key is made and rotated here; its secrets are shown once and accepted.
+  await page.goto(`${url}#/keys`);
+  await page.getByRole("button", { name: "New key…" }).click();
+  await page.getByLabel("Name", { exact: true }).fill("made here");
+  await page.getByLabel(/^Projects/).fill("own, other");
+  await page.getByRole("button", { name: "Make it" }).click();
+  const secret = async () => (await page.locator(".command code").textContent()).trim();
+  const made = await secret();
+  assert.equal((await api(url, "/api/queue/stats?projectId=own", { key: made })).status, 200);
+  const row = page.getByRole("row").filter({ hasText: "made here" });
+  await row.getByRole("cell", { name: "own, other" }).waitFor();
+  await row.getByRole("button", { name: "Rotate…" }).click();
+  await page.getByRole("button", { name: "Rotate", exact: true }).click();
+  await until("another secret", async () => (await secret()) !== made);
+  assert.equal((await api(url, "/api/queue/stats?projectId=own", { key: await secret() })).status, 200);
+  await page.getByRole("button", { name: "Done" }).click();
+  await row.getByRole("button", { name: "Revoke…" }).click();
+  await page.getByRole("button", { name: "Revoke", exact: true }).click();
+  await row.waitFor({ state: "detached" });
+  await page.goto(`${url}#/jobs/${jobId}`);
+  assert.equal((await api(url, "/api/queue/stats?projectId=own", { key: made })).status, 401);
 
   // A key that is revoked leads back to the sign-in.
   const { body } = await api(url, "/api/keys", { key: admin });

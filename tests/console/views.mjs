@@ -31,6 +31,7 @@ await run(async ({ page, url, argument: folder }) => {
     analytics: ["analytics?groupBy=model&hours=1", "Analytics"],
     processors: ["processors", "Processors"],
     audit: ["audit", "Audit"],
+    keys: ["keys", "API keys"],
     "empty-list": ["jobs?status=canceled", "Jobs"],
   };
   for (const colorScheme of ["light", "dark"]) {

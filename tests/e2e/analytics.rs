@@ -156,6 +156,61 @@ async fn failures_are_grouped_by_what_their_errors_have_in_common() -> anyhow::R
     key_sees_its_project_alone(&mesh).await
 }
 
+/// Marks hide a group from the active ones until it is opened or, if it was resolved, seen again.
+#[tokio::test(flavor = "multi_thread")]
+async fn error_groups_are_muted_resolved_and_reopened() -> anyhow::Result<()> {
+    let mesh = Mesh::start()?;
+    let fail = async |hour: u32, project: &str| {
+        let sql = format!(
+            "INSERT INTO job_runs (sequence, idx, at, project, batch, job, type, class, run, attempt, outcome, final, ran, error, error_group)
+            SELECT 0, {hour}, now64(3) - toIntervalHour({hour}), '{project}', 'b', generateUUIDv4(), 'process_batch', 'normal', 1, 1, 'failed',
+                1, 1, 'no', 171"
+        );
+        mesh.write_sql(&sql).await
+    };
+    fail(2, "one").await?;
+    let group = "00000000000000ab";
+    let mark = async |query: &str, status: &str| {
+        let path = format!("/api/queue/failures/{group}{query}");
+        let body = json!({ "status": status });
+        ask(&mesh, &Method::PATCH, &path, None, Some(&body)).await.map(|answer| answer.status)
+    };
+    let statuses = async |query: &str| {
+        let answer = get(&mesh, &format!("/api/queue/failures{query}")).await?;
+        let groups = answer["groups"].as_array().cloned().unwrap_or_default();
+        let statuses = groups.iter().filter_map(|group| group["status"].as_str());
+        anyhow::Ok(statuses.collect::<Vec<_>>().join(" "))
+    };
+    assert_eq!(statuses("?status=active").await?, "open");
+    assert_eq!(mark("", "closed").await?, 400);
+    assert_eq!(mark("", "resolved").await?, 200);
+    assert_eq!(statuses("?status=active").await?, "");
+    assert_eq!(statuses("?status=resolved").await?, "resolved");
+    assert_eq!(statuses("?projectId=one").await?, "resolved");
+    // A project opens what is resolved for all.
+    assert_eq!(mark("?projectId=one", "open").await?, 200);
+    assert_eq!(statuses("?projectId=one&status=active").await?, "open");
+    assert_eq!(statuses("").await?, "resolved");
+    // It is seen again.
+    fail(0, "two").await?;
+    // Answers of the last second are given again: metrics does not know of this row.
+    until("reopened", async || {
+        let active = statuses("?status=active").await?;
+        Ok(if active == "reopened" { Ok(()) } else { Err(active) })
+    })
+    .await?;
+    assert_eq!(mark("", "muted").await?, 200);
+    fail(0, "three").await?;
+    assert_eq!(statuses("?status=active").await?, "");
+    assert_eq!(statuses("?status=muted").await?, "muted");
+    // The later mark counts.
+    assert_eq!(statuses("?projectId=one").await?, "muted");
+    assert_eq!(mark("", "open").await?, 200);
+    assert_eq!(statuses("").await?, "open");
+    assert_eq!(statuses("?status=muted").await?, "");
+    Ok(())
+}
+
 /// A key for one project gets sums and failures of that project, without naming it.
 async fn key_sees_its_project_alone(mesh: &Mesh) -> anyhow::Result<()> {
     let (_, admin) = create(mesh, None, json!({ "name": "root", "scope": "admin" })).await?;
@@ -189,10 +244,7 @@ const FIRST_SCHEMA: &str = include_str!("../../deploy/clickhouse/schema/0001_run
 async fn tables_of_an_earlier_version_are_upgraded_and_keep_their_rows() -> anyhow::Result<()> {
     let receiver = Receiver::start().await?;
     let mesh = receiver.mesh(&[])?;
-    let writer = std::fs::read_to_string(mesh.data_dir().join("olap.writer.password"))?;
-    let reader = mesh.clickhouse_url()?;
-    let (_, address) = reader.rsplit_once('@').unwrap();
-    let url = format!("http://writer:{writer}@{address}");
+    let url = mesh.writer_url()?;
     // What the first version left behind: one run.
     let tables = sql(&url, "SELECT name FROM system.tables WHERE database = 'jobmesh'").await?;
     for table in tables.lines() {

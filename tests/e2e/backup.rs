@@ -28,7 +28,7 @@ async fn handler() -> anyhow::Result<String> {
 }
 
 /// Runs a command on the stores of a mesh; whether it succeeded, and its output.
-async fn run(mesh: &Mesh, command: &str, dir: &Path) -> anyhow::Result<(bool, String)> {
+pub async fn run(mesh: &Mesh, command: &str, dir: &Path) -> anyhow::Result<(bool, String)> {
     let mut run = Command::new(env!("CARGO_BIN_EXE_tests"));
     run.arg(command).arg(dir).env("JOBMESH_NATS_URL", mesh.nats_url()?);
     run.env("JOBMESH_CLICKHOUSE_URL", mesh.clickhouse_url()?);

@@ -168,8 +168,7 @@ async fn sql_needs_a_password_and_the_reader_only_reads() -> anyhow::Result<()> 
     assert_eq!(ask(client.get(wrong)).await?.0, 403);
     let (status, text) = ask(client.get(format!("{url}/?query=SELECT%201"))).await?;
     assert_eq!((status, text.trim()), (200, "1"), "{text}");
-    let writer = std::fs::read_to_string(mesh.data_dir().join("olap.writer.password"))?;
-    let writer = format!("http://writer:{writer}@{address}");
+    let writer = mesh.writer_url()?;
     for drop in ["DROP%20TABLE%20jobmesh.job_runs", "SELECT%201;DROP%20TABLE%20jobmesh.job_runs"] {
         let (status, text) = ask(client.get(format!("{writer}/?query={drop}"))).await?;
         assert_eq!((status, text.contains("Code: 164")), (403, true), "{drop}: {text}");

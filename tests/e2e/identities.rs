@@ -23,7 +23,7 @@ const ADMIN: &str = "jobmesh";
 /// A stream that is not of Jobmesh.
 const FOREIGN: &str = "FOREIGN";
 
-const STREAMS: [&str; 13] = [
+const STREAMS: [&str; 14] = [
     names::AUDIT,
     names::COMMANDS,
     names::EVENTS,
@@ -35,6 +35,7 @@ const STREAMS: [&str; 13] = [
     "WORK_LOW",
     "KV_leases",
     "KV_keys",
+    names::FAILURES_STREAM,
     "OBJ_snapshots",
     FOREIGN,
 ];
@@ -106,6 +107,7 @@ fn subjects() -> Vec<String> {
         "$KV.leases.metrics",
         "$KV.leases.metrics-pump",
         "$KV.keys.key.k",
+        "$KV.failures.all",
         "$O.results.C.x",
         "$O.results.M.x",
         "$O.snapshots.C.x",
@@ -158,7 +160,9 @@ fn may_publish(identity: Identity, subject: &str) -> bool {
             let is_of_leader = [names::QUERY_CLAIM, names::QUERY_CURRENT].contains(&subject);
             (begins("jobmesh.state.") && !is_of_leader)
                 || subject == names::AUDIT_SUBJECT
-                || ["jobmesh.metrics.", "$KV.keys.", "_INBOX.operator."].into_iter().any(begins)
+                || ["jobmesh.metrics.", "$KV.keys.", "$KV.failures.", "_INBOX.operator."]
+                    .into_iter()
+                    .any(begins)
         }
         Metrics => {
             ["$KV.leases.metrics", "$KV.leases.metrics-pump"].contains(&subject)
@@ -199,7 +203,10 @@ fn may_ask(identity: Identity, subject: &str) -> bool {
         "STREAM.PURGE" => identity == State && reads_with_consumer,
         "STREAM.MSG.GET" | "DIRECT.GET" => match identity {
             State => true,
-            Edge => reads_with_consumer || stream == names::JOBS_STREAM,
+            Edge => {
+                reads_with_consumer
+                    || [names::JOBS_STREAM, names::FAILURES_STREAM].contains(&stream)
+            }
             Metrics => [names::EVENTS, "KV_leases"].contains(&stream),
             Processor => false,
         },

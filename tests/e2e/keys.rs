@@ -125,6 +125,7 @@ fn routes(document: &Value, job: &str, key: &str, operation: &str) -> anyhow::Re
                 }
                 (_, "/api/queue/retry") => Some(json!({ "projectId": "own", "retryAll": true })),
                 (_, "/api/projects/{projectId}/deliveries/retry") => Some(json!({})),
+                ("PATCH", "/api/queue/failures/{errorGroup}") => Some(json!({ "status": "muted" })),
                 ("PATCH", _) => Some(json!({ "priority": 3 })),
                 (_, "/api/queue/operations") => Some(json!({ "action": "cancel",
                     "filter": { "projectId": "own", "batchId": "none" } })),
@@ -144,6 +145,7 @@ fn routes(document: &Value, job: &str, key: &str, operation: &str) -> anyhow::Re
                 .replace("{projectId}", "own")
                 .replace("{batchId}", "b")
                 .replace("{jobId}", job)
+                .replace("{errorGroup}", "00000000000000ab")
                 .replace("{keyId}", key)
                 .replace("{operationId}", operation)
                 .replace("{name}", "nightly");

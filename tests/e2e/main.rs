@@ -49,6 +49,7 @@ mod reading;
 mod receiver;
 mod replicas;
 mod results;
+mod retention;
 mod schedules;
 mod services;
 mod small_bucket;

@@ -188,6 +188,19 @@ impl Mesh {
         sql(&self.clickhouse_url()?, query).await
     }
 
+    /// The URL of the ClickHouse engine with the login that metrics uses.
+    pub fn writer_url(&self) -> anyhow::Result<String> {
+        let password = fs::read_to_string(self.data_dir.join("olap.writer.password"))?;
+        let url = self.clickhouse_url()?;
+        let (_, address) = url.rsplit_once('@').context("the URL has a login")?;
+        Ok(format!("http://writer:{password}@{address}"))
+    }
+
+    /// Changes rows on the ClickHouse engine.
+    pub async fn write_sql(&self, statement: &str) -> anyhow::Result<()> {
+        sql(&self.writer_url()?, statement).await.map(drop)
+    }
+
     /// Waits until ClickHouse has one final row for each of `jobs` jobs, and no row twice.
     pub async fn until_ended_once(&self, jobs: usize) -> anyhow::Result<()> {
         let expected = format!("{jobs}\t{jobs}\t1");

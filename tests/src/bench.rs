@@ -19,6 +19,7 @@ mod peers;
 pub mod pickup;
 mod report;
 mod requests;
+mod rows;
 mod scale;
 
 use std::{fs, process::ExitCode, time::Duration};
@@ -202,6 +203,10 @@ async fn run(options: &Options) -> anyhow::Result<Report> {
     if options.has("crowd") {
         report.section("Many connections, and a project beyond its limits");
         crowd::measure(&mut report).await?;
+    }
+    if options.has("rows") {
+        report.section("Twenty million rows");
+        rows::measure(&mut report).await?;
     }
     if options.has("replicas") {
         report.section("Copies on three servers");

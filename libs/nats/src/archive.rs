@@ -6,11 +6,11 @@
 
 use std::{
     io::{self, Read, Write},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use async_nats::{
-    client::Request,
+    client::{Request, RequestErrorKind},
     jetstream::{ErrorCode, response::Response},
 };
 use bytes::Bytes;
@@ -26,6 +26,9 @@ const CHUNK_BYTES: usize = 128 * 1024;
 const CHUNK_WITHIN: Duration = Duration::from_secs(30);
 /// How long the broker may take to make the stream of a copy that it has received.
 const RESTORE_WITHIN: Duration = Duration::from_secs(300);
+/// How long a cluster may take to know the server that restores, and the pause between two attempts.
+const FOUND_WITHIN: Duration = Duration::from_secs(5);
+const FOUND_PAUSE: Duration = Duration::from_millis(50);
 /// The status of a complete copy.
 const COMPLETE: u16 = 204;
 
@@ -140,6 +143,8 @@ impl Broker {
         request["config"]["num_replicas"] = had.min(replicas as u64).into();
         let to: RestoreTo =
             self.api(format!("STREAM.RESTORE.{stream}"), &request).await.map_err(failed)?;
+        let began = Instant::now();
+        let mut is_first = true;
         loop {
             let mut chunk = Vec::with_capacity(CHUNK_BYTES);
             let read = from.take(CHUNK_BYTES as u64).read_to_end(&mut chunk);
@@ -150,9 +155,23 @@ impl Broker {
             })?;
             // An empty message ends the copy, and the answer to it tells whether the stream was made.
             let within = if read == 0 { RESTORE_WITHIN } else { CHUNK_WITHIN };
-            let request = Request::new().payload(chunk.into()).timeout(Some(within));
-            let answer = self.client.send_request(to.deliver_subject.clone(), request).await;
-            let answer = answer.map_err(|error| failed(error.to_string()))?;
+            let chunk = Bytes::from(chunk);
+            let answer = loop {
+                let request = Request::new().payload(chunk.clone()).timeout(Some(within));
+                match self.client.send_request(to.deliver_subject.clone(), request).await {
+                    Ok(answer) => break answer,
+                    // The server of the cluster that restores may not be known to this one yet.
+                    Err(error)
+                        if is_first
+                            && error.kind() == RequestErrorKind::NoResponders
+                            && began.elapsed() < FOUND_WITHIN =>
+                    {
+                        tokio::time::sleep(FOUND_PAUSE).await;
+                    }
+                    Err(error) => return Err(failed(error.to_string())),
+                }
+            };
+            is_first = false;
             if !answer.payload.is_empty() {
                 parse::<Value>(&answer.payload).map_err(failed)?;
             }

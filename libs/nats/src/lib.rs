@@ -11,6 +11,7 @@ pub mod bucket;
 pub mod checkpoint;
 pub mod command_publisher;
 pub mod consumer;
+pub mod failure_marks;
 pub mod heartbeat;
 mod last_messages;
 pub mod lease;

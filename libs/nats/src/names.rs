@@ -51,6 +51,10 @@ pub const LEASES: &str = "leases";
 pub const KEYS: &str = "keys";
 /// The stream behind the bucket of API keys.
 pub const KEYS_STREAM: &str = "KV_keys";
+/// The bucket of marks of error groups.
+pub const FAILURES: &str = "failures";
+/// The stream behind it.
+pub const FAILURES_STREAM: &str = "KV_failures";
 /// The object store of snapshots.
 pub const SNAPSHOTS: &str = "snapshots";
 /// The object store of results that are too large to be kept with their job.

@@ -21,8 +21,8 @@ use crate::{
 
 pub use metrics::{
     AnalyticsQuery, Archived, ArchivedAnswer, ArchivedRun, AuditAnswer, AuditQuery, EndedAnswer,
-    EndedCursor, EndedJobsQuery, FailureGroup, FailuresAnswer, FailuresQuery, MetricsQuery,
-    RunFilter,
+    EndedCursor, EndedJobsQuery, FailureGroup, FailureView, FailuresAnswer, FailuresQuery,
+    MetricsQuery, RunFilter,
 };
 pub use state::{
     DeliveriesAnswer, DeliveriesQuery, DemandAnswer, DemandQuery, JobAnswer, JobQuery, JobsAnswer,

@@ -86,7 +86,7 @@ pub async fn make_all(broker: &Broker, sizes: Sizes) -> Result<(), Error> {
             resize::resize(broker, &found, replicas, bytes).await?;
         }
     }
-    for bucket in [names::LEASES, names::KEYS] {
+    for bucket in [names::LEASES, names::KEYS, names::FAILURES] {
         if broker.js.get_key_value(bucket).await.is_err() {
             let config = kv::Config {
                 bucket: bucket.to_owned(),
@@ -121,9 +121,10 @@ pub fn stream_names() -> Vec<String> {
 }
 
 /// The streams of the buckets that are made as such.
-fn buckets() -> [String; 3] {
-    let [leases, keys] = [names::LEASES, names::KEYS].map(|bucket| format!("KV_{bucket}"));
-    [leases, keys, format!("OBJ_{}", names::SNAPSHOTS)]
+fn buckets() -> [String; 4] {
+    let buckets = [names::LEASES, names::KEYS, names::FAILURES];
+    let [leases, keys, failures] = buckets.map(|bucket| format!("KV_{bucket}"));
+    [leases, keys, failures, format!("OBJ_{}", names::SNAPSHOTS)]
 }
 
 impl Sizes {

@@ -11,6 +11,7 @@ use std::{
 
 use nats::{
     Broker,
+    failure_marks::MarkStore,
     names::{self, StateQuery},
     storage::Unstored,
 };
@@ -47,6 +48,8 @@ pub(crate) struct Parts {
     pub feed: Feed,
     pub live: LiveStats,
     pub keys: Keys,
+    /// The marks of error groups.
+    pub marks: MarkStore,
     /// The event streams and waiting requests of each key.
     pub waiting: WaitingRequests,
     /// The subjects whose messages the broker does not store.
@@ -78,10 +81,21 @@ impl App {
         tokio::spawn(look_at_fill(broker.clone(), full.clone(), stop));
         let unstored = broker.watch_storage().await?;
         let waiting = WaitingRequests::new(config.max_waiting_per_key);
+        let marks = MarkStore::open(&broker).await?;
         let readiness = tokio::sync::Mutex::default();
         let live = LiveStats::default();
-        let parts =
-            Parts { broker, submitter, feed, live, keys, waiting, unstored, readiness, full };
+        let parts = Parts {
+            broker,
+            submitter,
+            feed,
+            live,
+            keys,
+            marks,
+            waiting,
+            unstored,
+            readiness,
+            full,
+        };
         Ok(Self(Arc::new(parts)))
     }
 }

@@ -202,6 +202,11 @@ impl Error {
         Self::new(StatusCode::NOT_FOUND, "schedule_not_found", text)
     }
 
+    /// As many error groups are marked as can be.
+    pub fn too_many_marks(text: impl Into<String>) -> Self {
+        Self::new(StatusCode::CONFLICT, "too_many_marks", text)
+    }
+
     /// The job is past its retention.
     pub fn archived(id: job::JobId) -> Self {
         let text = format!("job {id} is archived: its data is past retention, enqueue it again");

@@ -12,7 +12,7 @@ use axum::{
     response::Response,
     routing::get,
 };
-use nats::query::ProjectOrder;
+use nats::query::{FailureView, ProjectOrder};
 use utoipa::OpenApi;
 use utoipa_axum::{router::OpenApiRouter, routes};
 use utoipa_swagger_ui::SwaggerUi;
@@ -41,7 +41,13 @@ const OPENAPI: &str = "/openapi.json";
 
 /// The schemas of parameters: a route adds those of its body and its answers only.
 #[derive(OpenApi)]
-#[openapi(components(schemas(ProjectOrder, AnalyticsFormat, FailureOrder, DeliveryStatus)))]
+#[openapi(components(schemas(
+    ProjectOrder,
+    AnalyticsFormat,
+    FailureOrder,
+    FailureView,
+    DeliveryStatus
+)))]
 struct ParameterSchemas;
 
 /// What is recorded of requests.
@@ -74,6 +80,7 @@ fn endpoints() -> OpenApiRouter<App> {
         .routes(routes!(events::stream))
         .routes(routes!(analytics::analytics))
         .routes(routes!(failures::list_failures))
+        .routes(routes!(failures::mark::mark_failure))
         .routes(routes!(project_list::list_projects))
         .routes(routes!(projects::get_project, projects::put_project))
         .routes(routes!(deliveries::list_deliveries))

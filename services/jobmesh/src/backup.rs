@@ -17,12 +17,13 @@ use service::{NatsLogin, NatsUrl};
 pub(crate) use restore::Restorable;
 
 /// The streams that are copied. Work streams follow from EVENTS, leases expire, and snapshots are copied as objects.
-const STREAMS: [&str; 7] = [
+const STREAMS: [&str; 8] = [
     names::JOBS_STREAM,
     names::COMMANDS,
     names::EVENTS,
     names::RESULTS_STREAM,
     names::KEYS_STREAM,
+    names::FAILURES_STREAM,
     names::AUDIT,
     names::REJECTED,
 ];

@@ -1,5 +1,5 @@
-//! Copies of the rows as files in ClickHouse's format Native, of a bounded number of rows each. Sums are not copied: the views
-//! make them again from the rows.
+//! Copies of the rows as files in ClickHouse's format Native, of a bounded number of rows each. Sums are made again from the
+//! rows by the views. Where ClickHouse deletes old rows, sums of the hours before the oldest row are copied, too.
 
 use std::{
     io::{Read, Write},
@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     checkpoint::CheckpointStore,
     config::{ClickHouse, ClickHouseAccess},
+    retention::{self, Deletion},
     schema,
 };
 
@@ -34,17 +35,35 @@ pub enum Table {
     Runs,
     /// The audit log.
     Audit,
+    /// Sums over all projects.
+    Hours,
+    /// Sums by project.
+    ProjectHours,
+    /// Sums by error group.
+    Failures,
 }
 
 impl Table {
     /// All of them.
-    pub const ALL: [Self; 2] = [Self::Runs, Self::Audit];
+    pub const ALL: [Self; 5] =
+        [Self::Runs, Self::Audit, Self::Hours, Self::ProjectHours, Self::Failures];
 
     /// Its name in ClickHouse.
     pub fn name(self) -> &'static str {
         match self {
             Self::Runs => "job_runs",
             Self::Audit => "audit",
+            Self::Hours => "runs_by_hour",
+            Self::ProjectHours => "runs_by_project_hour",
+            Self::Failures => "failures_by_hour",
+        }
+    }
+
+    /// The column of its time.
+    fn time(self) -> &'static str {
+        match self {
+            Self::Runs | Self::Audit => "at",
+            Self::Hours | Self::ProjectHours | Self::Failures => "hour",
         }
     }
 }
@@ -56,6 +75,8 @@ pub struct Cut {
     pub next: u64,
     /// When the stream was made: rows before it are of another stream, which had sequences of its own.
     pub created: Millis,
+    /// The first hour whose runs are copied, and from which on sums are not, in seconds since 1970.
+    pub first_hour: u32,
 }
 
 /// The rows of some minutes.
@@ -101,13 +122,14 @@ impl Archive {
     /// If ClickHouse does not answer.
     pub async fn parts(&self, table: Table, cut: Cut) -> anyhow::Result<Vec<Part>> {
         let sql = format!(
-            "SELECT toUInt32(intDiv(toUnixTimestamp(at), 60)) AS minute, count() FROM {} WHERE {}
+            "SELECT toUInt32(intDiv(toUnixTimestamp({}), 60)) AS minute, count() FROM {} WHERE {}
             GROUP BY minute ORDER BY minute",
+            table.time(),
             table.name(),
             is_in(table)
         );
         let query = self.0.tables.query_raw(&sql).param("next", cut.next);
-        let query = query.param("created", cut.created);
+        let query = query.param("created", cut.created).param("first_hour", cut.first_hour);
         let minutes = query.fetch_all::<(u32, u64)>().await.with_context(|| self.failed("read"))?;
         let mut parts: Vec<Part> = Vec::new();
         for (minute, rows) in minutes {
@@ -119,6 +141,26 @@ impl Archive {
             }
         }
         Ok(parts)
+    }
+
+    /// The first hour of which all rows are there, in seconds since 1970; 0 if rows are never deleted.
+    ///
+    /// # Errors
+    /// If ClickHouse does not answer.
+    pub async fn first_hour(&self) -> anyhow::Result<u32> {
+        let failed = || self.failed("read");
+        // Rows that are due are deleted while others are copied: an hour more.
+        let (oldest, from) = match retention::deletion(&self.0).await.with_context(failed)? {
+            Deletion::Never => return Ok(0),
+            Deletion::After(days) => (format!("now('UTC') - toIntervalDay({days})"), ""),
+            Deletion::Unknown => {
+                ("if(count() = 0, now('UTC'), min(at))".to_owned(), "FROM job_runs")
+            }
+        };
+        let sql = format!(
+            "SELECT toUInt32(toUnixTimestamp(toStartOfHour(toDateTime({oldest}, 'UTC') + toIntervalHour(2)))) {from}"
+        );
+        self.0.tables.query_raw(&sql).fetch_one().await.with_context(failed)
     }
 
     /// Writes the rows of a part.
@@ -133,13 +175,15 @@ impl Archive {
         to: &mut (dyn Write + Send),
     ) -> anyhow::Result<()> {
         let sql = format!(
-            "SELECT * FROM {} WHERE at >= toDateTime64({{from:UInt32}} * 60, 3, 'UTC')
-            AND at < toDateTime64({{to:UInt32}} * 60, 3, 'UTC') AND {}",
+            "SELECT * FROM {} WHERE {time} >= toDateTime64({{from:UInt32}} * 60, 3, 'UTC')
+            AND {time} < toDateTime64({{to:UInt32}} * 60, 3, 'UTC') AND {}",
             table.name(),
-            is_in(table)
+            is_in(table),
+            time = table.time()
         );
         let query = self.0.tables.query_raw(&sql).param("from", part.from).param("to", part.to);
         let query = query.param("next", cut.next).param("created", cut.created);
+        let query = query.param("first_hour", cut.first_hour);
         let mut bytes = query.fetch_bytes("Native").with_context(|| self.failed("read"))?;
         while let Some(some) = bytes.next().await.with_context(|| self.failed("read"))? {
             to.write_all(&some)?;
@@ -206,9 +250,13 @@ impl Archive {
 fn is_in(table: Table) -> &'static str {
     match table {
         Table::Runs => {
-            "(sequence < {next:UInt64} OR at < fromUnixTimestamp64Milli({created:Int64}, 'UTC'))"
+            "(sequence < {next:UInt64} OR at < fromUnixTimestamp64Milli({created:Int64}, 'UTC'))
+            AND at >= toDateTime({first_hour:UInt32}, 'UTC')"
         }
         Table::Audit => "true",
+        Table::Hours | Table::ProjectHours | Table::Failures => {
+            "hour < toDateTime({first_hour:UInt32}, 'UTC')"
+        }
     }
 }
 

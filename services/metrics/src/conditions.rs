@@ -19,6 +19,7 @@ enum Parameter {
     Texts(Vec<String>),
     Integer(i64),
     Unsigned(u64),
+    Unsigneds(Vec<u64>),
 }
 
 impl Conditions {
@@ -92,6 +93,12 @@ impl Conditions {
     #[must_use]
     pub fn with_unsigned(self, name: &'static str, value: u64) -> Self {
         self.bind(name, Parameter::Unsigned(value))
+    }
+
+    /// Sets numbers that other parts of the query use, too.
+    #[must_use]
+    pub fn with_unsigneds(self, name: &'static str, values: Vec<u64>) -> Self {
+        self.bind(name, Parameter::Unsigneds(values))
     }
 
     /// All conditions, for a WHERE clause.

@@ -9,6 +9,8 @@ use percent_encoding::percent_decode_str;
 use service::{Nats, prometheus};
 use url::Url;
 
+use crate::retention::Retention;
+
 /// The variable with ClickHouse's password.
 const PASSWORD: &str = "JOBMESH_CLICKHOUSE_PASSWORD";
 
@@ -27,6 +29,9 @@ pub struct Config {
     /// ClickHouse.
     #[command(flatten)]
     pub clickhouse: ClickHouseAccess,
+    /// How long rows are kept.
+    #[command(flatten)]
+    pub retention: Retention,
 }
 
 /// The address of ClickHouse, and how to log in.

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use clickhouse::{Client, Row};
 use job::time::Millis;
-use nats::query::{FailureGroup, FailuresAnswer, FailuresQuery, RunFilter};
+use nats::query::{FailureGroup, FailureView, FailuresAnswer, FailuresQuery, RunFilter};
 use serde::Deserialize;
 
 use crate::conditions::Conditions;
@@ -14,6 +14,11 @@ const NAMED_MAX: usize = 10;
 const HOUR_MS: Millis = 3_600_000;
 /// The last hours of the time range, for which failed runs are counted by hour.
 const HOURS: i64 = 48;
+
+/// The conditions of groups that are marked.
+const MUTED: &str = "has({muted:Array(UInt64)}, id)";
+const RESOLVED: &str =
+    "transform(id, {resolved:Array(UInt64)}, {resolved_at:Array(UInt64)}, toUInt64(0)) >= last";
 
 #[derive(Row, Deserialize)]
 struct GroupRow {
@@ -55,6 +60,20 @@ pub(crate) async fn failures(
     if let Some(to) = filter.to {
         conditions = conditions.millis("t.hour < fromUnixTimestamp64Milli({to:Int64})", "to", to);
     }
+    let having = match query.view {
+        None => "true".to_owned(),
+        Some(FailureView::Active) => format!("NOT {MUTED} AND NOT {RESOLVED}"),
+        Some(FailureView::Muted) => MUTED.to_owned(),
+        Some(FailureView::Resolved) => format!("NOT {MUTED} AND {RESOLVED}"),
+    };
+    // No group has the id 0: the arrays are never empty.
+    let resolved = query.resolved.iter().map(|(id, at)| (*id, at.unsigned_abs()));
+    let (ids, times): (Vec<u64>, Vec<u64>) = resolved.chain([(0, 0)]).unzip();
+    let listed = conditions
+        .clone()
+        .with_unsigneds("muted", query.muted.iter().copied().chain([0]).collect())
+        .with_unsigneds("resolved", ids)
+        .with_unsigneds("resolved_at", times);
     let order = if query.latest_first { "last DESC" } else { "jobs DESC, runs DESC" };
     let sql = format!(
         "SELECT t.error_group AS id, argMax(t.error, t.last_at) AS error, sum(t.jobs) AS jobs,
@@ -63,12 +82,12 @@ pub(crate) async fn failures(
             groupUniqArrayIf({NAMED_MAX})(toString(t.model), t.model != '') AS models,
             groupUniqArray({NAMED_MAX})(toString(t.job)) AS sample_jobs
         FROM failures_by_hour AS t WHERE {}
-        GROUP BY id ORDER BY {order}, id LIMIT {} OFFSET {}",
-        conditions.sql(),
+        GROUP BY id HAVING {having} ORDER BY {order}, id LIMIT {} OFFSET {}",
+        listed.sql(),
         query.limit + 1,
         query.skip
     );
-    let mut rows: Vec<GroupRow> = conditions.query(client, &sql).fetch_all().await?;
+    let mut rows: Vec<GroupRow> = listed.query(client, &sql).fetch_all().await?;
     let has_more = rows.len() > query.limit;
     rows.truncate(query.limit);
     let ids = rows.iter().map(|row| row.id.to_string()).collect::<Vec<_>>().join(", ");

@@ -15,6 +15,7 @@ mod jobs;
 mod measurements;
 mod queries;
 mod recent_answers;
+mod retention;
 mod rollups;
 mod rows;
 mod schema;
@@ -37,6 +38,7 @@ const QUERY_MAX_S: &str = "10";
 /// # Errors
 /// If the NATS account cannot be used; temporary errors are retried.
 pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> {
+    config.retention.check()?;
     let clickhouse = config.clickhouse.clients()?;
     let name = service::instance(Identity::Metrics);
     let health = Health::default();
@@ -49,7 +51,9 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     let Some(broker) = broker else { return Ok(()) };
     health.connected(&broker);
     let client = clickhouse.tables.clone();
-    let Some(()) = schema::ensure(&clickhouse, &stop).await else { return Ok(()) };
+    let Some(()) = schema::ensure(&clickhouse, config.retention, &stop).await else {
+        return Ok(());
+    };
     let exporter = config.otlp.start(Identity::Metrics)?;
     let tracer = exporter.as_ref().map(|exporter| &exporter.tracer);
     let progress = ingest::Progress::default();

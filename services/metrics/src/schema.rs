@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::Context;
 use tokio_util::sync::CancellationToken;
 
-use crate::config::ClickHouse;
+use crate::{config::ClickHouse, retention::Retention};
 
 /// The versions of the schema, the first one first.
 const VERSIONS: [&str; 3] = [
@@ -21,14 +21,20 @@ const CREATE_VERSIONS: &str = "CREATE TABLE IF NOT EXISTS schema_versions
 /// How long to wait before ClickHouse is asked again.
 const PAUSE: Duration = Duration::from_millis(500);
 
-/// Makes database and tables; waits for ClickHouse. `None` if `stop` came first.
-pub(crate) async fn ensure(clickhouse: &ClickHouse, stop: &CancellationToken) -> Option<()> {
-    service::retry_until(stop, PAUSE, "tables not ensured yet", || try_ensure(clickhouse)).await
+/// Makes database and tables, and sets how long rows are kept; waits for ClickHouse. `None` if `stop` came first.
+pub(crate) async fn ensure(
+    clickhouse: &ClickHouse,
+    retention: Retention,
+    stop: &CancellationToken,
+) -> Option<()> {
+    let ensure = || try_ensure(clickhouse, retention);
+    service::retry_until(stop, PAUSE, "tables not ensured yet", ensure).await
 }
 
-async fn try_ensure(clickhouse: &ClickHouse) -> anyhow::Result<()> {
+async fn try_ensure(clickhouse: &ClickHouse, retention: Retention) -> anyhow::Result<()> {
     let at = || format!("ClickHouse at {}", clickhouse.shown);
-    create(clickhouse).await.with_context(at)
+    create(clickhouse).await.with_context(at)?;
+    retention.apply(clickhouse).await.with_context(at)
 }
 
 /// Makes database and tables.

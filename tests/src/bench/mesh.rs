@@ -199,16 +199,24 @@ impl Mesh {
             "SELECT count(), uniqExact(job), countIf(final) FROM jobmesh.job_runs \
              WHERE project = '{project}' FORMAT TSV"
         );
+        let found = self.sql("reader", &query).await?;
+        let wanted = format!("{jobs}\t{jobs}\t{jobs}");
+        ensure!(found == wanted, "{project}: runs, jobs, ends are {found}, not {wanted}");
+        Ok(())
+    }
+
+    /// Runs a statement as a user of its engine; the answer as text.
+    pub async fn sql(&self, user: &str, statement: &str) -> anyhow::Result<String> {
         let olap = self.arguments("olap")?;
         let listen = olap.iter().skip_while(|word| *word != "--listen").nth(1);
         let listen = listen.context("the engine listens")?.clone();
-        let password = fs::read_to_string(self.dir.path().join("olap.password"))?;
-        let path = format!("/?password={password}");
-        let answer = Client::new(listen).connect().await?.ask("POST", &path, &query).await?;
-        let found = String::from_utf8_lossy(&answer.body);
-        let wanted = format!("{jobs}\t{jobs}\t{jobs}");
-        ensure!(found.trim() == wanted, "{project}: runs, jobs, ends are {found}, not {wanted}");
-        Ok(())
+        let file = if user == "writer" { "olap.writer.password" } else { "olap.password" };
+        let password = fs::read_to_string(self.dir.path().join(file))?;
+        let path = format!("/?user={user}&password={password}");
+        let answer = Client::new(listen).connect().await?.ask("POST", &path, statement).await?;
+        let text = String::from_utf8_lossy(&answer.body).trim().to_owned();
+        ensure!(answer.status == 200, "{text}");
+        Ok(text)
     }
 
     /// Kills the state service; `dev` starts it again.

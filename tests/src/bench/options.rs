@@ -8,13 +8,13 @@ pub const USAGE: &str = "\
 usage: bench [--only <part>,<part>…] [--backlog <jobs>] [--json <file>] [--write]
 
   --only     measures these parts alone: life, singles, slots, pickup, answers, many, projects,
-             backlog, requests, keys, observed, crowd, replicas, followers, always, peers; what is compared needs both of its sides
+             backlog, requests, keys, observed, crowd, rows, replicas, followers, always, peers; what is compared needs both of its sides
   --backlog  how many jobs wait in the large backlog (1000000)
   --json     writes what was found into a file
   --write    puts what was found into docs/benchmark.md and docs/benchmark.json";
 
 /// The parts.
-const PARTS: [&str; 16] = [
+const PARTS: [&str; 17] = [
     "life",
     "singles",
     "slots",
@@ -27,6 +27,7 @@ const PARTS: [&str; 16] = [
     "keys",
     "observed",
     "crowd",
+    "rows",
     "replicas",
     "followers",
     "always",

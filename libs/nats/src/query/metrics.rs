@@ -170,11 +170,33 @@ pub struct AnalyticsQuery {
     pub groups_max: usize,
 }
 
+/// Which groups of errors are listed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub enum FailureView {
+    /// Neither muted nor resolved, or seen again since.
+    Active,
+    /// Muted.
+    Muted,
+    /// Resolved, and not seen since.
+    Resolved,
+}
+
 /// For groups of errors.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct FailuresQuery {
     /// What failed runs must match; the processor is ignored.
     pub filter: RunFilter,
+    /// Only groups in this state.
+    #[serde(default)]
+    pub view: Option<FailureView>,
+    /// Groups that are muted.
+    #[serde(default)]
+    pub muted: Vec<u64>,
+    /// Groups that are resolved, and since when: those that have occurred later are not.
+    #[serde(default)]
+    pub resolved: Vec<(u64, Millis)>,
     /// Sorted by the last occurrence instead of the number of jobs.
     pub latest_first: bool,
     /// How many groups come before the page.

@@ -13,6 +13,7 @@ import { AuditPage } from "./pages/audit";
 import { FailuresPage } from "./pages/failures";
 import { JobPage } from "./pages/job";
 import { JobsPage } from "./pages/jobs";
+import { KeysPage } from "./pages/keys";
 import { OperationPage, OperationsPage } from "./pages/operations";
 import { OverviewPage } from "./pages/overview";
 import { ProcessorsPage } from "./pages/processors";
@@ -37,6 +38,7 @@ const ENTRIES: Entry[] = [
   { name: "analytics", label: "Analytics", letter: "a" },
   { name: "processors", label: "Processors", letter: "r", isShown: seesAll },
   { name: "audit", label: "Audit", letter: "u", isShown: () => may("admin") && seesAll() },
+  { name: "keys", label: "API keys", letter: "k", isShown: () => may("admin") && seesAll() },
 ];
 
 function entries(): Entry[] {
@@ -149,6 +151,8 @@ function Current() {
       return <ProcessorsPage />;
     case "audit":
       return <AuditPage />;
+    case "keys":
+      return <KeysPage />;
     default:
       return (
         <Page title="Not found">

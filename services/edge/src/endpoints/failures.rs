@@ -1,10 +1,13 @@
-//! GET /api/queue/failures: failed runs, grouped by the pattern of their errors.
+//! /api/queue/failures: failed runs, grouped by the pattern of their errors, and marks of groups.
+
+pub(crate) mod mark;
 
 use axum::{extract::State, http::Uri};
 use job::{JobId, error_pattern};
 use nats::{
+    failure_marks::{FailureMark, Marked},
     names,
-    query::{FailureGroup, FailuresAnswer, FailuresQuery},
+    query::{FailureGroup, FailureView, FailuresAnswer, FailuresQuery},
 };
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -44,6 +47,20 @@ pub(crate) enum FailureOrder {
     LastSeen,
 }
 
+/// Whether a group needs attention.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+enum FailureStatus {
+    /// It is not marked.
+    Open,
+    /// It was seen again after it was resolved.
+    Reopened,
+    /// It was muted.
+    Muted,
+    /// It was resolved, and not seen since.
+    Resolved,
+}
+
 /// Failed runs whose errors have one pattern.
 #[derive(Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
@@ -51,6 +68,14 @@ pub(crate) enum FailureOrder {
 struct View {
     /// The `errorGroup` of lists and analytics.
     error_group: String,
+    status: FailureStatus,
+    /// When it was muted or resolved.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<crate::openapi::When>)]
+    marked_at: Option<Time>,
+    /// The name of the API key of that request, if it had one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    marked_by: Option<String>,
     /// The pattern: the error without numbers, ids, URLs and quoted text.
     pattern: String,
     /// The last error.
@@ -80,11 +105,22 @@ struct Hour {
     runs: u64,
 }
 
-impl From<FailureGroup> for View {
-    fn from(group: FailureGroup) -> Self {
+impl View {
+    fn new(group: FailureGroup, marked: Option<Marked>) -> Self {
+        let status = match &marked {
+            None => FailureStatus::Open,
+            Some(Marked { mark: FailureMark::Open, .. }) => FailureStatus::Open,
+            Some(Marked { mark: FailureMark::Muted, .. }) => FailureStatus::Muted,
+            Some(Marked { at, .. }) if *at < group.last_at => FailureStatus::Reopened,
+            Some(_) => FailureStatus::Resolved,
+        };
+        let marked_at = marked.as_ref().map(|marked| Time(marked.at));
         let hours = group.hours.into_iter().map(|(at, runs)| Hour { start: Time(at), runs });
         Self {
             error_group: error_group_id(group.id),
+            status,
+            marked_at,
+            marked_by: marked.and_then(|marked| marked.by),
             pattern: error_pattern(&group.error),
             error: group.error,
             jobs: group.jobs,
@@ -109,6 +145,7 @@ impl From<FailureGroup> for View {
         ("errorGroup" = Option<String>, Query, pattern = "^[0-9a-fA-F]{16}$"),
         ("from" = Option<String>, Query, description = "RFC 3339; the hour of this time is included. All time if absent."),
         ("to" = Option<String>, Query, description = "RFC 3339."),
+        ("status" = Option<FailureView>, Query, description = "All groups if absent. Marks of one project count if `projectId` names it."),
         ("sort" = Option<FailureOrder>, Query, description = "`lastSeen` if absent."),
         ("limit" = Option<u32>, Query, description = "50 if absent.", minimum = 1, maximum = 200),
         ("cursor" = Option<String>, Query, description = "The `nextCursor` of the page before."),
@@ -120,9 +157,19 @@ pub(crate) async fn list_failures(
     access: Access,
     uri: Uri,
 ) -> Answer<Response> {
-    let names =
-        ["projectId", "type", "model", "errorGroup", "from", "to", "sort", "limit", "cursor"];
-    let [project, job_type, model, error_group, from, to, sort, limit, cursor] =
+    let names = [
+        "projectId",
+        "type",
+        "model",
+        "errorGroup",
+        "from",
+        "to",
+        "status",
+        "sort",
+        "limit",
+        "cursor",
+    ];
+    let [project, job_type, model, error_group, from, to, status, sort, limit, cursor] =
         body::query(&uri, names)?;
     let parameters =
         RunParameters { project, job_type, model, processor: None, error_group, from, to };
@@ -132,9 +179,32 @@ pub(crate) async fn list_failures(
             FailureOrder::LastSeen => "lastSeen",
         })
     });
+    let view = status.map(|name| {
+        let views = [FailureView::Active, FailureView::Muted, FailureView::Resolved];
+        named("status", &name, &views, |view| match view {
+            FailureView::Active => "active",
+            FailureView::Muted => "muted",
+            FailureView::Resolved => "resolved",
+        })
+    });
+    let view = view.transpose()?;
     let (limit, skip) = (page_limit(limit.as_deref())?, skip(cursor.as_deref())?);
+    let filter = parameters.filter(&access)?;
+    // Of the only project, if there is one.
+    let project = filter.projects.as_deref().filter(|projects| projects.len() == 1);
+    let mut marks =
+        app.marks.read(project.map(|projects| &projects[0])).await.map_err(|error| {
+            tracing::warn!(%error, "no marks of error groups");
+            Error::unanswered()
+        })?;
+    let of = |mark: FailureMark| {
+        marks.iter().filter(move |(_, marked)| marked.mark == mark).map(|(id, it)| (*id, it.at))
+    };
     let query = FailuresQuery {
-        filter: parameters.filter(&access)?,
+        view,
+        muted: of(FailureMark::Muted).map(|(id, _)| id).collect(),
+        resolved: of(FailureMark::Resolved).collect(),
+        filter,
         latest_first: order.transpose()?.is_none_or(|order| order == FailureOrder::LastSeen),
         skip,
         limit,
@@ -145,6 +215,10 @@ pub(crate) async fn list_failures(
         Error::away("metrics", "metrics does not answer, or ClickHouse does not answer it")
     })?;
     let next_cursor = has_more.then(|| (skip + groups.len()).to_string());
-    let groups = groups.into_iter().map(View::from).collect();
+    let groups = groups.into_iter().map(|group| {
+        let marked = marks.remove(&group.id);
+        View::new(group, marked)
+    });
+    let groups = groups.collect();
     ok(Response { success: true, groups, next_cursor })
 }

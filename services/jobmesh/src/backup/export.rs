@@ -107,7 +107,10 @@ async fn copy(
     // The bucket has all that this says, and maybe more.
     manifest.bucket = broker.read_fence().await?.through;
     // Commands before events: those that were accepted before are in one of them.
-    for stream in STREAMS {
+    // State of an earlier version makes no bucket of marks.
+    let marks = [names::FAILURES_STREAM.to_owned()];
+    let has_marks = !broker.existing(&marks).await?.is_empty();
+    for stream in STREAMS.into_iter().filter(|it| has_marks || *it != names::FAILURES_STREAM) {
         copy_stream(broker, dir, stream, manifest).await?;
     }
     let (_, last) = manifest.bounds(names::EVENTS)?;
@@ -130,14 +133,14 @@ async fn copy_stream(
         let copied = broker.export_stream(stream, &mut part).await?;
         let (_, last) = copied.bounds();
         // A key that was written meanwhile is missing, and nothing brings it back.
-        let is_whole =
-            stream != names::KEYS_STREAM || broker.last_sequence(names::KEYS_STREAM).await? == last;
+        let is_of_keys = [names::KEYS_STREAM, names::FAILURES_STREAM].contains(&stream);
+        let is_whole = !is_of_keys || broker.last_sequence(stream).await? == last;
         if is_whole {
             manifest.files.insert(stream.to_owned(), part.finish()?);
             manifest.streams.insert(stream.to_owned(), copied);
             break;
         }
-        ensure!(attempt < KEY_ATTEMPTS, "API keys change too often to be copied: try again");
+        ensure!(attempt < KEY_ATTEMPTS, "{stream} changes too often to be copied: try again");
     }
     Ok(())
 }
@@ -180,7 +183,8 @@ async fn copy_rows(
         Checkpoint { next: checkpoint.next.min(last + 1), pending: None, at: checkpoint.at };
     let events = broker.js.get_stream(names::EVENTS).await?;
     let created = events.cached_info().created.unix_timestamp_nanos() / 1_000_000;
-    let cut = Cut { next: checkpoint.next, created: i64::try_from(created)? };
+    let first_hour = archive.first_hour().await?;
+    let cut = Cut { next: checkpoint.next, created: i64::try_from(created)?, first_hour };
     let mut files = Vec::new();
     for table in Table::ALL {
         for (number, part) in (1..).zip(archive.parts(table, cut).await?) {

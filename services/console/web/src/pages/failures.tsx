@@ -3,11 +3,12 @@
 import { useState } from "preact/hooks";
 import { Sparkline } from "../components/chart";
 import { OperationDialog } from "../components/operation-dialog";
-import { Empty, JobLink, Loaded, Page, Pager, ProjectLink, Select, Table, TextField, Time, type Column } from "../components/ui";
+import { Confirm, Empty, JobLink, Loaded, Page, Pager, ProjectLink, Select, Table, TextField, Time, type Column } from "../components/ui";
 import api, { body, type Schemas } from "../lib/api";
+import { markFailure } from "../lib/changes";
 import { number } from "../lib/format";
 import { href, setParams, view } from "../lib/router";
-import { may } from "../lib/session";
+import { may, seesAll } from "../lib/session";
 import { useQuery } from "../lib/use-query";
 
 const HOUR_MS = 3_600_000;
@@ -15,6 +16,15 @@ const HOUR_MS = 3_600_000;
 const HOURS = 24;
 
 type Group = Schemas["FailureGroup"];
+
+type Mark = Schemas["FailureMark"];
+
+const VIEWS: [string, string][] = [
+  ["active", "open and reopened"],
+  ["muted", "muted"],
+  ["resolved", "resolved"],
+  ["all", "all"],
+];
 
 const RANGES: [string, string][] = [
   ["24", "24 hours"],
@@ -30,9 +40,12 @@ export function FailuresPage() {
   const sort = (params.get("sort") ?? "lastSeen") as Schemas["FailureOrder"];
   const cursor = params.get("cursor") ?? undefined;
   const [retried, setRetried] = useState<Group | null>(null);
-  const query = useQuery(`failures ${projectId} ${hours} ${sort} ${cursor}`, (signal) => {
+  const [marked, setMarked] = useState<[Group, Mark] | null>(null);
+  const shown = VIEWS.some(([value]) => value === params.get("status")) ? (params.get("status") ?? "") : "active";
+  const query = useQuery(`failures ${projectId} ${hours} ${shown} ${sort} ${cursor}`, (signal) => {
     const from = hours !== "0" ? new Date(Date.now() - Number(hours) * HOUR_MS).toISOString() : undefined;
-    const query = { projectId: projectId || undefined, from, sort, cursor };
+    const status = shown === "all" ? undefined : (shown as Schemas["FailureView"]);
+    const query = { projectId: projectId || undefined, from, status, sort, cursor };
     return body(api.GET("/api/queue/failures", { params: { query }, signal }));
   });
   const set = (name: string, value: string) => setParams({ [name]: value, cursor: null });
@@ -41,6 +54,7 @@ export function FailuresPage() {
       <div class="filters">
         <TextField label="Project" value={projectId} onChange={(value) => set("projectId", value)} />
         <Select label="Seen in the last" value={hours} options={RANGES} onChange={(value) => set("hours", value)} />
+        <Select label="Show" value={shown} options={VIEWS} onChange={(value) => set("status", value)} />
         <Select
           label="Sort by"
           value={sort}
@@ -55,7 +69,7 @@ export function FailuresPage() {
         {({ groups, nextCursor }) =>
           groups.length === 0 ? (
             <Empty>
-              <p>No run has failed in this time.</p>
+              <p>{shown === "all" ? "No run has failed in this time." : "No such error group was seen in this time."}</p>
             </Empty>
           ) : (
             <>
@@ -74,6 +88,8 @@ export function FailuresPage() {
                     ),
                   },
                   ...(may("manage") ? [retryColumn(setRetried)] : []),
+                  { name: "Status", cell: (group) => <Status group={group} /> },
+                  ...(may("manage") && (projectId || seesAll()) ? [markColumn((group, mark) => setMarked([group, mark]))] : []),
                   { name: "Failed jobs", isNumber: true, cell: (group) => number(group.jobs) },
                   { name: "Failed runs", isNumber: true, cell: (group) => number(group.runs) },
                   {
@@ -91,6 +107,22 @@ export function FailuresPage() {
                 ]}
               />
               <Pager next={nextCursor} params={(cursor) => setParams({ cursor })} />
+              {marked && (
+                <Confirm
+                  title={MARKS[marked[1]].question}
+                  action={MARKS[marked[1]].action}
+                  onClose={() => setMarked(null)}
+                  onConfirm={async (reason) => {
+                    await markFailure(marked[0].errorGroup, projectId, marked[1], reason);
+                    query.reload();
+                  }}
+                >
+                  <p class="pattern">{marked[0].pattern}</p>
+                  <p>
+                    {MARKS[marked[1]].effect} {projectId ? `This is for project ${projectId}.` : "This is for all projects."}
+                  </p>
+                </Confirm>
+              )}
               {retried && <Retry group={retried} projectId={projectId} onClose={() => setRetried(null)} />}
             </>
           )
@@ -98,6 +130,34 @@ export function FailuresPage() {
       </Loaded>
     </Page>
   );
+}
+
+const MARKS: Record<Mark, { action: string; question: string; effect: string }> = {
+  open: { action: "Open", question: "Open this error group?", effect: "It is listed again." },
+  muted: { action: "Mute", question: "Mute this error group?", effect: "It is listed as muted only, also if it is seen again." },
+  resolved: { action: "Resolve", question: "Resolve this error group?", effect: "It is listed as resolved until it is seen again." },
+};
+
+function Status({ group }: { group: Group }) {
+  const by = group.markedBy && ` by ${group.markedBy}`;
+  return (
+    <>
+      {group.status} {group.markedAt && <span class="quiet">(marked <Time at={group.markedAt} />{by})</span>}
+    </>
+  );
+}
+
+/** The marks that each group can get. */
+function markColumn(onMark: (group: Group, mark: Mark) => void): Column<Group> {
+  const marks = (group: Group): Mark[] =>
+    group.status === "muted" || group.status === "resolved" ? ["open"] : ["resolved", "muted"];
+  const cell = (group: Group) =>
+    marks(group).map((mark) => (
+      <button key={mark} type="button" onClick={() => onMark(group, mark)}>
+        {MARKS[mark].action}…
+      </button>
+    ));
+  return { name: "Mark", cell };
 }
 
 /** A button for each group. */

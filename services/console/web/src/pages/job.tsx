@@ -162,21 +162,31 @@ function Content({ job, node }: { job: Job; node: Node | undefined }) {
   );
 }
 
-/** Asks for another priority or time of a queued job. */
+/** The most seconds that a job may wait. */
+const EXPIRES_IN_MAX = 316_224_000;
+
+/** Asks for another priority, time or expiry of a queued job. */
 function Change({ job, onClose }: { job: Job; onClose: () => void }) {
   const [priority, setPriority] = useState(String(job.priority ?? 10));
   const [runAt, setRunAt] = useState(job.runAt ?? "");
+  const [expiry, setExpiry] = useState("");
+  const isExpiry = expiry === "" || (/^\d{1,9}$/.test(expiry) && Number(expiry) <= EXPIRES_IN_MAX);
+  const expiresIn = expiry === "" ? undefined : Number(expiry) || null;
   return (
     <Confirm
       title="Change this job?"
       action="Change"
-      isReady={isPriority(priority)}
+      isReady={isPriority(priority) && isExpiry}
       isDangerous={false}
       onClose={onClose}
-      onConfirm={(why) => updateJob(job.id, Number(priority), runAt, why)}
+      onConfirm={(why) => updateJob(job.id, Number(priority), runAt, expiresIn, why)}
     >
       <PriorityField value={priority} onChange={setPriority} />
       <TimeField label="Not before (empty for at once)" value={runAt} onChange={setRunAt} />
+      <label class="field">
+        <span>Expires in (seconds; empty: as it is, 0: never)</span>
+        <input inputMode="numeric" value={expiry} onInput={(event) => setExpiry(event.currentTarget.value.trim())} />
+      </label>
     </Confirm>
   );
 }

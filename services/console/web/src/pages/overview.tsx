@@ -207,7 +207,7 @@ export function ProjectTable({ caption, projects }: { caption: string; projects:
 
 function NewFailures() {
   const query = useQuery("new-failures", (signal) =>
-    body(api.GET("/api/queue/failures", { params: { query: { sort: "lastSeen", limit: 5 } }, signal })),
+    body(api.GET("/api/queue/failures", { params: { query: { status: "active", sort: "lastSeen", limit: 5 } }, signal })),
   );
   return (
     <Panel title="Last error groups" aside={<a href={href(["failures"])}>All failures</a>}>
@@ -215,11 +215,11 @@ function NewFailures() {
         {({ groups }) =>
           groups.length === 0 ? (
             <Empty>
-              <p>No run has failed.</p>
+              <p>No error group is open.</p>
             </Empty>
           ) : (
             <Table
-              caption="The five error groups that were seen last"
+              caption="The five open error groups that were seen last"
               rows={groups}
               id={(group) => group.errorGroup}
               href={(group) => href(["jobs"], { errorGroup: group.errorGroup })}
