@@ -38,6 +38,7 @@ mod later;
 mod lists;
 mod mesh;
 mod nats_away;
+mod nats_config;
 mod nats_login;
 mod numbers;
 mod operations;

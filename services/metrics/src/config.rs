@@ -3,13 +3,11 @@
 use std::path::PathBuf;
 
 use ::traces::Otlp;
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use nats::access::Secret;
 use percent_encoding::percent_decode_str;
 use service::{Nats, prometheus};
 use url::Url;
-
-use crate::retention::Retention;
 
 /// The variable with ClickHouse's password.
 const PASSWORD: &str = "JOBMESH_CLICKHOUSE_PASSWORD";
@@ -32,6 +30,38 @@ pub struct Config {
     /// How long rows are kept.
     #[command(flatten)]
     pub retention: Retention,
+}
+
+/// How long rows are kept. A table whose days are not set stays as it is.
+#[derive(Clone, Copy, Debug, Default, clap::Args)]
+pub struct Retention {
+    /// For how many days ended runs are kept in ClickHouse, 0 for ever. The table stays as it is if not set.
+    #[arg(long, env = "JOBMESH_RUNS_RETENTION_DAYS")]
+    pub runs_retention_days: Option<u32>,
+    /// For how many days sums by hour are kept in ClickHouse, 0 for ever: at least as long as ended runs.
+    #[arg(long, env = "JOBMESH_SUMS_RETENTION_DAYS")]
+    pub sums_retention_days: Option<u32>,
+    /// For how many days the audit log is kept in ClickHouse, 0 for ever.
+    #[arg(long, env = "JOBMESH_AUDIT_RETENTION_DAYS")]
+    pub audit_retention_days: Option<u32>,
+}
+
+impl Retention {
+    /// Checks the settings.
+    ///
+    /// # Errors
+    /// If sums would be deleted before the runs that they are made of.
+    pub(crate) fn check(self) -> anyhow::Result<()> {
+        let forever = |days: Option<u32>| days.map(|days| if days == 0 { u32::MAX } else { days });
+        let (runs, sums) = (forever(self.runs_retention_days), forever(self.sums_retention_days));
+        if let (Some(runs), Some(sums)) = (runs, sums) {
+            ensure!(
+                sums >= runs,
+                "JOBMESH_SUMS_RETENTION_DAYS must be at least JOBMESH_RUNS_RETENTION_DAYS"
+            );
+        }
+        Ok(())
+    }
 }
 
 /// The address of ClickHouse, and how to log in.
@@ -120,5 +150,25 @@ impl ClickHouseAccess {
         let tables = server.clone().with_database(&self.clickhouse_database);
         let database = self.clickhouse_database.clone();
         Ok(ClickHouse { server, tables, database, shown: url.to_string() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sums_outlive_their_runs() {
+        let check = |runs, sums| {
+            let retention = Retention {
+                runs_retention_days: runs,
+                sums_retention_days: sums,
+                audit_retention_days: None,
+            };
+            retention.check().is_ok()
+        };
+        assert!(check(None, Some(1)) && check(Some(30), None) && check(Some(30), Some(0)));
+        assert!(check(Some(30), Some(30)));
+        assert!(!check(Some(30), Some(29)) && !check(Some(0), Some(400)));
     }
 }

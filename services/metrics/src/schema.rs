@@ -5,7 +5,10 @@ use std::time::Duration;
 use anyhow::Context;
 use tokio_util::sync::CancellationToken;
 
-use crate::{config::ClickHouse, retention::Retention};
+use crate::{
+    config::{ClickHouse, Retention},
+    retention,
+};
 
 /// The versions of the schema, the first one first.
 const VERSIONS: [&str; 3] = [
@@ -34,7 +37,7 @@ pub(crate) async fn ensure(
 async fn try_ensure(clickhouse: &ClickHouse, retention: Retention) -> anyhow::Result<()> {
     let at = || format!("ClickHouse at {}", clickhouse.shown);
     create(clickhouse).await.with_context(at)?;
-    retention.apply(clickhouse).await.with_context(at)
+    retention::apply(retention, clickhouse).await.with_context(at)
 }
 
 /// Makes database and tables.
