@@ -384,6 +384,7 @@ async fn no_service_gets_the_right_to_publish_from_its_own_messages() -> anyhow:
                 // From the admin, in case that the login may not publish here.
                 admin.client.publish_with_reply(of.clone(), target, "".into()).await?;
                 processed(&admin).await?;
+                processed(&broker).await?;
                 while let Some(Some(message)) = own.next().now_or_never() {
                     let reply = message.reply.context("it has a reply")?;
                     broker.client.publish(reply, "".into()).await?;

@@ -31,7 +31,7 @@ impl State {
     }
 
     /// Forgets how far another message of COMMANDS is processed: a stream that lost its end, or was restored, has a new
-    /// message in its place.
+    /// message instead.
     pub fn begin_message(&mut self, message: Option<Uuid>) {
         let partial = &mut self.persisted.partial;
         *partial = partial.take().filter(|it| it.message.is_none() || it.message == message);

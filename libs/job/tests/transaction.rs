@@ -97,7 +97,7 @@ fn apply(state: &mut State, sequence: u64, message: &Message) {
     state.apply_batch(sequence, message.through, &batch);
 }
 
-/// A restored COMMANDS, and one that lost its end, can have a new message in the place of one that was partly processed.
+/// A restored COMMANDS, and one that lost its end, can have a new message with the sequence of one that was partly processed.
 #[test]
 fn new_message_in_the_place_of_one_that_was_partly_processed_is_processed_from_its_beginning() {
     let (config, id) = (Config::default(), |n| Some(Uuid::from_u128(n)));

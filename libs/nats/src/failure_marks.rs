@@ -26,13 +26,13 @@ const OF_ALL: &str = "all";
 pub enum FailureMark {
     /// As if it had no mark: a project can open what is muted for all.
     Open,
-    /// It is not listed among active groups, also if it is seen again.
+    /// It is not listed among active groups, even if it is seen again.
     Muted,
     /// It is not listed among active groups until it is seen again.
     Resolved,
 }
 
-/// A mark, and who made it.
+/// A mark, and its origin.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Marked {
     /// The mark.
@@ -107,15 +107,17 @@ impl MarkStore {
         let key = key_of(project);
         let is_open = marked.mark == FailureMark::Open;
         // Only a project can have something to open that it has not marked itself.
-        let is_kept =
-            !is_open || project.is_some() && self.entry(OF_ALL).await?.0.contains_key(&group);
+        let of_all = match project {
+            Some(_) => self.entry(OF_ALL).await?.0,
+            None => Marks::new(),
+        };
         for _ in 0..ATTEMPTS {
             let (mut marks, revision) = self.entry(&key).await?;
-            let before = match is_kept {
-                true => marks.insert(group, marked.clone()),
-                false => marks.remove(&group),
-            };
-            if !is_kept && before.is_none() {
+            let before = marks.clone();
+            marks.insert(group, marked.clone());
+            // What is open without a mark of all needs none.
+            marks.retain(|id, own| own.mark != FailureMark::Open || of_all.contains_key(id));
+            if is_open && marks == before {
                 return Ok(());
             }
             if marks.len() > MARKS_MAX {
@@ -145,17 +147,14 @@ impl MarkStore {
         }
     }
 
-    /// Marks with their revision. Those that cannot be parsed count as none, and the next change replaces them.
+    /// Marks with their revision.
     async fn entry(&self, key: &str) -> Result<(Marks, Option<u64>), Error> {
         let entry = self.0.entry(key).await.map_err(|error| failed("read", &error))?;
         let Some(entry) = entry.filter(|entry| entry.operation == Operation::Put) else {
             return Ok((Marks::new(), None));
         };
-        let marks = serde_json::from_slice(&entry.value).unwrap_or_else(|error| {
-            tracing::error!(key, %error, "marks of error groups cannot be parsed");
-            Marks::new()
-        });
-        Ok((marks, Some(entry.revision)))
+        let marks = serde_json::from_slice(&entry.value);
+        Ok((marks.map_err(|error| failed("parsed", &error))?, Some(entry.revision)))
     }
 }
 

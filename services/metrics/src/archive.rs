@@ -1,5 +1,5 @@
 //! Copies of the rows as files in ClickHouse's format Native, of a bounded number of rows each. Sums are made again from the
-//! rows by the views. Where ClickHouse deletes old rows, sums of the hours before the oldest row are copied, too.
+//! rows by the views. If ClickHouse deletes old rows, sums of the hours before the oldest row are copied, too.
 
 use std::{
     io::{Read, Write},
@@ -143,24 +143,35 @@ impl Archive {
         Ok(parts)
     }
 
-    /// The first hour of which all rows are there, in seconds since 1970; 0 if rows are never deleted.
+    /// The first hour from which on all rows are there and stay, in seconds since 1970; 0 if rows were never deleted.
     ///
     /// # Errors
     /// If ClickHouse does not answer.
     pub async fn first_hour(&self) -> anyhow::Result<u32> {
         let failed = || self.failed("read");
-        // Rows that are due are deleted while others are copied: an hour more.
-        let (oldest, from) = match retention::deletion(&self.0).await.with_context(failed)? {
-            Deletion::Never => return Ok(0),
-            Deletion::After(days) => (format!("now('UTC') - toIntervalDay({days})"), ""),
-            Deletion::Unknown => {
-                ("if(count() = 0, now('UTC'), min(at))".to_owned(), "FROM job_runs")
-            }
-        };
+        // Hours whose sums have more than their rows. The last hours may be written at this moment.
+        let differences = "SELECT toUnixTimestamp(t.hour) AS hour, toInt64(sum(t.completed + t.failed + t.canceled)) AS ends,
+                toInt64(sum(t.runs)) AS runs
+            FROM runs_by_hour AS t GROUP BY hour
+            UNION ALL
+            SELECT toUnixTimestamp(toStartOfHour(toDateTime(t.at, 'UTC'))) AS hour, -toInt64(countIf(t.final)) AS ends,
+                -toInt64(countIf(t.ran)) AS runs
+            FROM job_runs AS t GROUP BY hour";
         let sql = format!(
-            "SELECT toUInt32(toUnixTimestamp(toStartOfHour(toDateTime({oldest}, 'UTC') + toIntervalHour(2)))) {from}"
+            "SELECT toUInt32(max(if(more, hour + 3600, 0))) FROM (
+                SELECT hour, sum(ends) > 0 OR sum(runs) > 0 AS more FROM ({differences}) GROUP BY hour
+            ) WHERE hour < toUnixTimestamp(toStartOfHour(now('UTC') - toIntervalHour(2)))"
         );
-        self.0.tables.query_raw(&sql).fetch_one().await.with_context(failed)
+        let deleted: u32 = self.0.tables.query_raw(&sql).fetch_one().await.with_context(failed)?;
+        let Deletion::After(days) = retention::deletion(&self.0).await.with_context(failed)? else {
+            return Ok(deleted);
+        };
+        // Rows that are due are deleted while others are copied: an hour more.
+        let sql = format!(
+            "SELECT toUInt32(toUnixTimestamp(toStartOfHour(now('UTC') - toIntervalDay({days}) + toIntervalHour(2))))"
+        );
+        let due: u32 = self.0.tables.query_raw(&sql).fetch_one().await.with_context(failed)?;
+        Ok(deleted.max(due))
     }
 
     /// Writes the rows of a part.

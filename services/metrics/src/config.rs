@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use ::traces::Otlp;
 use anyhow::{Context, bail, ensure};
+use clap::value_parser;
 use nats::access::Secret;
 use percent_encoding::percent_decode_str;
 use service::{Nats, prometheus};
@@ -32,17 +33,20 @@ pub struct Config {
     pub retention: Retention,
 }
 
+/// The longest retention: ClickHouse computes the end of a TTL in seconds since 1970, in 32 bits.
+const DAYS_MAX: i64 = 10_000;
+
 /// How long rows are kept. A table whose days are not set stays as it is.
 #[derive(Clone, Copy, Debug, Default, clap::Args)]
 pub struct Retention {
-    /// For how many days ended runs are kept in ClickHouse, 0 for ever. The table stays as it is if not set.
-    #[arg(long, env = "JOBMESH_RUNS_RETENTION_DAYS")]
+    /// For how many days ended runs are kept in ClickHouse, 0 forever. The table stays as it is if not set.
+    #[arg(long, env = "JOBMESH_RUNS_RETENTION_DAYS", value_parser = value_parser!(u32).range(..=DAYS_MAX))]
     pub runs_retention_days: Option<u32>,
-    /// For how many days sums by hour are kept in ClickHouse, 0 for ever: at least as long as ended runs.
-    #[arg(long, env = "JOBMESH_SUMS_RETENTION_DAYS")]
+    /// For how many days sums by hour are kept in ClickHouse, 0 forever: at least as long as ended runs.
+    #[arg(long, env = "JOBMESH_SUMS_RETENTION_DAYS", value_parser = value_parser!(u32).range(..=DAYS_MAX))]
     pub sums_retention_days: Option<u32>,
-    /// For how many days the audit log is kept in ClickHouse, 0 for ever.
-    #[arg(long, env = "JOBMESH_AUDIT_RETENTION_DAYS")]
+    /// For how many days the audit log is kept in ClickHouse, 0 forever.
+    #[arg(long, env = "JOBMESH_AUDIT_RETENTION_DAYS", value_parser = value_parser!(u32).range(..=DAYS_MAX))]
     pub audit_retention_days: Option<u32>,
 }
 
@@ -54,12 +58,12 @@ impl Retention {
     pub(crate) fn check(self) -> anyhow::Result<()> {
         let forever = |days: Option<u32>| days.map(|days| if days == 0 { u32::MAX } else { days });
         let (runs, sums) = (forever(self.runs_retention_days), forever(self.sums_retention_days));
-        if let (Some(runs), Some(sums)) = (runs, sums) {
-            ensure!(
-                sums >= runs,
-                "JOBMESH_SUMS_RETENTION_DAYS must be at least JOBMESH_RUNS_RETENTION_DAYS"
-            );
-        }
+        // A table of runs whose days are not set can keep them without a limit.
+        let runs = runs.unwrap_or(u32::MAX);
+        ensure!(
+            sums.is_none_or(|sums| sums >= runs),
+            "JOBMESH_SUMS_RETENTION_DAYS must be at least JOBMESH_RUNS_RETENTION_DAYS, which must be set, too"
+        );
         Ok(())
     }
 }
@@ -167,7 +171,7 @@ mod tests {
             };
             retention.check().is_ok()
         };
-        assert!(check(None, Some(1)) && check(Some(30), None) && check(Some(30), Some(0)));
+        assert!(!check(None, Some(1)) && check(Some(30), None) && check(Some(30), Some(0)));
         assert!(check(Some(30), Some(30)));
         assert!(!check(Some(30), Some(29)) && !check(Some(0), Some(400)));
     }

@@ -23,7 +23,8 @@ pub(crate) async fn apply(retention: Retention, clickhouse: &ClickHouse) -> anyh
         let change = match days {
             0 if !is.contains(" TTL ") => continue,
             0 => "REMOVE TTL".to_owned(),
-            _ if is.contains(&format!(" TTL {ttl}")) => continue,
+            _ if is.contains(&format!(" TTL {ttl} SETTINGS")) => continue,
+            _ if is.ends_with(&format!(" TTL {ttl}")) => continue,
             _ => format!("MODIFY TTL {ttl}"),
         };
         let changed = clickhouse.tables.query_raw(&format!("ALTER TABLE {table} {change}"));
@@ -47,8 +48,10 @@ pub(crate) enum Deletion {
 pub(crate) async fn deletion(clickhouse: &ClickHouse) -> anyhow::Result<Deletion> {
     let engine = engine(clickhouse, "job_runs").await?;
     let Some((_, ttl)) = engine.split_once(" TTL ") else { return Ok(Deletion::Never) };
+    // Other clauses of a TTL move rows or delete some of them.
+    let ttl = ttl.split(" SETTINGS ").next().unwrap_or(ttl).trim_end();
     let days = ttl.strip_prefix("toDateTime(at) + toIntervalDay(");
-    let days = days.and_then(|days| days.split(')').next()?.parse().ok());
+    let days = days.and_then(|days| days.strip_suffix(')')?.parse().ok());
     Ok(days.map_or(Deletion::Unknown, Deletion::After))
 }
 

@@ -16,6 +16,9 @@ const CLOCK_CHECK_TURNS: u32 = 25;
 /// the others of its cluster confirms nothing.
 pub(crate) const CONFIRMED_WITHIN: Duration = Duration::from_secs(5);
 
+/// How long the first attempt to hold the lease may take before a replica follows.
+const ATTEMPT_WITHIN: Duration = Duration::from_secs(1);
+
 /// When the lease was last renewed, if it is held.
 pub(crate) type LeaseHeld = Option<Instant>;
 
@@ -25,6 +28,16 @@ pub(crate) struct Candidacy {
     pub lease: watch::Receiver<LeaseHeld>,
     /// True while this replica knows the events: only then it may hold the lease.
     pub may_lead: watch::Sender<bool>,
+}
+
+impl Candidacy {
+    /// Lets this replica lead, and waits for the first attempt: a query for the leader that came before must not be
+    /// dropped by a replica that leads a moment later.
+    pub async fn stand(&mut self) {
+        self.lease.mark_unchanged();
+        self.may_lead.send_replace(true);
+        let _ = tokio::time::timeout(ATTEMPT_WITHIN, self.lease.changed()).await;
+    }
 }
 
 /// Holds the lease, but not with a clock that is off: retry delays, permits and schedules would
@@ -60,7 +73,7 @@ pub(crate) async fn hold_lease(
             break;
         }
         if !*may_lead.borrow_and_update() {
-            held.send_replace(None);
+            held.send_if_modified(|held| held.take().is_some());
             if let Some(lease) = &mut lease {
                 lease.release().await;
             }

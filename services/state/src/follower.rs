@@ -46,7 +46,8 @@ pub(crate) async fn run(
     // The bucket holds the jobs of the snapshot that became terminal since.
     state.settle(broker.read_fence().await?.through.position);
     health.works();
-    candidacy.may_lead.send_replace(true);
+    candidacy.stand().await;
+    let lease = candidacy.lease.clone();
     let following = CancellationToken::new();
     let _following = following.clone().drop_guard();
     let next = state.position().sequence + 1;
@@ -69,6 +70,11 @@ pub(crate) async fn run(
                 queries.look_again(&mut context).await;
             }
             incoming = queries.next() => match incoming {
+                // The leader answers it: some queries only a leader can.
+                Incoming::Question(question) if lease.borrow().is_some() => {
+                    queries.keep(question);
+                    return Ok(Some(state));
+                }
                 Incoming::Question(question) => queries.take(question, &mut context).await,
                 Incoming::Heartbeat(payload) => queries.note_heartbeat(&payload),
             },

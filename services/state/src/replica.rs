@@ -83,13 +83,13 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
                     );
                 }
                 replica.events.fails(format!("paused: {error}"));
-                replica.pause(NEWER_PAUSE, &stop).await;
+                replica.pause(&stop).await;
                 Role::Follower
             }
             Err(error) => {
                 tracing::warn!(error = format!("{error:#}"), "starting over");
                 replica.events.fails(format!("starting over: {error:#}"));
-                replica.pause(START_OVER_PAUSE, &stop).await;
+                replica.start_over(&stop).await;
                 Role::Follower
             }
         };
@@ -103,10 +103,16 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
 }
 
 impl Replica {
-    /// Lets others lead and answer for a while.
-    async fn pause(&mut self, time: Duration, stop: &CancellationToken) {
+    /// Lets others lead for a moment. Queries wait: this may be the only replica.
+    async fn start_over(&mut self, stop: &CancellationToken) {
         self.candidacy.may_lead.send_replace(false);
-        let over = tokio::time::sleep(time);
+        tokio::select! { () = stop.cancelled() => {} () = tokio::time::sleep(START_OVER_PAUSE) => {} }
+    }
+
+    /// Lets others lead and answer for a while.
+    async fn pause(&mut self, stop: &CancellationToken) {
+        self.candidacy.may_lead.send_replace(false);
+        let over = tokio::time::sleep(NEWER_PAUSE);
         tokio::pin!(over);
         loop {
             tokio::select! {

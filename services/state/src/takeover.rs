@@ -62,7 +62,7 @@ pub(crate) async fn start(
     let term = state.term() + 1;
     let snapshots = broker.snapshot_reaches().await?;
     let room = broker.room(names::COMMANDS).await;
-    // A stream without a limit, or one that does not answer now.
+    // The stream can be without a limit, or does not answer now.
     let commands_bytes = room.map_or_else(|| config.nats.sizes().commands(), |(_, max)| max);
     let last = match claim(broker, &mut state, last, name, clock).await {
         Err(error) if is_full(&error) => {

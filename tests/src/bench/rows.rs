@@ -53,7 +53,7 @@ fn paths(now: Millis, round: usize) -> Vec<(String, String)> {
             .replace("&from={week}", " of 7 days")
             .replace("&from={month}", " of 30 days")
     };
-    // Another time for each round: what is measured is not an answer that is remembered.
+    // Another time for each round, so that metrics has no answer that it remembers.
     let before = |days: Millis| now - days * DAY_MS - 1_000 * round as Millis;
     let [day, week, month] = [1, 7, 30].map(|days| rfc3339(before(days)));
     let analytics = [

@@ -51,6 +51,8 @@ impl Upgrade {
             Err(topology::Error::Absent { .. }) if presences.is_empty() => {
                 Err("There is no mesh: this account of NATS has no streams of Jobmesh.".to_owned())
             }
+            // State of this program makes what an earlier version does not have.
+            Err(topology::Error::Absent { .. }) => verdict(&presences),
             Err(error) => Err(format!("This program cannot use the streams: {error}")),
             Ok(()) => verdict(&presences),
         };

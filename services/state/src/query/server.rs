@@ -184,6 +184,11 @@ impl QueryServer {
         }
     }
 
+    /// Keeps a question until [`look_again`](Self::look_again).
+    pub fn keep(&mut self, question: Box<Question>) {
+        self.waiting.push(*question);
+    }
+
     /// Looks again at the questions that came too early.
     pub async fn look_again(&mut self, context: &mut QueryContext<'_>) {
         for question in std::mem::take(&mut self.waiting) {

@@ -134,7 +134,7 @@ export function FailuresPage() {
 
 const MARKS: Record<Mark, { action: string; question: string; effect: string }> = {
   open: { action: "Open", question: "Open this error group?", effect: "It is listed again." },
-  muted: { action: "Mute", question: "Mute this error group?", effect: "It is listed as muted only, also if it is seen again." },
+  muted: { action: "Mute", question: "Mute this error group?", effect: "It is listed as muted only, even if it is seen again." },
   resolved: { action: "Resolve", question: "Resolve this error group?", effect: "It is listed as resolved until it is seen again." },
 };
 

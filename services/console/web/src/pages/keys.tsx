@@ -1,5 +1,6 @@
 // API keys: who may use the API. A secret is shown once.
 
+import { signal } from "@preact/signals";
 import { useState } from "preact/hooks";
 import { Command, Confirm, Empty, Loaded, Page, Panel, Select, Table, Time } from "../components/ui";
 import api, { body, type Schemas } from "../lib/api";
@@ -18,12 +19,14 @@ const SCOPES: [Schemas["KeyScope"], string][] = [
   ["admin", "admin: everything"],
 ];
 
+/** The last secret that was made. With the first key, the page makes room for the sign-in before the answer is there. */
+const shown = signal<Schemas["KeyAnswer"] | null>(null);
+
 export function KeysPage() {
   const [asked, setAsked] = useState<Asked | null>(null);
-  const [shown, setShown] = useState<Schemas["KeyAnswer"] | null>(null);
   const query = useQuery("keys", (signal) => body(api.GET("/api/keys", { signal })));
   const show = (answer: Schemas["KeyAnswer"]) => {
-    setShown(answer);
+    shown.value = answer;
     // From the first key on, each request needs one.
     if (!ownKey.value) signIn(answer.secret, false);
     query.reload();
@@ -36,11 +39,11 @@ export function KeysPage() {
   );
   return (
     <Page title="API keys" aside={create}>
-      {shown && (
-        <Panel title={`The secret of ${shown.key.name}`}>
+      {shown.value && (
+        <Panel title={`The secret of ${shown.value.key.name}`}>
           <p>Copy it now: it is stored nowhere, and is not shown again.</p>
-          <Command>{shown.secret}</Command>
-          <button type="button" onClick={() => setShown(null)}>
+          <Command>{shown.value.secret}</Command>
+          <button type="button" onClick={() => (shown.value = null)}>
             Done
           </button>
         </Panel>

@@ -28,7 +28,7 @@ const MARKS: [FailureMark; 3] = [FailureMark::Open, FailureMark::Muted, FailureM
 #[serde(rename_all = "camelCase", deny_unknown_fields, expecting = "a JSON object")]
 #[schema(as = FailureUpdate)]
 pub(crate) struct Request {
-    /// `muted`: not listed as active any more; `resolved`: not until it is seen again; `open`: listed.
+    /// `muted`: no longer listed as active; `resolved`: not until it is seen again; `open`: listed.
     #[schema(value_type = FailureMark)]
     status: String,
 }
