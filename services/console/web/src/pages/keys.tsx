@@ -20,15 +20,16 @@ const SCOPES: [Schemas["KeyScope"], string][] = [
 ];
 
 /** The last secret that was made. With the first key, the page makes room for the sign-in before the answer is there. */
-const shown = signal<Schemas["KeyAnswer"] | null>(null);
+const shown = signal<{ name: string; secret: string } | null>(null);
 
 export function KeysPage() {
   const [asked, setAsked] = useState<Asked | null>(null);
   const query = useQuery("keys", (signal) => body(api.GET("/api/keys", { signal })));
   const show = (answer: Schemas["KeyAnswer"]) => {
-    shown.value = answer;
+    const secret = answer.secret ?? "";
+    shown.value = { name: answer.key.name, secret };
     // From the first key on, each request needs one.
-    if (!ownKey.value) signIn(answer.secret, false);
+    if (!ownKey.value) signIn(secret, false);
     query.reload();
   };
   const close = () => setAsked(null);
@@ -40,7 +41,7 @@ export function KeysPage() {
   return (
     <Page title="API keys" aside={create}>
       {shown.value && (
-        <Panel title={`The secret of ${shown.value.key.name}`}>
+        <Panel title={`The secret of ${shown.value.name}`}>
           <p>Copy it now: it is stored nowhere, and is not shown again.</p>
           <Command>{shown.value.secret}</Command>
           <button type="button" onClick={() => (shown.value = null)}>
