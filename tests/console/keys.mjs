@@ -61,7 +61,6 @@ await run(async ({ page, url, argument: admin }) => {
   await page.getByRole("button", { name: "Rotate", exact: true }).click();
   await until("another secret", async () => (await secret()) !== made);
   assert.equal((await api(url, "/api/queue/stats?projectId=own", { key: await secret() })).status, 200);
-  await page.getByRole("button", { name: "Done" }).click();
   await row.getByRole("button", { name: "Revoke…" }).click();
   await page.getByRole("button", { name: "Revoke", exact: true }).click();
   await row.waitFor({ state: "detached" });
@@ -74,6 +73,12 @@ await run(async ({ page, url, argument: admin }) => {
   await page.getByRole("button", { name: "Sign out" }).click();
   await page.getByLabel("API key").fill(reader);
   await page.getByRole("button", { name: "Sign in" }).click();
+  await page.locator(".facts").first().waitFor();
+  // The secret that the admin made is not shown to another key.
+  await page.goto(`${url}#/keys`);
+  await page.getByRole("heading", { name: "API keys" }).waitFor();
+  assert.equal(await page.locator(".command code").count(), 0);
+  await page.goto(`${url}#/jobs/${jobId}`);
   await page.locator(".facts").first().waitFor();
   await api(url, `/api/keys/${own.id}`, { key: admin, method: "DELETE" });
   await page.getByLabel("API key").waitFor();

@@ -282,6 +282,10 @@ async fn each_key_may_do_at_each_endpoint_what_its_scope_says() -> anyhow::Resul
     }
     println!("{cells} cells");
     assert!(violations.is_empty(), "{violations:#?}");
+    // Without a project, a mark is for all, and the key is not.
+    let mark = ("/api/queue/failures/00000000000000ab", json!({ "status": "muted" }));
+    let answer = ask(&mesh, &Method::PATCH, mark.0, keys[9].1.as_deref(), Some(&mark.1)).await?;
+    assert_eq!((answer.status, &answer.json()["code"]), (400, &json!("missing_field")));
     hidden_is_like_missing(&mesh, keys[5].1.as_deref(), &job).await
 }
 

@@ -98,11 +98,13 @@ pub fn readable(
     sequence: u64,
     headers: Option<&HeaderMap>,
 ) -> Result<(), Malformed> {
-    let required_version = headers.and_then(|headers| headers.get(names::REQUIRED_VERSION));
-    let required_version = required_version
-        .and_then(|required_version| required_version.as_str().parse().ok())
-        .unwrap_or(version::FIRST);
-    version::check(required_version).map_err(|newer| Malformed::Newer { stream, sequence, newer })
+    let header = headers.and_then(|headers| headers.get(names::REQUIRED_VERSION));
+    let required = header.and_then(|header| header.as_str().parse().ok());
+    version::check(required.unwrap_or(version::FIRST)).map_err(|newer| Malformed::Newer {
+        stream,
+        sequence,
+        newer,
+    })
 }
 
 /// The commands that message `sequence` of COMMANDS carries.

@@ -1,4 +1,4 @@
-// API keys: who may use the API. A secret is shown once.
+// API keys, with which clients use the API. A secret is shown once.
 
 import { signal } from "@preact/signals";
 import { useState } from "preact/hooks";
@@ -19,19 +19,24 @@ const SCOPES: [Schemas["KeyScope"], string][] = [
   ["admin", "admin: everything"],
 ];
 
-/** The last secret that was made. With the first key, the page makes room for the sign-in before the answer is there. */
-const shown = signal<{ name: string; secret: string } | null>(null);
+/**
+ * The last secret that was made, and the key that it is shown to. It is not part of the page: when the first key is made, the
+ * sign-in can replace the page before the answer is there.
+ */
+const made = signal<{ name: string; secret: string; owner: string } | null>(null);
 
 export function KeysPage() {
   const [asked, setAsked] = useState<Asked | null>(null);
   const query = useQuery("keys", (signal) => body(api.GET("/api/keys", { signal })));
   const show = (answer: Schemas["KeyAnswer"]) => {
     const secret = answer.secret ?? "";
-    shown.value = { name: answer.key.name, secret };
     // From the first key on, each request needs one.
     if (!ownKey.value) signIn(secret, false);
+    made.value = { name: answer.key.name, secret, owner: ownKey.value };
     query.reload();
   };
+  // Another key that signs in afterwards must not see it.
+  const shown = made.value?.owner === ownKey.value ? made.value : null;
   const close = () => setAsked(null);
   const create = (
     <button type="button" onClick={() => setAsked({ action: "create" })}>
@@ -40,11 +45,11 @@ export function KeysPage() {
   );
   return (
     <Page title="API keys" aside={create}>
-      {shown.value && (
-        <Panel title={`The secret of ${shown.value.name}`}>
+      {shown && (
+        <Panel title={`The secret of ${shown.name}`}>
           <p>Copy it now: it is stored nowhere, and is not shown again.</p>
-          <Command>{shown.value.secret}</Command>
-          <button type="button" onClick={() => (shown.value = null)}>
+          <Command>{shown.secret}</Command>
+          <button type="button" onClick={() => (made.value = null)}>
             Done
           </button>
         </Panel>
