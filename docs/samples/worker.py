@@ -125,6 +125,7 @@ class Worker:
             "finishedAt": now_ms(),
             "usage": usage or {},
             "end": end,
+            "token": work.get("token"),
         }
 
     async def may_run(self, work, message, cls):
@@ -161,7 +162,8 @@ class Worker:
     async def run(self, work, message, cls):
         started_at = now_ms()
         run = (work["job"], work["run"])
-        started = {"job": run[0], "run": run[1], "worker": self.name, "at": started_at}
+        started = {"job": run[0], "run": run[1], "worker": self.name, "at": started_at,
+                   "token": work.get("token")}
         await self.publish_command("started", started)
         try:
             result, usage = await self.handle(work)

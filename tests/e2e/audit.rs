@@ -104,6 +104,47 @@ async fn each_change_is_recorded_with_who_made_it_and_why() -> anyhow::Result<()
     assert_eq!(refused.status, 403);
     let in_table = mesh.sql("SELECT count() FROM jobmesh.audit FINAL").await?;
     assert_eq!(in_table.trim(), "7");
+    // Also what a key may not do at all, up to a bound.
+    let reader = json!({ "name": "reader", "scope": "read", "projects": ["a"] });
+    let (reader_id, reader) = create(&mesh, Some(&root), reader).await?;
+    for _ in 0..REFUSALS_MAX + 10 {
+        let weight = Some(json!({ "weight": 3 }));
+        let path = "/api/projects/a";
+        let answered = change(&mesh, Method::PUT, path, &reader, weight, "curious").await?;
+        assert_eq!(answered, 403);
+    }
+    let of_reader = format!("keyId={reader_id}&limit=200");
+    until("recorded", async || {
+        let found = records(&mesh, &root, &of_reader).await?;
+        let found = found["records"].as_array().cloned().unwrap_or_default();
+        assert!(found.len() <= REFUSALS_MAX);
+        assert!(found.iter().all(|it| it["status"] == 403 && it["reason"] == "curious"));
+        Ok(if found.len() == REFUSALS_MAX { Ok(()) } else { Err(found.len().to_string()) })
+    })
+    .await
+}
+
+/// The refusals of a key within a minute that are recorded.
+const REFUSALS_MAX: usize = 100;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_behind_a_trusted_proxy_are_recorded_with_their_own_address() -> anyhow::Result<()>
+{
+    let client = Client::builder().no_proxy().build()?;
+    for (trusted, address) in [("127.0.0.0/8", "198.51.100.7"), ("10.0.0.0/8", "127.0.0.1")] {
+        let mesh = Mesh::start_with(&[("JOBMESH_TRUSTED_PROXIES", trusted)])?;
+        let (_, root) = create(&mesh, None, json!({ "name": "root", "scope": "admin" })).await?;
+        let request = client.put(mesh.url("/api/projects/a")).bearer_auth(&root);
+        let request = request.header("X-Forwarded-For", "203.0.113.9, 198.51.100.7");
+        let answer = request.json(&json!({ "weight": 2 })).send().await?;
+        assert_eq!(answer.status(), 200);
+        until("recorded", async || {
+            let found = records(&mesh, &root, "projectId=a").await?;
+            let record = found["records"][0].clone();
+            Ok(if record["address"] == address { Ok(()) } else { Err(record.to_string()) })
+        })
+        .await?;
+    }
     Ok(())
 }
 

@@ -184,7 +184,8 @@ async fn an_oversized_outcome_is_one_jobs_trouble() -> anyhow::Result<()> {
             "class": "normal", "attempt": 1, "queuedAt": 1 });
         let usage =
             json!({ "inputTokens": u64::MAX, "model": large(900_000 / ends.len() / 1_000) });
-        let outcome = json!({ "job": job, "run": 1, "worker": "foreign", "labels": labels,
+        let token = mesh.run_token(job, 1).await?;
+        let outcome = json!({ "job": job, "run": 1, "worker": "foreign", "labels": labels, "token": token,
             "startedAt": i64::MIN, "finishedAt": i64::MAX, "usage": usage, "end": end });
         let mut items = json!([{ "id": job, "command": outcome }]).to_string();
         // Two fill a message but for so many bytes.

@@ -23,7 +23,7 @@ const ADMIN: &str = "jobmesh";
 /// A stream that is not of Jobmesh.
 const FOREIGN: &str = "FOREIGN";
 
-const STREAMS: [&str; 14] = [
+pub const STREAMS: [&str; 14] = [
     names::AUDIT,
     names::COMMANDS,
     names::EVENTS,
@@ -41,7 +41,7 @@ const STREAMS: [&str; 14] = [
 ];
 
 /// What can be asked about a stream; `S` stands for its name.
-const STREAM_REQUESTS: [&str; 23] = [
+pub const STREAM_REQUESTS: [&str; 23] = [
     "STREAM.INFO.S",
     "STREAM.CREATE.S",
     "STREAM.UPDATE.S",
@@ -66,6 +66,12 @@ const STREAM_REQUESTS: [&str; 23] = [
     "CONSUMER.PAUSE.S.c",
     "CONSUMER.LEADER.STEPDOWN.S.c",
 ];
+
+/// The subject of a request about a stream.
+pub fn on_stream(request: &str, stream: &str) -> String {
+    let tokens = request.split('.').map(|token| if token == "S" { stream } else { token });
+    format!("$JS.API.{}", tokens.collect::<Vec<_>>().join("."))
+}
 
 /// Every kind of subject that there is.
 fn subjects() -> Vec<String> {
@@ -126,10 +132,7 @@ fn subjects() -> Vec<String> {
     subjects.extend(Identity::ALL.map(|identity| format!("_INBOX.{}.x", identity.name())));
     subjects.extend(["_INBOX.x", "_INBOX.operator.x"].map(str::to_owned));
     for stream in STREAMS {
-        let requests = STREAM_REQUESTS.iter();
-        subjects.extend(
-            requests.map(|it| format!("$JS.API.{}", it.replace(".S", &format!(".{stream}")))),
-        );
+        subjects.extend(STREAM_REQUESTS.map(|request| on_stream(request, stream)));
         subjects.push(format!("$JS.ACK.{stream}.c.1.1.1.1.0"));
     }
     subjects
@@ -305,6 +308,11 @@ async fn arrived(
 
 /// A broker with the logins of deploy/, and its admin; it has the streams, and one of its own with a message.
 async fn broker_with_identities() -> anyhow::Result<(Nats, Broker)> {
+    broker_with_users("").await
+}
+
+/// The same with more users.
+pub async fn broker_with_users(users: &str) -> anyhow::Result<(Nats, Broker)> {
     let mut conf = std::fs::read_to_string(format!("{DEPLOY}/identities.conf"))?;
     let password = format!("{PASSWORD:?}");
     for identity in Identity::ALL {
@@ -312,7 +320,9 @@ async fn broker_with_identities() -> anyhow::Result<(Nats, Broker)> {
         assert!(conf.contains(&variable), "{variable}");
         conf = conf.replace(&variable, &password);
     }
-    let nats = Nats::start_with(&conf.replace("$JOBMESH_NATS_PASSWORD", &password))?;
+    let conf = conf.replace("$JOBMESH_NATS_PASSWORD", &password);
+    let (before, end) = conf.rsplit_once(']').context("the users are a list")?;
+    let nats = Nats::start_with(&format!("{before}\n{users}\n]{end}"))?;
     let admin = connect(&nats, ADMIN).await?;
     topology::ensure(&admin, Sizes::default()).await?;
     let config =

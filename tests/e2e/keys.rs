@@ -136,6 +136,7 @@ fn routes(document: &Value, job: &str, key: &str, operation: &str) -> anyhow::Re
                 }
                 (_, "/api/keys") => Some(json!({ "name": "made", "scope": "read" })),
                 (_, "/api/keys/{keyId}/rotate") => Some(json!({})),
+                (_, "/api/tickets") => None,
                 (_, other) => anyhow::bail!("{method} {other} is new: add it to this test"),
             };
             let parameters = endpoint["parameters"].as_array().cloned().unwrap_or_default();
@@ -156,11 +157,13 @@ fn routes(document: &Value, job: &str, key: &str, operation: &str) -> anyhow::Re
                 (_, "/api/audit") => "admin",
                 (_, keys) if keys.starts_with("/api/keys") => "admin",
                 (_, "/api/queue/enqueue" | "/api/queue/redo") => "enqueue",
-                ("GET", _) => "read",
+                ("GET", _) | (_, "/api/tickets") => "read",
                 _ => "manage",
             };
             let template_is = |listed: &[&str]| listed.contains(&template.as_str());
-            let is_general = template_is(&OPEN) || method == Method::GET && template_is(&LISTS);
+            let is_general = template_is(&OPEN)
+                || method == Method::GET && template_is(&LISTS)
+                || template == "/api/tickets";
             let is_of_project = scope != "admin" && !is_general;
             let template = template.clone();
             routes.push(Route { method, template, path, body, scope, is_of_project });

@@ -121,6 +121,12 @@ impl Mesh {
         Ok(nats::Broker::connect(&self.nats_url()?, "test").await?.client)
     }
 
+    /// The token of a run.
+    pub async fn run_token(&self, job: &str, run: u32) -> anyhow::Result<String> {
+        let broker = nats::Broker::connect(&self.nats_url()?, "test").await?;
+        Ok(broker.run_tokens(0).await?.token(job.parse()?, run).to_string())
+    }
+
     /// The URL of ClickHouse's interface.
     pub fn clickhouse_url(&self) -> anyhow::Result<String> {
         let log = fs::read_to_string(self.data_dir.join("logs/olap.log"))?;

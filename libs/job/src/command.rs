@@ -6,8 +6,9 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::{
-    Backoff, Id, Idempotency, JobFilter, JobId, JobLabels, JobType, Json, Patch, Run, StoredResult,
-    Usage, operation::Operation, schedule::Schedule, time::Millis, trace::TraceContext,
+    Backoff, Digest, Id, Idempotency, JobFilter, JobId, JobLabels, JobType, Json, Patch, Run,
+    StoredResult, Usage, operation::Operation, schedule::Schedule, time::Millis,
+    trace::TraceContext,
 };
 
 /// One thing asked.
@@ -228,6 +229,32 @@ pub struct AbortOperation {
     pub requested_by: Option<Id>,
 }
 
+/// What a processor reports of a run, which proves by the run's token that it was given the run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RunReport<'a> {
+    /// The job.
+    pub job: JobId,
+    /// The run.
+    pub run: Run,
+    /// The worker that reports, if it says so.
+    pub worker: Option<&'a Id>,
+    /// The token.
+    pub token: Option<Digest>,
+}
+
+impl Command {
+    /// The run that a processor reports on; `None` for commands of others.
+    pub fn run_report(&self) -> Option<RunReport<'_>> {
+        let (job, run, worker, token) = match self {
+            Self::Started(report) => (report.job, report.run, Some(&report.worker), report.token),
+            Self::Progress(report) => (report.job, report.run, None, report.token),
+            Self::Outcome(report) => (report.job, report.run, Some(&report.worker), report.token),
+            _ => return None,
+        };
+        Some(RunReport { job, run, worker, token })
+    }
+}
+
 /// A processor began a run. It may come late, twice or never: an outcome implies it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -240,6 +267,9 @@ pub struct Started {
     pub worker: Id,
     /// When, by the worker's clock.
     pub at: Millis,
+    /// The token of the run, from the message with its work.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub token: Option<Digest>,
 }
 
 /// How far a run is. What comes late, or not at all, harms nothing.
@@ -252,6 +282,9 @@ pub struct Progress {
     pub run: Run,
     /// What its handler says.
     pub progress: Json,
+    /// The token of the run.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub token: Option<Digest>,
 }
 
 /// A run ended, or never began.
@@ -276,6 +309,9 @@ pub struct Outcome {
     pub usage: Usage,
     /// How it ended.
     pub end: End,
+    /// The token of the run.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub token: Option<Digest>,
 }
 
 /// How a run ended.

@@ -236,7 +236,13 @@ impl World {
             Action::Started { nth, back } => {
                 let job = self.look(self.pick(*nth)?)?;
                 let run = job.run.saturating_sub(*back).max(1);
-                Command::Started(Started { job: job.id, run, worker: "w".into(), at: self.now })
+                Command::Started(Started {
+                    job: job.id,
+                    run,
+                    worker: "w".into(),
+                    at: self.now,
+                    token: None,
+                })
             }
             Action::Outcome { nth, back, end } => {
                 let job = self.look(self.pick(*nth)?)?;
@@ -255,6 +261,7 @@ impl World {
                     finished_at: self.now,
                     usage: Usage { input_tokens: 3, ..Usage::default() },
                     end,
+                    token: None,
                 })
             }
             Action::Lost { .. } | Action::Stored | Action::Restart => return None,

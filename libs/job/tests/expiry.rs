@@ -57,7 +57,13 @@ impl World {
 
     fn start(&mut self, id: u128) {
         let (job, at) = (JobId::from_u128(id), self.now);
-        self.process(&Command::Started(Started { job, run: 1, worker: "w".into(), at }));
+        self.process(&Command::Started(Started {
+            job,
+            run: 1,
+            worker: "w".into(),
+            at,
+            token: None,
+        }));
     }
 
     fn fail(&mut self, id: u128) {
@@ -75,6 +81,7 @@ impl World {
             finished_at: self.now,
             usage: Usage::default(),
             end,
+            token: None,
         }));
     }
 

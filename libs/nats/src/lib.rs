@@ -22,6 +22,7 @@ pub mod query;
 mod redundancy;
 pub mod rejected;
 pub mod results;
+pub mod run_tokens;
 pub mod snapshot;
 pub mod storage;
 pub mod stream_reader;

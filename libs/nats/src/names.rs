@@ -63,6 +63,8 @@ pub const RESULTS: &str = "results";
 pub const RESULTS_STREAM: &str = "OBJ_results";
 /// The lease of the leading state service.
 pub const STATE_LEASE: &str = "state";
+/// The key of run tokens, in the bucket of leases.
+pub const RUN_TOKENS: &str = "run-tokens";
 /// How far metrics has taken EVENTS into ClickHouse.
 pub const METRICS_CHECKPOINT: &str = "metrics";
 

@@ -2,7 +2,7 @@
 
 use async_nats::{HeaderMap, header::NATS_EXPECTED_LAST_SEQUENCE};
 use job::{
-    Id, JobId, JobType, Json, Run,
+    Digest, Id, JobId, JobType, Json, Run,
     command::{
         Cancel, Command, Enqueue, OperationCommand, Outcome, Progress, Project, Retry, SetSchedule,
         Started, Update,
@@ -218,6 +218,9 @@ pub struct Work {
     /// The span that stands for this run, if its request is traced: the parent of spans that a handler makes.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub traceparent: Option<TraceContext>,
+    /// What every report of this run repeats: only who was given the run knows it.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub token: Option<Digest>,
     /// What the handler is given.
     pub data: Json,
 }

@@ -12,7 +12,7 @@ use async_nats::{
     jetstream::stream::{LastRawMessageErrorKind, PersistenceMode},
 };
 use futures_util::TryStreamExt;
-use job::{Job, JobId, JobType, Json, PriorityClass, Run, Settings, trace::RunSpan};
+use job::{Digest, Job, JobId, JobType, Json, PriorityClass, Run, Settings, trace::RunSpan};
 
 use crate::{
     Broker, names,
@@ -197,9 +197,15 @@ impl Broker {
 }
 
 /// The message that hands out the current run of a job, to be run by the handler of this name
-/// where the project names one; a delivery is given the project's webhook. The message's id makes a repeat within the
+/// where the project names one; a delivery is given the project's webhook. `token` is what reports of the run repeat. The message's id makes a repeat within the
 /// broker's window for duplicates harmless.
-pub fn message(job: &Job, max_attempts: u32, retention_s: u32, settings: &Settings) -> Message {
+pub fn message(
+    job: &Job,
+    token: Digest,
+    max_attempts: u32,
+    retention_s: u32,
+    settings: &Settings,
+) -> Message {
     let (handler, options) = match job.job_type {
         JobType::Webhook => {
             let webhook = settings.webhook.as_ref().map(Json::of);
@@ -225,6 +231,7 @@ pub fn message(job: &Job, max_attempts: u32, retention_s: u32, settings: &Settin
         options,
         retention_s,
         traceparent,
+        token: Some(token),
         data: job.data.clone(),
     };
     let mut headers = HeaderMap::new();

@@ -161,6 +161,10 @@ pub struct Nats {
     pub nats_url: NatsUrl,
     #[command(flatten)]
     login: NatsLogin,
+    /// What inboxes begin with, behind `_INBOX.`, if the login has inboxes of its own: the name of the service if not
+    /// set.
+    #[arg(long, env = "JOBMESH_NATS_INBOX")]
+    pub nats_inbox: Option<String>,
     /// On how many servers of a cluster each stream is kept: 3 in a cluster and 1 otherwise, if not set. State raises
     /// the number of streams that have fewer.
     #[arg(long, env = "JOBMESH_REPLICAS")]
@@ -194,7 +198,8 @@ impl Nats {
         name: &str,
         stop: &CancellationToken,
     ) -> anyhow::Result<Option<Broker>> {
-        let access = self.login.access(self.nats_url.reveal())?.with_inboxes_of(identity.name());
+        let inbox = self.nats_inbox.as_deref().unwrap_or(identity.name());
+        let access = self.login.access(self.nats_url.reveal())?.with_inboxes_of(inbox);
         let Some(broker) = Broker::connect_until(&access, name, stop).await? else {
             return Ok(None);
         };

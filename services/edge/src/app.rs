@@ -25,6 +25,7 @@ use crate::{
     live::LiveStats,
     measurements,
     readiness::Readiness,
+    refusals::RecordedRefusals,
     submit::Submitter,
 };
 
@@ -52,6 +53,8 @@ pub(crate) struct Parts {
     pub marks: MarkStore,
     /// The event streams and waiting requests of each key.
     pub waiting: WaitingRequests,
+    /// How many refusals of each key the audit log has.
+    pub refusals: RecordedRefusals,
     /// The subjects whose messages the broker does not store.
     pub unstored: Unstored,
     /// The last readiness, for all probes within a second.
@@ -92,6 +95,7 @@ impl App {
             keys,
             marks,
             waiting,
+            refusals: RecordedRefusals::default(),
             unstored,
             readiness,
             full,

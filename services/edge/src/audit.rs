@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 use uuid::Uuid;
 
-use crate::{app::App, error::Error, keys::Access, request_id::RequestId};
+use crate::{app::App, error::Error, keys::Access, proxies::ClientAddress, request_id::RequestId};
 
 /// Why a change is made, in the words of the requester.
 static REASON: HeaderName = HeaderName::from_static("jobmesh-reason");
@@ -33,10 +33,6 @@ const STORE_WITHIN: Duration = Duration::from_secs(60);
 const STORE_PAUSE: Duration = Duration::from_secs(1);
 /// How much of a path is recorded, in bytes.
 const PATH_BYTES_MAX: usize = 1_024;
-
-/// The address of a request's client.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Peer(pub IpAddr);
 
 /// What a handler knows of a change and the path does not say. Cheap to clone.
 #[derive(Clone, Debug, Default)]
@@ -102,7 +98,9 @@ pub(crate) async fn record(State(app): State<App>, mut request: Request, next: N
         let failed = |_| Error::internal("a request ended early").into_response();
         let response = answered.unwrap_or_else(failed);
         let Noted { project, target, reason, changes_nothing } = std::mem::take(&mut *note.lock());
-        if is_change(response.status()) && !changes_nothing {
+        let is_recorded = is_change(response.status()) && !changes_nothing;
+        let is_refusal = response.status() == StatusCode::FORBIDDEN;
+        if is_recorded && (!is_refusal || app.refusals.admit(record.key_id.as_deref())) {
             record.at = service::now_ms();
             record.status = response.status().as_u16();
             record.project = project.map(|id| id.to_string()).or(record.project);
@@ -129,11 +127,12 @@ async fn store(app: App, record: AuditRecord) {
     }
 }
 
-/// True for a request that changes something, other than an enqueue: jobs are a record of that themselves.
+/// True for a request that changes something, other than an enqueue: jobs are a record of that themselves. A ticket changes
+/// nothing.
 fn is_recorded(method: &Method, path: &str) -> bool {
     let is_question = matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS);
-    let is_enqueue = matches!(path, "/api/queue/enqueue" | "/api/queue/redo");
-    path.starts_with("/api/") && !is_question && !is_enqueue
+    let is_no_change = matches!(path, "/api/queue/enqueue" | "/api/queue/redo" | "/api/tickets");
+    path.starts_with("/api/") && !is_question && !is_no_change
 }
 
 /// True for an answer after which something may have changed, or that refuses a change that the API key does not allow.
@@ -145,7 +144,8 @@ fn begin(request: &Request) -> Result<AuditRecord, Error> {
     let extensions = request.extensions();
     let path = request.uri().path();
     let key = extensions.get::<Access>().and_then(Access::key_record);
-    let address = extensions.get().map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |Peer(ip)| *ip);
+    let unknown = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+    let address = extensions.get().map_or(unknown, |ClientAddress(address)| *address);
     Ok(AuditRecord {
         id: Uuid::now_v7(),
         at: 0,

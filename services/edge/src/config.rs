@@ -7,6 +7,8 @@ use axum::http::HeaderValue;
 use service::{Nats, prometheus};
 use url::Url;
 
+use crate::proxies::ProxyNetwork;
+
 /// The origin of a web page: scheme, host and port, as browsers write it.
 #[derive(Clone, Debug)]
 pub struct Origin(pub(crate) HeaderValue);
@@ -68,6 +70,10 @@ pub struct Config {
     /// The same for each address, which gets 429. Clients behind one proxy share an address.
     #[arg(long, env = "JOBMESH_MAX_CONNECTIONS_PER_ADDRESS", default_value_t = 8_000)]
     pub max_connections_per_address: usize,
+    /// Proxies whose header X-Forwarded-For names the client, for the audit log: addresses or networks such as
+    /// 10.0.0.0/8. Their connections are limited in total only.
+    #[arg(long = "trusted-proxy", env = "JOBMESH_TRUSTED_PROXIES", value_delimiter = ',')]
+    pub trusted_proxies: Vec<ProxyNetwork>,
     /// Event streams, and requests that wait for the end of a job, of one API key at the same time; a further
     /// one gets 429.
     #[arg(long, env = "JOBMESH_MAX_WAITING_PER_KEY", default_value_t = 1_000)]

@@ -119,6 +119,13 @@ impl Error {
         Self::new(StatusCode::UNAUTHORIZED, "key_not_accepted", text)
     }
 
+    /// The ticket of an event stream is not accepted.
+    pub fn unknown_ticket() -> Self {
+        let text = "the ticket is malformed or expired, or its API key is not accepted any more: \
+                    make another by POST /api/tickets";
+        Self::new(StatusCode::UNAUTHORIZED, "ticket_not_accepted", text)
+    }
+
     /// The API key may not do this.
     pub fn scope(own: Scope, needed: Scope) -> Self {
         let (own, needed) = (own.name(), needed.name());

@@ -2,6 +2,7 @@
 //! effect at every edge at once.
 
 mod access;
+mod ticket;
 mod waiting;
 
 use std::{
@@ -29,9 +30,12 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 pub(crate) use access::Access;
+pub(crate) use ticket::PARAMETER as TICKET_PARAMETER;
 pub(crate) use waiting::WaitingRequests;
 
 use crate::error::Error;
+use access::Current;
+use ticket::Ticket;
 
 /// How long to wait before the keys are read again after a failure.
 const PAUSE: Duration = Duration::from_millis(250);
@@ -192,10 +196,40 @@ impl Keys {
     }
 
     /// What a request may do.
-    fn access(&self, headers: &HeaderMap, now: Millis) -> Result<Access, Error> {
+    fn access(&self, request: &Request, now: Millis) -> Result<Access, Error> {
         if !self.is_enforced() {
             return Ok(Access::open(self.0.enforced.clone()));
         }
+        let ticket = ticket::text_in(request.method(), request.uri());
+        match ticket.filter(|_| !request.headers().contains_key(AUTHORIZATION)) {
+            Some(ticket) => self.access_of_ticket(ticket, now),
+            None => self.access_of_key(request.headers(), now),
+        }
+    }
+
+    /// What the ticket of a request allows: the same as its key.
+    fn access_of_ticket(&self, text: &str, now: Millis) -> Result<Access, Error> {
+        let ticket = Ticket::parse(text).ok_or_else(Error::unknown_ticket)?;
+        let (record, current) = self.current(ticket.key).ok_or_else(Error::unknown_ticket)?;
+        let mut secrets = record.secrets.iter().map(|secret| secret.sha256.as_str());
+        let secret = secrets.find(|secret| {
+            ticket.is_of(secret, now) && record.accepted_until(secret, now).is_some()
+        });
+        let secret = secret.ok_or_else(Error::unknown_ticket)?.into();
+        Ok(Access::of_key(record, secret, current))
+    }
+
+    /// The record of a key, now and as it changes.
+    fn current(&self, id: &str) -> Option<(Arc<KeyRecord>, Current)> {
+        let known = self.0.known.read().unwrap_or_else(PoisonError::into_inner);
+        let current = known.get(id)?.current.subscribe();
+        drop(known);
+        let record = current.borrow().clone()?;
+        Some((record, current))
+    }
+
+    /// What the API key of a request allows.
+    fn access_of_key(&self, headers: &HeaderMap, now: Millis) -> Result<Access, Error> {
         let mut given = headers.get_all(AUTHORIZATION).iter();
         let header = given.next().ok_or_else(Error::no_key)?;
         let text = header.to_str().ok().filter(|_| given.next().is_none());
@@ -204,10 +238,7 @@ impl Keys {
             scheme.eq_ignore_ascii_case(BEARER).then(|| key.trim())
         });
         let key = text.and_then(KeyText::parse).ok_or_else(Error::malformed_key)?;
-        let known = self.0.known.read().unwrap_or_else(PoisonError::into_inner);
-        let current = known.get(key.id).ok_or_else(Error::unknown_key)?.current.subscribe();
-        drop(known);
-        let record = current.borrow().clone().ok_or_else(Error::unknown_key)?;
+        let (record, current) = self.current(key.id).ok_or_else(Error::unknown_key)?;
         let secret = key.secret_hash();
         record.accepted_until(&secret, now).ok_or_else(Error::unknown_key)?;
         self.record_use(&record.id, now);
@@ -230,7 +261,7 @@ impl Keys {
     }
 }
 
-/// Refuses requests without a key that allows them, and attaches the [`Access`] of the others.
+/// Refuses requests without an accepted key, and attaches the [`Access`] of the others.
 pub(crate) async fn guard(State(keys): State<Keys>, mut request: Request, next: Next) -> Response {
     let path = request.uri().path();
     let is_below = |open: &str| {
@@ -240,9 +271,7 @@ pub(crate) async fn guard(State(keys): State<Keys>, mut request: Request, next: 
     let access = if is_open {
         Ok(Access::open(CancellationToken::new()))
     } else {
-        let access = keys.access(request.headers(), service::now_ms());
-        let needed = scope_of(request.method(), path);
-        access.and_then(|access| access.allows(needed).map(|()| access))
+        keys.access(&request, service::now_ms())
     };
     match access {
         Ok(access) => {
@@ -253,10 +282,19 @@ pub(crate) async fn guard(State(keys): State<Keys>, mut request: Request, next: 
     }
 }
 
+/// Refuses requests that need a larger scope than their key has.
+pub(crate) async fn authorize(access: Access, request: Request, next: Next) -> Response {
+    match access.allows(scope_of(request.method(), request.uri().path())) {
+        Ok(()) => next.run(request).await,
+        Err(error) => error.into_response(),
+    }
+}
+
 /// The scope that a request needs. A path that is not named here needs one that fits its method.
 fn scope_of(method: &Method, path: &str) -> Scope {
     match path {
         "/api/queue/enqueue" | "/api/queue/redo" => Scope::Enqueue,
+        "/api/tickets" => Scope::Read,
         "/api/audit" | "/api/keys" => Scope::Admin,
         _ if path.starts_with("/api/keys/") => Scope::Admin,
         _ if matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS) => Scope::Read,

@@ -25,7 +25,7 @@ use crate::{
         access, analytics, analytics::AnalyticsFormat, audit as audit_api, cancel, console,
         deliveries, deliveries::DeliveryStatus, enqueue, events, failures, failures::FailureOrder,
         health, jobs, keys as keys_api, live, metrics, operations, processors, project_list,
-        projects, redo, result, retry, scale, schedules, stats, status, update,
+        projects, redo, result, retry, scale, schedules, stats, status, tickets, update,
     },
     error::Error,
     keys,
@@ -92,6 +92,7 @@ fn endpoints() -> OpenApiRouter<App> {
             schedules::delete_schedule
         ))
         .routes(routes!(access::get_access))
+        .routes(routes!(tickets::create_ticket))
         .routes(routes!(keys_api::list_keys, keys_api::create_key))
         .routes(routes!(keys_api::revoke_key))
         .routes(routes!(keys_api::rotate_key))
@@ -159,6 +160,7 @@ fn router(app: App, browsers: Browsers, observed: &Observed) -> Router {
     // is inside.
     let router = Router::new()
         .fallback_service(router)
+        .layer(middleware::from_fn(keys::authorize))
         .layer(middleware::from_fn_with_state(app, audit::record))
         .layer(middleware::from_fn_with_state(keys, keys::guard));
     let mut router = protected(router, browsers);

@@ -5,6 +5,7 @@ mod tls;
 
 use std::{
     io,
+    net::IpAddr,
     pin::{Pin, pin},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll},
@@ -25,7 +26,10 @@ use tower_service::Service;
 
 pub(crate) use tls::Tls;
 
-use crate::{Config, audit::Peer};
+use crate::{
+    Config,
+    proxies::{ClientAddress, TrustedProxies},
+};
 use limits::{Admission, Connections};
 
 /// How long the head of a request may take from its first byte on.
@@ -65,6 +69,7 @@ pub(crate) async fn serve(
 ) {
     limits::raise_open_files(config.max_connections);
     let counted = Connections::new(config.max_connections, config.max_connections_per_address);
+    let proxies = TrustedProxies::new(&config.trusted_proxies);
     let connections = TaskTracker::new();
     loop {
         let accepted = tokio::select! {
@@ -73,7 +78,9 @@ pub(crate) async fn serve(
         };
         match accepted {
             Ok((stream, peer)) => {
-                let Some(permit) = counted.admit(peer.ip()) else { continue };
+                let peer = Peer { address: peer.ip(), proxies: proxies.clone() };
+                let of = (!proxies.has(peer.address)).then_some(peer.address);
+                let Some(permit) = counted.admit(of) else { continue };
                 // Each write is a complete answer or a complete event.
                 stream.set_nodelay(true).ok();
                 let router = match permit.admission {
@@ -81,7 +88,6 @@ pub(crate) async fn serve(
                     Admission::TooMany => routers.too_many.clone(),
                     Admission::TooManyOfAddress => routers.too_many_of_address.clone(),
                 };
-                let peer = Peer(peer.ip());
                 let (stop, acceptor) = (stop.clone(), tls.as_ref().map(Tls::acceptor));
                 let idle_within = match permit.admission {
                     Admission::Served => IDLE_WITHIN,
@@ -116,6 +122,12 @@ pub(crate) async fn serve(
     }
 }
 
+/// Where a connection comes from.
+struct Peer {
+    address: IpAddr,
+    proxies: TrustedProxies,
+}
+
 fn is_of_connection(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
     matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset)
@@ -132,7 +144,8 @@ async fn connection<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
     let noted = activity.clone();
     let service = service_fn(move |mut request: hyper::Request<Incoming>| {
         noted.enter(Phase::Request);
-        request.extensions_mut().insert(peer);
+        let address = peer.proxies.client(peer.address, request.headers());
+        request.extensions_mut().insert(ClientAddress(address));
         let (mut router, noted) = (router.clone(), noted.clone());
         async move {
             let answer = router.call(request.map(Body::new)).await;

@@ -8,6 +8,7 @@ mod doctor;
 mod json;
 mod keys;
 mod probe;
+mod processor_login;
 mod show;
 mod upgrade;
 mod watch;

@@ -18,6 +18,9 @@ pub struct Config {
     pub processor: processor::Config,
     #[command(flatten)]
     pub webhooks: processor::Webhooks,
+    /// The types of jobs that this processor takes: all if not set. A type of --handler must be one of them.
+    #[arg(long = "type", env = "JOBMESH_TYPES", value_delimiter = ',', value_enum)]
+    types: Vec<JobTypeName>,
     /// Which handler runs which kind of work: process_batch=tokenize,process_redo=http
     #[arg(long = "handler", env = "JOBMESH_HANDLERS", value_delimiter = ',')]
     handlers: Vec<String>,
@@ -52,6 +55,26 @@ pub struct Config {
     /// the endpoint of `llm` fetch everything that it can reach.
     #[arg(long, env = "JOBMESH_LLM_PRIVATE_IMAGES")]
     llm_private_images: bool,
+}
+
+/// The types of jobs, as arguments.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+#[value(rename_all = "snake_case")]
+pub(crate) enum JobTypeName {
+    /// Jobs of enqueue.
+    ProcessBatch,
+    /// Jobs of redo.
+    ProcessRedo,
+}
+
+impl JobTypeName {
+    /// The type.
+    pub fn job_type(self) -> JobType {
+        match self {
+            Self::ProcessBatch => JobType::ProcessBatch,
+            Self::ProcessRedo => JobType::ProcessRedo,
+        }
+    }
 }
 
 /// The name of the bound on an answer's tokens in requests.
@@ -111,7 +134,11 @@ impl Config {
             };
             registry = registry.named("llm", Llm::new(&endpoint)?);
         }
-        for job_type in JobType::ALL {
+        let mut types: Vec<JobType> = self.types.iter().map(|name| name.job_type()).collect();
+        if types.is_empty() {
+            types = JobType::ALL.into();
+        }
+        for job_type in types.iter().copied() {
             registry = registry.also(job_type, DEFAULT).context("the default handler is there")?;
         }
         for setting in self.handlers.iter().filter(|setting| !setting.is_empty()) {
@@ -122,6 +149,10 @@ impl Config {
             let job_type = found.with_context(|| {
                 format!("{job_type:?} is not a job type; known are process_batch and process_redo")
             })?;
+            anyhow::ensure!(
+                types.contains(&job_type),
+                "--handler {setting} is for a type that --type leaves out"
+            );
             let also = registry.also(job_type, name);
             registry = also.with_context(|| format!("no handler {name:?}: {}", needs(name)))?;
         }

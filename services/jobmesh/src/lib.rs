@@ -44,11 +44,11 @@ enum Service {
     /// Serves the HTTP API.
     Edge(Box<edge::Config>),
     /// Decides commands, dispatches work, answers queries.
-    State(state::Config),
+    State(Box<state::Config>),
     /// Runs jobs.
-    Processor(handlers::Config),
+    Processor(Box<handlers::Config>),
     /// Writes ended runs into ClickHouse, answers queries over time.
-    Metrics(metrics::Config),
+    Metrics(Box<metrics::Config>),
     /// Serves ClickHouse's HTTP interface over its engine as a library.
     Olap(olap::Config),
 }
@@ -78,7 +78,7 @@ fn serve(service: Service) -> anyhow::Result<()> {
         let stop = service::shutdown::on_signal()?;
         match service {
             Service::Edge(config) => edge::run(*config, stop).await,
-            Service::State(config) => state::run(config, stop).await,
+            Service::State(config) => state::run(*config, stop).await,
             Service::Processor(config) => {
                 let registry = config.registry()?;
                 let deliveries =
@@ -89,7 +89,7 @@ fn serve(service: Service) -> anyhow::Result<()> {
                 let (jobs, deliveries) = tokio::join!(jobs.map(or_stop), deliveries.map(or_stop));
                 jobs.and(deliveries)
             }
-            Service::Metrics(config) => metrics::run(config, stop).await,
+            Service::Metrics(config) => metrics::run(*config, stop).await,
             Service::Olap(config) => olap::run(config, stop).await,
         }
     });

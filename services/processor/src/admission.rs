@@ -164,6 +164,7 @@ pub(crate) fn outcome(work: &Work, processor: &str, end: End, class: PriorityCla
         finished_at: service::now_ms(),
         usage: Usage::default(),
         end,
+        token: work.token,
     }
 }
 
@@ -223,6 +224,7 @@ mod tests {
             retention_s: 60,
             data: Json::default(),
             traceparent: None,
+            token: None,
         };
         let payload = serde_json::to_vec(&work).expect("it is JSON").into();
         let subject = names::work(PriorityClass::Normal, JobType::ProcessBatch, job, 1);

@@ -143,5 +143,6 @@ pub(crate) fn test_work(data: &str) -> Work {
         retention_s: 60,
         data: serde_json::from_str(data).expect("it is JSON"),
         traceparent: None,
+        token: None,
     }
 }

@@ -72,6 +72,10 @@ pub struct Config {
     /// A folder on a disk for those files; the system's temporary folder if absent.
     #[arg(long, env = "JOBMESH_SPILL_DIR")]
     pub spill_dir: Option<PathBuf>,
+    /// Accept reports of processors that do not repeat the token of their run: those of version 0.1 before there
+    /// were tokens. Any processor can then report on runs of others.
+    #[arg(long, env = "JOBMESH_ALLOW_MISSING_RUN_TOKENS")]
+    pub allow_missing_run_tokens: bool,
     /// Write the bucket, and ready work in streams of earlier versions, message behind message, not in
     /// atomic batches: less work for a broker that syncs by the clock, much more for one that syncs each
     /// message. With more than one replica it changes nothing.

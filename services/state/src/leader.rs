@@ -82,8 +82,8 @@ impl<'a> Leader<'a> {
         Self {
             queries,
             lease,
-            core: Core::new(started.state, config.rules(), clock),
-            commands: CommandProcessor::new(broker.clone()),
+            core: Core::new(started.state, config.rules(), clock, started.run_tokens),
+            commands: CommandProcessor::new(broker.clone(), config.allow_missing_run_tokens),
             projection: Projection::new(started.bucket),
             time_barrier: TimeBarrier::default(),
             dispatcher: Dispatcher::new(started.fences),

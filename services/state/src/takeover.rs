@@ -11,6 +11,7 @@ use nats::{
     names,
     publish::{self, Writes},
     rejected::Rejected,
+    run_tokens::RunTokens,
     snapshot::SnapshotWatermark,
     stream_reader::{self, StreamReader},
     wire::{self, Malformed},
@@ -39,6 +40,8 @@ pub(crate) struct Started {
     pub snapshots: Vec<SnapshotWatermark>,
     /// The size of COMMANDS, in bytes.
     pub commands_bytes: u64,
+    /// What makes and checks the tokens of runs.
+    pub run_tokens: RunTokens,
 }
 
 /// The state of the last snapshot.
@@ -61,6 +64,7 @@ pub(crate) async fn start(
     let last = replay(broker, &mut state).await?;
     let term = state.term() + 1;
     let snapshots = broker.snapshot_reaches().await?;
+    let run_tokens = broker.run_tokens(clock.now(state.at())).await?;
     let room = broker.room(names::COMMANDS).await;
     // The stream can be without a limit, or does not answer now.
     let commands_bytes = room.map_or_else(|| config.nats.sizes().commands(), |(_, max)| max);
@@ -83,7 +87,7 @@ pub(crate) async fn start(
         duration_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
         "leading"
     );
-    Ok(Started { state, bucket, fences, snapshots, commands_bytes })
+    Ok(Started { state, bucket, fences, snapshots, commands_bytes, run_tokens })
 }
 
 /// Applies the events after the snapshot, for the caller to settle; returns the last message of

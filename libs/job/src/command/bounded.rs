@@ -271,6 +271,7 @@ mod tests {
                 model: Some("m".repeat(900_000).into()),
             },
             end,
+            token: None,
         }
     }
 

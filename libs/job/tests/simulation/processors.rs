@@ -83,7 +83,8 @@ impl World {
             self.processors[at].running.push(running);
             let worker: Id = format!("w{at}").into();
             if !self.random.one_in(4) {
-                let started = Command::Started(Started { job, run, worker, at: self.now });
+                let started =
+                    Command::Started(Started { job, run, worker, at: self.now, token: None });
                 self.report(started);
             }
         }
@@ -158,6 +159,7 @@ impl World {
             finished_at: self.now,
             usage: Usage { input_tokens: tokens, ..Usage::default() },
             end,
+            token: None,
         })
     }
 

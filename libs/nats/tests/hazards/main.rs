@@ -345,7 +345,7 @@ fn a_dispatch_carries_the_id_of_its_run() {
     };
     let mut job = enqueued.job(1, Position::default());
     job.run = 4;
-    let message = work_queue::message(&job, 3, 60, &job::Settings::default());
+    let message = work_queue::message(&job, job::Digest([0; 16]), 3, 60, &job::Settings::default());
     let id = message.headers.get("Nats-Msg-Id").map(ToString::to_string);
     assert_eq!(id, Some(format!("{}.4", job.id)));
     assert!(message.subject.ends_with(".4"));

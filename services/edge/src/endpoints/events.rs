@@ -17,7 +17,7 @@ use crate::{
     error::Error,
     events::{Filter, Subscription},
     ids,
-    keys::Access,
+    keys::{Access, TICKET_PARAMETER},
     openapi::QuestionError,
 };
 
@@ -29,6 +29,7 @@ use crate::{
         ("batchId" = Option<String>, Query, description = "With its project.", min_length = 1, max_length = 128),
         ("jobId" = Option<uuid::Uuid>, Query),
         ("after" = Option<String>, Query, description = "The position to resume behind.", pattern = "^[0-9]{1,19}[.][0-9]{1,10}$"),
+        ("ticket" = Option<String>, Query, description = "Instead of an API key, see createTicket.", pattern = "^jt_[0-9A-Za-z]+_[0-9]{1,15}_[0-9a-f]{64}$"),
         ("Last-Event-ID" = Option<String>, Header, description = "The last event that was seen: takes precedence over `after`.", pattern = "^[0-9]{1,19}[.][0-9]{1,10}$"),
     ),
     responses((status = 200, description = "Changes of jobs, as they happen.", body = String, content_type = "text/event-stream"), QuestionError),
@@ -39,8 +40,8 @@ pub(crate) async fn stream(
     uri: Uri,
     headers: HeaderMap,
 ) -> Result<Response, Error> {
-    let [project, batch, job, after] =
-        body::query(&uri, ["projectId", "batchId", "jobId", "after"])?;
+    let [project, batch, job, after, _] =
+        body::query(&uri, ["projectId", "batchId", "jobId", "after", TICKET_PARAMETER])?;
     let project = project.map(|id| ids::id("projectId", &id)).transpose()?;
     let batch = batch.map(|id| ids::id("batchId", &id)).transpose()?;
     let job = job.map(|id| ids::job_id("jobId", &id)).transpose()?;

@@ -14,7 +14,13 @@ use serde::Serialize;
 
 use super::stats::{self, Queue, Worker};
 use crate::{
-    app::App, body, error::Error, ids, keys::Access, live::LiveCounts, openapi::QuestionError,
+    app::App,
+    body,
+    error::Error,
+    ids,
+    keys::{Access, TICKET_PARAMETER},
+    live::LiveCounts,
+    openapi::QuestionError,
 };
 
 /// How long a stream may be without an event: a proxy could take it for dead.
@@ -33,7 +39,10 @@ struct Live<'a> {
 /// `position` changes with every change of any job. An event `unavailable` means that state does not answer.
 #[utoipa::path(
     get, path = "/api/queue/live", tag = "queue",
-    params(("projectId" = Option<String>, Query, description = "All projects if absent.", min_length = 1, max_length = 128)),
+    params(
+        ("projectId" = Option<String>, Query, description = "All projects if absent.", min_length = 1, max_length = 128),
+        ("ticket" = Option<String>, Query, description = "Instead of an API key, see createTicket.", pattern = "^jt_[0-9A-Za-z]+_[0-9]{1,15}_[0-9a-f]{64}$"),
+    ),
     responses((status = 200, description = "Counts, as they change.", body = String, content_type = "text/event-stream"), QuestionError),
 )]
 pub(crate) async fn live(
@@ -41,7 +50,7 @@ pub(crate) async fn live(
     access: Access,
     uri: Uri,
 ) -> Result<Response, Error> {
-    let [project] = body::query(&uri, ["projectId"])?;
+    let [project, _] = body::query(&uri, ["projectId", TICKET_PARAMETER])?;
     let project = project.map(|id| ids::id("projectId", &id)).transpose()?;
     access.project_or_all(project.as_ref())?;
     let permit = app.waiting.enter(&access)?;

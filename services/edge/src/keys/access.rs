@@ -3,11 +3,12 @@
 use std::{sync::Arc, time::Duration};
 
 use axum::{extract::FromRequestParts, http::request::Parts};
-use job::Id;
+use job::{Id, time::Millis};
 use nats::api_keys::{KeyRecord, Scope};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use super::ticket;
 use crate::error::Error;
 
 /// The current record of a key; `None` once it is revoked.
@@ -52,6 +53,14 @@ impl Access {
     /// The id of the key, if the request has one.
     pub fn key(&self) -> Option<&str> {
         self.key_record().map(|record| record.id.as_str())
+    }
+
+    /// A new ticket of the key, and when it expires; `None` if the request has no key.
+    pub fn ticket(&self, now: Millis) -> Option<(String, Millis)> {
+        match &self.0 {
+            Rights::Open(_) => None,
+            Rights::Key { record, secret, .. } => Some(ticket::new_text(&record.id, secret, now)),
+        }
     }
 
     /// Checks that the key has a scope.

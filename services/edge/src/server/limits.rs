@@ -47,7 +47,8 @@ pub(super) enum Admission {
 #[derive(Debug)]
 pub(super) struct ConnectionPermit {
     connections: Connections,
-    address: IpAddr,
+    /// `None` if connections of its address are not limited.
+    address: Option<IpAddr>,
     pub admission: Admission,
 }
 
@@ -56,11 +57,14 @@ impl Connections {
         Self(Arc::new(Inner { total_max, per_address_max, open: Mutex::default() }))
     }
 
-    /// Counts a connection of an address. `None` if it must be closed without an answer.
-    pub fn admit(&self, address: IpAddr) -> Option<ConnectionPermit> {
-        let address = network_of(address);
+    /// Counts a connection of an address, or of a trusted proxy if there is none, which may have as many as there are in
+    /// total. `None` if it must be closed without an answer.
+    pub fn admit(&self, address: Option<IpAddr>) -> Option<ConnectionPermit> {
+        let address = address.map(network_of);
         let mut open = self.lock();
-        let count = |by: &HashMap<IpAddr, usize>| by.get(&address).copied().unwrap_or(0);
+        let count = |by: &HashMap<IpAddr, usize>| {
+            address.and_then(|address| by.get(&address)).copied().unwrap_or(0)
+        };
         let (of_address, refused) = (count(&open.by_address), count(&open.refused_by_address));
         let admission = if open.total >= self.0.total_max {
             Admission::TooMany
@@ -71,10 +75,14 @@ impl Connections {
         };
         if admission == Admission::Served {
             open.total += 1;
-            *open.by_address.entry(address).or_default() += 1;
+            if let Some(address) = address {
+                *open.by_address.entry(address).or_default() += 1;
+            }
         } else if open.refused < REFUSED_MAX && refused < REFUSED_PER_ADDRESS_MAX {
             open.refused += 1;
-            *open.refused_by_address.entry(address).or_default() += 1;
+            if let Some(address) = address {
+                *open.refused_by_address.entry(address).or_default() += 1;
+            }
         } else {
             return None;
         }
@@ -96,10 +104,12 @@ impl Drop for ConnectionPermit {
             open.refused -= 1;
             &mut open.refused_by_address
         };
-        if let Some(count) = by_address.get_mut(&self.address) {
+        if let Some(address) = self.address
+            && let Some(count) = by_address.get_mut(&address)
+        {
             *count -= 1;
             if *count == 0 {
-                by_address.remove(&self.address);
+                by_address.remove(&address);
             }
         }
     }
@@ -147,7 +157,7 @@ mod tests {
         let [one, other] = ["10.0.0.1", "10.0.0.2"].map(|text| text.parse().expect("an address"));
         let connections = Connections::new(3, 2);
         let admitted = |address| {
-            let place = connections.admit(address).expect("it gets an answer");
+            let place = connections.admit(Some(address)).expect("it gets an answer");
             (place.admission, place)
         };
         let (first, place) = admitted(one);
@@ -160,11 +170,12 @@ mod tests {
         drop(place);
         assert_eq!(admitted(one).0, Admission::Served);
         let (_fourth, _place) = admitted(one);
-        let refused: Vec<_> = (0..REFUSED_MAX).filter_map(|_| connections.admit(one)).collect();
+        let refused: Vec<_> =
+            (0..REFUSED_MAX).filter_map(|_| connections.admit(Some(one))).collect();
         assert_eq!(refused.len(), REFUSED_PER_ADDRESS_MAX);
-        assert!(connections.admit(one).is_none());
+        assert!(connections.admit(Some(one)).is_none());
         drop(refused);
-        assert!(connections.admit(one).is_some());
+        assert!(connections.admit(Some(one)).is_some());
         let neighbor = |text: &str| network_of(text.parse().expect("an address"));
         assert_eq!(neighbor("2001:db8::1"), neighbor("2001:db8::ffff:1"));
         assert_ne!(neighbor("2001:db8::1"), neighbor("2001:db8:0:1::1"));

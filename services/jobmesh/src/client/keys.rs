@@ -1,5 +1,7 @@
 //! `jobmesh keys`: API keys, over HTTP with an admin's key, or over NATS for the first one.
 
+use std::path::PathBuf;
+
 use clap::{Args, Subcommand, ValueEnum};
 use nats::{
     Broker,
@@ -9,20 +11,21 @@ use nats::{
 use serde_json::{Value, json};
 use service::{NatsLogin, NatsUrl};
 
-use super::{Server, api::Api, json::Json, show};
+use super::{Server, api::Api, json::Json, processor_login, show};
+use crate::handlers::JobTypeName;
 
 /// What can be done with API keys.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Keys {
     /// Makes a key and shows it, once. The first one must have scope admin; from then on each request
-    /// needs a key.
+    /// needs a key. With --processor: makes a login at NATS for a processor instead.
     Create {
         /// A name for people.
         #[arg(long)]
         name: String,
         /// What it may do; each scope includes the ones before it.
-        #[arg(long, value_enum)]
-        scope: ScopeName,
+        #[arg(long, value_enum, required_unless_present = "processor")]
+        scope: Option<ScopeName>,
         /// A project that it may use; may be repeated. All projects if none is named.
         #[arg(long = "project", value_name = "PROJECT")]
         projects: Vec<String>,
@@ -32,6 +35,8 @@ pub(crate) enum Keys {
         /// When it expires: 90d, 12h, 30m.
         #[arg(long)]
         expires: Option<String>,
+        #[command(flatten)]
+        login: ProcessorLogin,
         #[command(flatten)]
         server: Server,
     },
@@ -59,6 +64,26 @@ pub(crate) enum Keys {
     },
     /// Makes an admin's key over NATS, for a mesh whose edges refuse requests without a key.
     Bootstrap(Bootstrap),
+}
+
+/// A login at NATS for a processor.
+#[derive(Debug, Args)]
+pub(crate) struct ProcessorLogin {
+    /// Make a login at NATS for a processor of others, which may take work of some types only. Nothing is sent: the
+    /// user for the configuration of NATS is shown.
+    #[arg(
+        long,
+        requires = "types",
+        requires = "seed_file",
+        conflicts_with_all = ["scope", "projects", "metadata_only", "expires"]
+    )]
+    processor: bool,
+    /// A type of jobs that it may take; may be repeated.
+    #[arg(long = "type", value_enum, value_name = "TYPE", requires = "processor")]
+    types: Vec<JobTypeName>,
+    /// The file to write its secret to (the seed of an NKEY), which must not exist.
+    #[arg(long, value_name = "FILE", requires = "processor")]
+    seed_file: Option<PathBuf>,
 }
 
 /// How to reach NATS.
@@ -101,8 +126,12 @@ impl ScopeName {
 /// Carries out a command.
 pub(super) async fn act(keys: Keys) -> anyhow::Result<()> {
     match keys {
-        Keys::Create { name, scope, projects, metadata_only, expires, server } => {
-            let mut body = json!({ "name": name, "scope": scope.scope().name() });
+        Keys::Create {
+            name, login: ProcessorLogin { types, seed_file: Some(file), .. }, ..
+        } => processor_login::create(&name, &types, &file),
+        Keys::Create { name, scope, projects, metadata_only, expires, server, .. } => {
+            let scope = scope.map(|scope| scope.scope().name());
+            let mut body = json!({ "name": name, "scope": scope });
             if !projects.is_empty() {
                 body["projects"] = projects.into();
             }

@@ -31,6 +31,9 @@ const CLICKHOUSE_LOGIN: [&str; 3] =
 /// The logins of its services, as operators have them too.
 const NATS_IDENTITIES: &str = include_str!("../../../../deploy/nats/identities.conf");
 
+/// The file in the data directory with users of one's own for the broker, such as `jobmesh keys create --processor` shows.
+const NATS_USERS: &str = "nats.users.conf";
+
 /// The user of people at the broker of `dev`, who may do everything.
 const NATS_USER: &str = "jobmesh";
 
@@ -238,7 +241,8 @@ fn nats(
     // It may be a disk of its own.
     fs::create_dir_all(&store)?;
     let monitor = SocketAddr::from((Ipv4Addr::LOCALHOST, fetch::free_port()?));
-    let own = format!("# For `jobmesh dev`.\nhttp: \"{monitor}\"\n{NATS_IDENTITIES}\n");
+    let identities = with_users(NATS_IDENTITIES, &data_dir.join(NATS_USERS))?;
+    let own = format!("# For `jobmesh dev`.\nhttp: \"{monitor}\"\n{identities}\n");
     fs::write(&conf, format!("{NATS_CONF}\n{own}"))?;
     let sync = match config.durability {
         Durability::Always => "always",
@@ -262,6 +266,19 @@ fn nats(
         stop_within: STOP_WITHIN,
         watched: Some(Watched { monitor, dir: store }),
     })
+}
+
+/// The identities with the users of a file, if there is one.
+fn with_users(identities: &str, file: &Path) -> anyhow::Result<String> {
+    let users = match fs::read_to_string(file) {
+        Ok(users) => users,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(identities.into()),
+        Err(error) => {
+            return Err(error).with_context(|| format!("cannot read {}", file.display()));
+        }
+    };
+    let (before, end) = identities.rsplit_once(']').context("the identities are a list")?;
+    Ok(format!("{before}\n{users}\n]{end}"))
 }
 
 /// A path as a string of the broker's configuration, which knows few escapes.

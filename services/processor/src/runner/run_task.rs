@@ -107,7 +107,8 @@ impl Runner {
     /// Reports the start of a run without waiting: its outcome implies it.
     fn report_started(self: &Arc<Self>, work: &Work, at: i64, is_reported: Arc<SetOnce<()>>) {
         let (job, run, worker) = (work.job, work.run, self.name.as_str().into());
-        let item = Item { id: Uuid::now_v7(), command: Started { job, run, worker, at } };
+        let started = Started { job, run, worker, at, token: work.token };
+        let item = Item { id: Uuid::now_v7(), command: started };
         let json = serde_json::to_vec(&item).expect("ids and numbers are JSON");
         let started = self.started.clone();
         tokio::spawn(async move {
@@ -122,7 +123,7 @@ impl Runner {
     fn report_progress(&self, work: &Work, progress: job::Json, is_reported: Arc<SetOnce<()>>) {
         let item = Item {
             id: Uuid::now_v7(),
-            command: Progress { job: work.job, run: work.run, progress },
+            command: Progress { job: work.job, run: work.run, progress, token: work.token },
         };
         let json = serde_json::to_vec(&item).expect("ids and JSON are JSON");
         let publisher = self.progress.clone();

@@ -1,10 +1,11 @@
 //! Messages of COMMANDS, read and bounded: what one transaction processes.
 
 use bytes::Bytes;
-use job::{bulk::Requester, command::Command, time::Millis};
+use job::{State, bulk::Requester, command::Command, time::Millis};
 use nats::{
     names,
     rejected::Rejected,
+    run_tokens::RunTokens,
     stream_reader::{self, StreamReader},
     wire::{self, Malformed},
 };
@@ -36,7 +37,7 @@ pub(super) struct CommandMessage {
 pub(super) struct Item {
     /// Its own id, by which it is answered.
     pub id: Uuid,
-    /// The command, or which bound it exceeds.
+    /// The command, or why it is refused: which bound it exceeds, or that its sender was not given the run.
     pub command: Result<Command, String>,
 }
 
@@ -124,6 +125,18 @@ impl CommandBatch {
             messages.push(CommandMessage::read(message));
         }
         Self { messages, bytes }
+    }
+
+    /// Refuses reports on runs that their sender was not given.
+    pub fn check_reports(&mut self, tokens: &RunTokens, state: &State, missing_allowed: bool) {
+        let items = self.messages.iter_mut().filter_map(|message| message.items.as_mut().ok());
+        for item in items.flatten() {
+            let report = item.command.as_ref().ok().and_then(Command::run_report);
+            let checked = report.map(|report| tokens.check(state, report, missing_allowed));
+            if let Some(Err(why)) = checked {
+                item.command = Err(why);
+            }
+        }
     }
 
     /// The commands of all messages.

@@ -33,6 +33,8 @@ pub(super) struct CommandProcessor {
     broker: Broker,
     appender: EventAppender,
     bulk: BulkLookups,
+    /// True if reports without the token of their run are accepted.
+    missing_tokens_allowed: bool,
 }
 
 /// What was read for the next slice of a bulk operation.
@@ -90,9 +92,9 @@ impl BulkLookups {
 }
 
 impl CommandProcessor {
-    pub fn new(broker: Broker) -> Self {
+    pub fn new(broker: Broker, missing_tokens_allowed: bool) -> Self {
         let appender = EventAppender::new(broker.clone());
-        Self { broker, appender, bulk: BulkLookups::new() }
+        Self { broker, appender, bulk: BulkLookups::new(), missing_tokens_allowed }
     }
 
     /// Processes messages of COMMANDS in one transaction. `held` are the runs that online processors
@@ -104,9 +106,10 @@ impl CommandProcessor {
         &mut self,
         core: &mut Core,
         held: HashSet<(JobId, Run)>,
-        batch: CommandBatch,
+        mut batch: CommandBatch,
     ) -> Result<(), StepDown> {
         measurements::commands(batch.messages.len());
+        batch.check_reports(&core.run_tokens, &core.state, self.missing_tokens_allowed);
         let unsettled = !core.is_settled();
         let mut lookups = Lookups { held, unsettled, ..Lookups::default() };
         lookups::prefetch(&self.broker, &core.state, batch.commands(), &mut lookups).await?;

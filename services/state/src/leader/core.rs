@@ -6,7 +6,10 @@ use std::{
 };
 
 use job::{JobId, Run, Scheduler, State, Status, time::Millis, transaction::Transaction};
-use nats::heartbeat::{self, WorkerRegistry};
+use nats::{
+    heartbeat::{self, WorkerRegistry},
+    run_tokens::RunTokens,
+};
 
 use crate::clock::Clock;
 
@@ -16,14 +19,16 @@ pub(super) struct Core {
     pub scheduler: Scheduler,
     pub rules: job::Config,
     pub clock: Clock,
+    pub run_tokens: RunTokens,
     /// Since when heartbeats are received without interruption.
     connected_since: Instant,
 }
 
 impl Core {
-    pub fn new(state: State, rules: job::Config, clock: Clock) -> Self {
+    pub fn new(state: State, rules: job::Config, clock: Clock, run_tokens: RunTokens) -> Self {
         let scheduler = Scheduler::default();
-        Self { state, scheduler, rules, clock, connected_since: Instant::now() }
+        let connected_since = Instant::now();
+        Self { state, scheduler, rules, clock, run_tokens, connected_since }
     }
 
     /// The time of decisions.
@@ -83,7 +88,8 @@ impl Core {
             Lookups,
             command::{Command, Enqueue, NewJob},
         };
-        let mut core = Self::new(State::new(1_000), job::Config::default(), Clock::start());
+        let tokens = RunTokens::new("key", 0);
+        let mut core = Self::new(State::new(1_000), job::Config::default(), Clock::start(), tokens);
         let enqueue = Enqueue::new("p".into(), vec![NewJob::new(id, "b".into())]);
         let mut transaction = core.begin();
         let command = Command::Enqueue(enqueue);

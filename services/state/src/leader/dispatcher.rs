@@ -65,7 +65,7 @@ impl Dispatcher {
     /// flight from here on.
     pub fn due(&mut self, core: &mut Core, capacity: Capacity) -> Vec<Dispatch> {
         let now = core.now();
-        let Core { state, scheduler, rules, .. } = core;
+        let Core { state, scheduler, rules, run_tokens, .. } = core;
         let mut taken: ByClass<(Vec<Message>, usize)> = ByClass::default();
         let pauses = self.resume_at.map(|at| at.is_some_and(|at| Instant::now() < at));
         loop {
@@ -80,8 +80,9 @@ impl Dispatcher {
             let owner = internal::receiver_of(&job.project).unwrap_or(&job.project);
             let settings = state.settings(owner);
             let retention_s = u32::try_from(state.retention_ms(owner) / 1_000).unwrap_or(u32::MAX);
-            let message =
-                work_queue::message(&job, state.max_attempts(&job), retention_s, &settings);
+            let token = run_tokens.token(job.id, job.run);
+            let max_attempts = state.max_attempts(&job);
+            let message = work_queue::message(&job, token, max_attempts, retention_s, &settings);
             let (messages, bytes) = &mut taken[job.priority_class];
             *bytes += message.payload.len();
             messages.push(message);

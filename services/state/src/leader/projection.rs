@@ -237,12 +237,15 @@ mod tests {
         command::{Cancel, Command, Enqueue, NewJob},
     };
 
+    use nats::run_tokens::RunTokens;
+
     use super::*;
     use crate::clock::Clock;
 
     /// A leader whose jobs are canceled: each is a dirty key.
     fn core(jobs: u128) -> Core {
-        let mut core = Core::new(State::new(1_000), Config::default(), Clock::start());
+        let tokens = RunTokens::new("key", 0);
+        let mut core = Core::new(State::new(1_000), Config::default(), Clock::start(), tokens);
         let job = |n| NewJob::new(JobId::from_u128(n), format!("{n}").into());
         let enqueue = Enqueue::new("p".into(), (1..=jobs).map(job).collect());
         let cancel = Cancel { project: "p".into(), batches: None, idempotency: None };

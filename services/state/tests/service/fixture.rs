@@ -6,7 +6,7 @@ use async_nats::HeaderMap;
 use clap::Parser;
 use futures_util::StreamExt;
 use job::{
-    Job, JobId, JobLabels, JobType, PriorityClass, Usage,
+    Digest, Job, JobId, JobLabels, JobType, PriorityClass, Usage,
     command::{End, Enqueue, NewJob, Outcome},
     reply::Reply,
 };
@@ -99,9 +99,14 @@ pub fn one(job: u128) -> Enqueue {
     Enqueue::new("p".into(), vec![NewJob::new(JobId::from_u128(job), "b".into())])
 }
 
+/// The token of run 1 of a job.
+pub async fn token(broker: &Broker, job: JobId) -> anyhow::Result<Option<Digest>> {
+    Ok(Some(broker.run_tokens(0).await?.token(job, 1)))
+}
+
 /// The report that run 1 of a job is done.
-pub fn done(job: &Job) -> Outcome {
-    Outcome {
+pub async fn done(broker: &Broker, job: &Job) -> anyhow::Result<Outcome> {
+    Ok(Outcome {
         job: job.id,
         run: 1,
         worker: "tester".into(),
@@ -110,7 +115,8 @@ pub fn done(job: &Job) -> Outcome {
         finished_at: service::now_ms(),
         usage: Usage::default(),
         end: End::Done { result: None, stored: None },
-    }
+        token: token(broker, job.id).await?,
+    })
 }
 
 pub fn in_a_while() -> i64 {

@@ -60,7 +60,8 @@ async fn canceled_work_in_a_stream_is_hinted_at_and_again_when_it_is_begun() -> 
     let job = JobId::from_u128(1);
     let hint = tokio::time::timeout(PATIENCE, hints.next()).await?.unwrap();
     assert_eq!(serde_json::from_slice::<Stop>(&hint.payload)?.runs, [(job, 1)]);
-    let started = Started { job, run: 1, worker: "tester".into(), at: service::now_ms() };
+    let (worker, at) = ("tester".into(), service::now_ms());
+    let started = Started { job, run: 1, worker, at, token: token(&broker, job).await? };
     say(&broker, Verb::Started, started).await?;
     let hint = tokio::time::timeout(PATIENCE, hints.next()).await?.unwrap();
     assert_eq!(serde_json::from_slice::<Stop>(&hint.payload)?.runs, [(job, 1)]);
@@ -80,7 +81,7 @@ async fn the_outcome_of_a_run_that_an_earlier_leader_dispatched_is_accepted() ->
     let second = Service::start(&nats.url());
     let job = look_up(&broker, 1).await?.unwrap();
     assert_eq!((job.status, job.run), (Status::Queued, 1));
-    say(&broker, Verb::Outcome, done(&job)).await?;
+    say(&broker, Verb::Outcome, done(&broker, &job).await?).await?;
     let jobs = broker.js.get_key_value(names::JOBS).await?;
     let begun = Instant::now();
     loop {
@@ -110,11 +111,17 @@ async fn a_run_whose_outcome_is_on_the_way_is_not_dispatched_again() -> anyhow::
         say(
             &broker,
             Verb::Started,
-            Started { job: JobId::from_u128(9), run: filler, worker: "x".into(), at: 1 },
+            Started {
+                job: JobId::from_u128(9),
+                run: filler,
+                worker: "x".into(),
+                at: 1,
+                token: None,
+            },
         )
         .await?;
     }
-    say(&broker, Verb::Outcome, done(&job)).await?;
+    say(&broker, Verb::Outcome, done(&broker, &job).await?).await?;
     let stream = broker.js.get_stream(names::work_stream(PriorityClass::Normal)).await?;
     stream
         .purge()

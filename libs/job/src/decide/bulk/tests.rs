@@ -66,6 +66,7 @@ impl World {
             finished_at: 2,
             usage: crate::Usage::default(),
             end: End::Reject { error: error.into() },
+            token: None,
         }));
     }
 
