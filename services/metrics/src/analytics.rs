@@ -1,5 +1,9 @@
 //! Sums by bucket and group, from the rollups if they have what is asked for, else from the runs.
 
+mod source;
+
+use std::collections::HashMap;
+
 use clickhouse::{Client, Row};
 use jiff::{Span, Timestamp, Unit, Zoned, civil::Weekday, tz::TimeZone};
 use job::time::{Millis, rfc3339};
@@ -10,56 +14,11 @@ use nats::{
 use serde::Deserialize;
 
 use crate::conditions::Conditions;
+use source::Source;
 
 const HOUR_MS: Millis = 3_600_000;
 /// The name of the group of all that are not listed, in queries.
 const OTHER: &str = "other";
-
-/// What is read.
-struct Source {
-    table: &'static str,
-    /// The time of a row.
-    time: &'static str,
-    /// The sums, by the names of [`Cell`].
-    columns: &'static str,
-    /// The ends of jobs.
-    jobs: &'static str,
-    /// The percentiles of the durations of listed groups.
-    durations: &'static str,
-    /// The percentiles of their waits.
-    waits: &'static str,
-}
-
-const RUNS: Source = Source {
-    table: "job_runs",
-    time: "t.at",
-    columns: "countIf(t.final AND t.outcome = 'completed') AS completed,
-        countIf(t.final AND t.outcome = 'failed') AS failed,
-        countIf(t.final AND t.outcome = 'canceled') AS canceled,
-        countIf(t.ran) AS runs, countIf(t.outcome = 'retry') AS retries,
-        countIf(t.outcome = 'lost') AS lost_runs,
-        sumIf(t.duration_ms, t.ran) AS duration_sum, sumIf(t.wait_ms, t.ran) AS wait_sum,
-        sum(t.tokens_in) AS tokens_in, sum(t.tokens_out) AS tokens_out,
-        sumIf(t.tokens_in + t.tokens_out, t.outcome IN ('retry', 'failed', 'lost', 'refused'))
-            AS wasted_tokens",
-    jobs: "countIf(t.final)",
-    durations: "quantilesTDigestIf(0.5, 0.95, 0.99)(t.duration_ms, t.ran AND is_listed)",
-    waits: "quantilesTDigestIf(0.5, 0.95, 0.99)(t.wait_ms, t.ran AND is_listed)",
-};
-const HOURS: Source = Source {
-    table: "runs_by_hour",
-    time: "t.hour",
-    columns: "sum(t.completed) AS completed, sum(t.failed) AS failed,
-        sum(t.canceled) AS canceled, sum(t.runs) AS runs, sum(t.retries) AS retries,
-        sum(t.lost_runs) AS lost_runs,
-        sum(t.duration_sum) AS duration_sum, sum(t.wait_sum) AS wait_sum,
-        sum(t.tokens_in) AS tokens_in, sum(t.tokens_out) AS tokens_out,
-        sum(t.wasted_tokens) AS wasted_tokens",
-    jobs: "sum(t.completed + t.failed + t.canceled)",
-    durations: "quantilesTDigestMergeIf(0.5, 0.95, 0.99)(t.durations, is_listed)",
-    waits: "quantilesTDigestMergeIf(0.5, 0.95, 0.99)(t.wait_digest, is_listed)",
-};
-const PROJECT_HOURS: Source = Source { table: "runs_by_project_hour", ..HOURS };
 
 /// One row of an answer; the start is 0 in a total.
 #[derive(Clone, Debug, Default, Row, Deserialize)]
@@ -81,6 +40,21 @@ struct Cell {
     durations: Vec<f64>,
     waits: Vec<f64>,
 }
+
+/// The percentiles of a cell that are read apart.
+#[derive(Clone, Debug, Row, Deserialize)]
+struct Percentiles {
+    start: i64,
+    group: String,
+    #[expect(dead_code, reason = "it is 1 in all rows")]
+    listed: u8,
+    durations: Vec<f64>,
+    waits: Vec<f64>,
+}
+
+/// What stands for percentiles that are read apart.
+const NO_PERCENTILES: &str =
+    "CAST([], 'Array(Float64)') AS durations, CAST([], 'Array(Float64)') AS waits";
 
 impl Cell {
     fn sums(self, group_by: Option<GroupBy>) -> Sums {
@@ -116,14 +90,15 @@ impl Cell {
     }
 }
 
-/// Sums what was asked for, as of `as_of`.
+/// Sums what was asked for, as of `as_of`. Sums by group are whole since `groups_since`.
 pub(crate) async fn analytics(
     client: &Client,
     query: &AnalyticsQuery,
+    groups_since: Millis,
     as_of: Millis,
 ) -> anyhow::Result<Analytics> {
     let zone = TimeZone::get(&query.time_zone)?;
-    let source = source(query, &zone)?;
+    let source = Source::of(query, &zone, groups_since)?;
     // The same range whatever is read.
     let (from, to) = match query.bucket {
         Bucket::Minute => (query.from, query.to),
@@ -131,7 +106,10 @@ pub(crate) async fn analytics(
             (floor(query.from), floor(query.to - 1) + HOUR_MS)
         }
     };
-    let conditions = Conditions::of_runs(&query.filter);
+    let conditions = match source.dimension {
+        None => Conditions::of_runs(&query.filter),
+        Some(dimension) => Conditions::of_dimension(dimension, query.filter.projects.as_deref()),
+    };
     let conditions = match source.time {
         "t.hour" => conditions
             .millis("t.hour >= toDateTime(fromUnixTimestamp64Milli({from:Int64}))", "from", from)
@@ -141,7 +119,7 @@ pub(crate) async fn analytics(
             .millis("t.at < fromUnixTimestamp64Milli({to:Int64})", "to", to),
     };
     let conditions = conditions.with_text("zone", query.time_zone.clone());
-    let cells = cells(client, query, source, conditions).await?;
+    let cells = cells(client, query, &source, conditions).await?;
     let (mut totals, mut rows) = (Vec::new(), Vec::new());
     for cell in cells {
         match cell.start {
@@ -172,26 +150,6 @@ fn floor(at: Millis) -> Millis {
     at.div_euclid(HOUR_MS) * HOUR_MS
 }
 
-/// The cheapest table that has what is asked for.
-fn source(query: &AnalyticsQuery, zone: &TimeZone) -> anyhow::Result<&'static Source> {
-    let filter = &query.filter;
-    let mut has_whole_hours = true;
-    for at in [query.from, query.to] {
-        let offset = zone.to_offset(Timestamp::from_millisecond(at)?);
-        has_whole_hours &= offset.seconds() % 3_600 == 0;
-    }
-    let is_in_rollups = query.bucket != Bucket::Minute
-        && has_whole_hours
-        && filter.processor.is_none()
-        && filter.error_group.is_none()
-        && matches!(query.group_by, None | Some(GroupBy::Project | GroupBy::Model | GroupBy::Type));
-    Ok(match (is_in_rollups, &filter.projects, query.group_by) {
-        (false, ..) => &RUNS,
-        (true, None, None | Some(GroupBy::Model | GroupBy::Type)) => &HOURS,
-        (true, ..) => &PROJECT_HOURS,
-    })
-}
-
 /// The totals of each group, the one with the most jobs first, and the sums of each bucket, in order.
 async fn cells(
     client: &Client,
@@ -201,7 +159,8 @@ async fn cells(
 ) -> anyhow::Result<Vec<Cell>> {
     let group = match query.group_by {
         None => "''",
-        Some(GroupBy::Project) => "toString(t.project)",
+        Some(_) if source.dimension.is_some() => "t.value",
+        Some(GroupBy::Project) => "t.project",
         Some(GroupBy::Model) => "toString(t.model)",
         Some(GroupBy::Type) => "toString(t.type)",
         Some(GroupBy::Outcome) => "toString(t.outcome)",
@@ -234,18 +193,36 @@ async fn cells(
         }
     };
     let finite = |digest: &str| format!("arrayMap(q -> if(isNaN(q), 0, toFloat64(q)), {digest})");
-    let sql = format!(
-        "WITH {group} AS name, {is_listed} AS is_listed
-        SELECT toInt64(toUnixTimestamp({start})) AS start, if(is_listed, name, '') AS group,
-            toUInt8(is_listed) AS listed, {columns},
-            {} AS durations, {} AS waits
-        FROM {table} AS t WHERE {filter}
-        GROUP BY GROUPING SETS ((start, group, listed), (group, listed))
-        ORDER BY start, listed DESC, completed + failed + canceled DESC, group",
-        finite(durations),
-        finite(waits),
-    );
-    Ok(conditions.query(client, &sql).fetch_all().await?)
+    let percentiles = format!("{} AS durations, {} AS waits", finite(durations), finite(waits));
+    let sums_of = |what: &str, is_listed: &str, filter: &str| {
+        format!(
+            "WITH {group} AS name, {is_listed} AS is_listed
+            SELECT toInt64(toUnixTimestamp({start})) AS start, if(is_listed, name, '') AS group,
+                toUInt8(is_listed) AS listed, {what}
+            FROM {table} AS t WHERE {filter}
+            GROUP BY GROUPING SETS ((start, group, listed), (group, listed))"
+        )
+    };
+    let order = "ORDER BY start, listed DESC, completed + failed + canceled DESC, group";
+    // Of many groups few are listed: only their digests are read.
+    let is_apart = query.group_by == Some(GroupBy::Project);
+    let percentiles_here = if is_apart { NO_PERCENTILES } else { &percentiles };
+    let sql = sums_of(&format!("{columns}, {percentiles_here}"), is_listed, &filter);
+    let mut cells: Vec<Cell> =
+        conditions.query(client, &format!("{sql} {order}")).fetch_all().await?;
+    if is_apart {
+        let filter = format!("{filter} AND {group} IN {{listed:Array(String)}}");
+        let sql = sums_of(&percentiles, "true", &filter);
+        let digests: Vec<Percentiles> = conditions.query(client, &sql).fetch_all().await?;
+        let digests =
+            digests.into_iter().map(|it| ((it.start, it.group), (it.durations, it.waits)));
+        let mut digests: HashMap<(i64, String), (Vec<f64>, Vec<f64>)> = digests.collect();
+        for cell in cells.iter_mut().filter(|cell| cell.listed == 1) {
+            let found = digests.remove(&(cell.start, cell.group.clone()));
+            (cell.durations, cell.waits) = found.unwrap_or_default();
+        }
+    }
+    Ok(cells)
 }
 
 /// The start of each bucket from the one of `from` on.
@@ -307,27 +284,5 @@ mod tests {
         assert_eq!(hours, ["2026-11-27T00:30:00.000Z", "2026-11-27T01:30:00.000Z"]);
         let minutes = texts(Bucket::Minute, "UTC", "2026-11-27T00:00:59Z", "2026-11-27T00:01:01Z");
         assert_eq!(minutes, ["2026-11-27T00:00:00.000Z", "2026-11-27T00:01:00.000Z"]);
-    }
-
-    #[test]
-    fn rollups_answer_what_they_have() {
-        let query = |bucket, time_zone: &str, group_by| AnalyticsQuery {
-            filter: Default::default(),
-            from: 0,
-            to: 1,
-            bucket,
-            time_zone: time_zone.to_owned(),
-            group_by,
-            groups_max: 1,
-        };
-        let table = |query: &AnalyticsQuery| {
-            source(query, &TimeZone::get(&query.time_zone).unwrap()).unwrap().table
-        };
-        let project = Some(GroupBy::Project);
-        assert_eq!(table(&query(Bucket::Day, "UTC", None)), "runs_by_hour");
-        assert_eq!(table(&query(Bucket::Day, "UTC", project)), "runs_by_project_hour");
-        assert_eq!(table(&query(Bucket::Day, "Asia/Kolkata", None)), "job_runs");
-        assert_eq!(table(&query(Bucket::Minute, "UTC", None)), "job_runs");
-        assert_eq!(table(&query(Bucket::Day, "UTC", Some(GroupBy::Outcome))), "job_runs");
     }
 }

@@ -39,14 +39,16 @@ pub enum Table {
     Hours,
     /// Sums by project.
     ProjectHours,
+    /// Sums over all projects by one dimension.
+    Groups,
     /// Sums by error group.
     Failures,
 }
 
 impl Table {
     /// All of them.
-    pub const ALL: [Self; 5] =
-        [Self::Runs, Self::Audit, Self::Hours, Self::ProjectHours, Self::Failures];
+    pub const ALL: [Self; 6] =
+        [Self::Runs, Self::Audit, Self::Hours, Self::ProjectHours, Self::Groups, Self::Failures];
 
     /// Its name in ClickHouse.
     pub fn name(self) -> &'static str {
@@ -55,6 +57,7 @@ impl Table {
             Self::Audit => "audit",
             Self::Hours => "runs_by_hour",
             Self::ProjectHours => "runs_by_project_hour",
+            Self::Groups => "runs_by_group_hour",
             Self::Failures => "failures_by_hour",
         }
     }
@@ -63,7 +66,7 @@ impl Table {
     fn time(self) -> &'static str {
         match self {
             Self::Runs | Self::Audit => "at",
-            Self::Hours | Self::ProjectHours | Self::Failures => "hour",
+            Self::Hours | Self::ProjectHours | Self::Groups | Self::Failures => "hour",
         }
     }
 }
@@ -265,7 +268,7 @@ fn is_in(table: Table) -> &'static str {
             AND at >= toDateTime({first_hour:UInt32}, 'UTC')"
         }
         Table::Audit => "true",
-        Table::Hours | Table::ProjectHours | Table::Failures => {
+        Table::Hours | Table::ProjectHours | Table::Groups | Table::Failures => {
             "hour < toDateTime({first_hour:UInt32}, 'UTC')"
         }
     }

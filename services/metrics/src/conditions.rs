@@ -1,7 +1,7 @@
 //! Conditions of a query, with their values as parameters.
 
 use clickhouse::{Client, query::Query};
-use job::time::Millis;
+use job::{Id, time::Millis};
 use nats::query::RunFilter;
 use serde::Serialize;
 
@@ -44,6 +44,16 @@ impl Conditions {
             Some(group) => conditions.unsigned("t.error_group = {group:UInt64}", "group", group),
             None => conditions,
         }
+    }
+
+    /// Those of a dimension of the sums by group: of these projects, if the dimension is theirs.
+    pub fn of_dimension(dimension: &str, projects: Option<&[Id]>) -> Self {
+        let conditions = Self::default();
+        let sql = "t.dimension = {dimension:String}";
+        let conditions = conditions.text(sql, "dimension", dimension.to_owned());
+        let Some(projects) = projects else { return conditions };
+        let projects = projects.iter().map(ToString::to_string).collect();
+        conditions.texts("t.value IN {projects:Array(String)}", "projects", projects)
     }
 
     /// Adds one without a value.

@@ -10,6 +10,7 @@ mod checkpoint;
 mod conditions;
 mod config;
 mod failures;
+mod group_sums;
 mod ingest;
 mod jobs;
 mod measurements;

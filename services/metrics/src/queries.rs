@@ -16,8 +16,8 @@ use serde::{Serialize, de::DeserializeOwned};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    analytics, audit, checkpoint::CheckpointStore, failures, ingest::Progress, jobs, measurements,
-    recent_answers::RecentAnswers, rollups,
+    analytics, audit, checkpoint::CheckpointStore, failures, group_sums::GroupSums,
+    ingest::Progress, jobs, measurements, recent_answers::RecentAnswers, rollups,
 };
 
 /// Questions that are worked on at once.
@@ -46,20 +46,23 @@ pub(crate) async fn answer(
     let changes = add("audit", names::QUERY_AUDIT).await?;
     let sums = add("analytics", names::QUERY_ANALYTICS).await?;
     let failed = add("failures", names::QUERY_FAILURES).await?;
+    let group_sums = GroupSums::default();
     let recent_totals = RecentAnswers::<MetricsQuery, Totals>::new();
     let recent_sums = RecentAnswers::<AnalyticsQuery, Analytics>::new();
     let recent_failures = RecentAnswers::<FailuresQuery, FailuresAnswer>::new();
     let as_of = async || as_of(&broker, &progress, service::now_ms()).await;
     let answering_totals = totals.for_each_concurrent(AT_ONCE_MAX, |request| async {
         let compute = async |query: &MetricsQuery| {
-            Ok(rollups::rollups(&client, query, service::now_ms(), as_of().await?).await?)
+            let since = group_sums.since(&client).await?;
+            Ok(rollups::rollups(&client, query, since, service::now_ms(), as_of().await?).await?)
         };
         respond("totals", request, |query| recently(&progress, &recent_totals, query, compute))
             .await;
     });
     let answering_sums = sums.for_each_concurrent(AT_ONCE_MAX, |request| async {
         let compute = async |query: &AnalyticsQuery| {
-            analytics::analytics(&client, query, as_of().await?).await
+            let since = group_sums.since(&client).await?;
+            analytics::analytics(&client, query, since, as_of().await?).await
         };
         respond("analytics", request, |query| recently(&progress, &recent_sums, query, compute))
             .await;

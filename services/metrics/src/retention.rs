@@ -5,8 +5,12 @@ use anyhow::Context;
 use crate::config::{ClickHouse, Retention};
 
 /// Tables of sums, with the column of their time.
-const SUMS: [(&str, &str); 3] =
-    [("runs_by_hour", "hour"), ("runs_by_project_hour", "hour"), ("failures_by_hour", "hour")];
+const SUMS: [(&str, &str); 4] = [
+    ("runs_by_hour", "hour"),
+    ("runs_by_project_hour", "hour"),
+    ("runs_by_group_hour", "hour"),
+    ("failures_by_hour", "hour"),
+];
 
 /// Changes the TTL of tables that have another one. ClickHouse deletes in the background.
 ///

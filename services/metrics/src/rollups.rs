@@ -78,16 +78,17 @@ fn ratio(part: u64, whole: u64) -> f64 {
     if whole == 0 { 0.0 } else { part as f64 / whole as f64 }
 }
 
-/// Sums what was asked for, as of `now`.
+/// Sums what was asked for, as of `now`. Sums by group are whole since `groups_since`.
 pub(crate) async fn rollups(
     client: &Client,
     ask: &MetricsQuery,
+    groups_since: Millis,
     now: Millis,
     as_of: Millis,
 ) -> clickhouse::error::Result<Totals> {
     let from = from(ask.range, now);
     let cells = cells(client, ask, from).await?;
-    let [p50, p95, p99] = quantiles(client, ask, from).await?;
+    let [p50, p95, p99] = quantiles(client, ask, groups_since, from).await?;
     let mut total = Cell::nothing();
     let mut by_type: BTreeMap<String, Cell> = BTreeMap::new();
     let mut by_model: BTreeMap<String, Cell> = BTreeMap::new();
@@ -202,9 +203,15 @@ async fn cells(
 async fn quantiles(
     client: &Client,
     ask: &MetricsQuery,
+    groups_since: Millis,
     from: Millis,
 ) -> clickhouse::error::Result<[f64; 3]> {
-    let (table, condition) = source(ask);
+    let (table, condition) = match source(ask) {
+        source if from < groups_since => source,
+        // One digest an hour instead of one for each type and model.
+        _ if ask.project.is_none() => ("runs_by_group_hour", "dimension = 'all' AND"),
+        _ => ("runs_by_group_hour", "dimension = 'project' AND value = {project:String} AND"),
+    };
     let sql = format!(
         "SELECT arrayMap(q -> if(isNaN(q), 0, toFloat64(q)),
             quantilesTDigestMerge(0.5, 0.95, 0.99)(durations))

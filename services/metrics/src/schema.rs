@@ -11,10 +11,11 @@ use crate::{
 };
 
 /// The versions of the schema, the first one first.
-const VERSIONS: [&str; 3] = [
+const VERSIONS: [&str; 4] = [
     include_str!("../../../deploy/clickhouse/schema/0001_runs.sql"),
     include_str!("../../../deploy/clickhouse/schema/0002_analytics.sql"),
     include_str!("../../../deploy/clickhouse/schema/0003_traces.sql"),
+    include_str!("../../../deploy/clickhouse/schema/0004_groups.sql"),
 ];
 /// The version of this program.
 pub(crate) const VERSION: u32 = VERSIONS.len() as u32;
@@ -90,6 +91,6 @@ mod tests {
                 });
             assert!(is_safe, "{statement}");
         }
-        assert_eq!(statements.len(), 14);
+        assert_eq!(statements.len(), 16);
     }
 }
