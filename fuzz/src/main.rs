@@ -22,9 +22,11 @@ use nats::{
 /// A target: it panics if a parser is wrong.
 type Target = fn(&[u8]);
 
-const TARGETS: [(&str, Target); 13] = [
+const TARGETS: [(&str, Target); 15] = [
     ("body", edge::fuzzing::body),
     ("query", edge::fuzzing::query),
+    ("ticket", edge::fuzzing::ticket),
+    ("forwarded", edge::fuzzing::forwarded),
     ("answer", processor::fuzzing::answer),
     ("statement", olap::fuzzing::statement),
     ("commands", commands),

@@ -261,6 +261,12 @@ impl Keys {
     }
 }
 
+/// Whether a text is a ticket that was made with the secret of this hash, and is accepted at `now`.
+#[cfg(fuzzing)]
+pub(crate) fn is_ticket_of(text: &str, secret_hash: &str, now: Millis) -> bool {
+    Ticket::parse(text).is_some_and(|ticket| ticket.is_of(secret_hash, now))
+}
+
 /// Refuses requests without an accepted key, and attaches the [`Access`] of the others.
 pub(crate) async fn guard(State(keys): State<Keys>, mut request: Request, next: Next) -> Response {
     let path = request.uri().path();
