@@ -33,12 +33,13 @@ async fn settings_are_shown_changed_one_by_one_reset_and_kept() -> anyhow::Resul
     assert_eq!(status, 200, "{answer}");
     let defaults = answer["project"].clone();
     let expected = json!({
-        "projectId": "a.b", "maxActiveJobs": 0, "maxActiveBytes": 0,
+        "projectId": "a.b", "maxActiveJobs": 0, "maxActiveBytes": 0, "enqueuesPerMinute": 0,
         "maxConcurrency": 0, "requestsPerMinute": 30, "tokensPerMinute": 0,
         "weight": 1, "paused": false, "maxAttempts": 3, "retention": 7 * 24 * 3_600,
         "maxDeferral": 24 * 3_600,
         "retry": { "baseMs": 1_000, "factor": 2.0, "capMs": 300_000, "jitter": 0.2 },
-        "usage": { "runningJobs": 0, "startsInLastMinute": 0, "tokensInLastMinute": 0 },
+        "usage": { "runningJobs": 0, "startsInLastMinute": 0, "tokensInLastMinute": 0,
+            "enqueuedInLastMinute": 0 },
     });
     assert_eq!(defaults, expected);
     let change = json!({

@@ -62,3 +62,27 @@ async fn project_at_its_limit_is_refused_and_others_are_not() -> anyhow::Result<
     assert_eq!(mesh.post_raw(ENQUEUE, jobs("greedy", 301, 1)).await?.0, 429);
     Ok(())
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn project_enqueues_no_more_in_a_minute_than_its_limit_and_others_do() -> anyhow::Result<()> {
+    let mesh = Mesh::start()?;
+    mesh.set("greedy", json!({ "enqueuesPerMinute": 50 })).await?;
+    assert_eq!(mesh.post_raw(ENQUEUE, jobs("greedy", 0, 40)).await?.0, 200);
+    let (status, answer) = mesh.post_raw(ENQUEUE, jobs("greedy", 40, 11)).await?;
+    let error = answer["error"].as_str().unwrap_or_default();
+    assert_eq!((status, &answer["code"]), (429, &json!("project_full")));
+    assert!(error.contains("enqueuesPerMinute of 50") && error.contains("retry in"), "{error}");
+    assert_eq!(mesh.post_raw(ENQUEUE, jobs("greedy", 40, 10)).await?.0, 200);
+    // A leader that takes over knows what was enqueued.
+    mesh.signal("state", libc::SIGKILL)?;
+    until("refused by the next leader", async || {
+        let (status, answer) = mesh.post_raw(ENQUEUE, jobs("greedy", 50, 1)).await?;
+        assert_ne!(status, 200, "{answer}");
+        Ok(if status == 429 { Ok(()) } else { Err(answer.to_string()) })
+    })
+    .await?;
+    assert_eq!(mesh.post_raw(ENQUEUE, jobs("modest", 0, 100)).await?.0, 200);
+    let (_, project) = mesh.get("/api/projects/greedy").await?;
+    assert_eq!(project["project"]["usage"]["enqueuedInLastMinute"], 50, "{project}");
+    Ok(())
+}

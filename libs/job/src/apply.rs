@@ -192,6 +192,9 @@ impl State {
     }
 
     fn enqueued(&mut self, at: Millis, position: Position, new: &Enqueued) {
+        if !new.job_type.is_internal() {
+            self.persisted.projects.entry(new.project.clone()).or_default().enqueues.add(at, 1);
+        }
         self.enter(new.job(at, position));
     }
 

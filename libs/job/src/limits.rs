@@ -17,4 +17,7 @@ pub struct Limits {
     /// Bytes of the data of these jobs.
     #[serde(default)]
     pub max_active_bytes: u64,
+    /// Jobs that may be enqueued in any 60 s.
+    #[serde(default)]
+    pub enqueues_per_minute: u32,
 }

@@ -32,6 +32,9 @@ pub struct Settings {
     /// Bytes of the data of these jobs; set by admins.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_active_bytes: Option<u64>,
+    /// Jobs that may be enqueued in any 60 s; set by admins.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub enqueues_per_minute: Option<u32>,
     /// Turns that the project has where others have one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub weight: Option<u32>,
@@ -94,6 +97,10 @@ pub struct Patch {
     #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "named")]
     #[cfg_attr(feature = "openapi", schema(value_type = Option<u64>, maximum = 9_007_199_254_740_991_u64))]
     pub max_active_bytes: Option<Option<u64>>,
+    /// Jobs that may be enqueued in any 60 s; 0 is no limit. Only admins set it.
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "named")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<u32>, maximum = 2_147_483_647))]
+    pub enqueues_per_minute: Option<Option<u32>>,
     /// Turns that the project has where others have one.
     #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "named")]
     #[cfg_attr(feature = "openapi", schema(value_type = Option<u32>, minimum = 1, maximum = 100))]
@@ -180,6 +187,7 @@ impl Patch {
         large("tokensPerMinute", self.tokens_per_minute)?;
         large("maxActiveBytes", self.max_active_bytes)?;
         within("maxActiveJobs", self.max_active_jobs, 0, LIMIT_MAX)?;
+        within("enqueuesPerMinute", self.enqueues_per_minute, 0, LIMIT_MAX)?;
         within("maxConcurrency", self.max_concurrency, 0, LIMIT_MAX)?;
         within("requestsPerMinute", self.requests_per_minute, 0, LIMIT_MAX)?;
         within("weight", self.weight, 1, WEIGHT_MAX)?;
@@ -215,7 +223,9 @@ impl Patch {
 
     /// True if it changes what only an admin may change: the project's share of the mesh.
     pub fn is_for_admins(&self) -> bool {
-        self.max_active_jobs.is_some() || self.max_active_bytes.is_some()
+        self.max_active_jobs.is_some()
+            || self.max_active_bytes.is_some()
+            || self.enqueues_per_minute.is_some()
     }
 
     /// The settings after this change.
@@ -229,6 +239,7 @@ impl Patch {
             tokens_per_minute: pick(&self.tokens_per_minute, &to.tokens_per_minute),
             max_active_jobs: pick(&self.max_active_jobs, &to.max_active_jobs),
             max_active_bytes: pick(&self.max_active_bytes, &to.max_active_bytes),
+            enqueues_per_minute: pick(&self.enqueues_per_minute, &to.enqueues_per_minute),
             weight: pick(&self.weight, &to.weight),
             paused: self.paused.map_or(to.paused, Option::unwrap_or_default),
             max_attempts: pick(&self.max_attempts, &to.max_attempts),
@@ -268,6 +279,7 @@ impl Settings {
             tokens_per_minute: Some(limits.tokens_per_minute),
             max_active_jobs: Some(limits.max_active_jobs),
             max_active_bytes: Some(limits.max_active_bytes),
+            enqueues_per_minute: Some(limits.enqueues_per_minute),
             weight: self.weight.or(Some(1)),
             paused: self.paused,
             max_attempts: self.max_attempts.or(Some(config.max_attempts)),
@@ -297,6 +309,7 @@ impl Settings {
             tokens_per_minute: self.tokens_per_minute.unwrap_or(defaults.tokens_per_minute),
             max_active_jobs: self.max_active_jobs.unwrap_or(defaults.max_active_jobs),
             max_active_bytes: self.max_active_bytes.unwrap_or(defaults.max_active_bytes),
+            enqueues_per_minute: self.enqueues_per_minute.unwrap_or(defaults.enqueues_per_minute),
         }
     }
 }

@@ -38,6 +38,9 @@ pub(crate) struct Project {
     /// Tokens that were counted in the last minute.
     #[serde(default)]
     pub tokens: SlidingWindow,
+    /// Jobs that were enqueued in the last minute.
+    #[serde(default)]
+    pub enqueues: SlidingWindow,
     /// Set while the last run that ended was asked to come back later: nothing starts before this time,
     /// and one run at a time after it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -77,6 +80,7 @@ impl Project {
             schedules: self.schedules.clone(),
             starts: self.starts.clone(),
             tokens: self.tokens.clone(),
+            enqueues: self.enqueues.clone(),
             deferred_until: self.deferred_until,
             last_error: self.last_error.clone(),
             failing: self.failing,
@@ -232,4 +236,7 @@ pub struct ProjectUsage {
     pub starts: u64,
     /// Tokens that were counted.
     pub tokens: u64,
+    /// Jobs that were enqueued.
+    #[serde(default)]
+    pub enqueues: u64,
 }

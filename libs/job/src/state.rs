@@ -167,6 +167,7 @@ impl State {
             running: project.counts.processing.iter().sum(),
             starts: project.starts.sum(now),
             tokens: project.tokens.sum(now),
+            enqueues: project.enqueues.sum(now),
         }
     }
 

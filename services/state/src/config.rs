@@ -46,6 +46,9 @@ pub struct Config {
     /// limit.
     #[arg(long, env = "JOBMESH_MAX_ACTIVE_BYTES", default_value_t = 0)]
     pub max_active_bytes: u64,
+    /// The most jobs of a project that may be enqueued in any 60 s, if no admin sets a number; 0 is no limit.
+    #[arg(long, env = "JOBMESH_ENQUEUES_PER_MINUTE", default_value_t = 0)]
+    pub enqueues_per_minute: u32,
     /// The share of starts that each class below the first one that waits keeps, in percent.
     #[arg(long, env = "JOBMESH_LOWER_SHARE_PERCENT", default_value_t = 10,
           value_parser = clap::value_parser!(u8).range(0..=30))]
@@ -103,6 +106,7 @@ impl Config {
                 tokens_per_minute: self.tokens_per_minute,
                 max_active_jobs: self.max_active_jobs,
                 max_active_bytes: self.max_active_bytes,
+                enqueues_per_minute: self.enqueues_per_minute,
             },
             ..job::Config::default()
         }

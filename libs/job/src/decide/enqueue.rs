@@ -37,7 +37,7 @@ impl State {
         let events = self.enqueue_events(config, now, request);
         // The rest of a command that a crash cut short was accepted with its first events.
         let is_new = self.partial().is_none();
-        if is_new && let Err(error) = self.check_quota(config, &request.project, &events) {
+        if is_new && let Err(error) = self.check_quota(config, &request.project, now, &events) {
             return Ok(Decision::refused(Code::ProjectFull, error));
         }
         let is_end = |event: &&Event| matches!(event, Event::Ended(_));

@@ -1,6 +1,7 @@
-//! The share of a project: how many jobs may be active, and how large their data may be.
+//! The share of a project: how many jobs may be active, how large their data may be, and how many may be enqueued in a
+//! minute.
 
-use crate::{Config, Id, State, event::Event};
+use crate::{Config, Id, State, event::Event, time::Millis};
 
 impl State {
     /// Checks that a project stays within its share with these events, which enqueue and supersede jobs.
@@ -11,10 +12,14 @@ impl State {
         &self,
         config: &Config,
         project: &Id,
+        now: Millis,
         events: &[Event],
     ) -> Result<(), String> {
         let limits = self.settings(project).limits(&config.limits);
-        if limits.max_active_jobs == 0 && limits.max_active_bytes == 0 {
+        if limits.max_active_jobs == 0
+            && limits.max_active_bytes == 0
+            && limits.enqueues_per_minute == 0
+        {
             return Ok(());
         }
         let known = self.persisted.projects.get(project);
@@ -49,6 +54,23 @@ impl State {
             return Err(format!(
                 "the active jobs of project {project:?} have {bytes} bytes of data, and {new_bytes} more exceed its limit maxActiveBytes of {}; retry later",
                 limits.max_active_bytes
+            ));
+        }
+        let limit = u64::from(limits.enqueues_per_minute);
+        let enqueued = known.map_or(0, |known| known.enqueues.sum(now));
+        if exceeds(enqueued, 0, new, limit) {
+            if new > limit {
+                return Err(format!(
+                    "{new} jobs in a request exceed the limit enqueuesPerMinute of {limit} of project {project:?}; \
+                     send fewer at once"
+                ));
+            }
+            // There is room once the others are fewer than the rest of the limit.
+            let room_at = known.and_then(|known| known.enqueues.below_at(limit - new + 1, now));
+            let wait_s = room_at.map_or(0, |at| (at - now).max(0) / 1_000 + 1);
+            return Err(format!(
+                "{enqueued} jobs of project {project:?} were enqueued in the last minute, and {new} more exceed its limit \
+                 enqueuesPerMinute of {limit}; retry in {wait_s} s"
             ));
         }
         Ok(())
@@ -104,6 +126,35 @@ mod tests {
             enqueue(&mut state, Limits::default(), &[(7, "c")]),
             Reply::Enqueued { canceled: 0 }
         );
+    }
+
+    #[test]
+    fn no_more_jobs_are_enqueued_in_a_minute_than_the_limit() {
+        let limits = Limits { enqueues_per_minute: 3, ..Limits::default() };
+        let config = Config { limits, ..Config::default() };
+        let mut state = State::new(1_000);
+        let mut enqueue = |now, ids: std::ops::Range<u128>| {
+            let jobs = ids.map(|id| NewJob::new(JobId::from_u128(id), format!("{id}").into()));
+            let command = Command::Enqueue(Enqueue::new("p".into(), jobs.collect()));
+            let decision = state.decide(&config, &Lookups::default(), now, &command);
+            let decision = decision.expect("nothing must be read");
+            let sequence = state.position().sequence + 1;
+            for (index, event) in (0..).zip(&decision.events) {
+                state.apply(now, Position::new(sequence, index), event);
+            }
+            // Another state service knows the same.
+            let mut written = Vec::new();
+            state.snapshot().write(&mut written).expect("it is written to memory");
+            state = State::new(1_000).restore(&*written).expect("it is a snapshot");
+            decision.reply
+        };
+        assert_eq!(enqueue(1_000, 0..2), Reply::Enqueued { canceled: 0 });
+        let refused = enqueue(31_000, 2..4);
+        assert!(is_refused(&refused, "retry in 31 s"), "{refused:?}");
+        assert_eq!(enqueue(31_000, 2..3), Reply::Enqueued { canceled: 0 });
+        assert!(is_refused(&enqueue(60_900, 4..5), "enqueuesPerMinute of 3"));
+        assert_eq!(enqueue(62_000, 4..6), Reply::Enqueued { canceled: 0 });
+        assert!(is_refused(&enqueue(300_000, 6..10), "send fewer at once"));
     }
 
     #[test]

@@ -81,7 +81,7 @@ impl State {
         if !skip {
             events = self.enqueue_events(config, now, &enqueue(project, schedule, id));
             // A project beyond its share skips this time.
-            if self.check_quota(config, project, &events).is_err() {
+            if self.check_quota(config, project, now, &events).is_err() {
                 (events, skip) = (Vec::new(), true);
             }
         }

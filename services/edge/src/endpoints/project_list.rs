@@ -52,6 +52,8 @@ struct View {
     /// Bytes of the data of queued and running jobs.
     active_bytes: u64,
     max_active_bytes: u64,
+    enqueued_in_last_minute: u64,
+    enqueues_per_minute: u32,
     schedules: usize,
 }
 
@@ -75,6 +77,8 @@ impl From<ProjectSummary> for View {
             max_active_jobs: limits.max_active_jobs,
             active_bytes: project.active_bytes,
             max_active_bytes: limits.max_active_bytes,
+            enqueued_in_last_minute: usage.enqueues,
+            enqueues_per_minute: limits.enqueues_per_minute,
             schedules: project.schedules,
         }
     }

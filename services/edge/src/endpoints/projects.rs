@@ -80,6 +80,7 @@ struct Usage {
     running_jobs: u64,
     starts_in_last_minute: u64,
     tokens_in_last_minute: u64,
+    enqueued_in_last_minute: u64,
 }
 
 /// Shows the settings of a project.
@@ -152,6 +153,7 @@ async fn view(app: &App, project: Id) -> Result<View, Error> {
         running_jobs: answer.usage.running,
         starts_in_last_minute: answer.usage.starts,
         tokens_in_last_minute: answer.usage.tokens,
+        enqueued_in_last_minute: answer.usage.enqueues,
     };
     let paused = answer.settings.paused;
     let mut settings = Settings { paused: false, ..answer.settings };

@@ -65,7 +65,7 @@ function Counts({ id, queue }: { id: string; queue: Queue }) {
 }
 
 interface Limit {
-  field: "maxConcurrency" | "requestsPerMinute" | "tokensPerMinute" | "maxActiveJobs" | "maxActiveBytes";
+  field: "maxConcurrency" | "requestsPerMinute" | "tokensPerMinute" | "maxActiveJobs" | "maxActiveBytes" | "enqueuesPerMinute";
   label: string;
   used?: number;
   isForAdmins?: boolean;
@@ -86,6 +86,12 @@ function Limits({ project, queue }: { project: Project; queue: Queue | undefined
       isForAdmins: true,
     },
     { field: "maxActiveBytes", label: "Bytes of their data", isForAdmins: true, format: bytes },
+    {
+      field: "enqueuesPerMinute",
+      label: "Enqueued jobs a minute",
+      used: usage.enqueuedInLastMinute,
+      isForAdmins: true,
+    },
   ];
   return (
     <Panel title="Limits">
