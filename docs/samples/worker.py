@@ -2,12 +2,17 @@
 
   python3 worker.py nats://processor:<password>@<address>
 
+With a login of its own (docs/security.md), which also needs the package nkeys:
+
+  JOBMESH_NATS_NKEY_FILE=ocr.nk JOBMESH_NATS_INBOX=processor-ocr python3 worker.py nats://<address>
+
 It takes jobs of type process_batch, upper-cases their data's text, and says what came of it. The
 protocol is in docs/processors.md; this is all of it that a processor has to do.
 """
 
 import asyncio
 import json
+import os
 import sys
 import time
 import uuid
@@ -40,6 +45,8 @@ class Worker:
             stream = f"WORK_{cls.upper()}"
             self.ends[cls] = (await self.js.stream_info(stream)).state.last_seq
             config = ConsumerConfig(
+                # With a name, the request names the filter too: a login of its own may make no other.
+                name=TYPE,
                 durable_name=TYPE,
                 ack_policy=AckPolicy.EXPLICIT,
                 ack_wait=10,
@@ -197,7 +204,12 @@ class Worker:
 
 
 async def main(url):
-    worker = Worker(await nats.connect(url, inbox_prefix="_INBOX.processor"))
+    connection = await nats.connect(
+        url,
+        inbox_prefix="_INBOX." + os.environ.get("JOBMESH_NATS_INBOX", "processor"),
+        nkeys_seed=os.environ.get("JOBMESH_NATS_NKEY_FILE"),
+    )
+    worker = Worker(connection)
     await worker.start()
     print("working", flush=True)
     await asyncio.gather(worker.keep_alive(), *(worker.pull(cls) for cls in CLASSES))

@@ -124,6 +124,28 @@ async fn each_change_is_recorded_with_who_made_it_and_why() -> anyhow::Result<()
     .await
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn refused_change_is_recorded_with_the_project_that_its_body_names() -> anyhow::Result<()> {
+    let mesh = Mesh::start()?;
+    let (_, root) = create(&mesh, None, json!({ "name": "root", "scope": "admin" })).await?;
+    let reader = json!({ "name": "reader", "scope": "read" });
+    let (_, reader) = create(&mesh, Some(&root), reader).await?;
+    for (path, body) in [
+        ("/api/queue/cancel", json!({ "projectId": "a" })),
+        ("/api/queue/retry", json!({ "projectId": "a", "retryAll": true })),
+        ("/api/queue/operations", json!({ "action": "cancel", "filter": { "projectId": "a" } })),
+    ] {
+        let status = change(&mesh, Method::POST, path, &reader, Some(body), "tried").await?;
+        assert_eq!(status, 403, "{path}");
+    }
+    until("recorded", async || {
+        let found = records(&mesh, &root, "projectId=a").await?;
+        let count = found["records"].as_array().map_or(0, Vec::len);
+        Ok(if count == 3 { Ok(()) } else { Err(found.to_string()) })
+    })
+    .await
+}
+
 /// The refusals of a key within a minute that are recorded.
 const REFUSALS_MAX: usize = 100;
 

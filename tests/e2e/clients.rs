@@ -98,8 +98,18 @@ impl Client {
 
     /// Runs one of the samples in Python.
     pub fn python(sample: &str, arguments: &[&str]) -> anyhow::Result<Self> {
+        Self::python_with(sample, arguments, &[])
+    }
+
+    /// The same with variables in its environment.
+    pub fn python_with(
+        sample: &str,
+        arguments: &[&str],
+        environment: &[(&str, &str)],
+    ) -> anyhow::Result<Self> {
         let program = Path::new(SAMPLES).join(sample);
-        Self::start(Command::new(python()?).arg(program).args(arguments))
+        let mut python = Command::new(python()?);
+        Self::start(python.arg(program).args(arguments).envs(environment.iter().copied()))
     }
 
     /// Tests an API against its document, with schemathesis; returns its output, and whether it

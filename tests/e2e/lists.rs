@@ -108,8 +108,12 @@ async fn jobs_of_all_projects_are_listed_once_active_or_terminal() -> anyhow::Re
     until("18 terminal", async || {
         let (_, stats) = mesh.get("/api/queue/stats").await?;
         let queue = &stats["queue"];
-        let counts = (&queue["completed"], &queue["failed"]);
-        Ok(if counts == (&json!(12), &json!(6)) { Ok(()) } else { Err(stats.to_string()) })
+        let counts = (&queue["completed"], &queue["failed"], &queue["processing"]);
+        Ok(if counts == (&json!(12), &json!(6), &json!(6)) {
+            Ok(())
+        } else {
+            Err(stats.to_string())
+        })
     })
     .await?;
     let jobs = pages("limit=5").await?;

@@ -36,6 +36,7 @@ mod keys_cli;
 mod kills;
 mod later;
 mod lists;
+mod login_broker;
 mod mesh;
 mod nats_away;
 mod nats_config;

@@ -4,7 +4,7 @@ use std::process::Command;
 
 use service::Identity;
 
-use crate::identities::DEPLOY;
+use crate::login_broker::DEPLOY;
 
 /// The files that operators start the broker with.
 #[test]

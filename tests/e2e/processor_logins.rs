@@ -19,7 +19,8 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::{
-    identities::{STREAM_REQUESTS, STREAMS, broker_with_users, on_stream},
+    clients::Client,
+    login_broker::{STREAM_REQUESTS, STREAMS, broker_with_users, on_stream, processed},
     mesh::{Mesh, until},
     services::program,
 };
@@ -93,7 +94,7 @@ async fn a_processors_own_login_may_do_nothing_else() -> anyhow::Result<()> {
     Pullers::ensure(&broker, vec![JobType::ProcessRedo]).await?;
     assert!(Pullers::ensure(&broker, vec![JobType::ProcessBatch]).await.is_err());
     let mut arrived = admin.client.subscribe(">").await?;
-    admin.client.flush().await?;
+    processed(&admin).await?;
     for subject in forbidden() {
         broker.client.publish(subject, "forbidden".into()).await?;
     }
@@ -110,11 +111,47 @@ async fn a_processors_own_login_may_do_nothing_else() -> anyhow::Result<()> {
     let inbox = broker.client.new_inbox();
     let mut own = broker.client.subscribe(format!("{inbox}.>")).await?;
     let mut others = broker.client.subscribe("_INBOX.processor.>").await?;
-    broker.client.flush().await?;
+    processed(&broker).await?;
     admin.client.publish("_INBOX.processor.x", "secret".into()).await?;
     admin.client.publish(format!("{inbox}.x"), "own".into()).await?;
     assert_eq!(own.next().await.context("the connection is open")?.payload, "own");
     assert!(others.next().now_or_never().flatten().is_none(), "it reads the inboxes of others");
+    Ok(())
+}
+
+/// docs/samples/worker.py with a login of its own, and programs of handlers that receive no token.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_sample_in_python_runs_jobs_with_a_login_of_its_own() -> anyhow::Result<()> {
+    let (dir, data_dir) = (TempDir::new()?, TempDir::new()?);
+    let seed_file = dir.path().join("python.nk");
+    let made = create("python", &["process_batch"], &seed_file).await?;
+    fs::write(data_dir.path().join("nats.users.conf"), made.stdout)?;
+    let mesh = Mesh::start_in(data_dir, &[("JOBMESH_PROCESSORS", "0")])?;
+    let url = mesh.nats_url()?;
+    let address = url.rsplit_once('@').context("the URL has a login")?.1;
+    let seed_file = seed_file.display().to_string();
+    let login =
+        [("JOBMESH_NATS_NKEY_FILE", &*seed_file), ("JOBMESH_NATS_INBOX", "processor-python")];
+    let worker = Client::python_with("worker.py", &[&format!("nats://{address}")], &login)?;
+    worker.says("working").await?;
+    let body = json!({ "projectId": "p", "batchId": "b", "data": { "text": "shout" } });
+    let job = mesh.post("/api/queue/enqueue", body).await?;
+    let job = job["jobId"].as_str().context("jobId")?;
+    let (_, answer) = mesh.get(&format!("/api/queue/status/{job}?wait=60s")).await?;
+    assert_eq!(answer["job"]["result"], json!({ "text": "SHOUT" }), "{answer}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn programs_of_handlers_receive_no_token() -> anyhow::Result<()> {
+    let command = r#"read job; case "$job" in *token*) exit 65;; *) echo '{"result": 1}';; esac"#;
+    let mesh = Mesh::start_with(&[
+        ("JOBMESH_COMMAND", command),
+        ("JOBMESH_HANDLERS", "process_batch=command"),
+    ])?;
+    let job = mesh.enqueue("p", 1).await?.remove(0);
+    let (_, answer) = mesh.get(&format!("/api/queue/status/{job}?wait=60s")).await?;
+    assert_eq!(answer["job"]["status"], "completed", "{answer}");
     Ok(())
 }
 
@@ -145,7 +182,10 @@ fn forbidden() -> Vec<String> {
     .map(str::to_owned)
     .into();
     for stream in STREAMS {
-        let requests = STREAM_REQUESTS.iter().filter(|request| **request != "STREAM.INFO.S");
+        // It has to see that the streams which it uses are there.
+        let is_used = stream.starts_with("WORK_") || stream == names::RESULTS_STREAM;
+        let requests = STREAM_REQUESTS.iter();
+        let requests = requests.filter(|request| !(is_used && **request == "STREAM.INFO.S"));
         subjects.extend(requests.map(|request| on_stream(request, stream)));
     }
     subjects
@@ -190,7 +230,21 @@ async fn a_report_counts_only_with_the_token_of_its_run() -> anyhow::Result<()> 
     assert!(reason.contains(&job) && reason.contains("token"), "{reason}");
     let shown = mesh.job(&job).await?;
     assert_eq!((&shown["status"], shown.get("worker")), (&json!("queued"), None::<&Value>));
+    // However many reports a message has, it is set aside once, and holds up no other.
+    let started = json!({ "job": job, "run": 1, "worker": "rogue", "at": 1 });
+    let many: Vec<Value> =
+        (0..10_000).map(|_| json!({ "id": other, "command": started })).collect();
+    js.publish("jobmesh.cmd.started", json!(many).to_string().into()).await?.await?;
     report("outcome", Some(mesh.run_token(&job, 1).await?)).await?.await?;
+    until("refused with a number", async || {
+        let count = rejected.info().await?.state.messages;
+        Ok(if count == 7 { Ok(()) } else { Err(count.to_string()) })
+    })
+    .await?;
+    let last = rejected.info().await?.state.last_sequence;
+    let last = rejected.get_raw_message(last).await?;
+    let reason = last.headers.get(names::REJECTED_REASON).context("a reason")?.as_str();
+    assert!(reason.contains("9999 more"), "{reason}");
     let (_, answer) = mesh.get(&format!("/api/queue/status/{job}?wait=60s")).await?;
     assert_eq!(answer["job"]["status"], "completed", "{answer}");
     Ok(())

@@ -3,15 +3,13 @@
 
 #![expect(clippy::unwrap_used, reason = "a test ends at the first surprise")]
 
-use std::{
-    collections::HashMap,
-    io,
-    sync::{Arc, Mutex},
-};
+mod spilled;
+
+use std::{collections::HashMap, sync::Arc};
 
 use job::{
     Config, Counts, Job, JobFilter, JobId, JobLabels, JobType, Json, Lookups, Missing, Position,
-    PriorityClass, Scheduler, SpillFile, SpillRef, SpillStore, State, Status, Usage,
+    PriorityClass, Scheduler, State, Status, Usage,
     command::{
         Cancel, Command, End, Enqueue, NewJob, OperationCommand, Outcome, Retry, StartOperation,
         Started,
@@ -22,34 +20,12 @@ use job::{
     transaction::Transaction,
 };
 use proptest::prelude::*;
+use spilled::Elsewhere;
 
 /// How long ended jobs are kept here.
 const RETENTION_MS: i64 = 1_000_000;
 /// How long after its change an active job is written to the bucket.
 const LIVE_AFTER_MS: i64 = 2_000;
-
-/// Puts away more than a few bytes of data, as a state service does where a million jobs wait.
-#[derive(Debug, Default)]
-struct Elsewhere(Arc<Texts>);
-
-#[derive(Debug, Default)]
-struct Texts(Mutex<String>);
-
-impl SpillStore for Elsewhere {
-    fn put(&self, text: &str) -> Option<SpillRef> {
-        let mut texts = self.0.0.lock().unwrap();
-        let at = texts.len() as u32;
-        texts.push_str(text);
-        Some(SpillRef { file: self.0.clone(), at, bytes: text.len() as u32 })
-    }
-}
-
-impl SpillFile for Texts {
-    fn read(&self, at: u32, bytes: u32) -> io::Result<String> {
-        let (at, bytes) = (at as usize, bytes as usize);
-        Ok(self.0.lock().unwrap()[at..at + bytes].to_owned())
-    }
-}
 
 fn empty() -> State {
     State::new(RETENTION_MS).with_spill(Arc::new(Elsewhere::default()), 1_000)
@@ -235,14 +211,8 @@ impl World {
             }
             Action::Started { nth, back } => {
                 let job = self.look(self.pick(*nth)?)?;
-                let run = job.run.saturating_sub(*back).max(1);
-                Command::Started(Started {
-                    job: job.id,
-                    run,
-                    worker: "w".into(),
-                    at: self.now,
-                    token: None,
-                })
+                let Outcome { job, run, worker, .. } = self.outcome(&job, *back, End::Released);
+                Command::Started(Started { job, run, worker, at: self.now, token: None })
             }
             Action::Outcome { nth, back, end } => {
                 let job = self.look(self.pick(*nth)?)?;
@@ -252,20 +222,25 @@ impl World {
                     3 => End::Reject { error: "never".into() },
                     _ => End::Released,
                 };
-                Command::Outcome(Outcome {
-                    job: job.id,
-                    run: job.run.saturating_sub(*back).max(1),
-                    worker: "w".into(),
-                    labels: JobLabels::job(&job),
-                    started_at: Some(self.now - 5),
-                    finished_at: self.now,
-                    usage: Usage { input_tokens: 3, ..Usage::default() },
-                    end,
-                    token: None,
-                })
+                Command::Outcome(self.outcome(&job, *back, end))
             }
             Action::Lost { .. } | Action::Stored | Action::Restart => return None,
         })
+    }
+
+    /// The report of a run of a job: of the current one, or so many before it.
+    fn outcome(&self, job: &Job, back: u32, end: End) -> Outcome {
+        Outcome {
+            job: job.id,
+            run: job.run.saturating_sub(back).max(1),
+            worker: "w".into(),
+            labels: JobLabels::job(job),
+            started_at: Some(self.now - 5),
+            finished_at: self.now,
+            usage: Usage { input_tokens: 3, ..Usage::default() },
+            end,
+            token: None,
+        }
     }
 
     fn pick(&self, nth: usize) -> Option<JobId> {

@@ -111,6 +111,9 @@ pub enum AccessError {
     /// The URLs and the settings, or two URLs, name different logins.
     #[error("the NATS URLs name a user or token, and so does another URL or setting: keep one")]
     TwoLogins,
+    /// The seed of the NKEY cannot be parsed.
+    #[error("the seed of the NKEY for NATS is not usable: it is a text that begins with SU")]
+    Nkey,
     /// The credentials cannot be parsed.
     #[error("the NATS credentials are not usable")]
     Credentials(#[source] io::Error),
@@ -179,7 +182,11 @@ impl Access {
                 options.user_and_password(user.clone(), password.0.clone())
             }
             Login::Token(token) => options.token(token.0.clone()),
-            Login::Nkey(seed) => options.nkey(seed.0.trim().to_owned()),
+            Login::Nkey(seed) => {
+                let seed = seed.0.trim();
+                nkeys::KeyPair::from_seed(seed).map_err(|_| AccessError::Nkey)?;
+                options.nkey(seed.to_owned())
+            }
             Login::Credentials(text) => {
                 options.credentials(&text.0).map_err(AccessError::Credentials)?
             }

@@ -16,6 +16,10 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 /// goes out then.
 const LATE_ANSWER: Duration = Duration::from_millis(250);
 
+/// How long to wait before the next attempt to connect, and after the login was refused.
+const CONNECT_PAUSE: Duration = Duration::from_millis(250);
+const REFUSED_PAUSE: Duration = Duration::from_secs(2);
+
 /// How long a flush may take before the process stops without it.
 const FLUSH_WITHIN: Duration = Duration::from_secs(2);
 
@@ -44,6 +48,12 @@ pub enum Error {
         #[source]
         source: async_nats::ConnectError,
     },
+}
+
+/// Whether NATS answered, and refuses the login.
+fn is_refused(error: &async_nats::ConnectError) -> bool {
+    use async_nats::ConnectErrorKind::{Authentication, AuthorizationViolation};
+    matches!(error.kind(), Authentication | AuthorizationViolation)
 }
 
 impl Broker {
@@ -76,6 +86,9 @@ impl Broker {
                         Event::Connected => connected.send_modify(|count| *count += 1),
                         Event::Disconnected => tracing::warn!("connection to NATS lost"),
                         Event::SlowConsumer(sid) => tracing::warn!(sid, "messages were dropped"),
+                        Event::ServerError(error) => {
+                            tracing::error!(%error, "NATS refuses what this login may not do");
+                        }
                         _ => {}
                     }
                 }
@@ -89,7 +102,7 @@ impl Broker {
         Ok(Self { client, js, connects })
     }
 
-    /// Connects, and tries again every quarter of a second until it works or `stop` is done.
+    /// Connects, and tries again until it works or `stop` is done.
     ///
     /// # Errors
     /// If the login cannot be used.
@@ -99,6 +112,7 @@ impl Broker {
         stop: &tokio_util::sync::CancellationToken,
     ) -> Result<Option<Self>, AccessError> {
         loop {
+            let mut pause = CONNECT_PAUSE;
             let connecting = Self::connect_with(access, name);
             let connected = tokio::select! {
                 () = stop.cancelled() => return Ok(None),
@@ -107,13 +121,21 @@ impl Broker {
             match connected {
                 Ok(broker) => return Ok(Some(broker)),
                 Err(Error::Access(error)) => return Err(error),
+                Err(Error::Connect { servers, source }) if is_refused(&source) => {
+                    tracing::error!(
+                        error = %source,
+                        servers,
+                        "NATS refuses the login, trying again: is it in its configuration, with this secret?"
+                    );
+                    pause = REFUSED_PAUSE;
+                }
                 Err(Error::Connect { servers, source }) => {
                     tracing::warn!(error = %source, servers, "NATS is not reachable, trying again");
                 }
             }
             tokio::select! {
                 () = stop.cancelled() => return Ok(None),
-                () = tokio::time::sleep(Duration::from_millis(250)) => {}
+                () = tokio::time::sleep(pause) => {}
             }
         }
     }

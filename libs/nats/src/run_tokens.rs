@@ -1,9 +1,9 @@
-//! Tokens of runs: a processor that was given a run can report on it, and no other.
+//! Tokens of runs: a processor can report only on a run whose work it has received.
 //!
 //! The token of a run is a keyed hash of its job and number. It is in the message with the work, and each report of the
 //! run repeats it. The key is random and in the bucket of leases, which no processor can read.
 
-use async_nats::jetstream::kv;
+use async_nats::jetstream::kv::Operation;
 use hmac::{Hmac, Mac};
 use job::{Digest, JobId, Run, State, command::RunReport, time::Millis};
 use serde::{Deserialize, Serialize};
@@ -23,11 +23,20 @@ pub struct Error {
 }
 
 /// The value under [`RUN_TOKENS`](names::RUN_TOKENS) in the bucket of leases.
-#[derive(Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize)]
 struct Stored {
     key: String,
-    /// Since when runs have tokens, in ms since 1970.
+    /// Since when all runs have tokens, in ms since 1970.
     since: Millis,
+    /// The term of the last leader that made tokens.
+    #[serde(default)]
+    term: u64,
+}
+
+impl Stored {
+    fn tokens(&self) -> RunTokens {
+        RunTokens::new(&self.key, self.since)
+    }
 }
 
 /// What makes and checks tokens.
@@ -38,7 +47,7 @@ pub struct RunTokens {
 }
 
 impl RunTokens {
-    /// Tokens with this key, for runs that became queued at `since` or later.
+    /// Tokens with this key, for runs of jobs that were created at `since` or later.
     pub fn new(key: &str, since: Millis) -> Self {
         let mac = Hmac::new_from_slice(key.as_bytes()).expect("a key may have any length");
         Self { mac, since }
@@ -54,8 +63,8 @@ impl RunTokens {
         Digest(*token)
     }
 
-    /// Checks that the sender of a report was given its run. `missing_allowed`: reports without a token are accepted.
-    /// In any case they are for runs from before there were tokens.
+    /// Checks that a report has the token of its run. `missing_allowed`: reports without a token are accepted. In any
+    /// case they are if the job is from before there were tokens.
     ///
     /// # Errors
     /// Why the report is refused.
@@ -66,10 +75,8 @@ impl RunTokens {
         missing_allowed: bool,
     ) -> Result<(), String> {
         let RunReport { job, run, worker, token } = report;
-        let is_older = || {
-            let job = state.job(job).filter(|job| job.run == run);
-            job.is_some_and(|job| job.queued_at < self.since)
-        };
+        let is_older =
+            || state.job(job).is_some_and(|job| run <= job.run && job.created_at < self.since);
         let problem = match token {
             Some(token) if differs(token, self.token(job, run)) => "another token than the run has",
             None if !missing_allowed && !is_older() => "no token",
@@ -78,7 +85,7 @@ impl RunTokens {
         let worker = worker.map_or("a processor", |worker| worker);
         Err(format!(
             "{worker} reported on run {run} of job {job} with {problem}: a processor must repeat the \
-             field `token` of the message that gave it the run"
+             field `token` of the message with the work"
         ))
     }
 }
@@ -89,62 +96,128 @@ fn differs(one: Digest, other: Digest) -> bool {
 }
 
 impl Broker {
-    /// The tokens of this mesh, whose key is made at `now` if there is none.
+    /// The tokens of this mesh, as the leader of a term makes them. The key is made if there is none, or none that can be
+    /// read. If the leader before made no tokens, jobs from before `now` are exempt.
     ///
     /// # Errors
-    /// If the key cannot be read or made.
-    pub async fn run_tokens(&self, now: Millis) -> Result<RunTokens, Error> {
-        let failed = |step| move |why: String| Error { step, why };
+    /// If the key cannot be read or stored, or another leader has stored it at the same time.
+    pub async fn take_run_tokens(&self, term: u64, now: Millis) -> Result<RunTokens, Error> {
         let store = self.js.get_key_value(names::LEASES).await;
-        let store = store.map_err(|error| failed("read")(error.to_string()))?;
-        if let Some(tokens) = read(&store).await? {
-            return Ok(tokens);
-        }
-        let key = Secret::random(KEY_CHARS).map_err(|error| failed("made")(error.to_string()))?;
-        let stored = Stored { key: key.reveal().to_owned(), since: now };
-        let value = serde_json::to_vec(&stored).expect("a text and a number are JSON");
-        let made = store.create(names::RUN_TOKENS, value.into()).await;
-        match made {
-            Ok(_) => Ok(RunTokens::new(&stored.key, stored.since)),
-            // Another state service made it at the same time, or the answer was lost.
-            Err(error) => match read(&store).await? {
-                Some(tokens) => Ok(tokens),
-                None => Err(failed("made")(error.to_string())),
-            },
-        }
+        let store = store.map_err(|error| failed("read", error))?;
+        let entry = store.entry(names::RUN_TOKENS).await.map_err(|error| failed("read", error))?;
+        let (revision, known) = match &entry {
+            None => (0, None),
+            Some(entry) if entry.operation != Operation::Put => (entry.revision, None),
+            Some(entry) => (entry.revision, read(&entry.value)),
+        };
+        let stored = match known {
+            Some(known) if known.term == term || known.term + 1 == term => Stored { term, ..known },
+            Some(known) => Stored { term, since: now, ..known },
+            None => {
+                let key = Secret::random(KEY_CHARS).map_err(|error| failed("made", error))?;
+                Stored { key: key.reveal().to_owned(), since: now, term }
+            }
+        };
+        let value = serde_json::to_vec(&stored).expect("a text and numbers are JSON");
+        let updated = store.update(names::RUN_TOKENS, value.into(), revision).await;
+        updated.map_err(|error| failed("stored", error))?;
+        Ok(stored.tokens())
+    }
+
+    /// The tokens that the last leader made; `None` if there was none.
+    ///
+    /// # Errors
+    /// If the key cannot be read.
+    pub async fn run_tokens(&self) -> Result<Option<RunTokens>, Error> {
+        let store = self.js.get_key_value(names::LEASES).await;
+        let store = store.map_err(|error| failed("read", error))?;
+        let value = store.get(names::RUN_TOKENS).await.map_err(|error| failed("read", error))?;
+        Ok(value.and_then(|value| read(&value)).map(|stored| stored.tokens()))
     }
 }
 
-async fn read(store: &kv::Store) -> Result<Option<RunTokens>, Error> {
-    let failed = |why: String| Error { step: "read", why };
-    let value = store.get(names::RUN_TOKENS).await.map_err(|error| failed(error.to_string()))?;
-    let Some(value) = value else { return Ok(None) };
-    let stored: Stored =
-        serde_json::from_slice(&value).map_err(|error| failed(error.to_string()))?;
-    Ok(Some(RunTokens::new(&stored.key, stored.since)))
+/// A stored key; `None` if it is not readable: then runs in flight lose their tokens, and nothing else.
+fn read(value: &[u8]) -> Option<Stored> {
+    let stored = serde_json::from_slice(value);
+    stored
+        .inspect_err(|error| tracing::error!(%error, "the key of run tokens is not readable"))
+        .ok()
+}
+
+fn failed(step: &'static str, error: impl std::fmt::Display) -> Error {
+    Error { step, why: error.to_string() }
 }
 
 #[cfg(test)]
 mod tests {
+    use job::{
+        Config, Lookups, Position,
+        command::{Command, Enqueue, NewJob},
+    };
     use testkit::Nats;
 
     use super::*;
     use crate::topology::{self, Sizes};
 
     #[tokio::test]
-    async fn all_state_services_of_a_mesh_have_the_same_tokens_and_those_of_another_mesh_differ()
+    async fn leaders_of_a_mesh_make_the_same_tokens_and_those_of_another_mesh_differ()
     -> anyhow::Result<()> {
         let (one, other) = (Nats::start()?, Nats::start()?);
         let job = JobId::from_u128(7);
         let mut tokens = Vec::new();
-        for nats in [&one, &one, &other] {
+        for (nats, term) in [(&one, 1), (&one, 2), (&other, 1)] {
             let broker = Broker::connect(&nats.url(), "test").await?;
             topology::ensure(&broker, Sizes::default()).await?;
-            tokens.push(broker.run_tokens(5).await?.token(job, 1));
+            let taken = broker.take_run_tokens(term, 5).await?;
+            assert_eq!(
+                broker.run_tokens().await?.map(|it| it.token(job, 1)),
+                Some(taken.token(job, 1))
+            );
+            tokens.push(taken.token(job, 1));
         }
         assert_eq!(tokens[0], tokens[1]);
         assert_ne!(tokens[0], tokens[2]);
         Ok(())
+    }
+
+    #[tokio::test]
+    async fn jobs_are_exempt_that_a_leader_without_tokens_may_have_dispatched() -> anyhow::Result<()>
+    {
+        let nats = Nats::start()?;
+        let broker = Broker::connect(&nats.url(), "test").await?;
+        topology::ensure(&broker, Sizes::default()).await?;
+        assert_eq!(broker.take_run_tokens(3, 100).await?.since, 100);
+        assert_eq!(broker.take_run_tokens(4, 200).await?.since, 100);
+        // Term 5 was that of an earlier version.
+        assert_eq!(broker.take_run_tokens(6, 300).await?.since, 300);
+        let leases = broker.js.get_key_value(names::LEASES).await?;
+        leases.put(names::RUN_TOKENS, "nonsense".into()).await?;
+        let before = broker.take_run_tokens(7, 400).await?;
+        assert_eq!(before.since, 400);
+        let job = JobId::from_u128(7);
+        assert_eq!(broker.take_run_tokens(8, 500).await?.token(job, 1), before.token(job, 1));
+        Ok(())
+    }
+
+    /// A state with job 7, which was created at `at`.
+    fn state(at: Millis) -> State {
+        let mut state = State::new(1_000);
+        let enqueue = Enqueue::new("p".into(), vec![NewJob::new(JobId::from_u128(7), "b".into())]);
+        let decision =
+            state.decide(&Config::default(), &Lookups::default(), at, &Command::Enqueue(enqueue));
+        for (index, event) in (0..).zip(decision.expect("nothing must be read").events) {
+            state.apply(at, Position::new(1, index), &event);
+        }
+        state
+    }
+
+    #[test]
+    fn report_without_a_token_is_accepted_for_jobs_from_before_there_were_tokens() {
+        let tokens = RunTokens::new("key", 5);
+        let report = |run| RunReport { job: JobId::from_u128(7), run, worker: None, token: None };
+        assert_eq!(tokens.check(&state(4), report(1), false), Ok(()));
+        assert!(tokens.check(&state(4), report(2), false).is_err(), "there is no such run");
+        assert!(tokens.check(&state(5), report(1), false).is_err());
     }
 
     #[test]

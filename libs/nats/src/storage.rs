@@ -16,6 +16,8 @@ use crate::{Broker, names};
 const REPORT_HOLDS: Duration = Duration::from_secs(8);
 /// The most subjects that are remembered.
 const SUBJECTS_MAX: usize = 100;
+/// The longest of them, in bytes: a longer one is no subject of ours.
+const SUBJECT_BYTES_MAX: usize = 1_000;
 
 /// The subjects whose messages the broker does not store. Cheap to clone.
 #[derive(Clone, Debug, Default)]
@@ -30,6 +32,9 @@ impl Unstored {
     }
 
     fn note(&self, subject: String) {
+        if subject.len() > SUBJECT_BYTES_MAX {
+            return;
+        }
         let mut reports = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if reports.len() < SUBJECTS_MAX || reports.contains_key(&subject) {
             reports.insert(subject, Instant::now());

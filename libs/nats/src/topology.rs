@@ -168,15 +168,33 @@ fn failed(name: &str, error: &dyn std::error::Error) -> Error {
 /// # Errors
 /// See [`Error`].
 pub async fn check_all(broker: &Broker, sizes: Sizes) -> Result<(), Error> {
+    check_streams(broker, sizes, |_| true).await?;
+    for stream in buckets() {
+        broker.js.get_stream(&stream).await.map_err(|error| absent(&stream, &error))?;
+    }
+    Ok(())
+}
+
+/// Whether what processors use is there: the streams of ready work and of large results.
+///
+/// # Errors
+/// See [`check_all`].
+pub async fn check_for_processors(broker: &Broker, sizes: Sizes) -> Result<(), Error> {
+    let work = PriorityClass::ALL.map(names::work_stream);
+    check_streams(broker, sizes, |name| work.contains(&name) || name == names::RESULTS_STREAM).await
+}
+
+async fn check_streams(
+    broker: &Broker,
+    sizes: Sizes,
+    is_checked: impl Fn(&str) -> bool,
+) -> Result<(), Error> {
     check_payload(broker)?;
     restore_mark::check(broker).await?;
-    for wanted in streams(sizes, true) {
+    for wanted in streams(sizes, true).into_iter().filter(|stream| is_checked(&stream.name)) {
         let stream = broker.js.get_stream(&wanted.name).await;
         let stream = stream.map_err(|error| absent(&wanted.name, &error))?;
         check(&stream.cached_info().config, &wanted)?;
-    }
-    for stream in buckets() {
-        broker.js.get_stream(&stream).await.map_err(|error| absent(&stream, &error))?;
     }
     Ok(())
 }

@@ -218,11 +218,19 @@ pub struct Work {
     /// The span that stands for this run, if its request is traced: the parent of spans that a handler makes.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub traceparent: Option<TraceContext>,
-    /// What every report of this run repeats: only who was given the run knows it.
+    /// What each report of this run repeats.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub token: Option<Digest>,
     /// What the handler is given.
     pub data: Json,
+}
+
+impl Work {
+    /// The same without its token, for programs that report nothing themselves.
+    #[must_use]
+    pub fn without_token(&self) -> Self {
+        Self { token: None, ..self.clone() }
+    }
 }
 
 /// What the bucket holds beside jobs: how far it is.

@@ -208,7 +208,8 @@ impl Nats {
         loop {
             let ensured = match identity {
                 Identity::State => topology::ensure(&broker, sizes).await,
-                _ => topology::check_all(&broker, sizes).await,
+                Identity::Processor => topology::check_for_processors(&broker, sizes).await,
+                Identity::Edge | Identity::Metrics => topology::check_all(&broker, sizes).await,
             };
             use topology::Error::{Absent, Async, Mismatch, Payload};
             match ensured {

@@ -15,12 +15,12 @@ use axum::{
 };
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
-use job::bounds::truncate;
+use job::{Id, bounds::truncate};
 use percent_encoding::percent_decode_str;
 use serde::Deserialize;
 use strict::Failure;
 
-use crate::error::Error;
+use crate::{error::Error, ids};
 
 pub(crate) use strict::{ITEMS_MAX, as_integer};
 
@@ -109,6 +109,19 @@ async fn discard(body: &mut axum::body::Body) {
 
 fn too_large() -> Error {
     Error::too_large(format!("the body has more than {BODY_BYTES_MAX} bytes"))
+}
+
+/// The project that a body is about, if it is one of those that name it.
+pub(crate) fn project_in(body: &[u8]) -> Option<Id> {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct About {
+        project_id: Option<Id>,
+        filter: Option<Box<About>>,
+    }
+    let about: About = serde_json::from_slice(body).ok()?;
+    let project = about.project_id.or_else(|| about.filter?.project_id)?;
+    ids::id("projectId", &project).ok()
 }
 
 /// Reads a body as a JSON object with the fields of `T` and no others.

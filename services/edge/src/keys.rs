@@ -16,7 +16,7 @@ use std::{
 
 use axum::{
     extract::{Request, State},
-    http::{HeaderMap, Method, header::AUTHORIZATION},
+    http::{HeaderMap, header::AUTHORIZATION},
     middleware::Next,
     response::{IntoResponse, Response},
 };
@@ -24,7 +24,7 @@ use futures_util::StreamExt;
 use job::time::Millis;
 use nats::{
     Broker,
-    api_keys::{Change, Error as KeyError, KeyRecord, KeyStore, KeyText, Scope},
+    api_keys::{Change, Error as KeyError, KeyRecord, KeyStore, KeyText},
 };
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -285,25 +285,5 @@ pub(crate) async fn guard(State(keys): State<Keys>, mut request: Request, next: 
             next.run(request).await
         }
         Err(error) => error.into_response(),
-    }
-}
-
-/// Refuses requests that need a larger scope than their key has.
-pub(crate) async fn authorize(access: Access, request: Request, next: Next) -> Response {
-    match access.allows(scope_of(request.method(), request.uri().path())) {
-        Ok(()) => next.run(request).await,
-        Err(error) => error.into_response(),
-    }
-}
-
-/// The scope that a request needs. A path that is not named here needs one that fits its method.
-fn scope_of(method: &Method, path: &str) -> Scope {
-    match path {
-        "/api/queue/enqueue" | "/api/queue/redo" => Scope::Enqueue,
-        "/api/tickets" => Scope::Read,
-        "/api/audit" | "/api/keys" => Scope::Admin,
-        _ if path.starts_with("/api/keys/") => Scope::Admin,
-        _ if matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS) => Scope::Read,
-        _ => Scope::Manage,
     }
 }

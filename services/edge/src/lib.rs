@@ -5,6 +5,7 @@
 
 mod app;
 mod audit;
+mod authorize;
 mod body;
 mod browser;
 mod config;

@@ -6,11 +6,14 @@ use std::{
     sync::Arc,
 };
 
-use axum::http::{HeaderMap, HeaderName};
+use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use ipnet::IpNet;
 
 /// Each proxy appends the address of which it received the request.
 static FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+
+/// The length of the prefix of IPv4 addresses in IPv6.
+const IPV4_MAPPED_PREFIX: u8 = 96;
 
 /// A network of trusted proxies, as `10.0.0.0/8`, or the address of one.
 #[derive(Clone, Copy, Debug)]
@@ -23,7 +26,17 @@ impl FromStr for ProxyNetwork {
         let address = text.parse::<IpAddr>().map(IpNet::from).ok();
         let network = address.or_else(|| text.parse().ok());
         let invalid = || format!("{text:?} is not an address or a network like 10.0.0.0/8");
-        network.map(Self).ok_or_else(invalid)
+        let network = network.ok_or_else(invalid)?;
+        // Addresses of clients are compared as IPv4 where they are.
+        match network.addr().to_canonical() {
+            IpAddr::V4(address) if network.addr().is_ipv6() => {
+                let prefix =
+                    network.prefix_len().checked_sub(IPV4_MAPPED_PREFIX).ok_or_else(invalid)?;
+                let network = IpNet::new(address.into(), prefix);
+                network.map(Self).map_err(|error| error.to_string())
+            }
+            _ => Ok(Self(network)),
+        }
     }
 }
 
@@ -31,7 +44,7 @@ impl FromStr for ProxyNetwork {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct ClientAddress(pub IpAddr);
 
-/// The proxies whose word on the client's address is taken. Cheap to clone.
+/// The proxies whose header is believed. Cheap to clone.
 #[derive(Clone, Debug)]
 pub(crate) struct TrustedProxies(Arc<[IpNet]>);
 
@@ -47,16 +60,20 @@ impl TrustedProxies {
     }
 
     /// The address of the client whose request came from `peer`: the last one in the header that is not a trusted
-    /// proxy. What stands before it is the client's own word. A text that is no address ends the search.
+    /// proxy. What stands before it comes from the client. A text that is no address ends the search.
     pub fn client(&self, peer: IpAddr, headers: &HeaderMap) -> IpAddr {
         if !self.has(peer) {
             return peer;
         }
-        let values = headers.get_all(&FORWARDED_FOR);
-        let lists: Vec<&str> = values.iter().map(|value| value.to_str().unwrap_or("?")).collect();
         let mut client = peer;
-        for hop in lists.iter().rev().flat_map(|list| list.rsplit(',')) {
-            let Some(address) = address_of(hop.trim()) else { break };
+        let values: Vec<&[u8]> =
+            headers.get_all(&FORWARDED_FOR).iter().map(HeaderValue::as_bytes).collect();
+        for hop in values.iter().rev().flat_map(|list| list.rsplit(|byte| *byte == b',')) {
+            let Some(address) =
+                std::str::from_utf8(hop).ok().and_then(|hop| address_of(hop.trim()))
+            else {
+                break;
+            };
             client = address;
             if !self.has(address) {
                 break;
@@ -82,13 +99,14 @@ mod tests {
         let proxies = TrustedProxies::new(&networks);
         let mut map = HeaderMap::new();
         for value in headers {
-            map.append(&FORWARDED_FOR, value.parse().expect("a header"));
+            let value = HeaderValue::from_bytes(value.as_bytes()).expect("a header");
+            map.append(&FORWARDED_FOR, value);
         }
         proxies.client(peer.parse().expect("an address"), &map).to_string()
     }
 
     #[test]
-    fn only_the_word_of_trusted_proxies_counts() {
+    fn only_trusted_proxies_name_the_client() {
         // A client that is no proxy can write what it likes.
         assert_eq!(client("192.0.2.1", &["198.51.100.7"]), "192.0.2.1");
         assert_eq!(client("10.0.0.1", &["198.51.100.7"]), "198.51.100.7");
@@ -100,6 +118,7 @@ mod tests {
         // Without a usable header, the proxy is all that is known.
         assert_eq!(client("10.0.0.1", &[]), "10.0.0.1");
         assert_eq!(client("10.0.0.1", &["198.51.100.7, unknown"]), "10.0.0.1");
+        assert_eq!(client("10.0.0.1", &["\u{e9}, 198.51.100.7"]), "198.51.100.7");
         // All are proxies: the first one.
         assert_eq!(client("10.0.0.1", &["10.0.0.9, 10.0.0.2"]), "10.0.0.9");
     }
@@ -108,6 +127,8 @@ mod tests {
     fn networks_are_read_or_refused_by_name() {
         assert!("10.0.0.0/8".parse::<ProxyNetwork>().is_ok());
         assert!("::1".parse::<ProxyNetwork>().is_ok());
+        let mapped = TrustedProxies::new(&["::ffff:10.0.0.0/104".parse().expect("a network")]);
+        assert!(mapped.has("10.1.2.3".parse().expect("an address")));
         let error = "proxy.example".parse::<ProxyNetwork>().expect_err("it is a name");
         assert!(error.contains("proxy.example"), "{error}");
     }

@@ -19,7 +19,7 @@ use utoipa_swagger_ui::SwaggerUi;
 
 use crate::{
     app::App,
-    audit,
+    audit, authorize,
     browser::{self, Browsers},
     endpoints::{
         access, analytics, analytics::AnalyticsFormat, audit as audit_api, cancel, console,
@@ -160,7 +160,7 @@ fn router(app: App, browsers: Browsers, observed: &Observed) -> Router {
     // is inside.
     let router = Router::new()
         .fallback_service(router)
-        .layer(middleware::from_fn(keys::authorize))
+        .layer(middleware::from_fn(authorize::authorize))
         .layer(middleware::from_fn_with_state(app, audit::record))
         .layer(middleware::from_fn_with_state(keys, keys::guard));
     let mut router = protected(router, browsers);

@@ -41,7 +41,7 @@ struct Cell {
     waits: Vec<f64>,
 }
 
-/// The percentiles of a cell that are read apart.
+/// The percentiles of a cell, from a query of their own.
 #[derive(Clone, Debug, Row, Deserialize)]
 struct Percentiles {
     start: i64,
@@ -52,7 +52,7 @@ struct Percentiles {
     waits: Vec<f64>,
 }
 
-/// What stands for percentiles that are read apart.
+/// What stands for percentiles from a query of their own.
 const NO_PERCENTILES: &str =
     "CAST([], 'Array(Float64)') AS durations, CAST([], 'Array(Float64)') AS waits";
 
@@ -205,12 +205,12 @@ async fn cells(
     };
     let order = "ORDER BY start, listed DESC, completed + failed + canceled DESC, group";
     // Of many groups few are listed: only their digests are read.
-    let is_apart = query.group_by == Some(GroupBy::Project);
-    let percentiles_here = if is_apart { NO_PERCENTILES } else { &percentiles };
+    let has_own_query = query.group_by == Some(GroupBy::Project);
+    let percentiles_here = if has_own_query { NO_PERCENTILES } else { &percentiles };
     let sql = sums_of(&format!("{columns}, {percentiles_here}"), is_listed, &filter);
     let mut cells: Vec<Cell> =
         conditions.query(client, &format!("{sql} {order}")).fetch_all().await?;
-    if is_apart {
+    if has_own_query {
         let filter = format!("{filter} AND {group} IN {{listed:Array(String)}}");
         let sql = sums_of(&percentiles, "true", &filter);
         let digests: Vec<Percentiles> = conditions.query(client, &sql).fetch_all().await?;

@@ -62,6 +62,15 @@ impl Table {
         }
     }
 
+    /// The version of the tables that it is in since.
+    pub fn since_version(self) -> u32 {
+        match self {
+            Self::Runs | Self::Audit | Self::Hours | Self::ProjectHours => 1,
+            Self::Failures => 2,
+            Self::Groups => 4,
+        }
+    }
+
     /// The column of its time.
     fn time(self) -> &'static str {
         match self {

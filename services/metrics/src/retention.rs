@@ -18,7 +18,12 @@ const SUMS: [(&str, &str); 4] = [
 /// If ClickHouse does not answer, or refuses.
 pub(crate) async fn apply(retention: Retention, clickhouse: &ClickHouse) -> anyhow::Result<()> {
     let runs = [("job_runs", "toDateTime(at)", retention.runs_retention_days)];
-    let sums = SUMS.map(|(table, column)| (table, column, retention.sums_retention_days));
+    // A table that came with a later version of the schema is kept as long as those that were there.
+    let sums_days = match retention.sums_retention_days {
+        None => sums_days(clickhouse).await?,
+        days => days,
+    };
+    let sums = SUMS.map(|(table, column)| (table, column, sums_days));
     let audit = [("audit", "toDateTime(at)", retention.audit_retention_days)];
     for (table, time, days) in runs.into_iter().chain(sums).chain(audit) {
         let Some(days) = days else { continue };
@@ -36,6 +41,17 @@ pub(crate) async fn apply(retention: Retention, clickhouse: &ClickHouse) -> anyh
         tracing::info!(table, days, "the retention of rows has changed");
     }
     Ok(())
+}
+
+/// The days that sums by hour are kept, if Jobmesh has set them.
+async fn sums_days(clickhouse: &ClickHouse) -> anyhow::Result<Option<u32>> {
+    let engine = engine(clickhouse, "runs_by_hour").await?;
+    let days = engine.split_once(" TTL hour + toIntervalDay(").and_then(|(_, rest)| {
+        let (days, rest) = rest.split_once(')')?;
+        let is_all = rest.is_empty() || rest.starts_with(" SETTINGS");
+        days.parse().ok().filter(|_| is_all)
+    });
+    Ok(days)
 }
 
 /// When ClickHouse deletes ended runs.

@@ -64,7 +64,6 @@ pub(crate) async fn start(
     let last = replay(broker, &mut state).await?;
     let term = state.term() + 1;
     let snapshots = broker.snapshot_reaches().await?;
-    let run_tokens = broker.run_tokens(clock.now(state.at())).await?;
     let room = broker.room(names::COMMANDS).await;
     // The stream can be without a limit, or does not answer now.
     let commands_bytes = room.map_or_else(|| config.nats.sizes().commands(), |(_, max)| max);
@@ -75,6 +74,7 @@ pub(crate) async fn start(
         }
         claimed => claimed?,
     };
+    let run_tokens = broker.take_run_tokens(term, clock.now(state.at())).await?;
     let bucket = fence_bucket(broker, term).await?;
     state.settle(bucket.through.position);
     let fences = take_fences(config, broker, term).await?;

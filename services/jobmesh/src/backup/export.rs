@@ -186,7 +186,9 @@ async fn copy_rows(
     let first_hour = archive.first_hour().await?;
     let cut = Cut { next: checkpoint.next, created: i64::try_from(created)?, first_hour };
     let mut files = Vec::new();
-    for table in Table::ALL {
+    let schema = archive.version().await?;
+    // A backup is made before services are replaced: the tables can be of an earlier version than this program.
+    for table in Table::ALL.into_iter().filter(|table| table.since_version() <= schema) {
         for (number, part) in (1..).zip(archive.parts(table, cut).await?) {
             let name = format!("{}-{number:06}.native.lz4", table.name());
             let mut frame = FrameEncoder::new(Part::create(dir, &name)?);
@@ -195,5 +197,5 @@ async fn copy_rows(
             files.push(RowFile { name, table, rows: part.rows });
         }
     }
-    Ok(Rows { schema: archive.version().await?, checkpoint, files })
+    Ok(Rows { schema, checkpoint, files })
 }

@@ -69,7 +69,7 @@ pub(crate) enum Keys {
 /// A login at NATS for a processor.
 #[derive(Debug, Args)]
 pub(crate) struct ProcessorLogin {
-    /// Make a login at NATS for a processor of others, which may take work of some types only. Nothing is sent: the
+    /// Make a login at NATS for a third-party processor, which may take work of some types only. Nothing is sent: the
     /// user for the configuration of NATS is shown.
     #[arg(
         long,

@@ -1,4 +1,4 @@
-//! Logins at NATS for processors of others: each may take work of some types, and has inboxes of its own.
+//! Logins at NATS for third-party processors: each may take work of some types, and has inboxes of its own.
 
 use std::{fs::OpenOptions, io::Write, os::unix::fs::OpenOptionsExt, path::Path};
 
@@ -23,6 +23,11 @@ pub(super) fn create(name: &str, types: &[JobTypeName], seed_file: &Path) -> any
          part of subjects"
     );
     let key = KeyPair::new_user();
+    ensure!(
+        !seed_file.exists(),
+        "{} exists: a seed is never overwritten. Name another file, or remove this one if no login needs it",
+        seed_file.display()
+    );
     let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(seed_file);
     let mut file = file.with_context(|| format!("cannot make {}", seed_file.display()))?;
     let written = writeln!(file, "{}", key.seed()?).and_then(|()| file.sync_all());
@@ -31,7 +36,8 @@ pub(super) fn create(name: &str, types: &[JobTypeName], seed_file: &Path) -> any
     show::print(&user(name, &key.public_key(), &types))?;
     eprintln!(
         "Add these lines to `users` in the configuration of NATS (deploy/nats/identities.conf), and load it again \
-         (nats-server --signal reload). Start the processor with\n\
+         (nats-server --signal reload). For `jobmesh dev`, put them into <data-dir>/nats.users.conf and start it again. \
+         Start the processor with\n\
          \x20 JOBMESH_NATS_NKEY_FILE={}\n\
          \x20 JOBMESH_NATS_INBOX={}\n\
          \x20 JOBMESH_TYPES={}\n\
@@ -57,16 +63,17 @@ fn user(name: &str, nkey: &str, types: &[JobType]) -> String {
         "jobmesh.heartbeat.*",
         names::QUERY_CLAIM,
         names::QUERY_CURRENT,
-        names::UNSTORED,
         "$O.results.>",
         "$JS.API.INFO",
-        "$JS.API.STREAM.INFO.*",
+        "$JS.API.STREAM.INFO.RESTORE",
+        "$JS.API.STREAM.INFO.OBJ_results",
     ]
     .map(str::to_owned)
     .into();
     for class in PriorityClass::ALL {
         let stream = names::work_stream(class);
         publish.push(format!("jobmesh.rejected.{stream}.*"));
+        publish.push(format!("$JS.API.STREAM.INFO.{stream}"));
         for job_type in types {
             let (consumer, filter) =
                 (names::work_consumer(*job_type), names::work_filter(class, *job_type));

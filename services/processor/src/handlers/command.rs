@@ -61,7 +61,7 @@ impl Command {
     async fn run(&self, work: &Work, context: &Context) -> std::io::Result<Outcome> {
         let (mut program, streams) = Program::start(self.process(work))?;
         let Streams { mut stdin, stdout, stderr } = streams;
-        let job = serde_json::to_vec(work)?;
+        let job = serde_json::to_vec(&work.without_token())?;
         let write = async {
             // A program that does not read its job is free not to.
             let _ = stdin.write_all(&job).await;

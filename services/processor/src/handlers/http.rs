@@ -36,7 +36,7 @@ impl Http {
 
 impl Handler for Http {
     async fn handle(&self, work: Arc<Work>, _: Context) -> Outcome {
-        let request = self.client.post(self.url.clone()).json(&*work);
+        let request = self.client.post(self.url.clone()).json(&work.without_token());
         let mut request = request.header("Jobmesh-Job-Id", work.job.to_string());
         if let Some(trace) = work.traceparent {
             request = request.header("traceparent", trace.to_string());

@@ -37,6 +37,31 @@ pub(super) struct CommandProcessor {
     missing_tokens_allowed: bool,
 }
 
+/// Why commands of one message cannot be processed. The message is set aside once, however many they are.
+#[derive(Default)]
+struct Reasons {
+    first: Option<String>,
+    more: usize,
+}
+
+impl Reasons {
+    fn add(&mut self, reason: String) {
+        match self.first {
+            None => self.first = Some(reason),
+            Some(_) => self.more += 1,
+        }
+    }
+
+    /// The first one, and how many more there are.
+    fn into_text(self) -> Option<String> {
+        let first = self.first?;
+        Some(match self.more {
+            0 => first,
+            more => format!("{first}; {more} more commands of this message are refused"),
+        })
+    }
+}
+
 /// What was read for the next slice of a bulk operation.
 struct BulkLookups {
     lookups: Lookups,
@@ -127,10 +152,11 @@ impl CommandProcessor {
                 break;
             }
             if let Some(first) = transaction.first_item(message.id) {
+                let mut reasons = Reasons::default();
                 let items = match &message.items {
                     Ok(items) => items.as_slice(),
                     Err(error) => {
-                        rejected.push(message.rejected(error.to_string()));
+                        reasons.add(error.to_string());
                         &[]
                     }
                 };
@@ -140,7 +166,7 @@ impl CommandProcessor {
                         Ok(command) => command,
                         Err((code, error)) => {
                             if code == Code::Malformed {
-                                rejected.push(message.rejected(error.clone()));
+                                reasons.add(error.clone());
                             }
                             transaction.refuse(index, requester, code, error);
                             continue;
@@ -152,6 +178,7 @@ impl CommandProcessor {
                         lookups::read(&self.broker, missing, &mut lookups).await?;
                     }
                 }
+                rejected.extend(reasons.into_text().map(|reason| message.rejected(reason)));
             }
             transaction.end_message(message.sequence, message.id);
         }

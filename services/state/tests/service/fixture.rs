@@ -101,7 +101,7 @@ pub fn one(job: u128) -> Enqueue {
 
 /// The token of run 1 of a job.
 pub async fn token(broker: &Broker, job: JobId) -> anyhow::Result<Option<Digest>> {
-    Ok(Some(broker.run_tokens(0).await?.token(job, 1)))
+    Ok(broker.run_tokens().await?.map(|tokens| tokens.token(job, 1)))
 }
 
 /// The report that run 1 of a job is done.
