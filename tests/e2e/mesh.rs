@@ -4,7 +4,7 @@ use std::{
     fs,
     io::{BufRead, BufReader},
     net::{Ipv4Addr, SocketAddr},
-    ops::Deref,
+    ops::{Deref, Range},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
@@ -287,7 +287,10 @@ fn processes() -> Vec<(u32, String, Vec<String>)> {
     .collect()
 }
 
+/// The ports that tests choose: `dev` chooses lower ones.
+const PORTS: Range<u16> = 24_576..32_768;
+
 /// An address that was free a moment ago.
 pub fn free_address() -> anyhow::Result<SocketAddr> {
-    Ok(SocketAddr::from((Ipv4Addr::LOCALHOST, fetch::free_port()?)))
+    Ok(SocketAddr::from((Ipv4Addr::LOCALHOST, fetch::free_port_in(PORTS)?)))
 }

@@ -97,10 +97,11 @@ async fn numbers_agree_to_the_last_job_and_token() -> anyhow::Result<()> {
     let (input, output) = (10 * completed, 3 * completed);
     let ends = completed + failures + CANCELED;
     until("in ClickHouse", async || {
-        // The view of failures is the last one of an insert.
-        let sql = "SELECT (SELECT countIf(final) FROM job_runs), (SELECT sum(jobs) FROM failures_by_hour)";
+        // Each view of an insert is written by itself.
+        let sql = "SELECT (SELECT countIf(final) FROM job_runs), (SELECT sum(jobs) FROM failures_by_hour),
+            (SELECT sum(completed + failed + canceled) FROM runs_by_group_hour WHERE dimension = 'all')";
         let rows = mesh.sql(sql).await?;
-        let expected = format!("{}\t{}", 3 * ends, 3 * failures);
+        let expected = format!("{}\t{}\t{}", 3 * ends, 3 * failures, 3 * ends);
         Ok(if rows == expected { Ok(()) } else { Err(rows) })
     })
     .await?;

@@ -80,6 +80,14 @@ async fn a_processors_own_login_takes_work_of_its_types() -> anyhow::Result<()> 
     let (_, answer) = mesh.get(&format!("/api/queue/status/{redone}?wait=60s")).await?;
     assert_eq!(answer["job"]["status"], "completed", "{answer}");
     assert_eq!(mesh.job(&batch).await?["status"], "queued", "it is of another type");
+    let mut doctor = Command::new(program());
+    doctor.args(["doctor", "--json", "--url", &mesh.url("")]);
+    let found = tokio::task::spawn_blocking(move || doctor.output()).await??;
+    let found: Value = serde_json::from_slice(&found.stdout)?;
+    let mut checks = found["checks"].as_array().context("checks")?.iter();
+    let types = checks.find(|check| check["check"] == "types").context("a check of types")?;
+    let says = types["says"].as_str().unwrap_or_default();
+    assert!(types["ok"] == false && says.contains("process_batch"), "{types}");
     Ok(())
 }
 

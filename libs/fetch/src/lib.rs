@@ -13,4 +13,4 @@ mod progress;
 
 pub use chdb::{CHDB_VERSION, libchdb};
 pub use nats::nats_server;
-pub use port::free_port;
+pub use port::{free_port, free_port_in};

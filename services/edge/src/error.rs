@@ -55,6 +55,11 @@ impl Error {
         Self::new(StatusCode::BAD_REQUEST, "missing_field", format!("{field} is required"))
     }
 
+    /// A field that must be there in this case is not.
+    pub fn missing_because(field: &str, why: &str) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "missing_field", format!("{field} is required: {why}"))
+    }
+
     /// Too much of something.
     pub fn too_large(text: impl Into<String>) -> Self {
         Self::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", text)

@@ -49,6 +49,13 @@ pub async fn run(
     let pullers = ensure_pullers(&broker, &registry, &stop).await;
     let Some(pullers) = pullers else { return Ok(()) };
     streams.works();
+    let types: Vec<&str> = registry.job_types().iter().map(|job_type| job_type.name()).collect();
+    tracing::info!(
+        processor = name,
+        types = types.join(","),
+        slots = config.concurrency,
+        "takes work"
+    );
     // Reports are still published while the processor drains; this ends them.
     let end_reports = CancellationToken::new();
     let commit = |verb| CommandPublisher::start(broker.clone(), verb, None, end_reports.clone()).0;

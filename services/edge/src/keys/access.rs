@@ -95,7 +95,9 @@ impl Access {
         match project {
             Some(project) => self.project(project),
             None if self.is_of_all_projects() => Ok(()),
-            None => Err(Error::missing("projectId (the API key is for some projects only)")),
+            None => {
+                Err(Error::missing_because("projectId", "the API key is for some projects only"))
+            }
         }
     }
 

@@ -31,7 +31,10 @@ pub(super) async fn export(
 ) -> anyhow::Result<()> {
     // Before anything is copied: ClickHouse comes last.
     if let Some(archive) = archive {
-        archive.version().await?;
+        archive.version().await.context(
+            "ended runs and the audit log cannot be copied: name ClickHouse by --clickhouse-url, or leave them out by \
+             --without-clickhouse",
+        )?;
     }
     let made = DirBuilder::new().recursive(true).mode(0o700).create(dir);
     made.with_context(|| format!("cannot make {}", dir.display()))?;

@@ -181,9 +181,11 @@ async fn refused(response: Response) -> Refused {
     let status = response.status();
     let body: Value = response.json().await.unwrap_or_default();
     let text = |field: &str| body[field].as_str().map(str::to_owned);
-    Refused::Answered {
-        status,
-        code: text("code").unwrap_or_else(|| status.as_u16().to_string()),
-        error: text("error").unwrap_or_else(|| format!("the edge answered {status}")),
-    }
+    let code = text("code").unwrap_or_else(|| status.as_u16().to_string());
+    let error = match code.as_str() {
+        // The edge explains how a program sends it.
+        "key_missing" => format!("an API key is needed: set {KEY} or --key-file"),
+        _ => text("error").unwrap_or_else(|| format!("the edge answered {status}")),
+    };
+    Refused::Answered { status, code, error }
 }

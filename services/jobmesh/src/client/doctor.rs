@@ -3,6 +3,7 @@
 use std::{process::ExitCode, time::Duration};
 
 use clap::Args;
+use job::JobType;
 use nats::{
     Broker,
     access::{Access, Secret},
@@ -138,8 +139,37 @@ impl Doctor {
             checks.push(Check::new("messages", no_rejected(rejected)));
         }
         checks.extend(clock.map(|found| Check::new("clock", found)));
+        checks.extend(waiting(&api).await.map(|found| Check::new("types", found)));
         Ok(checks)
     }
+}
+
+/// Whether each type of which jobs wait has a processor; `None` if the API key may not see that.
+async fn waiting(api: &Api) -> Option<Result<String, String>> {
+    let processors = api.get("/api/processors", &[]).await.ok()?;
+    let taken: Vec<String> = processors
+        .field("processors")
+        .items()
+        .iter()
+        .flat_map(|processor| processor.field("types").items())
+        .filter_map(|job_type| job_type.as_string())
+        .collect();
+    for job_type in JobType::ALL.map(JobType::name).into_iter().filter(|it| !is_in(&taken, it)) {
+        let query = [("status", "queued"), ("type", job_type), ("limit", "1")];
+        let query = query.map(|(name, value)| (name, value.to_owned()));
+        let queued = api.get("/api/queue/jobs", &query).await.ok()?;
+        if !queued.field("jobs").items().is_empty() {
+            return Some(Err(format!(
+                "jobs of type {job_type} wait, and no processor that is online takes that type: start one \
+                 (JOBMESH_TYPES names the types of a processor)"
+            )));
+        }
+    }
+    Some(Ok("each type of which jobs wait has a processor".to_owned()))
+}
+
+fn is_in(list: &[String], text: &str) -> bool {
+    list.iter().any(|item| item == text)
 }
 
 /// Why the edge cannot know whether a part of the mesh is there, if that is so.
@@ -159,8 +189,7 @@ fn unknown(ready: &serde_json::Value, part: &str) -> Option<&'static str> {
 /// What the loss of NATS servers would do.
 fn redundancy(spare: u64) -> String {
     match spare {
-        0 => "no NATS server may stop now: jobs would wait until it is back, and none is lost"
-            .to_owned(),
+        0 => "without its NATS server jobs wait until it is back, and none is lost".to_owned(),
         1 => "one NATS server may stop, and jobs continue".to_owned(),
         spare => format!("{spare} NATS servers may stop, and jobs continue"),
     }
@@ -188,8 +217,8 @@ fn no_rejected(rejected: u64) -> Result<String, String> {
     }
     let stream = names::REJECTED;
     Err(format!(
-        "{rejected} could not be processed and are set aside: `nats stream view {stream}` shows \
-         them with the reasons, `nats stream purge {stream}` removes them"
+        "{rejected} could not be processed and are set aside: the log of state has the reasons. \
+         `nats stream view {stream}` (the program of NATS) shows them, `nats stream purge {stream}` removes them"
     ))
 }
 

@@ -75,7 +75,7 @@ pub(crate) struct ProcessorLogin {
         long,
         requires = "types",
         requires = "seed_file",
-        conflicts_with_all = ["scope", "projects", "metadata_only", "expires"]
+        conflicts_with_all = ["scope", "projects", "metadata_only", "expires", "json"]
     )]
     processor: bool,
     /// A type of jobs that it may take; may be repeated.
