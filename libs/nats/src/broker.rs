@@ -87,7 +87,7 @@ impl Broker {
                         Event::Disconnected => tracing::warn!("connection to NATS lost"),
                         Event::SlowConsumer(sid) => tracing::warn!(sid, "messages were dropped"),
                         Event::ServerError(error) => {
-                            tracing::error!(%error, "NATS refuses what this login may not do");
+                            tracing::error!(%error, "NATS reports an error");
                         }
                         _ => {}
                     }

@@ -97,7 +97,8 @@ fn differs(one: Digest, other: Digest) -> bool {
 
 impl Broker {
     /// The tokens of this mesh, as the leader of a term makes them. The key is made if there is none, or none that can be
-    /// read. If the leader before made no tokens, jobs from before `now` are exempt.
+    /// read: reports of runs in flight, which have tokens of another key, are refused then. If the leader before made no
+    /// tokens, jobs from before `now` are exempt, also if it only failed before it could.
     ///
     /// # Errors
     /// If the key cannot be read or stored, or another leader has stored it at the same time.

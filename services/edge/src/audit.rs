@@ -103,7 +103,8 @@ pub(crate) async fn record(State(app): State<App>, mut request: Request, next: N
         if is_recorded && (!is_refusal || app.refusals.admit(record.key_id.as_deref())) {
             record.at = service::now_ms();
             record.status = response.status().as_u16();
-            record.project = project.map(|id| id.to_string()).or(record.project);
+            // What the path names is certain; the body of a refused request is not checked.
+            record.project = record.project.or(project.map(|id| id.to_string()));
             record.target = target;
             record.reason = record.reason.or(reason);
             let storing = tokio::spawn(store(app, record).in_current_span());

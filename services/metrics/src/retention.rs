@@ -12,18 +12,16 @@ const SUMS: [(&str, &str); 4] = [
     ("failures_by_hour", "hour"),
 ];
 
+/// The table of sums that the last version of the schema made.
+const YOUNGEST: &str = "runs_by_group_hour";
+
 /// Changes the TTL of tables that have another one. ClickHouse deletes in the background.
 ///
 /// # Errors
 /// If ClickHouse does not answer, or refuses.
 pub(crate) async fn apply(retention: Retention, clickhouse: &ClickHouse) -> anyhow::Result<()> {
     let runs = [("job_runs", "toDateTime(at)", retention.runs_retention_days)];
-    // A table that came with a later version of the schema is kept as long as those that were there.
-    let sums_days = match retention.sums_retention_days {
-        None => sums_days(clickhouse).await?,
-        days => days,
-    };
-    let sums = SUMS.map(|(table, column)| (table, column, sums_days));
+    let sums = SUMS.map(|(table, column)| (table, column, retention.sums_retention_days));
     let audit = [("audit", "toDateTime(at)", retention.audit_retention_days)];
     for (table, time, days) in runs.into_iter().chain(sums).chain(audit) {
         let Some(days) = days else { continue };
@@ -40,7 +38,21 @@ pub(crate) async fn apply(retention: Retention, clickhouse: &ClickHouse) -> anyh
         changed.execute().await.with_context(|| format!("the TTL of {table}"))?;
         tracing::info!(table, days, "the retention of rows has changed");
     }
+    if retention.sums_retention_days.is_none() {
+        inherit(clickhouse).await?;
+    }
     Ok(())
+}
+
+/// Keeps rows of the youngest table as long as those of an older one, until it has a TTL of its own.
+async fn inherit(clickhouse: &ClickHouse) -> anyhow::Result<()> {
+    let Some(days) = sums_days(clickhouse).await? else { return Ok(()) };
+    if engine(clickhouse, YOUNGEST).await?.contains(" TTL ") {
+        return Ok(());
+    }
+    let change = format!("ALTER TABLE {YOUNGEST} MODIFY TTL hour + toIntervalDay({days})");
+    let changed = clickhouse.tables.query_raw(&change).execute().await;
+    changed.with_context(|| format!("the TTL of {YOUNGEST}"))
 }
 
 /// The days that sums by hour are kept, if Jobmesh has set them.
