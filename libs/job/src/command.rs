@@ -229,14 +229,14 @@ pub struct AbortOperation {
     pub requested_by: Option<Id>,
 }
 
-/// What a processor reports of a run, which proves by the run's token that it was given the run.
+/// What a processor reports of a run. The token of the run proves that it has received the work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RunReport<'a> {
     /// The job.
     pub job: JobId,
     /// The run.
     pub run: Run,
-    /// The worker that reports, if it says so.
+    /// The worker that reports, if the report names it.
     pub worker: Option<&'a Id>,
     /// The token.
     pub token: Option<Digest>,

@@ -112,6 +112,9 @@ impl Broker {
             Some(entry) => (entry.revision, read(&entry.value)),
         };
         let stored = match known {
+            Some(known) if known.term > term => {
+                return Err(failed("stored", format!("term {} has begun", known.term)));
+            }
             Some(known) if known.term == term || known.term + 1 == term => Stored { term, ..known },
             Some(known) => Stored { term, since: now, ..known },
             None => {
@@ -196,6 +199,7 @@ mod tests {
         let before = broker.take_run_tokens(7, 400).await?;
         assert_eq!(before.since, 400);
         let job = JobId::from_u128(7);
+        assert!(broker.take_run_tokens(6, 450).await.is_err(), "a later leader made tokens");
         assert_eq!(broker.take_run_tokens(8, 500).await?.token(job, 1), before.token(job, 1));
         Ok(())
     }

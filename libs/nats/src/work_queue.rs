@@ -197,8 +197,8 @@ impl Broker {
 }
 
 /// The message that hands out the current run of a job, to be run by the handler of this name
-/// where the project names one; a delivery is given the project's webhook. `token` is what reports of the run repeat. The message's id makes a repeat within the
-/// broker's window for duplicates harmless.
+/// where the project names one; a delivery is given the project's webhook. `token` is what reports of the
+/// run repeat. The message's id makes a repeat within the broker's window for duplicates harmless.
 pub fn message(
     job: &Job,
     token: Digest,

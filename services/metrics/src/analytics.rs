@@ -204,8 +204,8 @@ async fn cells(
         )
     };
     let order = "ORDER BY start, listed DESC, completed + failed + canceled DESC, group";
-    // Of many groups few are listed: only their digests are read.
-    let has_own_query = query.group_by == Some(GroupBy::Project);
+    // Of many groups few are listed: only their digests are read. Rows of runs have none, and are read once.
+    let has_own_query = query.group_by == Some(GroupBy::Project) && source.has_digests();
     let percentiles_here = if has_own_query { NO_PERCENTILES } else { &percentiles };
     let sql = sums_of(&format!("{columns}, {percentiles_here}"), is_listed, &filter);
     let mut cells: Vec<Cell> =

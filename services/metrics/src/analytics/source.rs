@@ -61,6 +61,11 @@ const PROJECT_HOURS: Source = Source { table: "runs_by_project_hour", ..HOURS };
 const GROUP_HOURS: Source = Source { table: "runs_by_group_hour", ..HOURS };
 
 impl Source {
+    /// True if its rows are sums with digests, not runs.
+    pub fn has_digests(&self) -> bool {
+        self.table != RUNS.table
+    }
+
     /// The cheapest table that has what is asked for.
     pub fn of(
         query: &AnalyticsQuery,
