@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use async_nats::{Client, ConnectOptions};
 use serde::Deserialize;
 use tempfile::TempDir;
@@ -93,7 +93,7 @@ impl Cluster {
         let dir = TempDir::new()?;
         fs::write(dir.path().join("jobmesh.conf"), fs::read_to_string(CONF)?)?;
         let conf = fs::read_to_string(CLUSTER_CONF)?;
-        anyhow::ensure!(conf.contains(ADVERTISE), "{CLUSTER_CONF} has no {ADVERTISE:?}");
+        ensure!(conf.contains(ADVERTISE), "{CLUSTER_CONF} has no {ADVERTISE:?}");
         let conf = conf.replace(ADVERTISE, "no_advertise: true");
         fs::write(dir.path().join("cluster.conf"), conf)?;
         let ports: Vec<(u16, u16)> = (0..nodes)
@@ -186,16 +186,35 @@ impl Cluster {
     /// # Errors
     /// If it does not in time.
     pub async fn lead_with(&self, node: usize) -> anyhow::Result<()> {
-        let client = async_nats::connect(self.address(node)).await?;
+        let client = self.client(node, ConnectOptions::new()).await?;
         let name = &self.nodes[node].name;
         let preferred = serde_json::json!({ "placement": { "preferred": name } }).to_string();
         let begun = Instant::now();
         for stream in stream_names(&client).await? {
             while leader_of(&client, &stream).await? != Some(name.clone()) {
-                anyhow::ensure!(begun.elapsed() < READY_WITHIN, "{name} does not lead {stream}");
+                ensure!(begun.elapsed() < READY_WITHIN, "{name} does not lead {stream}");
                 let subject = format!("$JS.API.STREAM.LEADER.STEPDOWN.{stream}");
                 // The cluster may have no leader for a moment.
                 let _ = client.request(subject, preferred.clone().into()).await;
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until each server answers and has a current copy of each stream that it should have.
+    ///
+    /// # Errors
+    /// If that takes too long.
+    pub async fn until_current(&self) -> anyhow::Result<()> {
+        for node in 0..self.nodes.len() {
+            self.client(node, ConnectOptions::new()).await?;
+        }
+        let client = self.client(0, ConnectOptions::new()).await?;
+        let begun = Instant::now();
+        for stream in stream_names(&client).await? {
+            while !is_current(&client, &stream).await? {
+                ensure!(begun.elapsed() < READY_WITHIN, "copies of {stream} are behind");
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
         }
@@ -207,14 +226,15 @@ impl Cluster {
     /// # Errors
     /// If that takes too long.
     pub async fn drain_and_restart(&mut self, node: usize) -> anyhow::Result<()> {
-        let client = async_nats::connect(self.address((node + 1) % self.nodes.len())).await?;
+        let other = (node + 1) % self.nodes.len();
+        let client = self.client(other, ConnectOptions::new()).await?;
         let streams = stream_names(&client).await?;
         signal(self.id(node), "USR2")?;
         let name = self.nodes[node].name.clone();
         let begun = Instant::now();
         for stream in streams {
             while leader_of(&client, &stream).await?.is_none_or(|leader| leader == name) {
-                anyhow::ensure!(begun.elapsed() < READY_WITHIN, "{name} leads {stream}");
+                ensure!(begun.elapsed() < READY_WITHIN, "{name} leads {stream}");
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
         }
@@ -251,7 +271,19 @@ impl Cluster {
 
     async fn system_client(&self) -> anyhow::Result<Client> {
         let options = ConnectOptions::with_user_and_password(SYSTEM.into(), SYSTEM.into());
-        Ok(options.connect(self.address(0)).await?)
+        self.client(0, options).await
+    }
+
+    /// A connection to a server, which may be starting.
+    async fn client(&self, node: usize, options: ConnectOptions) -> anyhow::Result<Client> {
+        let begun = Instant::now();
+        loop {
+            match options.clone().connect(self.address(node)).await {
+                Ok(client) => return Ok(client),
+                Err(error) if begun.elapsed() > READY_WITHIN => return Err(error.into()),
+                Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+            }
+        }
     }
 
     async fn connections(&self, client: &Client) -> anyhow::Result<Vec<Listed>> {
@@ -273,7 +305,7 @@ impl Cluster {
                 break;
             }
         }
-        anyhow::ensure!(!listed.is_empty(), "no server lists its connections");
+        ensure!(!listed.is_empty(), "no server lists its connections");
         Ok(listed)
     }
 
@@ -296,7 +328,7 @@ impl Cluster {
             let client = async_nats::connect(self.address(node)).await?;
             let answer = client.request("$JS.API.INFO", "".into()).await.context("no answer")?;
             let text = String::from_utf8_lossy(&answer.payload).into_owned();
-            anyhow::ensure!(!text.contains("\"error\""), "{text}");
+            ensure!(!text.contains("\"error\""), "{text}");
         }
         Ok(())
     }
@@ -304,27 +336,46 @@ impl Cluster {
 
 async fn stream_names(client: &Client) -> anyhow::Result<Vec<String>> {
     let begun = Instant::now();
-    // The cluster may have no leader yet.
-    let answer = loop {
-        match client.request("$JS.API.STREAM.NAMES", "".into()).await {
-            Ok(answer) => break answer,
-            Err(error) if begun.elapsed() > READY_WITHIN => return Err(error.into()),
-            Err(_) => {}
-        }
-    };
-    let answer: serde_json::Value = serde_json::from_slice(&answer.payload)?;
-    let names = answer["streams"].as_array().context("no streams")?;
-    Ok(names.iter().filter_map(|name| name.as_str().map(str::to_owned)).collect())
+    loop {
+        // The cluster may have no leader yet, or lose it now.
+        let last = match client.request("$JS.API.STREAM.NAMES", "".into()).await {
+            Ok(answer) => {
+                let answer: serde_json::Value = serde_json::from_slice(&answer.payload)?;
+                if let Some(names) = answer["streams"].as_array() {
+                    let names = names.iter().filter_map(|name| name.as_str());
+                    return Ok(names.map(str::to_owned).collect());
+                }
+                answer.to_string()
+            }
+            Err(error) => error.to_string(),
+        };
+        ensure!(begun.elapsed() < READY_WITHIN, "the streams are not listed: {last}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
 }
 
 /// The name of the server that leads a stream.
 async fn leader_of(client: &Client, stream: &str) -> anyhow::Result<Option<String>> {
-    let Ok(answer) = client.request(format!("$JS.API.STREAM.INFO.{stream}"), "".into()).await
-    else {
-        return Ok(None);
+    let info = info_of(client, stream).await?;
+    Ok(info["cluster"]["leader"].as_str().map(str::to_owned))
+}
+
+/// Whether all copies of a stream are there and up to date.
+async fn is_current(client: &Client, stream: &str) -> anyhow::Result<bool> {
+    let info = info_of(client, stream).await?;
+    let copies = info["cluster"]["replicas"].as_array().map_or(&[][..], Vec::as_slice);
+    let current = copies.iter().filter(|copy| copy["current"] == true && copy["offline"] != true);
+    let wanted = info["config"]["num_replicas"].as_u64();
+    Ok(wanted.is_some_and(|wanted| current.count() as u64 + 1 == wanted))
+}
+
+/// What NATS reports of a stream; nothing while no server leads it.
+async fn info_of(client: &Client, stream: &str) -> anyhow::Result<serde_json::Value> {
+    let subject = format!("$JS.API.STREAM.INFO.{stream}");
+    let Ok(answer) = client.request(subject, "".into()).await else {
+        return Ok(serde_json::Value::Null);
     };
-    let answer: serde_json::Value = serde_json::from_slice(&answer.payload)?;
-    Ok(answer["cluster"]["leader"].as_str().map(str::to_owned))
+    Ok(serde_json::from_slice(&answer.payload)?)
 }
 
 impl Drop for Cluster {
@@ -338,7 +389,7 @@ impl Drop for Cluster {
 
 fn signal(id: u32, name: &str) -> anyhow::Result<()> {
     let status = Command::new("kill").arg(format!("-{name}")).arg(id.to_string()).status()?;
-    anyhow::ensure!(status.success(), "process {id} could not be signalled");
+    ensure!(status.success(), "process {id} could not be signalled");
     Ok(())
 }
 
