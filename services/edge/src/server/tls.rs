@@ -12,13 +12,16 @@ use rustls::{
     crypto::ring,
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
 };
-use tokio_rustls::TlsAcceptor;
+use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tokio_util::sync::CancellationToken;
+
+use super::connection::Protocol;
 
 /// How often the files are checked for changes.
 const CHECK_EVERY: Duration = Duration::from_secs(5);
-/// The protocol that clients may agree on.
-const HTTP_1_1: &[u8] = b"http/1.1";
+/// The protocols that clients may agree on, in the order of preference.
+const PROTOCOLS: [&[u8]; 2] = [HTTP_2, b"http/1.1"];
+const HTTP_2: &[u8] = b"h2";
 
 /// The files of a certificate.
 #[derive(Clone, Debug)]
@@ -75,6 +78,12 @@ impl Tls {
     }
 }
 
+/// The protocol that a client has agreed on.
+pub(super) fn protocol_of<S>(stream: &TlsStream<S>) -> Protocol {
+    let (_, session) = stream.get_ref();
+    if session.alpn_protocol() == Some(HTTP_2) { Protocol::Http2 } else { Protocol::Http1 }
+}
+
 /// When each file was changed.
 type Version = [Option<SystemTime>; 2];
 
@@ -99,7 +108,7 @@ impl Files {
         let mut config = config.with_context(|| {
             format!("{} and {} do not belong together", certificate.display(), key.display())
         })?;
-        config.alpn_protocols = vec![HTTP_1_1.to_vec()];
+        config.alpn_protocols = PROTOCOLS.map(<[u8]>::to_vec).into();
         Ok(config)
     }
 }

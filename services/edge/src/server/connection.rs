@@ -1,0 +1,99 @@
+//! One connection, from its first byte until it is closed.
+
+use std::{net::IpAddr, pin::pin, time::Duration};
+
+use axum::{Router, body::Body};
+use hyper::{body::Incoming, service::service_fn};
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo},
+    server::conn::auto,
+};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_util::sync::CancellationToken;
+use tower_service::Service;
+
+use super::activity::{Activity, AnswerBody, Phase, Watched};
+use crate::proxies::{ClientAddress, TrustedProxies};
+
+/// How long the head of a request may take from its first byte on.
+const HEAD_WITHIN: Duration = Duration::from_secs(10);
+/// How long a client may take no bytes of an answer.
+const TAKE_WITHIN: Duration = Duration::from_secs(60);
+/// How often connections are checked for these.
+const CHECK_EVERY: Duration = Duration::from_secs(5);
+/// Requests of one connection of HTTP/2 at the same time.
+const REQUESTS_MAX: u32 = 32;
+/// Bytes of one answer of HTTP/2 that wait in the connection for their client.
+const SEND_BUFFER_BYTES: usize = 64 * 1024;
+
+/// The version of HTTP of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Protocol {
+    /// 1.0 and 1.1.
+    Http1,
+    /// 2, on which a client has agreed by TLS.
+    Http2,
+}
+
+/// Where a connection comes from, and how long it may be idle.
+pub(super) struct Peer {
+    pub address: IpAddr,
+    pub proxies: TrustedProxies,
+    pub idle_within: Duration,
+}
+
+/// Serves a connection until its client closes it, asks for nothing, or takes no answers; if `stop` is cancelled, until
+/// the requests in progress have their answers.
+pub(super) async fn serve<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
+    stream: S,
+    protocol: Protocol,
+    peer: Peer,
+    router: Router,
+    stop: CancellationToken,
+) {
+    let Peer { address, proxies, idle_within } = peer;
+    let activity = Activity::default();
+    let noted = activity.clone();
+    let service = service_fn(move |mut request: hyper::Request<Incoming>| {
+        let pending = noted.request();
+        let address = proxies.client(address, request.headers());
+        request.extensions_mut().insert(ClientAddress(address));
+        let mut router = router.clone();
+        async move {
+            let answer = router.call(request.map(Body::new)).await;
+            // The answer goes on until its body is dropped.
+            answer.map(|answer| answer.map(|body| AnswerBody { body, pending }))
+        }
+    });
+    let bytes_are_heads = protocol == Protocol::Http1;
+    let io = TokioIo::new(Watched { stream, activity: activity.clone(), bytes_are_heads });
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder.http2().max_concurrent_streams(REQUESTS_MAX).max_send_buf_size(SEND_BUFFER_BYTES);
+    let builder = match protocol {
+        Protocol::Http1 => builder.http1_only(),
+        Protocol::Http2 => builder.http2_only(),
+    };
+    let mut served = pin!(builder.serve_connection(io, service));
+    let mut check = tokio::time::interval(CHECK_EVERY);
+    let mut is_stopping = false;
+    loop {
+        tokio::select! {
+            // How a connection ends is its client's affair.
+            _ = served.as_mut() => return,
+            () = stop.cancelled(), if !is_stopping => {
+                is_stopping = true;
+                served.as_mut().graceful_shutdown();
+            }
+            _ = check.tick() => match activity.current() {
+                _ if activity.is_stalled(TAKE_WITHIN) => return,
+                (Phase::Head, since) if since.elapsed() > HEAD_WITHIN => return,
+                // It has the ends of answers that its client does not take.
+                (Phase::Idle, since) if since.elapsed() > idle_within + TAKE_WITHIN => return,
+                (Phase::Idle, since) if since.elapsed() > idle_within => {
+                    served.as_mut().graceful_shutdown();
+                }
+                _ => {}
+            },
+        }
+    }
+}
