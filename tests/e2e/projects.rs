@@ -34,7 +34,7 @@ async fn settings_are_shown_changed_one_by_one_reset_and_kept() -> anyhow::Resul
     let defaults = answer["project"].clone();
     let expected = json!({
         "projectId": "a.b", "maxActiveJobs": 0, "maxActiveBytes": 0, "enqueuesPerMinute": 0,
-        "maxConcurrency": 0, "requestsPerMinute": 30, "tokensPerMinute": 0,
+        "maxSchedules": 1_000, "maxConcurrency": 0, "requestsPerMinute": 30, "tokensPerMinute": 0,
         "weight": 1, "paused": false, "maxAttempts": 3, "retention": 7 * 24 * 3_600,
         "maxDeferral": 24 * 3_600,
         "retry": { "baseMs": 1_000, "factor": 2.0, "capMs": 300_000, "jitter": 0.2 },

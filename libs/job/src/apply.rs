@@ -103,6 +103,8 @@ impl State {
             }
             Event::ProjectSet { project, settings } => {
                 let project = self.persisted.projects.entry(project.clone()).or_default();
+                self.settings_bytes -= project.settings.size();
+                self.settings_bytes += settings.size();
                 project.settings.clone_from(settings);
             }
             Event::ScheduleSet { project, name, schedule } => {
@@ -217,10 +219,12 @@ impl State {
     fn schedule(&mut self, project: &Id, name: &Id, timed: Option<ScheduleState>) {
         let persisted = self.persisted.projects.entry(project.clone()).or_default();
         let next = timed.as_ref().and_then(|timed| timed.next_at);
+        self.settings_bytes += timed.as_ref().map_or(0, |timed| timed.size(name));
         let old = match timed {
             Some(timed) => persisted.schedules.insert(name.clone(), timed),
             None => persisted.schedules.remove(name),
         };
+        self.settings_bytes -= old.as_ref().map_or(0, |old| old.size(name));
         let entry = |at: Millis| (at, project.clone(), name.clone());
         if let Some(at) = old.and_then(|old| old.next_at) {
             self.calendar.remove(&entry(at));
@@ -242,6 +246,7 @@ impl State {
         if !job.job_type.is_internal() {
             self.persisted.total.enter(job.status, job.priority_class);
         }
+        project.last_at = self.persisted.at;
         project.live.insert(&job);
         self.ready.insert(&job, self.persisted.at);
         self.expiries.insert(&job);
@@ -278,6 +283,7 @@ impl State {
             self.ready.insert(job, self.persisted.at);
             self.expiries.insert(job);
         }
+        project.last_at = self.persisted.at;
         project.live.changed(before, job);
         self.touch(position, id);
     }
@@ -298,9 +304,8 @@ impl State {
         let hour = at.div_euclid(3_600_000);
         if self.persisted.hours.back().is_none_or(|(last, _)| last.div_euclid(3_600_000) < hour) {
             self.persisted.hours.push_back((at, sequence));
-            for project in self.persisted.projects.values_mut() {
-                project.failed.retain(|_, until| *until > at);
-            }
+            let retention_ms = self.retention_ms;
+            self.persisted.projects.retain(|_, project| !project.is_over(at, retention_ms));
         }
         // A year of hours: more than any retention of events that is worth its disk.
         if self.persisted.hours.len() > 24 * 366 {

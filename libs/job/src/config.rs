@@ -20,6 +20,8 @@ pub struct Config {
     pub lower_share_percent: u8,
     /// Limits of a project that sets none.
     pub limits: Limits,
+    /// The most bytes of the settings and schedules of all projects.
+    pub settings_bytes_max: u64,
     /// The most bytes of events in one message of EVENTS, unless events that belong together have
     /// more: half of the broker's `max_payload`.
     pub message_bytes_max: usize,
@@ -35,6 +37,7 @@ impl Default for Config {
             retention_ms: 7 * 24 * 3_600 * 1_000,
             lower_share_percent: 10,
             limits: Limits::default(),
+            settings_bytes_max: 128_000_000,
             message_bytes_max: 4_000_000,
         }
     }

@@ -2,8 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
-/// Limits of a project; 0 is none.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+use crate::settings::SCHEDULES_MAX;
+
+/// Limits of a project; 0 is none, except of schedules.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Limits {
     /// Jobs that may run at once.
     pub max_concurrency: u32,
@@ -20,4 +22,25 @@ pub struct Limits {
     /// Jobs that may be enqueued in any 60 s.
     #[serde(default)]
     pub enqueues_per_minute: u32,
+    /// Schedules.
+    #[serde(default = "schedules_max")]
+    pub max_schedules: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            max_concurrency: 0,
+            requests_per_minute: 0,
+            tokens_per_minute: 0,
+            max_active_jobs: 0,
+            max_active_bytes: 0,
+            enqueues_per_minute: 0,
+            max_schedules: schedules_max(),
+        }
+    }
+}
+
+fn schedules_max() -> u32 {
+    SCHEDULES_MAX
 }

@@ -68,6 +68,8 @@ pub enum Code {
     ScheduleNotFound,
     /// The project has as many schedules as it may, or as much data in them.
     TooManySchedules,
+    /// The settings and schedules of all projects have as many bytes as they may.
+    SettingsFull,
     /// No such operation.
     OperationNotFound,
     /// Too many requests over many jobs of the project are in progress.

@@ -1,6 +1,7 @@
 //! What may be set of a project: limits, weight, pause, and how its jobs fail and are kept.
 
 mod llm;
+pub(crate) mod size;
 
 use serde::{Deserialize, Deserializer, Serialize};
 
@@ -35,6 +36,9 @@ pub struct Settings {
     /// Jobs that may be enqueued in any 60 s; set by admins.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub enqueues_per_minute: Option<u32>,
+    /// Schedules that it may have; set by admins.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_schedules: Option<u32>,
     /// Turns that the project has where others have one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub weight: Option<u32>,
@@ -101,6 +105,10 @@ pub struct Patch {
     #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "named")]
     #[cfg_attr(feature = "openapi", schema(value_type = Option<u32>, maximum = 2_147_483_647))]
     pub enqueues_per_minute: Option<Option<u32>>,
+    /// Schedules that it may have. Only admins set it.
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "named")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<u32>, minimum = 1, maximum = 1000))]
+    pub max_schedules: Option<Option<u32>>,
     /// Turns that the project has where others have one.
     #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "named")]
     #[cfg_attr(feature = "openapi", schema(value_type = Option<u32>, minimum = 1, maximum = 100))]
@@ -163,6 +171,8 @@ const OPTIONS_BYTES_MAX: usize = 64 * 1024;
 const LIMIT_MAX: u32 = i32::MAX as u32;
 /// The highest limit of tokens and bytes: the largest integer that all readers of JSON hold exactly.
 const LARGE_LIMIT_MAX: u64 = (1 << 53) - 1;
+/// The most schedules of a project: they are listed in one answer.
+pub const SCHEDULES_MAX: u32 = 1_000;
 /// The longest name of a handler, in bytes.
 const HANDLER_BYTES_MAX: usize = 64;
 
@@ -188,6 +198,7 @@ impl Patch {
         large("maxActiveBytes", self.max_active_bytes)?;
         within("maxActiveJobs", self.max_active_jobs, 0, LIMIT_MAX)?;
         within("enqueuesPerMinute", self.enqueues_per_minute, 0, LIMIT_MAX)?;
+        within("maxSchedules", self.max_schedules, 1, SCHEDULES_MAX)?;
         within("maxConcurrency", self.max_concurrency, 0, LIMIT_MAX)?;
         within("requestsPerMinute", self.requests_per_minute, 0, LIMIT_MAX)?;
         within("weight", self.weight, 1, WEIGHT_MAX)?;
@@ -226,6 +237,7 @@ impl Patch {
         self.max_active_jobs.is_some()
             || self.max_active_bytes.is_some()
             || self.enqueues_per_minute.is_some()
+            || self.max_schedules.is_some()
     }
 
     /// The settings after this change.
@@ -240,6 +252,7 @@ impl Patch {
             max_active_jobs: pick(&self.max_active_jobs, &to.max_active_jobs),
             max_active_bytes: pick(&self.max_active_bytes, &to.max_active_bytes),
             enqueues_per_minute: pick(&self.enqueues_per_minute, &to.enqueues_per_minute),
+            max_schedules: pick(&self.max_schedules, &to.max_schedules),
             weight: pick(&self.weight, &to.weight),
             paused: self.paused.map_or(to.paused, Option::unwrap_or_default),
             max_attempts: pick(&self.max_attempts, &to.max_attempts),
@@ -280,6 +293,7 @@ impl Settings {
             max_active_jobs: Some(limits.max_active_jobs),
             max_active_bytes: Some(limits.max_active_bytes),
             enqueues_per_minute: Some(limits.enqueues_per_minute),
+            max_schedules: Some(limits.max_schedules),
             weight: self.weight.or(Some(1)),
             paused: self.paused,
             max_attempts: self.max_attempts.or(Some(config.max_attempts)),
@@ -310,6 +324,7 @@ impl Settings {
             max_active_jobs: self.max_active_jobs.unwrap_or(defaults.max_active_jobs),
             max_active_bytes: self.max_active_bytes.unwrap_or(defaults.max_active_bytes),
             enqueues_per_minute: self.enqueues_per_minute.unwrap_or(defaults.enqueues_per_minute),
+            max_schedules: self.max_schedules.unwrap_or(defaults.max_schedules),
         }
     }
 }

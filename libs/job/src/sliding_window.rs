@@ -55,7 +55,8 @@ impl SlidingWindow {
         self.0.iter().map(|(at, _)| at + LENGTH_MS).find(|until| *until > now)
     }
 
-    fn forget(&mut self, now: Millis) {
+    /// Removes what no longer counts.
+    pub fn forget(&mut self, now: Millis) {
         while self.0.front().is_some_and(|(at, _)| at + LENGTH_MS <= now) {
             self.0.pop_front();
         }

@@ -54,12 +54,33 @@ pub(crate) struct Project {
     /// Ends without a delivery, because too many were pending.
     #[serde(default)]
     pub dropped: u64,
+    /// The time of the last event of its jobs.
+    #[serde(default)]
+    pub last_at: Millis,
     /// Active jobs.
     #[serde(skip)]
     pub live: ActiveJobs,
 }
 
 impl Project {
+    /// Forgets what no longer counts at this hour. True if there is nothing left of it: no setting, no schedule, no active
+    /// job, and no other that is kept, which is so `retention_ms` after its last event.
+    pub fn is_over(&mut self, at: Millis, retention_ms: i64) -> bool {
+        self.failed.retain(|_, until| *until > at);
+        for window in [&mut self.starts, &mut self.tokens, &mut self.enqueues] {
+            window.forget(at);
+        }
+        if self.last_at == 0 {
+            // It is from a snapshot of an earlier version.
+            self.last_at = at;
+        }
+        self.last_at + retention_ms < at
+            && self.settings == Settings::default()
+            && self.schedules.is_empty()
+            && self.counts.active() == 0
+            && self.failed.is_empty()
+    }
+
     /// The failed jobs behind one, and until when they are kept, in order.
     pub fn failed_after(&self, after: Option<JobId>) -> impl Iterator<Item = (JobId, Millis)> {
         let from = after.map_or(Bound::Unbounded, Bound::Excluded);
@@ -85,6 +106,7 @@ impl Project {
             last_error: self.last_error.clone(),
             failing: self.failing,
             dropped: self.dropped,
+            last_at: self.last_at,
             live: ActiveJobs::default(),
         }
     }

@@ -26,6 +26,8 @@ pub struct State {
     /// When which queued jobs expire.
     pub(crate) expiries: Expiries,
     pub(crate) retention_ms: i64,
+    /// The bytes of the settings and schedules of all projects.
+    pub(crate) settings_bytes: u64,
     /// Ids of processed messages without events: the next message of EVENTS records them.
     pub(crate) unrecorded: Vec<Uuid>,
     /// The spill store for queued jobs that memory has no room for.
@@ -68,7 +70,9 @@ impl State {
             persisted.jobs.insert(job, Some(json), spill.as_ref());
         })?;
         for (project, persisted) in &persisted.projects {
+            self.settings_bytes += persisted.settings.size();
             for (name, timed) in &persisted.schedules {
+                self.settings_bytes += timed.size(name);
                 let next = timed.next_at.map(|at| (at, project.clone(), name.clone()));
                 self.calendar.extend(next);
             }

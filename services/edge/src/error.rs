@@ -291,6 +291,7 @@ impl Error {
             Code::OperationNotFound => (StatusCode::NOT_FOUND, "operation_not_found"),
             Code::ScheduleNotFound => (StatusCode::NOT_FOUND, "schedule_not_found"),
             Code::TooManySchedules => (StatusCode::CONFLICT, "too_many_schedules"),
+            Code::SettingsFull => (StatusCode::CONFLICT, "settings_full"),
             Code::ProjectFull => {
                 let refused = Self::new(StatusCode::TOO_MANY_REQUESTS, "project_full", text);
                 return Self { retry_after_s: Some(5), ..refused };

@@ -49,6 +49,13 @@ pub struct Config {
     /// The most jobs of a project that may be enqueued in any 60 s, if no admin sets a number; 0 is no limit.
     #[arg(long, env = "JOBMESH_ENQUEUES_PER_MINUTE", default_value_t = 0)]
     pub enqueues_per_minute: u32,
+    /// The most schedules of a project for which no admin sets a number.
+    #[arg(long, env = "JOBMESH_MAX_SCHEDULES", default_value_t = 1_000,
+          value_parser = clap::value_parser!(u32).range(1..=1_000))]
+    pub max_schedules: u32,
+    /// The most memory for the settings and schedules of all projects, in MB; a change beyond it gets 409.
+    #[arg(long, env = "JOBMESH_SETTINGS_MB", default_value_t = 128)]
+    pub settings_mb: u32,
     /// The share of starts that each class below the first one that waits keeps, in percent.
     #[arg(long, env = "JOBMESH_LOWER_SHARE_PERCENT", default_value_t = 10,
           value_parser = clap::value_parser!(u8).range(0..=30))]
@@ -107,7 +114,9 @@ impl Config {
                 max_active_jobs: self.max_active_jobs,
                 max_active_bytes: self.max_active_bytes,
                 enqueues_per_minute: self.enqueues_per_minute,
+                max_schedules: self.max_schedules,
             },
+            settings_bytes_max: u64::from(self.settings_mb) * 1_000_000,
             ..job::Config::default()
         }
     }

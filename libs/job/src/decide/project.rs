@@ -2,18 +2,23 @@
 
 use super::Decision;
 use crate::{
-    State,
+    Config, State,
     command::Project,
     event::Event,
     reply::{Code, Reply},
+    settings::size::check_all,
 };
 
 impl State {
-    pub(super) fn decide_project(&self, request: &Project) -> Decision {
+    pub(super) fn decide_project(&self, config: &Config, request: &Project) -> Decision {
         let was = self.settings(&request.project);
         let settings = Box::new(request.change.apply(&was));
         if let Err(error) = settings.check() {
             return Decision::refused(Code::SettingsMalformed, error);
+        }
+        let bounded = check_all(config, self.settings_bytes, was.size(), settings.size());
+        if let Err(error) = bounded {
+            return Decision::refused(Code::SettingsFull, error);
         }
         let mut told = settings.clone();
         told.forget_secrets();

@@ -1,5 +1,7 @@
 //! Schedules: set, removed, and fired when their time comes.
 
+use std::collections::BTreeMap;
+
 use super::Decision;
 use crate::{
     Config, Id, JobId, State,
@@ -7,16 +9,20 @@ use crate::{
     event::Event,
     reply::{Code, Reply},
     schedule::{IfLive, Schedule, ScheduleState},
+    settings::size::check_all,
     time::Millis,
 };
 
-/// Schedules of a project at most.
-const SCHEDULES_MAX: usize = 1_000;
 /// Bytes of data in all schedules of a project: they are listed in one answer.
 const DATA_BYTES_MAX: usize = 4 << 20;
 
 impl State {
-    pub(super) fn decide_schedule(&self, now: Millis, request: &SetSchedule) -> Decision {
+    pub(super) fn decide_schedule(
+        &self,
+        config: &Config,
+        now: Millis,
+        request: &SetSchedule,
+    ) -> Decision {
         let (project, name) = (request.project.clone(), request.name.clone());
         let persisted = self.persisted.projects.get(&project).map(|project| &project.schedules);
         let old = persisted.and_then(|persisted| persisted.get(&name));
@@ -29,8 +35,12 @@ impl State {
             decision.events.push(Event::ScheduleRemoved { project, name });
             return decision;
         };
-        if old.is_none() && persisted.is_some_and(|persisted| persisted.len() >= SCHEDULES_MAX) {
-            let error = format!("project {project:?} has {SCHEDULES_MAX} schedules already");
+        let max = self.settings(&project).limits(&config.limits).max_schedules;
+        let count = persisted.map_or(0, BTreeMap::len);
+        if old.is_none() && count as u64 >= u64::from(max) {
+            let error = format!(
+                "project {project:?} has {count} schedules, and its limit maxSchedules is {max}: remove one"
+            );
             return Decision::refused(Code::TooManySchedules, error);
         }
         let others = persisted.into_iter().flatten().filter(|(persisted, _)| **persisted != name);
@@ -52,6 +62,10 @@ impl State {
             last_at: old.and_then(|old| old.last_at),
             last_job_id: old.and_then(|old| old.last_job_id),
         });
+        let was = old.map_or(0, |old| old.size(&name));
+        if let Err(error) = check_all(config, self.settings_bytes, was, timed.size(&name)) {
+            return Decision::refused(Code::SettingsFull, error);
+        }
         let mut decision = Decision::reply(Reply::ScheduleSet(Some(timed.clone())));
         decision.events.push(Event::ScheduleSet { project, name, schedule: timed });
         decision

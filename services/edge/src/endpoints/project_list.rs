@@ -55,6 +55,7 @@ struct View {
     enqueued_in_last_minute: u64,
     enqueues_per_minute: u32,
     schedules: usize,
+    max_schedules: u32,
 }
 
 impl From<ProjectSummary> for View {
@@ -80,6 +81,7 @@ impl From<ProjectSummary> for View {
             enqueued_in_last_minute: usage.enqueues,
             enqueues_per_minute: limits.enqueues_per_minute,
             schedules: project.schedules,
+            max_schedules: limits.max_schedules,
         }
     }
 }

@@ -65,7 +65,7 @@ function Counts({ id, queue }: { id: string; queue: Queue }) {
 }
 
 interface Limit {
-  field: "maxConcurrency" | "requestsPerMinute" | "tokensPerMinute" | "maxActiveJobs" | "maxActiveBytes" | "enqueuesPerMinute";
+  field: "maxConcurrency" | "requestsPerMinute" | "tokensPerMinute" | "maxActiveJobs" | "maxActiveBytes" | "enqueuesPerMinute" | "maxSchedules";
   label: string;
   used?: number;
   isForAdmins?: boolean;
@@ -92,6 +92,7 @@ function Limits({ project, queue }: { project: Project; queue: Queue | undefined
       used: usage.enqueuedInLastMinute,
       isForAdmins: true,
     },
+    { field: "maxSchedules", label: "Schedules", isForAdmins: true },
   ];
   return (
     <Panel title="Limits">

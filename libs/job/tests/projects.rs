@@ -1,0 +1,114 @@
+//! Projects: what their settings may take, and when they are forgotten.
+
+#![expect(clippy::unwrap_used, reason = "a test ends at the first surprise")]
+
+use job::{
+    Config, JobId, Json, Limits, Lookups, Patch, State,
+    command::{Cancel, Command, Enqueue, NewJob, Project, SetSchedule},
+    reply::{Code, Reply},
+    schedule::{IfLive, Schedule},
+    time::Millis,
+};
+
+const HOUR_MS: Millis = 3_600_000;
+
+/// Decides a command and applies its events, also in a state that is restored from a snapshot.
+fn decide(state: &mut State, config: &Config, now: Millis, command: &Command) -> Reply {
+    let decision = state.decide(config, &Lookups::default(), now, command).unwrap();
+    let sequence = state.position().sequence + 1;
+    for (index, event) in (0..).zip(&decision.events) {
+        state.apply(now, job::Position::new(sequence, index), event);
+    }
+    let mut written = Vec::new();
+    state.snapshot().write(&mut written).unwrap();
+    *state = State::new(2 * HOUR_MS).restore(&*written).unwrap();
+    decision.reply
+}
+
+fn enqueue(project: &str, id: u128) -> Command {
+    let jobs = vec![NewJob::new(JobId::from_u128(id), "b".into())];
+    Command::Enqueue(Enqueue::new(project.into(), jobs))
+}
+
+fn set(project: &str, options: usize) -> Command {
+    let options = Json::of(&serde_json::json!({ "text": "a".repeat(options) })).unwrap();
+    let change = Patch { options: Some(Some(options)), ..Patch::default() };
+    Command::Project(Project { project: project.into(), change })
+}
+
+fn schedule(project: &str, name: &str, data: usize) -> Command {
+    let schedule = Schedule {
+        cron: "0 0 * * *".into(),
+        time_zone: "UTC".into(),
+        batch_id: "b".into(),
+        priority: 7,
+        max_attempts: None,
+        data: Json::of("a".repeat(data).as_str()).unwrap(),
+        if_live: IfLive::Skip,
+    };
+    let (project, name) = (project.into(), name.into());
+    Command::Schedule(SetSchedule { project, name, schedule: Some(schedule) })
+}
+
+fn is_refused(reply: &Reply, expected: &Code, text: &str) -> bool {
+    matches!(reply, Reply::Refused { code, error } if code == expected && error.contains(text))
+}
+
+#[test]
+fn settings_and_schedules_of_all_projects_are_bounded() {
+    let config = Config { settings_bytes_max: 10_000, ..Config::default() };
+    let mut state = State::new(2 * HOUR_MS);
+    let mut decide = |command| decide(&mut state, &config, 1, &command);
+    assert!(matches!(decide(set("p", 4_000)), Reply::ProjectSet(_)));
+    assert!(matches!(decide(schedule("q", "s", 3_000)), Reply::ScheduleSet(_)));
+    let full = |reply: &Reply| is_refused(reply, &Code::SettingsFull, "JOBMESH_SETTINGS_MB");
+    assert!(full(&decide(set("r", 1_000))));
+    assert!(full(&decide(schedule("p", "s", 2_000))));
+    assert!(full(&decide(set("p", 6_000))));
+    // What makes room is never refused, and others have the room.
+    assert!(matches!(decide(set("p", 1_000)), Reply::ProjectSet(_)));
+    assert!(matches!(decide(set("r", 1_000)), Reply::ProjectSet(_)));
+    let removed = SetSchedule { project: "q".into(), name: "s".into(), schedule: None };
+    assert!(full(&decide(set("r", 4_000))));
+    assert!(matches!(decide(Command::Schedule(removed)), Reply::ScheduleSet(None)));
+    assert!(matches!(decide(set("r", 4_000)), Reply::ProjectSet(_)));
+}
+
+#[test]
+fn project_has_no_more_schedules_than_its_limit() {
+    let limits = Limits { max_schedules: 2, ..Limits::default() };
+    let config = Config { limits, ..Config::default() };
+    let mut state = State::new(2 * HOUR_MS);
+    let mut decide = |command| decide(&mut state, &config, 1, &command);
+    for name in ["a", "b", "b"] {
+        assert!(matches!(decide(schedule("p", name, 1)), Reply::ScheduleSet(_)), "{name}");
+    }
+    let refused = decide(schedule("p", "c", 1));
+    assert!(is_refused(&refused, &Code::TooManySchedules, "maxSchedules is 2"), "{refused:?}");
+    assert!(matches!(decide(schedule("q", "c", 1)), Reply::ScheduleSet(_)));
+}
+
+#[test]
+fn project_without_settings_is_forgotten_once_its_jobs_are() {
+    let config = Config::default();
+    let mut state = State::new(2 * HOUR_MS);
+    for (id, project) in [(1, "ended"), (2, "active"), (3, "set")] {
+        decide(&mut state, &config, 1, &enqueue(project, id));
+    }
+    decide(&mut state, &config, 1, &set("set", 1));
+    for project in ["ended", "set"] {
+        let batches = Some(vec!["b".into()]);
+        let cancel = Cancel { project: project.into(), batches, idempotency: None };
+        decide(&mut state, &config, 2, &Command::Cancel(cancel));
+    }
+    let projects = |state: &State| {
+        let mut ids: Vec<String> = state.projects().map(|project| project.id.to_string()).collect();
+        ids.sort();
+        ids.join(" ")
+    };
+    decide(&mut state, &config, HOUR_MS, &enqueue("later", 4));
+    assert_eq!(projects(&state), "active ended later set");
+    decide(&mut state, &config, 3 * HOUR_MS, &enqueue("later", 5));
+    assert_eq!(projects(&state), "active later set");
+    assert_eq!(state.counts(None).total(), 5, "what is counted over all projects stays");
+}
