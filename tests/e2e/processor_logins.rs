@@ -150,6 +150,28 @@ async fn the_sample_in_python_runs_jobs_with_a_login_of_its_own() -> anyhow::Res
     Ok(())
 }
 
+/// The same processor as it was before there were tokens.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_processor_that_repeats_no_token_works_where_that_is_allowed() -> anyhow::Result<()> {
+    let sample = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/samples/worker.py");
+    let sample = fs::read_to_string(sample)?;
+    let without = sample.replace(r#""token": work.get("token")"#, "**{}");
+    assert!(!without.contains("token\":"), "it repeats the token elsewhere");
+    let dir = TempDir::new()?;
+    let program = dir.path().join("worker.py");
+    fs::write(&program, without)?;
+    let variables = [("JOBMESH_PROCESSORS", "0"), ("JOBMESH_ALLOW_MISSING_RUN_TOKENS", "true")];
+    let mesh = Mesh::start_with(&variables)?;
+    let worker = Client::python_with(&program.display().to_string(), &[&mesh.nats_url()?], &[])?;
+    worker.says("working").await?;
+    let body = json!({ "projectId": "p", "batchId": "b", "data": { "text": "shout" } });
+    let job = mesh.post("/api/queue/enqueue", body).await?;
+    let job = job["jobId"].as_str().context("jobId")?;
+    let (_, answer) = mesh.get(&format!("/api/queue/status/{job}?wait=60s")).await?;
+    assert_eq!(answer["job"]["result"], json!({ "text": "SHOUT" }), "{answer}");
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn programs_of_handlers_receive_no_token() -> anyhow::Result<()> {
     let command = r#"read job; case "$job" in *token*) exit 65;; *) echo '{"result": 1}';; esac"#;
