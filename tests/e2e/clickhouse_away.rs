@@ -1,8 +1,17 @@
 //! ClickHouse away: jobs go on, and nothing is missing afterwards.
 
-use std::time::{Duration, Instant};
+use std::{
+    process::Command,
+    time::{Duration, Instant},
+};
 
-use crate::mesh::{Mesh, until};
+use anyhow::Context;
+use serde_json::Value;
+
+use crate::{
+    mesh::{Mesh, until},
+    services::program,
+};
 
 /// How long ClickHouse is away.
 const AWAY: Duration = Duration::from_secs(60);
@@ -20,6 +29,25 @@ async fn jobs_go_on_while_clickhouse_is_away_and_no_row_is_missing_afterwards() 
     })
     .await?;
     assert!(stopped.elapsed() < AWAY, "jobs waited for ClickHouse");
+    // Each background task shows its last result, and doctor those that failed.
+    until("noticed", async || {
+        let (_, answer) = mesh.get("/api/tasks").await?;
+        let tasks = answer["tasks"].as_array().context("tasks")?;
+        let result = |name: &str| tasks.iter().find(|it| it["task"] == name).map(|it| &it["ok"]);
+        let found = ["clickhouse check", "election", "bucket", "events", "stream fill"].map(result);
+        let expected = [false, true, true, true, true].map(Value::from);
+        let is_so = found.into_iter().eq(expected.iter().map(Some));
+        Ok(if is_so { Ok(()) } else { Err(answer.to_string()) })
+    })
+    .await?;
+    let mut doctor = Command::new(program());
+    doctor.args(["doctor", "--json", "--url", &mesh.url("")]);
+    let found = tokio::task::spawn_blocking(move || doctor.output()).await??;
+    let found: Value = serde_json::from_slice(&found.stdout)?;
+    let mut checks = found["checks"].as_array().context("checks")?.iter();
+    let tasks = checks.find(|check| check["check"] == "tasks").context("a check of tasks")?;
+    let says = tasks["says"].as_str().unwrap_or_default();
+    assert!(tasks["ok"] == false && says.contains("clickhouse check of metrics-"), "{tasks}");
     // The time away is what this test is about: it is no wait for a condition.
     tokio::time::sleep(AWAY.saturating_sub(stopped.elapsed())).await;
     mesh.signal("olap", libc::SIGCONT)?;

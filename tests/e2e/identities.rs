@@ -70,11 +70,12 @@ fn subjects() -> Vec<String> {
         "$JS.API.STREAM.NAMES",
         "$JS.API.ACCOUNT.PURGE.X",
         "$SRV.PING",
+        names::TASKS,
         "other",
     ];
     subjects.extend(more.map(str::to_owned));
     subjects.extend(Identity::ALL.map(|identity| format!("_INBOX.{}.x", identity.name())));
-    subjects.extend(["_INBOX.x", "_INBOX.operator.x"].map(str::to_owned));
+    subjects.extend(["_INBOX.x", "_INBOX.operator.x", "_INBOX.tasks.x"].map(str::to_owned));
     for stream in STREAMS {
         subjects.extend(STREAM_REQUESTS.map(|request| on_stream(request, stream)));
         subjects.push(format!("$JS.ACK.{stream}.c.1.1.1.1.0"));
@@ -106,9 +107,10 @@ fn may_publish(identity: Identity, subject: &str) -> bool {
         Edge => {
             let is_of_leader = [names::QUERY_CLAIM, names::QUERY_CURRENT].contains(&subject);
             (begins("jobmesh.state.") && !is_of_leader)
-                || subject == names::AUDIT_SUBJECT
+                || [names::AUDIT_SUBJECT, names::TASKS].contains(&subject)
                 || ["jobmesh.metrics.", "$KV.keys.", "$KV.failures.", "_INBOX.operator."]
                     .into_iter()
+                    .chain(["_INBOX.tasks."])
                     .any(begins)
         }
         Metrics => {
@@ -176,7 +178,7 @@ fn may_ask(identity: Identity, subject: &str) -> bool {
 }
 
 /// What can be subscribed to, with a subject that it matches.
-const SUBSCRIPTIONS: [(&str, &str); 19] = [
+const SUBSCRIPTIONS: [(&str, &str); 21] = [
     ("jobmesh.audit", "jobmesh.audit"),
     ("jobmesh.work.>", "jobmesh.work.low._fence"),
     ("jobmesh.rejected.>", "jobmesh.rejected.EVENTS.1"),
@@ -194,6 +196,8 @@ const SUBSCRIPTIONS: [(&str, &str); 19] = [
     ("jobmesh.heartbeat.*", "jobmesh.heartbeat.x"),
     ("jobmesh.unstored", "jobmesh.unstored"),
     ("$KV.>", "$KV.keys.key.k"),
+    ("jobmesh.tasks", "jobmesh.tasks"),
+    ("_INBOX.tasks.*", "_INBOX.tasks.x"),
     ("$JS.API.>", "$JS.API.INFO"),
     ("_INBOX.>", "_INBOX.x"),
 ];
@@ -203,7 +207,8 @@ fn may_subscribe(identity: Identity, subject: &str) -> bool {
     match subject {
         "jobmesh.state.>" | "jobmesh.heartbeat.*" => identity == State,
         "jobmesh.metrics.*" => identity == Metrics,
-        "$SRV.>" => [State, Metrics, Edge].contains(&identity),
+        "_INBOX.tasks.*" => identity == Edge,
+        "$SRV.>" | "jobmesh.tasks" => [State, Metrics, Edge].contains(&identity),
         "jobmesh.control.>" => identity == Processor,
         "jobmesh.unstored" => [State, Edge].contains(&identity),
         inbox => inbox == format!("_INBOX.{}.>", identity.name()),

@@ -19,7 +19,7 @@ const HIDDEN_FROM_METADATA: [&str; 4] = [
 ];
 
 /// What concerns all projects: a key for some of them cannot see it.
-const OF_ALL_PROJECTS: [&str; 2] = ["/api/processors", "/api/queue/scale"];
+const OF_ALL_PROJECTS: [&str; 3] = ["/api/processors", "/api/tasks", "/api/queue/scale"];
 /// What shows each key what it is for.
 const LISTS: [&str; 3] = ["/api/projects", "/api/access", "/api/queue/operations"];
 

@@ -26,6 +26,7 @@ pub mod run_tokens;
 pub mod snapshot;
 pub mod storage;
 pub mod stream_reader;
+pub mod tasks;
 mod token;
 pub mod topology;
 pub mod wire;

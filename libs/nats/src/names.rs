@@ -82,6 +82,11 @@ pub const APPEND: &str = "Jobmesh-Append";
 /// What the inboxes of operators' commands begin with that any service answers.
 pub const OPERATOR_INBOX: &str = "_INBOX.operator";
 
+/// Asks all services for their background tasks.
+pub const TASKS: &str = "jobmesh.tasks";
+/// What the inboxes for their answers begin with: an edge may receive answers of other edges there.
+pub const TASKS_INBOX: &str = "_INBOX.tasks";
+
 /// Tells processors which runs to stop.
 pub const CONTROL_CANCEL: &str = "jobmesh.control.cancel";
 /// Asks processors to say at once that they are there.

@@ -8,6 +8,7 @@ pub mod prometheus;
 mod retry;
 pub mod secret;
 pub mod shutdown;
+pub mod tasks;
 pub mod telemetry;
 mod version;
 
@@ -15,6 +16,7 @@ pub use broker::{Identity, Nats, NatsLogin, NatsUrl};
 pub use clock::now_ms;
 pub use health::{Health, Part, Readiness};
 pub use retry::{Failures, retry_until};
+pub use tasks::BackgroundTask;
 pub use version::VERSION;
 
 /// A name for this process alone: what it is, and eight digits that no other has.

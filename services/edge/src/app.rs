@@ -16,6 +16,7 @@ use nats::{
     storage::Unstored,
 };
 use serde::{Serialize, de::DeserializeOwned};
+use service::BackgroundTask;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -35,6 +36,8 @@ const FULL: [(&str, f64); 3] =
     [(names::COMMANDS, 0.8), (names::EVENTS, 0.9), (names::JOBS_STREAM, 0.9)];
 /// How long the state services may take to answer.
 const STATE_PATIENCE: Duration = Duration::from_millis(1_600);
+/// Finds out whether the streams have room.
+pub(crate) const FILL: BackgroundTask = BackgroundTask::new("stream fill");
 /// How often their fill is looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
@@ -127,7 +130,11 @@ async fn look_at_fill(broker: Broker, full: Arc<AtomicBool>, stop: CancellationT
     loop {
         let mut now = None;
         for (stream, limit) in FULL {
-            let Some(fill) = broker.fill(stream).await else { continue };
+            let Some(fill) = broker.fill(stream).await else {
+                FILL.failed(format!("the size of {stream} cannot be read"));
+                continue;
+            };
+            FILL.succeeded();
             measurements::stream_fill(stream, fill);
             if fill >= limit {
                 now = Some((stream, fill));

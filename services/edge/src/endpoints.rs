@@ -27,6 +27,7 @@ pub(crate) mod scale;
 pub(crate) mod schedules;
 pub(crate) mod stats;
 pub(crate) mod status;
+pub(crate) mod tasks;
 pub(crate) mod tickets;
 pub(crate) mod update;
 

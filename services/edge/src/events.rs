@@ -17,6 +17,7 @@ use job::JobId;
 use backfill::Backfill;
 use broadcaster::{Broadcaster, JoinResult, Received};
 
+pub(crate) use broadcaster::DISTRIBUTION;
 pub(crate) use filter::Filter;
 pub(crate) use subscription::Subscription;
 

@@ -26,6 +26,7 @@ use nats::{
     Broker,
     api_keys::{Change, Error as KeyError, KeyRecord, KeyStore, KeyText},
 };
+use service::BackgroundTask;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -37,6 +38,8 @@ use crate::error::Error;
 use access::Current;
 use ticket::Ticket;
 
+/// Follows changes of API keys.
+pub(crate) const FOLLOWING: BackgroundTask = BackgroundTask::new("keys");
 /// How long to wait before the keys are read again after a failure.
 const PAUSE: Duration = Duration::from_millis(250);
 /// How often all keys are read again, in case a change was missed.
@@ -100,7 +103,11 @@ impl Keys {
         }
         let following = keys.clone();
         tokio::spawn(async move {
-            let follow = || following.follow();
+            let follow = || async {
+                let ended = following.follow().await;
+                FOLLOWING.note(&ended);
+                ended
+            };
             service::retry_until(&stop, PAUSE, "API keys not followed", follow).await;
         });
         Ok(Some(keys))
@@ -134,7 +141,10 @@ impl Keys {
         let mut reload = tokio::time::interval(RELOAD_EVERY);
         loop {
             tokio::select! {
-                _ = reload.tick() => self.load().await?,
+                _ = reload.tick() => {
+                    self.load().await?;
+                    FOLLOWING.succeeded();
+                }
                 change = changes.next() => match change {
                     Some(change) => self.apply(change?),
                     None => {

@@ -34,7 +34,7 @@ use std::net::SocketAddr;
 use anyhow::{Context, ensure};
 use async_nats::service::ServiceExt;
 use nats::presence;
-use service::{Health, Identity};
+use service::{Health, Identity, tasks};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
@@ -58,6 +58,8 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     let broker = config.nats.connect(Identity::Edge, &name, &stop).await?;
     let Some(broker) = broker else { return Ok(()) };
     health.connected(&broker);
+    tasks::list(&[app::FILL, events::DISTRIBUTION, keys::FOLLOWING]);
+    tasks::report_tasks(&broker, Identity::Edge, &name).await?;
     // It answers who runs, and nothing else.
     let present =
         broker.client.service_builder().metadata(presence::metadata(&name, &service::VERSION));

@@ -25,7 +25,7 @@ use crate::{
         access, analytics, analytics::AnalyticsFormat, audit as audit_api, cancel, console,
         deliveries, deliveries::DeliveryStatus, enqueue, events, failures, failures::FailureOrder,
         health, jobs, keys as keys_api, live, metrics, operations, processors, project_list,
-        projects, redo, result, retry, scale, schedules, stats, status, tickets, update,
+        projects, redo, result, retry, scale, schedules, stats, status, tasks, tickets, update,
     },
     error::Error,
     keys,
@@ -97,6 +97,7 @@ fn endpoints() -> OpenApiRouter<App> {
         .routes(routes!(keys_api::revoke_key))
         .routes(routes!(keys_api::rotate_key))
         .routes(routes!(processors::list_processors))
+        .routes(routes!(tasks::list_tasks))
         .routes(routes!(audit_api::list_changes))
         .routes(routes!(health::healthz))
         .routes(routes!(health::livez))

@@ -15,8 +15,11 @@ use nats::{
     query::{AuditAnswer, AuditQuery},
 };
 use serde::{Deserialize, Serialize};
+use service::BackgroundTask;
 use uuid::Uuid;
 
+/// Inserts the records of the audit log.
+pub(crate) const INGESTION: BackgroundTask = BackgroundTask::new("audit log");
 /// Records that are inserted at once.
 const RECORDS_MAX: usize = 500;
 /// How long ClickHouse may take for an insert.
@@ -97,6 +100,7 @@ pub(crate) async fn ingest(broker: &Broker, client: &Client) -> anyhow::Result<(
             block.push(next?);
         }
         insert(client, &block).await?;
+        INGESTION.succeeded();
         for message in block {
             message.ack().await.map_err(|error| anyhow::anyhow!(error))?;
         }

@@ -15,7 +15,7 @@ use nats::{
     stream_reader::{self, StreamReader},
     wire,
 };
-use service::Part;
+use service::{BackgroundTask, Part};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -27,6 +27,8 @@ use crate::{
     traces,
 };
 
+/// Inserts the rows of ended runs.
+pub(crate) const ROWS: BackgroundTask = BackgroundTask::new("rows");
 /// Rows of a block after which it is closed. A block must stay one insert block of ClickHouse.
 const BLOCK_ROWS_MAX: usize = 50_000;
 /// Messages of EVENTS in a block.
@@ -142,7 +144,11 @@ async fn ingest_while_held(
     };
     // It is retried apart from the rows of runs, which do not wait for it.
     let never = CancellationToken::new();
-    let ingest_changes = || audit::ingest(broker, client);
+    let ingest_changes = || async {
+        let ended = audit::ingest(broker, client).await;
+        audit::INGESTION.note(&ended);
+        ended
+    };
     let changes =
         service::retry_until(&never, START_OVER_PAUSE, "audit log not ingested", ingest_changes);
     tokio::select! {
@@ -308,6 +314,7 @@ async fn insert_until_done(client: &clickhouse::Client, rows: &[RunRow], token: 
         let started = Instant::now();
         let inserted = insert(client, rows, token).await;
         measurements::inserted(rows.len(), started.elapsed(), inserted.is_ok());
+        ROWS.note(&inserted);
         inserted
     };
     service::retry_until(&never, INSERT_PAUSE, "rows not inserted", insert).await;

@@ -24,11 +24,13 @@ mod traces;
 
 use std::time::Duration;
 
-use service::{Health, Identity, Part};
+use service::{BackgroundTask, Health, Identity, Part, tasks};
 use tokio_util::sync::CancellationToken;
 
 pub use config::{ClickHouseAccess, Config};
 
+/// Finds out whether ClickHouse answers.
+const PING: BackgroundTask = BackgroundTask::new("clickhouse check");
 /// How often ClickHouse is asked whether it answers.
 const PING_EVERY: Duration = Duration::from_secs(5);
 /// How long ClickHouse may work on a query, in seconds.
@@ -51,6 +53,8 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     let broker = config.nats.connect(Identity::Metrics, &name, &stop).await?;
     let Some(broker) = broker else { return Ok(()) };
     health.connected(&broker);
+    tasks::list(&[PING, ingest::ROWS, audit::INGESTION]);
+    tasks::report_tasks(&broker, Identity::Metrics, &name).await?;
     let client = clickhouse.tables.clone();
     let Some(()) = schema::ensure(&clickhouse, config.retention, &stop).await else {
         return Ok(());
@@ -76,10 +80,21 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
 /// Finds out again and again whether ClickHouse answers.
 async fn ping(client: &clickhouse::Client, health: &Part) {
     loop {
-        match tokio::time::timeout(PING_EVERY, client.query_raw("SELECT 1").execute()).await {
-            Ok(Ok(())) => health.works(),
-            Ok(Err(error)) => health.fails(error.to_string()),
-            Err(_) => health.fails(format!("no answer within {} s", PING_EVERY.as_secs())),
+        let problem =
+            match tokio::time::timeout(PING_EVERY, client.query_raw("SELECT 1").execute()).await {
+                Ok(Ok(())) => None,
+                Ok(Err(error)) => Some(error.to_string()),
+                Err(_) => Some(format!("no answer within {} s", PING_EVERY.as_secs())),
+            };
+        match problem {
+            None => {
+                PING.succeeded();
+                health.works();
+            }
+            Some(problem) => {
+                PING.failed(&problem);
+                health.fails(problem);
+            }
         }
         tokio::time::sleep(PING_EVERY).await;
     }

@@ -3,10 +3,12 @@
 use std::time::{Duration, Instant};
 
 use nats::{Broker, lease, lease::Lease, names};
-use service::{Failures, Part};
+use service::{BackgroundTask, Failures, Part};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+/// Holds the lease, or finds out who does.
+pub(crate) const ELECTION: BackgroundTask = BackgroundTask::new("election");
 /// How far a leader's clock may be off the broker's, in ms.
 const CLOCK_SKEW_MS_MAX: i64 = 1_000;
 /// Every so many renewals the clocks are compared.
@@ -92,6 +94,7 @@ pub(crate) async fn hold_lease(
             // Before it leads, and every so often then, its clock is held against the broker's.
             let check = held.borrow().is_none() || turn % CLOCK_CHECK_TURNS == 0;
             let holds = if check { hold_by_the_clock(lease).await } else { lease.hold().await };
+            ELECTION.note(&holds);
             if holds.is_ok() {
                 failures.succeeded();
                 health.works();

@@ -22,7 +22,7 @@ use nats::{
     Broker, lease, names,
     stream_reader::{self, StreamReader},
 };
-use service::prometheus;
+use service::{BackgroundTask, prometheus};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -47,6 +47,12 @@ use crate::{
     takeover::Started,
 };
 
+/// Writes jobs and records to the bucket.
+const BUCKET: BackgroundTask = BackgroundTask::new("bucket");
+/// Compares the work streams with what was dispatched.
+const RECONCILIATION: BackgroundTask = BackgroundTask::new("reconciliation");
+/// Writes snapshots.
+const SNAPSHOTS: BackgroundTask = BackgroundTask::new("snapshots");
 /// Questions that are answered at once.
 const ANSWERS_MAX: usize = 256;
 /// The longest wait without a reason to look for due work.
@@ -208,17 +214,22 @@ impl<'a> Leader<'a> {
     /// Hands the result of a task to the component that requested it.
     fn done(&mut self, done: Done) -> Result<(), StepDown> {
         match done {
-            Done::Written(written) => self.projection.done(&mut self.core, written)?,
+            Done::Written(written) => {
+                BUCKET.note(&written.result);
+                self.projection.done(&mut self.core, written)?;
+            }
             Done::Room(room) => self.projection.read_room(room),
             Done::CommandsEnd(end) => self.time_barrier.done(end),
             Done::Dispatched(sent, result) => self.dispatcher.done(&sent, result)?,
             Done::BulkRead(read) => self.commands.done(read),
             Done::Read(result) => {
+                RECONCILIATION.note(&result);
                 if self.reconciler.done(result) {
                     self.dispatcher.doubt();
                 }
             }
             Done::Snapshot(watermark, result) => {
+                SNAPSHOTS.note(&result);
                 let trim = self.snapshotter.done(&self.core.state, watermark, result);
                 trim.into_iter().for_each(|trim| self.tasks.trim(trim));
             }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use job::State;
 use nats::Broker;
-use service::{Failures, Health, Identity, Part};
+use service::{Failures, Health, Identity, Part, tasks};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -60,6 +60,8 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     let broker = config.nats.connect(Identity::State, &name, &stop).await?;
     let Some(broker) = broker else { return Ok(()) };
     health.connected(&broker);
+    tasks::list(&[election::ELECTION]);
+    tasks::report_tasks(&broker, Identity::State, &name).await?;
     let queries = QueryServer::open(&broker, &name).await?;
     let (held, lease) = watch::channel(None);
     let (may_lead, can_lead) = watch::channel(false);

@@ -17,6 +17,7 @@ use axum::body::Bytes;
 use job::Position;
 use nats::{Broker, names, query::ReadToken, stream_reader::StreamReader, wire};
 use serde_json::json;
+use service::BackgroundTask;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -26,6 +27,8 @@ use super::{
     frame::{Frame, Message, frame},
 };
 
+/// Distributes events to subscribers.
+pub(crate) const DISTRIBUTION: BackgroundTask = BackgroundTask::new("events");
 /// Messages of EVENTS that a subscriber may be behind.
 const BEHIND_MESSAGES_MAX: usize = 1_024;
 /// Bytes of them; a single message may have more.
@@ -315,6 +318,7 @@ async fn feed(broadcaster: Broadcaster) {
             if broadcaster.stop.is_cancelled() {
                 return;
             }
+            DISTRIBUTION.failed(&error);
             tracing::warn!(error = format!("{error:#}"), "events not distributed, starting over");
         }
         broadcaster.lock().start_over();
@@ -374,5 +378,7 @@ async fn distribute(broadcaster: &Broadcaster) -> anyhow::Result<()> {
             inner.tell_gap(sequence, sequence);
         }
         inner.distribute(buffered);
+        drop(inner);
+        DISTRIBUTION.succeeded();
     }
 }

@@ -12,11 +12,14 @@ use rustls::{
     crypto::ring,
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
 };
+use service::{BackgroundTask, tasks};
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tokio_util::sync::CancellationToken;
 
 use super::connection::Protocol;
 
+/// Reads a certificate that was replaced.
+const RELOAD: BackgroundTask = BackgroundTask::new("certificate");
 /// How often the files are checked for changes.
 const CHECK_EVERY: Duration = Duration::from_secs(5);
 /// The protocols that clients may agree on, in the order of preference.
@@ -42,6 +45,7 @@ impl Tls {
     pub fn start(certificate: &Path, key: &Path, stop: CancellationToken) -> anyhow::Result<Self> {
         let files = Files { certificate: certificate.to_owned(), key: key.to_owned() };
         let version = files.version();
+        tasks::list(&[RELOAD]);
         let tls = Self(Arc::new(RwLock::new(Arc::new(files.load()?))));
         tokio::spawn(tls.clone().follow(files, version, stop));
         Ok(tls)
@@ -64,15 +68,19 @@ impl Tls {
             }
             match files.load() {
                 Ok(config) => {
+                    RELOAD.succeeded();
                     *self.0.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(config);
                     tracing::info!(file = %files.certificate.display(), "certificate replaced");
                     version = now;
                 }
                 // The two files are written one after the other: they are read again.
-                Err(error) => tracing::warn!(
-                    error = format!("{error:#}"),
-                    "new certificate not read, the one before stays; trying again"
-                ),
+                Err(error) => {
+                    RELOAD.failed(&error);
+                    tracing::warn!(
+                        error = format!("{error:#}"),
+                        "new certificate not read, the one before stays; trying again"
+                    );
+                }
             }
         }
     }

@@ -13,7 +13,7 @@ use nats::{
 use serde_json::json;
 use service::{NatsLogin, NatsUrl};
 
-use super::{Server, api::Api, show};
+use super::{Server, api::Api, json::Json, show};
 
 /// How long one check may take.
 const WITHIN: Duration = Duration::from_secs(10);
@@ -140,6 +140,7 @@ impl Doctor {
         }
         checks.extend(clock.map(|found| Check::new("clock", found)));
         checks.extend(waiting(&api).await.map(|found| Check::new("types", found)));
+        checks.extend(tasks(&api).await.map(|found| Check::new("tasks", found)));
         Ok(checks)
     }
 }
@@ -166,6 +167,26 @@ async fn waiting(api: &Api) -> Option<Result<String, String>> {
         }
     }
     Some(Ok("each type of which jobs wait has a processor".to_owned()))
+}
+
+/// Whether the background tasks of all services succeeded when they were last tried; `None` if the API key may not see
+/// that.
+async fn tasks(api: &Api) -> Option<Result<String, String>> {
+    let list = api.get("/api/tasks", &[]).await.ok()?.field("tasks");
+    let text = |task: &Json, field: &str| task.field(field).as_string().unwrap_or_default();
+    let failed: Vec<String> = list
+        .items()
+        .iter()
+        .filter_map(|task| {
+            let error = task.field("error").as_string()?;
+            Some(format!("{} of {}: {error}", text(task, "task"), text(task, "instance")))
+        })
+        .collect();
+    let count = list.items().len();
+    if failed.is_empty() {
+        return Some(Ok(format!("{count} background tasks, none failed when it was last tried")));
+    }
+    Some(Err(format!("{}; read the logs of these services", failed.join("; "))))
 }
 
 fn is_in(list: &[String], text: &str) -> bool {

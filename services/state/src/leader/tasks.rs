@@ -9,6 +9,7 @@ use nats::{
     snapshot::SnapshotWatermark,
     work_queue,
 };
+use service::BackgroundTask;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -23,6 +24,8 @@ use super::{
     time_barrier::CommandsEnd,
 };
 
+/// Trims COMMANDS and EVENTS below what snapshots cover.
+const TRIMMING: BackgroundTask = BackgroundTask::new("trimming");
 /// How long to wait after jobs of a bulk operation could not be read.
 const BULK_READ_PAUSE: Duration = Duration::from_millis(500);
 
@@ -140,7 +143,9 @@ impl Tasks {
     pub fn trim(&mut self, trim: Trim) {
         let broker = self.broker.clone();
         self.running.spawn(async move {
-            if let Err(error) = stream_trimmer::trim(&broker, trim).await {
+            let trimmed = stream_trimmer::trim(&broker, trim).await;
+            TRIMMING.note(&trimmed);
+            if let Err(error) = trimmed {
                 tracing::warn!(error = format!("{error:#}"), "streams not trimmed");
             }
             Done::Trimmed

@@ -1,4 +1,4 @@
-import { Command, Empty, Loaded, Meter, Page, Table, Time } from "../components/ui";
+import { Command, Empty, Loaded, Meter, Page, Panel, Table, Time } from "../components/ui";
 import api, { body } from "../lib/api";
 import { duration, number } from "../lib/format";
 import { href } from "../lib/router";
@@ -63,6 +63,7 @@ export function ProcessorsPage() {
           )
         }
       </Loaded>
+      <Tasks />
       <section class="panel" aria-label="Services">
         <header>
           <h2>Services</h2>
@@ -87,5 +88,36 @@ export function ProcessorsPage() {
         </Loaded>
       </section>
     </Page>
+  );
+}
+
+/** What services do in the background, and whether it succeeded last. */
+function Tasks() {
+  const query = useQuery("tasks", (signal) => body(api.GET("/api/tasks", { signal })));
+  return (
+    <Panel title="Background tasks">
+      <Loaded query={query}>
+        {({ tasks }) => (
+          <Table
+            caption="Background tasks and their last results"
+            rows={tasks}
+            id={({ instance, task }) => `${instance} ${task}`}
+            columns={[
+              { name: "Task", cell: ({ task }) => task },
+              { name: "Process", cell: ({ instance }) => <span class="mono">{instance}</span> },
+              {
+                name: "Last result",
+                cell: ({ ok, error, lastAt }) => (
+                  <span class={`badge ${ok ? "completed" : "failed"}`}>{lastAt ? (ok ? "done" : error) : "none yet"}</span>
+                ),
+              },
+              { name: "Last time", cell: ({ lastAt }) => <Time at={lastAt} /> },
+              { name: "Succeeded", isNumber: true, cell: ({ succeeded }) => number(succeeded) },
+              { name: "Failed", isNumber: true, cell: ({ failed }) => number(failed) },
+            ]}
+          />
+        )}
+      </Loaded>
+    </Panel>
   );
 }
