@@ -51,6 +51,13 @@ async fn jobs_go_on_while_clickhouse_is_away_and_no_row_is_missing_afterwards() 
     // The time away is what this test is about: it is no wait for a condition.
     tokio::time::sleep(AWAY.saturating_sub(stopped.elapsed())).await;
     mesh.signal("olap", libc::SIGCONT)?;
+    until("all tasks succeed again", async || {
+        let (_, answer) = mesh.get("/api/tasks").await?;
+        let tasks = answer["tasks"].as_array().context("tasks")?;
+        let is_so = tasks.len() > 5 && tasks.iter().all(|task| task["ok"] == true);
+        Ok(if is_so { Ok(()) } else { Err(answer.to_string()) })
+    })
+    .await?;
     until("in ClickHouse, each once", async || {
         let rows = mesh.sql("SELECT count(), uniqExact(job) FROM job_runs WHERE final").await?;
         Ok(if rows == "500\t500" { Ok(()) } else { Err(rows) })

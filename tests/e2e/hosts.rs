@@ -1,9 +1,9 @@
-//! Three hosts with a network between them: each is cut off from the others in turn.
+//! Three hosts with a network between them: each is cut off from the others in turn, and then from one of them.
 
 use std::time::Duration;
 
 use crate::{
-    cluster::{Fault, Trial},
+    cluster::{Fault, ROUNDS, Trial},
     services::Services,
 };
 
@@ -11,7 +11,7 @@ use crate::{
 const CUT_FOR: Duration = Duration::from_secs(8);
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_mesh_survives_the_loss_of_the_network_of_each_host() -> anyhow::Result<()> {
+async fn a_mesh_survives_the_loss_of_networks_between_hosts() -> anyhow::Result<()> {
     let environment = [("JOBMESH_HANDLERS", "process_batch=noop")];
     let Some(services) = Services::start_on_hosts(&environment).await? else {
         println!("not tested: only root can make network namespaces");
@@ -28,6 +28,21 @@ async fn a_mesh_survives_the_loss_of_the_network_of_each_host() -> anyhow::Resul
                 // The length of the fault.
                 tokio::time::sleep(CUT_FOR).await;
                 network.heal(host)
+            })
+            .await?;
+    }
+    // Each in the long trial.
+    let pairs = if std::env::var_os(ROUNDS).is_some() { 3 } else { 1 };
+    for host in 0..pairs {
+        let cut = Fault::half_open("two of three hosts are cut off from each other for 8 s");
+        trial
+            .fault(cut, async |services| {
+                services.cluster.lead_with(host).await?;
+                let network = services.network.as_ref().expect("there are hosts");
+                network.cut_between(host, (host + 1) % 3)?;
+                // The length of the fault.
+                tokio::time::sleep(CUT_FOR).await;
+                network.heal_between(host, (host + 1) % 3)
             })
             .await?;
     }

@@ -152,7 +152,7 @@ async fn the_sample_in_python_runs_jobs_with_a_login_of_its_own() -> anyhow::Res
 
 /// The same processor as it was before there were tokens.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_processor_that_repeats_no_token_works_where_that_is_allowed() -> anyhow::Result<()> {
+async fn a_processor_that_repeats_no_token_works_if_that_is_allowed() -> anyhow::Result<()> {
     let sample = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/samples/worker.py");
     let sample = fs::read_to_string(sample)?;
     let without = sample.replace(r#""token": work.get("token")"#, "**{}");

@@ -14,6 +14,9 @@ use crate::{
     time::Millis,
 };
 
+/// How long a project without settings, schedules and active jobs is known after its last event, in ms: 31 days.
+const PROJECT_KEPT_MS: i64 = 31 * 24 * 3_600_000;
+
 impl State {
     /// Applies message `sequence` of EVENTS, which reaches up to command `through`.
     pub fn apply_batch(&mut self, sequence: u64, through: u64, batch: &Batch) {
@@ -300,12 +303,22 @@ impl State {
         }
     }
 
+    /// Removes what no longer counts, and projects of which nothing is left.
+    fn forget_old(&mut self, at: Millis) {
+        // Longer than nearly any retention: replicas forget the same while another one is rolled out.
+        let kept_ms = self.retention_ms.max(PROJECT_KEPT_MS);
+        self.persisted.projects.retain(|_, project| {
+            project.forget_old(at);
+            !project.is_over(at, kept_ms)
+        });
+    }
+
+    /// Notes the first message of each hour, and forgets what is old then.
     fn mark_hour(&mut self, at: Millis, sequence: u64) {
         let hour = at.div_euclid(3_600_000);
         if self.persisted.hours.back().is_none_or(|(last, _)| last.div_euclid(3_600_000) < hour) {
             self.persisted.hours.push_back((at, sequence));
-            let retention_ms = self.retention_ms;
-            self.persisted.projects.retain(|_, project| !project.is_over(at, retention_ms));
+            self.forget_old(at);
         }
         // A year of hours: more than any retention of events that is worth its disk.
         if self.persisted.hours.len() > 24 * 366 {

@@ -84,4 +84,7 @@ pub enum Code {
     Expired,
     /// The command could not be read.
     Malformed,
+    /// A reason that a newer state service gave.
+    #[serde(other)]
+    Unknown,
 }

@@ -63,18 +63,19 @@ pub(crate) struct Project {
 }
 
 impl Project {
-    /// Forgets what no longer counts at this hour. True if there is nothing left of it: no setting, no schedule, no active
-    /// job, and no other that is kept, which is so `retention_ms` after its last event.
-    pub fn is_over(&mut self, at: Millis, retention_ms: i64) -> bool {
+    /// Removes what no longer counts.
+    pub fn forget_old(&mut self, at: Millis) {
         self.failed.retain(|_, until| *until > at);
         for window in [&mut self.starts, &mut self.tokens, &mut self.enqueues] {
             window.forget(at);
         }
-        if self.last_at == 0 {
-            // It is from a snapshot of an earlier version.
-            self.last_at = at;
-        }
-        self.last_at + retention_ms < at
+    }
+
+    /// True if nothing is left of it: it has no setting, no schedule and no active job, and no event for `kept_ms`.
+    pub fn is_over(&self, at: Millis, kept_ms: i64) -> bool {
+        // It is 0 in snapshots of an earlier version.
+        self.last_at > 0
+            && self.last_at + kept_ms < at
             && self.settings == Settings::default()
             && self.schedules.is_empty()
             && self.counts.active() == 0

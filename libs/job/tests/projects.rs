@@ -11,17 +11,20 @@ use job::{
 };
 
 const HOUR_MS: Millis = 3_600_000;
+const DAY_MS: Millis = 24 * HOUR_MS;
 
-/// Decides a command and applies its events, also in a state that is restored from a snapshot.
+/// Decides a command and applies its events. A state that is restored from a snapshot decides the same.
 fn decide(state: &mut State, config: &Config, now: Millis, command: &Command) -> Reply {
+    let mut written = Vec::new();
+    state.snapshot().write(&mut written).unwrap();
+    let restored = State::new(2 * HOUR_MS).restore(&*written).unwrap();
     let decision = state.decide(config, &Lookups::default(), now, command).unwrap();
+    let of_restored = restored.decide(config, &Lookups::default(), now, command).unwrap();
+    assert_eq!(decision.reply, of_restored.reply);
     let sequence = state.position().sequence + 1;
     for (index, event) in (0..).zip(&decision.events) {
         state.apply(now, job::Position::new(sequence, index), event);
     }
-    let mut written = Vec::new();
-    state.snapshot().write(&mut written).unwrap();
-    *state = State::new(2 * HOUR_MS).restore(&*written).unwrap();
     decision.reply
 }
 
@@ -56,22 +59,30 @@ fn is_refused(reply: &Reply, expected: &Code, text: &str) -> bool {
 
 #[test]
 fn settings_and_schedules_of_all_projects_are_bounded() {
-    let config = Config { settings_bytes_max: 10_000, ..Config::default() };
+    let config = Config { settings_bytes_max: 30_000, ..Config::default() };
     let mut state = State::new(2 * HOUR_MS);
     let mut decide = |command| decide(&mut state, &config, 1, &command);
-    assert!(matches!(decide(set("p", 4_000)), Reply::ProjectSet(_)));
-    assert!(matches!(decide(schedule("q", "s", 3_000)), Reply::ScheduleSet(_)));
+    assert!(matches!(decide(set("p", 12_000)), Reply::ProjectSet(_)));
+    assert!(matches!(decide(schedule("q", "s", 6_000)), Reply::ScheduleSet(_)));
     let full = |reply: &Reply| is_refused(reply, &Code::SettingsFull, "JOBMESH_SETTINGS_MB");
-    assert!(full(&decide(set("r", 1_000))));
-    assert!(full(&decide(schedule("p", "s", 2_000))));
-    assert!(full(&decide(set("p", 6_000))));
+    assert!(full(&decide(set("r", 3_000))));
+    assert!(full(&decide(schedule("p", "s", 5_000))));
+    assert!(full(&decide(set("p", 19_000))));
+    // A project can be paused in any case.
+    let change = Patch { paused: Some(Some(true)), ..Patch::default() };
+    let pause = |project: &str| {
+        Command::Project(Project { project: project.into(), change: change.clone() })
+    };
+    for project in ["p", "s"] {
+        assert!(matches!(decide(pause(project)), Reply::ProjectSet(_)));
+    }
     // What makes room is never refused, and others have the room.
     assert!(matches!(decide(set("p", 1_000)), Reply::ProjectSet(_)));
     assert!(matches!(decide(set("r", 1_000)), Reply::ProjectSet(_)));
+    assert!(full(&decide(set("r", 9_500))));
     let removed = SetSchedule { project: "q".into(), name: "s".into(), schedule: None };
-    assert!(full(&decide(set("r", 4_000))));
     assert!(matches!(decide(Command::Schedule(removed)), Reply::ScheduleSet(None)));
-    assert!(matches!(decide(set("r", 4_000)), Reply::ProjectSet(_)));
+    assert!(matches!(decide(set("r", 9_500)), Reply::ProjectSet(_)));
 }
 
 #[test]
@@ -89,14 +100,15 @@ fn project_has_no_more_schedules_than_its_limit() {
 }
 
 #[test]
-fn project_without_settings_is_forgotten_once_its_jobs_are() {
+fn project_without_settings_schedules_and_active_jobs_is_forgotten() {
     let config = Config::default();
     let mut state = State::new(2 * HOUR_MS);
-    for (id, project) in [(1, "ended"), (2, "active"), (3, "set")] {
+    for (id, project) in [(1, "ended"), (2, "active"), (3, "set"), (4, "scheduled")] {
         decide(&mut state, &config, 1, &enqueue(project, id));
     }
     decide(&mut state, &config, 1, &set("set", 1));
-    for project in ["ended", "set"] {
+    decide(&mut state, &config, 1, &schedule("scheduled", "s", 1));
+    for project in ["ended", "set", "scheduled"] {
         let batches = Some(vec!["b".into()]);
         let cancel = Cancel { project: project.into(), batches, idempotency: None };
         decide(&mut state, &config, 2, &Command::Cancel(cancel));
@@ -106,9 +118,9 @@ fn project_without_settings_is_forgotten_once_its_jobs_are() {
         ids.sort();
         ids.join(" ")
     };
-    decide(&mut state, &config, HOUR_MS, &enqueue("later", 4));
-    assert_eq!(projects(&state), "active ended later set");
-    decide(&mut state, &config, 3 * HOUR_MS, &enqueue("later", 5));
-    assert_eq!(projects(&state), "active later set");
-    assert_eq!(state.counts(None).total(), 5, "what is counted over all projects stays");
+    decide(&mut state, &config, 31 * DAY_MS, &enqueue("later", 5));
+    assert_eq!(projects(&state), "active ended later scheduled set");
+    decide(&mut state, &config, 31 * DAY_MS + HOUR_MS, &enqueue("later", 6));
+    assert_eq!(projects(&state), "active later scheduled set");
+    assert_eq!(state.counts(None).total(), 6, "what is counted over all projects stays");
 }

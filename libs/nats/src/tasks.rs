@@ -13,6 +13,8 @@ use crate::{Broker, names};
 const ANSWER_WITHIN: Duration = Duration::from_millis(500);
 /// Answers that are read: no mesh has more processes.
 const ANSWERS_MAX: usize = 1_000;
+/// The longest answer that is read, in bytes.
+const ANSWER_BYTES_MAX: usize = 64 * 1024;
 
 /// What a process reports of its background tasks.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -43,10 +45,10 @@ pub struct TaskReport {
     pub error: Option<String>,
 }
 
-/// The services could not be asked.
+/// No request can be sent.
 #[derive(Debug, thiserror::Error)]
-#[error("the services could not be asked for their tasks: {0}")]
-pub struct Error(String);
+#[error("services were not asked for their tasks: there is no connection to NATS")]
+pub struct Error;
 
 impl Broker {
     /// Answers each request for background tasks with what `report` returns, until the connection ends.
@@ -63,7 +65,7 @@ impl Broker {
             while let Some(request) = requests.next().await {
                 let Some(inbox) = request.reply else { continue };
                 let answer = serde_json::to_vec(&report()).expect("texts and numbers are JSON");
-                // Who asked may be gone.
+                // The requester may have disconnected.
                 let _ = client.publish(inbox, answer.into()).await;
             }
         });
@@ -73,15 +75,21 @@ impl Broker {
     /// The background tasks of the processes that answer within half a second, by service and instance.
     ///
     /// # Errors
-    /// If no request can be sent.
+    /// If there is no connection.
     pub async fn tasks(&self) -> Result<Vec<ProcessTasks>, Error> {
         let inbox = format!("{}.{}", names::TASKS_INBOX, Uuid::now_v7().simple());
-        let failed = |error: &dyn std::error::Error| Error(error.to_string());
-        let answers = self.client.subscribe(inbox.clone()).await.map_err(|error| failed(&error))?;
+        // Without a connection a request would wait for one.
+        if !self.is_connected() {
+            return Err(Error);
+        }
+        let answers = self.client.subscribe(inbox.clone()).await.map_err(|_| Error)?;
         let asked = self.client.publish_with_reply(names::TASKS, inbox, "".into()).await;
-        asked.map_err(|error| failed(&error))?;
+        asked.map_err(|_| Error)?;
         let answers = answers.take(ANSWERS_MAX).take_until(tokio::time::sleep(ANSWER_WITHIN));
-        let read = answers.filter_map(async |answer| serde_json::from_slice(&answer.payload).ok());
+        let read = answers.filter_map(async |answer| {
+            let is_short = answer.payload.len() <= ANSWER_BYTES_MAX;
+            is_short.then(|| serde_json::from_slice(&answer.payload).ok()).flatten()
+        });
         let mut processes: Vec<ProcessTasks> = read.collect().await;
         processes.sort();
         Ok(processes)

@@ -67,6 +67,11 @@ pub fn list(tasks: &[BackgroundTask]) {
     tasks.iter().for_each(|task| task.change(|_| {}));
 }
 
+/// Shows tasks no longer: this process does not run them now.
+pub fn remove(tasks: &[BackgroundTask]) {
+    lock().retain(|name, _| tasks.iter().all(|task| task.0 != *name));
+}
+
 /// Answers for the background tasks of this process.
 ///
 /// # Errors
@@ -98,10 +103,13 @@ mod tests {
         let task = BackgroundTask::new("a test's task");
         let report = || lock()["a test's task"].clone();
         list(&[task]);
+        remove(&[BackgroundTask::new("another")]);
         assert_eq!((report().last_at, report().error), (None, None));
         task.note(&Err::<(), _>("no space"));
         assert_eq!((report().failed, report().error.as_deref()), (1, Some("no space")));
         task.note(&Ok::<_, String>(()));
         assert_eq!((report().succeeded, report().failed, report().error), (1, 1, None));
+        remove(&[task]);
+        assert!(!lock().contains_key("a test's task"));
     }
 }

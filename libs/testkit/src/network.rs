@@ -97,6 +97,29 @@ impl Network {
         ip(&format!("link set {} up", self.link(host)))
     }
 
+    /// Cuts two hosts off from each other; both reach the others.
+    ///
+    /// # Errors
+    /// If that fails.
+    pub fn cut_between(&self, one: usize, other: usize) -> anyhow::Result<()> {
+        self.route(one, other, "add")?;
+        self.route(other, one, "add")
+    }
+
+    /// Connects them again.
+    ///
+    /// # Errors
+    /// If that fails.
+    pub fn heal_between(&self, one: usize, other: usize) -> anyhow::Result<()> {
+        self.route(one, other, "del")?;
+        self.route(other, one, "del")
+    }
+
+    /// Adds or removes a route that drops what a host sends to another.
+    fn route(&self, from: usize, to: usize, change: &str) -> anyhow::Result<()> {
+        ip(&format!("-n {} route {change} blackhole {}/32", self.namespace(from), self.address(to)))
+    }
+
     fn bridge(&self) -> String {
         format!("{}b", self.name)
     }

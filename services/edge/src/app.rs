@@ -128,17 +128,20 @@ impl Parts {
 
 async fn look_at_fill(broker: Broker, full: Arc<AtomicBool>, stop: CancellationToken) {
     loop {
-        let mut now = None;
+        let (mut now, mut unread) = (None, None);
         for (stream, limit) in FULL {
             let Some(fill) = broker.fill(stream).await else {
-                FILL.failed(format!("the size of {stream} cannot be read"));
+                unread = Some(stream);
                 continue;
             };
-            FILL.succeeded();
             measurements::stream_fill(stream, fill);
             if fill >= limit {
                 now = Some((stream, fill));
             }
+        }
+        match unread {
+            None => FILL.succeeded(),
+            Some(stream) => FILL.failed(format!("the size of {stream} cannot be read")),
         }
         measurements::refusing_work(now.is_some());
         if full.swap(now.is_some(), Ordering::Relaxed) != now.is_some() {

@@ -304,6 +304,7 @@ impl Error {
             Code::SettingsMalformed | Code::ScheduleMalformed => {
                 (StatusCode::BAD_REQUEST, "invalid_field")
             }
+            Code::Unknown => (StatusCode::CONFLICT, "refused"),
             Code::Expired => return Self::unconfirmed(),
             Code::Malformed => (StatusCode::INTERNAL_SERVER_ERROR, "internal"),
         };

@@ -67,11 +67,10 @@ pub(crate) async fn serve(
                     Admission::TooMany => routers.too_many.clone(),
                     Admission::TooManyOfAddress => routers.too_many_of_address.clone(),
                 };
-                let (stop, acceptor) = (stop.clone(), tls.as_ref().map(Tls::acceptor));
-                let idle_within = match permit.admission {
-                    Admission::Served => IDLE_WITHIN,
-                    Admission::TooMany | Admission::TooManyOfAddress => REFUSED_WITHIN,
-                };
+                let is_served = permit.admission == Admission::Served;
+                let acceptor = tls.as_ref().map(|tls| tls.acceptor(is_served));
+                let stop = stop.clone();
+                let idle_within = if is_served { IDLE_WITHIN } else { REFUSED_WITHIN };
                 let peer = Peer { address, proxies: proxies.clone(), idle_within };
                 connections.spawn(async move {
                     match acceptor {

@@ -92,6 +92,7 @@ pub(crate) async fn ingest(broker: &Broker, client: &Client) -> anyhow::Result<(
     let consumer = broker.audit_consumer().await.map_err(|error| anyhow::anyhow!(error))?;
     let messages = consumer.stream().max_messages_per_batch(RECORDS_MAX).heartbeat(HEARTBEAT);
     let mut messages = messages.expires(PULL_EXPIRES).messages().await?;
+    INGESTION.succeeded();
     while let Some(first) = messages.next().await {
         let mut block = vec![first?];
         while block.len() < RECORDS_MAX

@@ -15,7 +15,7 @@ use nats::{
     stream_reader::{self, StreamReader},
     wire,
 };
-use service::{BackgroundTask, Part};
+use service::{BackgroundTask, Part, tasks};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -28,7 +28,7 @@ use crate::{
 };
 
 /// Inserts the rows of ended runs.
-pub(crate) const ROWS: BackgroundTask = BackgroundTask::new("rows");
+const ROWS: BackgroundTask = BackgroundTask::new("rows");
 /// Rows of a block after which it is closed. A block must stay one insert block of ClickHouse.
 const BLOCK_ROWS_MAX: usize = 50_000;
 /// Messages of EVENTS in a block.
@@ -95,6 +95,9 @@ pub(crate) async fn run(
             }
         };
         let ended = ingest.await;
+        if let Err(error) = &ended {
+            ROWS.failed(error);
+        }
         measurements::ingesting(false);
         let mut pause = START_OVER_PAUSE;
         match ended {
@@ -131,9 +134,11 @@ async fn ingest_while_held(
 ) -> anyhow::Result<()> {
     let mut lease = Lease::open(broker, LEASE, name).await?;
     while !lease.hold().await? {
+        tasks::remove(&[ROWS, audit::INGESTION]);
         tokio::time::sleep(nats::lease::RENEW_EVERY).await;
     }
     measurements::ingesting(true);
+    tasks::list(&[ROWS, audit::INGESTION]);
     let keep = async {
         while lease.hold().await? {
             let last = broker.last_sequence(names::EVENTS).await?;
@@ -176,6 +181,7 @@ async fn ingest(
     let _following = following.clone().drop_guard();
     let next = keeper.checkpoint().next;
     progress.reach(IngestWatermark { sequence: next - 1, at: keeper.checkpoint().at });
+    ROWS.succeeded();
     let mut events = StreamReader::start(broker.clone(), names::EVENTS, next, following);
     loop {
         let pending = keeper.checkpoint().pending;

@@ -53,7 +53,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     let broker = config.nats.connect(Identity::Metrics, &name, &stop).await?;
     let Some(broker) = broker else { return Ok(()) };
     health.connected(&broker);
-    tasks::list(&[PING, ingest::ROWS, audit::INGESTION]);
+    tasks::list(&[PING]);
     tasks::report_tasks(&broker, Identity::Metrics, &name).await?;
     let client = clickhouse.tables.clone();
     let Some(()) = schema::ensure(&clickhouse, config.retention, &stop).await else {

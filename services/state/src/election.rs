@@ -87,7 +87,9 @@ pub(crate) async fn hold_lease(
             continue;
         }
         if lease.is_none() {
-            lease = Lease::open(&broker, names::STATE_LEASE, &name).await.ok();
+            let opened = Lease::open(&broker, names::STATE_LEASE, &name).await;
+            ELECTION.note(&opened);
+            lease = opened.ok();
         }
         if let Some(lease) = &mut lease {
             let asked_at = Instant::now();

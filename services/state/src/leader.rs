@@ -47,6 +47,8 @@ use crate::{
     takeover::Started,
 };
 
+/// What only the leader does.
+pub(crate) const TASKS: [BackgroundTask; 4] = [BUCKET, RECONCILIATION, SNAPSHOTS, tasks::TRIMMING];
 /// Writes jobs and records to the bucket.
 const BUCKET: BackgroundTask = BackgroundTask::new("bucket");
 /// Compares the work streams with what was dispatched.

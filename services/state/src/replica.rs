@@ -144,6 +144,7 @@ impl Replica {
             _ = candidacy.lease.wait_for(Option::is_none) => Err(StepDown::LeaseLost),
         };
         measurements::stopped_leading(ended.is_err());
+        tasks::remove(&crate::leader::TASKS);
         ended.map(|()| Role::Follower)
     }
 }

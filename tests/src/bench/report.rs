@@ -69,6 +69,11 @@ impl Report {
         }
     }
 
+    /// One rate against another, without a goal.
+    pub fn share(&mut self, what: &str, ours: f64, other: f64) {
+        self.row(what, ours / other, "x", None);
+    }
+
     /// What a process took: percents of one core, and its memory in MB.
     pub fn process(&mut self, what: &str, core_percent: f64, memory_mb: u64) {
         self.row(what, core_percent, "% of a core", None);

@@ -25,6 +25,10 @@ use super::{
 const JOBS: usize = 20_000;
 const SINGLES: usize = 5_000;
 const CALLERS: usize = 64;
+/// Bare messages, their bytes, and how many of them have no answer yet in the second kind of loop.
+const BARE_MESSAGES: usize = 20_480;
+const BARE_BYTES: usize = 300;
+const BARE_UNANSWERED: usize = 1_024;
 /// The share of the rate of one server that three must reach.
 const KEPT: f64 = 0.7;
 /// Edges that follow EVENTS, and processors that wait.
@@ -55,11 +59,16 @@ pub async fn replicas(report: &mut Report) -> anyhow::Result<()> {
         let what = format!("{what}: three servers against one");
         report.ratio(&what, Some(three[of]), Some(one[of]), KEPT);
     }
+    // What NATS itself keeps on this machine.
+    for (what, of) in [("bare publishes, 1,024 unanswered", 2), ("bare publishes, 64 callers", 3)] {
+        let (one, three) = median_by(rounds.clone(), |(one, three)| three[of] / one[of]);
+        report.share(&format!("{what}: three servers against one"), three[of], one[of]);
+    }
     Ok(())
 }
 
-/// The rates of a drain and of single enqueues.
-async fn on(servers: usize) -> anyhow::Result<[f64; 2]> {
+/// The rates of a drain and of single enqueues, and of bare publishes with as many answers outstanding.
+async fn on(servers: usize) -> anyhow::Result<[f64; 4]> {
     let cluster = Cluster::start(servers).await?;
     let url = format!("nats://{}", cluster.address(0));
     let mesh = Mesh::start_with(Durability::Fast, &["--nats-url", &url]).await?;
@@ -68,7 +77,39 @@ async fn on(servers: usize) -> anyhow::Result<[f64; 2]> {
     mesh.check_once("drain", JOBS as u64).await?;
     let (singles, _) = load::singles(mesh.client(), "singles", CALLERS, SINGLES).await?;
     mesh.stop().await?;
-    Ok([drained.rate, singles])
+    let bare = [BARE_UNANSWERED, CALLERS].map(|callers| publish_bare(&url, servers, callers));
+    let [pipelined, answered] = bare;
+    Ok([drained.rate, singles, pipelined.await?, answered.await?])
+}
+
+/// The rate at which callers publish messages one by one to a stream with a copy on each server, each waiting for its
+/// answers.
+async fn publish_bare(url: &str, servers: usize, callers: usize) -> anyhow::Result<f64> {
+    let client = async_nats::connect(url).await?;
+    let jetstream = async_nats::jetstream::new(client);
+    let name = format!("BARE_{callers}");
+    let config = async_nats::jetstream::stream::Config {
+        name: name.clone(),
+        num_replicas: servers,
+        ..Default::default()
+    };
+    jetstream.create_stream(config).await?;
+    let began = Instant::now();
+    let mut publishing = JoinSet::new();
+    for _ in 0..callers {
+        let (jetstream, name) = (jetstream.clone(), name.clone());
+        publishing.spawn(async move {
+            for _ in 0..BARE_MESSAGES / callers {
+                let payload = vec![b'x'; BARE_BYTES].into();
+                jetstream.publish(name.clone(), payload).await?.await?;
+            }
+            anyhow::Ok(())
+        });
+    }
+    while let Some(published) = publishing.join_next().await {
+        published??;
+    }
+    Ok(BARE_MESSAGES as f64 / began.elapsed().as_secs_f64())
 }
 
 /// What followers and processors that wait cost the broker, at 100 jobs a second.

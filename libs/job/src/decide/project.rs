@@ -16,8 +16,10 @@ impl State {
         if let Err(error) = settings.check() {
             return Decision::refused(Code::SettingsMalformed, error);
         }
-        let bounded = check_all(config, self.settings_bytes, was.size(), settings.size());
-        if let Err(error) = bounded {
+        // A project can always be paused, and its limits can always be set.
+        if settings.text_bytes() > was.text_bytes()
+            && let Err(error) = check_all(config, self.settings_bytes, was.size(), settings.size())
+        {
             return Decision::refused(Code::SettingsFull, error);
         }
         let mut told = settings.clone();

@@ -4,9 +4,9 @@ use super::Settings;
 use crate::{Config, Id, schedule::ScheduleState};
 
 /// What a project with settings takes beside its texts, in bytes.
-const PROJECT_BYTES: u64 = 1_024;
-/// What a schedule takes beside its texts, in bytes.
-const SCHEDULE_BYTES: u64 = 512;
+const PROJECT_BYTES: u64 = 4_096;
+/// What a schedule takes beside its texts, in bytes: more than many of one project do, and less than a single one.
+const SCHEDULE_BYTES: u64 = 2_048;
 
 impl Settings {
     /// Bytes in memory, about; 0 if nothing is set.
@@ -14,9 +14,14 @@ impl Settings {
         if *self == Self::default() {
             return 0;
         }
+        PROJECT_BYTES + self.text_bytes()
+    }
+
+    /// Bytes of what can be long.
+    pub(crate) fn text_bytes(&self) -> u64 {
         let options = self.options.as_ref().map_or(0, |options| options.get().len());
         let webhook = self.webhook.as_ref().map_or(0, |webhook| webhook.url.len());
-        PROJECT_BYTES + (options + webhook) as u64
+        (options + webhook) as u64
     }
 }
 

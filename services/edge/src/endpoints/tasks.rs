@@ -69,7 +69,7 @@ pub(crate) async fn list_tasks(
     access.all_projects()?;
     let processes = app.broker.tasks().await.map_err(|error| {
         tracing::warn!(%error, "no list of tasks");
-        Error::away("state", "NATS does not answer, over which services are asked")
+        Error::unanswered()
     })?;
     ok(Response { success: true, tasks: processes.into_iter().flat_map(views).collect() })
 }

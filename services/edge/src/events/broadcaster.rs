@@ -338,6 +338,7 @@ async fn distribute(broadcaster: &Broadcaster) -> anyhow::Result<()> {
         inner.before = end;
         inner.open = true;
     }
+    DISTRIBUTION.succeeded();
     let mut next = start;
     let mut events = StreamReader::start(
         broadcaster.broker.clone(),

@@ -4,14 +4,17 @@ use std::{
     collections::BTreeMap,
     io,
     pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     task::{Context, Poll, ready},
     time::{Duration, Instant},
 };
 
 use axum::body::Body;
 use hyper::body::{Bytes, Frame, SizeHint};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    task::AbortHandle,
+};
 
 /// What a connection waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,11 +37,23 @@ struct Inner {
     since: Instant,
     /// Since when the socket takes no bytes.
     stalled: Option<Instant>,
-    /// The answers that are not complete: since when the next part is not asked for. A client of HTTP/2 can take no
-    /// bytes of one answer while the socket takes those of others.
-    answers: BTreeMap<u64, Option<Instant>>,
+    /// The answers that are not complete.
+    answers: BTreeMap<u64, Answer>,
     next_answer: u64,
 }
+
+/// An answer that is not complete.
+#[derive(Debug)]
+struct Answer {
+    /// Since when the next part is not asked for. A client of HTTP/2 can take no bytes of one answer while the socket takes
+    /// those of others.
+    waiting: Option<Instant>,
+    /// Ends this answer alone, if the version of HTTP can.
+    task: Option<EndTask>,
+}
+
+/// What ends the task of a request, once it has started.
+pub(super) type EndTask = Arc<OnceLock<AbortHandle>>;
 
 impl Default for Inner {
     fn default() -> Self {
@@ -64,7 +79,7 @@ impl Activity {
         let mut inner = self.lock();
         let id = inner.next_answer;
         inner.next_answer += 1;
-        inner.answers.insert(id, None);
+        inner.answers.insert(id, Answer { waiting: None, task: None });
         inner.enter(Phase::Answer);
         PendingAnswer { activity: self.clone(), id }
     }
@@ -75,11 +90,22 @@ impl Activity {
         (inner.phase, inner.since)
     }
 
-    /// True if the client has taken no bytes, or none of some answer, for this long.
+    /// True if the socket has taken no bytes for this long.
     pub fn is_stalled(&self, within: Duration) -> bool {
-        let inner = self.lock();
-        let mut waiting = inner.answers.values().flatten().chain(&inner.stalled);
-        waiting.any(|since| since.elapsed() > within)
+        self.lock().stalled.is_some_and(|since| since.elapsed() > within)
+    }
+
+    /// Ends the answers of which the client has taken no bytes for this long, and that can be ended alone.
+    pub fn end_stalled_answers(&self, within: Duration) {
+        let is_stalled =
+            |answer: &&Answer| answer.waiting.is_some_and(|since| since.elapsed() > within);
+        // The lock is taken again when they are dropped.
+        let stalled: Vec<EndTask> = {
+            let inner = self.lock();
+            let stalled = inner.answers.values().filter(is_stalled);
+            stalled.filter_map(|answer| answer.task.clone()).collect()
+        };
+        stalled.iter().filter_map(|task| task.get()).for_each(AbortHandle::abort);
     }
 
     /// Notes that bytes came.
@@ -114,8 +140,17 @@ pub(super) struct PendingAnswer {
 }
 
 impl PendingAnswer {
+    /// Notes what ends this answer alone, if there is such a task.
+    pub fn ended_by(&self, task: Option<EndTask>) {
+        if let Some(answer) = self.activity.lock().answers.get_mut(&self.id) {
+            answer.task = task;
+        }
+    }
+
     fn waits_for_client(&self, since: Option<Instant>) {
-        self.activity.lock().answers.insert(self.id, since);
+        if let Some(answer) = self.activity.lock().answers.get_mut(&self.id) {
+            answer.waiting = since;
+        }
     }
 }
 
@@ -129,10 +164,27 @@ impl Drop for PendingAnswer {
     }
 }
 
-/// The body of an answer, which notes when its parts are asked for.
+/// The body of an answer, in parts, which notes when they are asked for.
+///
+/// A part that was asked for has left this body whether its client takes it or not. Parts that are small bound what is
+/// kept for a client that takes nothing.
 pub(super) struct AnswerBody {
-    pub body: Body,
-    pub pending: PendingAnswer,
+    body: Body,
+    /// What is left of the last frame.
+    rest: Bytes,
+    part_bytes_max: usize,
+    pending: PendingAnswer,
+}
+
+impl AnswerBody {
+    pub fn new(body: Body, part_bytes_max: usize, pending: PendingAnswer) -> Self {
+        Self { body, rest: Bytes::new(), part_bytes_max, pending }
+    }
+
+    fn part(&mut self) -> Frame<Bytes> {
+        let length = self.rest.len().min(self.part_bytes_max);
+        Frame::data(self.rest.split_to(length))
+    }
 }
 
 impl hyper::body::Body for AnswerBody {
@@ -144,17 +196,36 @@ impl hyper::body::Body for AnswerBody {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
         self.pending.waits_for_client(None);
-        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
+        let frame = if self.rest.is_empty() {
+            match ready!(Pin::new(&mut self.body).poll_frame(cx)) {
+                Some(Ok(frame)) => match frame.into_data() {
+                    Ok(data) => {
+                        self.rest = data;
+                        Some(Ok(self.part()))
+                    }
+                    Err(trailers) => Some(Ok(trailers)),
+                },
+                ended => ended,
+            }
+        } else {
+            Some(Ok(self.part()))
+        };
         self.pending.waits_for_client(Some(Instant::now()));
         Poll::Ready(frame)
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        self.rest.is_empty() && self.body.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        let (rest, of_body) = (self.rest.len() as u64, self.body.size_hint());
+        let mut hint = SizeHint::new();
+        hint.set_lower(of_body.lower() + rest);
+        if let Some(upper) = of_body.upper() {
+            hint.set_upper(upper + rest);
+        }
+        hint
     }
 }
 
@@ -218,21 +289,53 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
 #[cfg(test)]
 mod tests {
     use http_body_util::BodyExt;
+    use hyper::body::Body as _;
 
     use super::*;
 
     #[tokio::test]
-    async fn answer_is_stalled_while_a_client_asks_for_no_more_of_it() {
+    async fn answer_that_a_client_does_not_take_is_ended_alone() {
         let activity = Activity::default();
-        let (_other, pending) = (activity.request(), activity.request());
-        let mut answer = AnswerBody { body: Body::from("text"), pending };
-        assert!(!activity.is_stalled(Duration::ZERO), "nothing was given to the client");
-        assert!(answer.frame().await.is_some());
-        assert!(activity.is_stalled(Duration::ZERO));
-        assert!(!activity.is_stalled(Duration::from_secs(3600)));
-        drop(answer);
-        assert!(!activity.is_stalled(Duration::ZERO));
+        let task = |answer: PendingAnswer| {
+            tokio::spawn(async move {
+                let mut body = AnswerBody::new(Body::from("a long text"), 4, answer);
+                assert_eq!(body.size_hint().exact(), Some(11));
+                let first = body.frame().await.expect("it has a text").expect("it is in memory");
+                assert_eq!(
+                    (first.into_data().expect("text"), body.is_end_stream()),
+                    ("a lo".into(), false)
+                );
+                std::future::pending::<()>().await;
+            })
+        };
+        let (first, second) = (activity.request(), activity.request());
+        let stalled = task(first);
+        let end = EndTask::default();
+        end.set(stalled.abort_handle()).expect("it is empty");
+        activity.lock().answers.get_mut(&0).expect("the first").task = Some(end);
+        let other = tokio::spawn(async move {
+            let _second = second;
+            std::future::pending::<()>().await;
+        });
+        while activity.lock().answers[&0].waiting.is_none() {
+            tokio::task::yield_now().await;
+        }
+        activity.end_stalled_answers(Duration::from_secs(3600));
+        assert!(!stalled.is_finished(), "it has an hour");
+        activity.end_stalled_answers(Duration::ZERO);
+        assert!(stalled.await.is_err_and(|error| error.is_cancelled()));
         assert_eq!(activity.current().0, Phase::Answer, "another answer is incomplete");
+        other.abort();
+        assert!(other.await.is_err());
+        assert_eq!(activity.current().0, Phase::Idle);
+    }
+
+    #[tokio::test]
+    async fn parts_make_up_the_body() {
+        let activity = Activity::default();
+        let body = AnswerBody::new(Body::from("a long text"), 4, activity.request());
+        let collected = body.collect().await.expect("it is in memory");
+        assert_eq!(collected.to_bytes(), "a long text");
     }
 
     #[test]

@@ -1,18 +1,15 @@
 //! One connection, from its first byte until it is closed.
 
-use std::{net::IpAddr, pin::pin, time::Duration};
+use std::{net::IpAddr, pin::pin, sync::Arc, time::Duration};
 
 use axum::{Router, body::Body};
 use hyper::{body::Incoming, service::service_fn};
-use hyper_util::{
-    rt::{TokioExecutor, TokioIo},
-    server::conn::auto,
-};
+use hyper_util::{rt::TokioIo, server::conn::auto};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::sync::CancellationToken;
 use tower_service::Service;
 
-use super::activity::{Activity, AnswerBody, Phase, Watched};
+use super::activity::{Activity, AnswerBody, EndTask, Phase, Watched};
 use crate::proxies::{ClientAddress, TrustedProxies};
 
 /// How long the head of a request may take from its first byte on.
@@ -23,8 +20,26 @@ const TAKE_WITHIN: Duration = Duration::from_secs(60);
 const CHECK_EVERY: Duration = Duration::from_secs(5);
 /// Requests of one connection of HTTP/2 at the same time.
 const REQUESTS_MAX: u32 = 32;
-/// Bytes of one answer of HTTP/2 that wait in the connection for their client.
-const SEND_BUFFER_BYTES: usize = 64 * 1024;
+/// The parts in which answers of HTTP/2 are given to the connection, in bytes.
+const PART_BYTES_MAX: usize = 16 * 1024;
+
+tokio::task_local! {
+    /// What ends the task of a request of HTTP/2, and its answer with it.
+    static TASK: EndTask;
+}
+
+/// Runs each request of HTTP/2 in a task that can be ended alone.
+#[derive(Clone, Copy, Debug)]
+struct RequestExecutor;
+
+impl<F: Future<Output = ()> + Send + 'static> hyper::rt::Executor<F> for RequestExecutor {
+    fn execute(&self, request: F) {
+        let handle = EndTask::default();
+        let task = tokio::spawn(TASK.scope(handle.clone(), request));
+        // It is set once: each task has a cell of its own.
+        let _ = handle.set(task.abort_handle());
+    }
+}
 
 /// The version of HTTP of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,6 +67,9 @@ pub(super) async fn serve<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
     stop: CancellationToken,
 ) {
     let Peer { address, proxies, idle_within } = peer;
+    let bytes_are_heads = protocol == Protocol::Http1;
+    // HTTP/1.1 asks for the next part when the socket has taken the one before.
+    let part_bytes_max = if protocol == Protocol::Http1 { usize::MAX } else { PART_BYTES_MAX };
     let activity = Activity::default();
     let noted = activity.clone();
     let service = service_fn(move |mut request: hyper::Request<Incoming>| {
@@ -61,14 +79,14 @@ pub(super) async fn serve<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
         let mut router = router.clone();
         async move {
             let answer = router.call(request.map(Body::new)).await;
+            pending.ended_by(TASK.try_with(Arc::clone).ok());
             // The answer goes on until its body is dropped.
-            answer.map(|answer| answer.map(|body| AnswerBody { body, pending }))
+            answer.map(|answer| answer.map(|body| AnswerBody::new(body, part_bytes_max, pending)))
         }
     });
-    let bytes_are_heads = protocol == Protocol::Http1;
     let io = TokioIo::new(Watched { stream, activity: activity.clone(), bytes_are_heads });
-    let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder.http2().max_concurrent_streams(REQUESTS_MAX).max_send_buf_size(SEND_BUFFER_BYTES);
+    let mut builder = auto::Builder::new(RequestExecutor);
+    builder.http2().max_concurrent_streams(REQUESTS_MAX);
     let builder = match protocol {
         Protocol::Http1 => builder.http1_only(),
         Protocol::Http2 => builder.http2_only(),
@@ -84,16 +102,24 @@ pub(super) async fn serve<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
                 is_stopping = true;
                 served.as_mut().graceful_shutdown();
             }
-            _ = check.tick() => match activity.current() {
-                _ if activity.is_stalled(TAKE_WITHIN) => return,
-                (Phase::Head, since) if since.elapsed() > HEAD_WITHIN => return,
-                // It has the ends of answers that its client does not take.
-                (Phase::Idle, since) if since.elapsed() > idle_within + TAKE_WITHIN => return,
-                (Phase::Idle, since) if since.elapsed() > idle_within => {
-                    served.as_mut().graceful_shutdown();
+            _ = check.tick() => {
+                activity.end_stalled_answers(TAKE_WITHIN);
+                match activity.current() {
+                    _ if activity.is_stalled(TAKE_WITHIN) => return,
+                    (Phase::Head, since) if since.elapsed() > HEAD_WITHIN => return,
+                    // Its client does not take the last parts of answers.
+                    (Phase::Idle, since)
+                        if protocol == Protocol::Http2
+                            && since.elapsed() > idle_within + TAKE_WITHIN =>
+                    {
+                        return;
+                    }
+                    (Phase::Idle, since) if since.elapsed() > idle_within => {
+                        served.as_mut().graceful_shutdown();
+                    }
+                    _ => {}
                 }
-                _ => {}
-            },
+            }
         }
     }
 }

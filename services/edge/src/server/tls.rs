@@ -22,8 +22,8 @@ use super::connection::Protocol;
 const RELOAD: BackgroundTask = BackgroundTask::new("certificate");
 /// How often the files are checked for changes.
 const CHECK_EVERY: Duration = Duration::from_secs(5);
-/// The protocols that clients may agree on, in the order of preference.
-const PROTOCOLS: [&[u8]; 2] = [HTTP_2, b"http/1.1"];
+/// The protocols that clients may agree on.
+const HTTP_1_1: &[u8] = b"http/1.1";
 const HTTP_2: &[u8] = b"h2";
 
 /// The files of a certificate.
@@ -35,7 +35,15 @@ struct Files {
 
 /// The current certificate. Cheap to clone.
 #[derive(Clone)]
-pub(crate) struct Tls(Arc<RwLock<Arc<ServerConfig>>>);
+pub(crate) struct Tls(Arc<RwLock<Configs>>);
+
+/// How connections are accepted that are served, and those beyond a limit. The latter are closed after one answer, for which
+/// only HTTP/1.1 has a header.
+#[derive(Clone)]
+struct Configs {
+    served: Arc<ServerConfig>,
+    refused: Arc<ServerConfig>,
+}
 
 impl Tls {
     /// Reads certificate and key, and follows changes of their files until `stop` is cancelled.
@@ -46,14 +54,15 @@ impl Tls {
         let files = Files { certificate: certificate.to_owned(), key: key.to_owned() };
         let version = files.version();
         tasks::list(&[RELOAD]);
-        let tls = Self(Arc::new(RwLock::new(Arc::new(files.load()?))));
+        let tls = Self(Arc::new(RwLock::new(files.load()?)));
         tokio::spawn(tls.clone().follow(files, version, stop));
         Ok(tls)
     }
 
     /// Accepts connections with the current certificate.
-    pub fn acceptor(&self) -> TlsAcceptor {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).clone().into()
+    pub fn acceptor(&self, is_served: bool) -> TlsAcceptor {
+        let configs = self.0.read().unwrap_or_else(PoisonError::into_inner).clone();
+        TlsAcceptor::from(if is_served { configs.served } else { configs.refused })
     }
 
     async fn follow(self, files: Files, mut version: Version, stop: CancellationToken) {
@@ -69,7 +78,7 @@ impl Tls {
             match files.load() {
                 Ok(config) => {
                     RELOAD.succeeded();
-                    *self.0.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(config);
+                    *self.0.write().unwrap_or_else(PoisonError::into_inner) = config;
                     tracing::info!(file = %files.certificate.display(), "certificate replaced");
                     version = now;
                 }
@@ -101,7 +110,7 @@ impl Files {
             .map(|file| std::fs::metadata(file).and_then(|found| found.modified()).ok())
     }
 
-    fn load(&self) -> anyhow::Result<ServerConfig> {
+    fn load(&self) -> anyhow::Result<Configs> {
         let Self { certificate, key } = self;
         let chain = CertificateDer::pem_file_iter(certificate)
             .and_then(Iterator::collect::<Result<Vec<_>, _>>)
@@ -116,7 +125,9 @@ impl Files {
         let mut config = config.with_context(|| {
             format!("{} and {} do not belong together", certificate.display(), key.display())
         })?;
-        config.alpn_protocols = PROTOCOLS.map(<[u8]>::to_vec).into();
-        Ok(config)
+        config.alpn_protocols = vec![HTTP_1_1.to_vec()];
+        let refused = Arc::new(config.clone());
+        config.alpn_protocols.insert(0, HTTP_2.to_vec());
+        Ok(Configs { served: Arc::new(config), refused })
     }
 }

@@ -25,7 +25,7 @@ use super::{
 };
 
 /// Trims COMMANDS and EVENTS below what snapshots cover.
-const TRIMMING: BackgroundTask = BackgroundTask::new("trimming");
+pub(super) const TRIMMING: BackgroundTask = BackgroundTask::new("trimming");
 /// How long to wait after jobs of a bulk operation could not be read.
 const BULK_READ_PAUSE: Duration = Duration::from_millis(500);
 

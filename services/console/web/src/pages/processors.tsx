@@ -108,7 +108,9 @@ function Tasks() {
               {
                 name: "Last result",
                 cell: ({ ok, error, lastAt }) => (
-                  <span class={`badge ${ok ? "completed" : "failed"}`}>{lastAt ? (ok ? "done" : error) : "none yet"}</span>
+                  <span class={`badge ${lastAt ? (ok ? "completed" : "failed") : "queued"}`}>
+                    {lastAt ? (ok ? "done" : error) : "none yet"}
+                  </span>
                 ),
               },
               { name: "Last time", cell: ({ lastAt }) => <Time at={lastAt} /> },

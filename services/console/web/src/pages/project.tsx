@@ -69,6 +69,7 @@ interface Limit {
   label: string;
   used?: number;
   isForAdmins?: boolean;
+  hint?: string;
   format?: (value: number) => string;
 }
 
@@ -92,7 +93,12 @@ function Limits({ project, queue }: { project: Project; queue: Queue | undefined
       used: usage.enqueuedInLastMinute,
       isForAdmins: true,
     },
-    { field: "maxSchedules", label: "Schedules", isForAdmins: true },
+    {
+      field: "maxSchedules",
+      label: "Schedules",
+      isForAdmins: true,
+      hint: "Limit, 1 to 1,000; empty is the configuration’s",
+    },
   ];
   return (
     <Panel title="Limits">
@@ -148,7 +154,7 @@ function Edit({ project, limit, onClose }: { project: Project; limit: Limit; onC
       }}
     >
       <label>
-        Limit; 0 is none, empty is the configuration’s
+        {limit.hint ?? "Limit; 0 is none, empty is the configuration’s"}
         <input inputMode="numeric" value={value} onInput={(event) => setValue(event.currentTarget.value)} />
       </label>
     </Confirm>
