@@ -1,5 +1,6 @@
 //! The share of a project: what it may have queued and running, and who may change that.
 
+use anyhow::Context;
 use serde_json::{Value, json};
 
 use crate::mesh::{Mesh, until};
@@ -72,6 +73,12 @@ async fn project_enqueues_no_more_in_a_minute_than_its_limit_and_others_do() -> 
     let error = answer["error"].as_str().unwrap_or_default();
     assert_eq!((status, &answer["code"]), (429, &json!("project_full")));
     assert!(error.contains("enqueuesPerMinute of 50") && error.contains("retry in"), "{error}");
+    let request = reqwest::Client::builder().no_proxy().build()?.post(mesh.url(ENQUEUE));
+    let refused = request.body(jobs("greedy", 40, 11)).send().await?;
+    let header = refused.headers().get("retry-after").and_then(|it| it.to_str().ok());
+    let retry_after: u64 = header.context("Retry-After")?.parse()?;
+    let error = refused.json::<Value>().await?["error"].to_string();
+    assert!(error.contains(&format!("retry in {retry_after} s")), "{retry_after}: {error}");
     assert_eq!(mesh.post_raw(ENQUEUE, jobs("greedy", 40, 10)).await?.0, 200);
     // A leader that takes over knows what was enqueued.
     mesh.signal("state", libc::SIGKILL)?;

@@ -181,6 +181,10 @@ async fn answer_that_is_not_taken_ends_and_others_of_its_connection_go_on() -> a
 #[tokio::test(flavor = "multi_thread")]
 async fn edge_serves_https_and_takes_a_new_certificate() -> anyhow::Result<()> {
     let (edge, first) = Edge::start().await?;
+    let requests = edge.http2(&first, WINDOW).await?;
+    let tasks = "https://localhost/api/tasks";
+    let (_, tasks) = answer_of(&requests, Method::GET, tasks, Bytes::new()).await?;
+    assert!(tasks.contains(r#""task":"certificate","service":"edge""#), "{tasks}");
     let plain = reqwest::Client::builder().no_proxy().build()?;
     let url = format!("http://localhost:{}/healthz", edge.listen.port());
     assert!(plain.get(url).send().await.is_err(), "plain HTTP is not served");

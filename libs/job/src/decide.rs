@@ -55,7 +55,7 @@ impl Decision {
     }
 
     fn refused(code: Code, error: String) -> Self {
-        Self::reply(Reply::Refused { code, error })
+        Self::reply(Reply::Refused { code, error, retry_after_s: None })
     }
 }
 

@@ -43,6 +43,9 @@ pub enum Reply {
         code: Code,
         /// Why, for a person.
         error: String,
+        /// After how many seconds the same request may be accepted, if that is known.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        retry_after_s: Option<u32>,
     },
     /// A processor's message was processed.
     Noted,

@@ -232,12 +232,15 @@ impl Patch {
         }
     }
 
-    /// True if it changes what only an admin may change: the project's share of the mesh.
-    pub fn is_for_admins(&self) -> bool {
-        self.max_active_jobs.is_some()
-            || self.max_active_bytes.is_some()
-            || self.enqueues_per_minute.is_some()
-            || self.max_schedules.is_some()
+    /// The fields that only an admin may change, if it has some: the project's share of the mesh.
+    pub fn admin_fields(&self) -> Vec<&'static str> {
+        let fields = [
+            ("maxActiveJobs", self.max_active_jobs.is_some()),
+            ("maxActiveBytes", self.max_active_bytes.is_some()),
+            ("enqueuesPerMinute", self.enqueues_per_minute.is_some()),
+            ("maxSchedules", self.max_schedules.is_some()),
+        ];
+        fields.into_iter().filter(|(_, is_set)| *is_set).map(|(field, _)| field).collect()
     }
 
     /// The settings after this change.

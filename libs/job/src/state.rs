@@ -157,6 +157,11 @@ impl State {
         self.ready.scheduled(project)
     }
 
+    /// The bytes that the settings and schedules of all projects count.
+    pub fn settings_bytes(&self) -> u64 {
+        self.settings_bytes
+    }
+
     /// The settings of a project.
     pub fn settings(&self, project: &str) -> Settings {
         self.persisted.projects.get(project).map(|p| p.settings.clone()).unwrap_or_default()

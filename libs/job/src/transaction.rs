@@ -99,7 +99,7 @@ impl<'a> Transaction<'a> {
     ) {
         self.packer.begin_item(self.state, index);
         self.packer.end_item(self.state);
-        let reply = Reply::Refused { code, error };
+        let reply = Reply::Refused { code, error, retry_after_s: None };
         self.replies.extend(requester.map(|requester| (requester, reply)));
     }
 

@@ -191,7 +191,7 @@ fn the_time_follows_the_request_then_the_project_and_a_retry_by_hand_has_none() 
 fn an_update_moves_removes_and_never_contradicts_the_time() {
     let mut world = World::new();
     world.enqueue(1, None, Some(10));
-    let Reply::Refused { code, error } = world.update(1, Some(11 * SECOND), None) else {
+    let Reply::Refused { code, error, .. } = world.update(1, Some(11 * SECOND), None) else {
         panic!("it would expire first")
     };
     assert_eq!(code, Code::ExpiresBeforeRunAt);

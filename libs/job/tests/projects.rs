@@ -54,7 +54,7 @@ fn schedule(project: &str, name: &str, data: usize) -> Command {
 }
 
 fn is_refused(reply: &Reply, expected: &Code, text: &str) -> bool {
-    matches!(reply, Reply::Refused { code, error } if code == expected && error.contains(text))
+    matches!(reply, Reply::Refused { code, error, .. } if code == expected && error.contains(text))
 }
 
 #[test]

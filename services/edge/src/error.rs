@@ -137,6 +137,12 @@ impl Error {
         Self::forbidden(format!("the API key has scope {own}, and this needs {needed}"))
     }
 
+    /// Settings that only an admin may change.
+    pub fn fields_for_admins(own: Scope, fields: &[&str]) -> Self {
+        let (own, fields) = (own.name(), fields.join(", "));
+        Self::forbidden(format!("the API key has scope {own}, and only admin may set {fields}"))
+    }
+
     /// The API key may not see this.
     pub fn forbidden(text: impl Into<String>) -> Self {
         Self::new(StatusCode::FORBIDDEN, "forbidden", text)
@@ -275,6 +281,11 @@ impl Error {
     pub fn away(service: &'static str, text: impl Into<String>) -> Self {
         let code = if service == "state" { "state_unavailable" } else { "metrics_unavailable" };
         Self { retry_after_s: Some(1), ..Self::new(StatusCode::SERVICE_UNAVAILABLE, code, text) }
+    }
+
+    /// The same error with a time after which to send the request again, if one is known.
+    pub fn retry_after(self, seconds: Option<u32>) -> Self {
+        Self { retry_after_s: seconds.or(self.retry_after_s), ..self }
     }
 
     /// State refused the command.

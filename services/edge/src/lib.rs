@@ -52,6 +52,11 @@ use server::Tls;
 pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> {
     check_listen(config.listen, config.insecure || config.require_keys)?;
     let name = service::instance(Identity::Edge);
+    // Before it connects: what is wrong with files is reported at once.
+    let tls = match (&config.tls_cert, &config.tls_key) {
+        (Some(certificate), Some(key)) => Some(Tls::start(certificate, key, stop.clone())?),
+        _ => None,
+    };
     let health = Health::default();
     let describe = measurements::describe;
     config.measurements.serve(&health, Identity::Edge, describe, stop.clone()).await?;
@@ -67,10 +72,6 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     let _present = present.map_err(|error| anyhow::anyhow!("not announced at NATS: {error}"))?;
     let keys = keys::Keys::start(&broker, config.require_keys, stop.clone()).await?;
     let Some(keys) = keys else { return Ok(()) };
-    let tls = match (&config.tls_cert, &config.tls_key) {
-        (Some(certificate), Some(key)) => Some(Tls::start(certificate, key, stop.clone())?),
-        _ => None,
-    };
     let listener = TcpListener::bind(config.listen).await;
     let listener = listener.with_context(|| format!("cannot listen on {}", config.listen))?;
     tracing::info!(listen = %listener.local_addr()?, "edge serves");
@@ -98,7 +99,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
 pub fn check_listen(listen: SocketAddr, allowed: bool) -> anyhow::Result<()> {
     ensure!(
         listen.ip().is_loopback() || allowed,
-        "{listen} is not a loopback address: anyone could use the API. Listen on 127.0.0.1, set \
+        "{listen} is not a loopback address: anyone could use the API while there is no API key. Listen on 127.0.0.1, set \
          --require-keys so that each request needs an API key, or --insecure if something else guards it"
     );
     Ok(())

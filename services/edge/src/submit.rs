@@ -134,8 +134,8 @@ impl Submitter {
             },
         };
         match received {
-            Some(Received::Reply(Reply::Refused { code, error })) => {
-                Err(Error::refused(code, error))
+            Some(Received::Reply(Reply::Refused { code, error, retry_after_s })) => {
+                Err(Error::refused(code, error).retry_after(retry_after_s))
             }
             Some(Received::Reply(reply)) => Ok(Submitted::Processed(reply)),
             Some(Received::NotStored(error)) => Err(not_confirmed(error)),

@@ -320,10 +320,13 @@ async fn insert_until_done(client: &clickhouse::Client, rows: &[RunRow], token: 
         let started = Instant::now();
         let inserted = insert(client, rows, token).await;
         measurements::inserted(rows.len(), started.elapsed(), inserted.is_ok());
-        ROWS.note(&inserted);
+        match &inserted {
+            Ok(()) => ROWS.succeeded(),
+            Err(error) => ROWS.failed(format!("not inserted into ClickHouse: {error}")),
+        }
         inserted
     };
-    service::retry_until(&never, INSERT_PAUSE, "rows not inserted", insert).await;
+    service::retry_until(&never, INSERT_PAUSE, "rows not inserted into ClickHouse", insert).await;
 }
 
 async fn insert(

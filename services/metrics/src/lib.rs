@@ -24,7 +24,7 @@ mod traces;
 
 use std::time::Duration;
 
-use service::{BackgroundTask, Health, Identity, Part, tasks};
+use service::{BackgroundTask, Failures, Health, Identity, Part, tasks};
 use tokio_util::sync::CancellationToken;
 
 pub use config::{ClickHouseAccess, Config};
@@ -79,6 +79,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
 
 /// Finds out again and again whether ClickHouse answers.
 async fn ping(client: &clickhouse::Client, health: &Part) {
+    let mut failures = Failures::default();
     loop {
         let problem =
             match tokio::time::timeout(PING_EVERY, client.query_raw("SELECT 1").execute()).await {
@@ -88,11 +89,15 @@ async fn ping(client: &clickhouse::Client, health: &Part) {
             };
         match problem {
             None => {
+                failures.succeeded();
                 PING.succeeded();
                 health.works();
             }
             Some(problem) => {
-                PING.failed(&problem);
+                if failures.is_news(&problem) {
+                    tracing::warn!(error = problem, "ClickHouse does not answer");
+                }
+                PING.failed(format!("ClickHouse: {problem}"));
                 health.fails(problem);
             }
         }

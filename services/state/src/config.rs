@@ -54,7 +54,8 @@ pub struct Config {
           value_parser = clap::value_parser!(u32).range(1..=1_000))]
     pub max_schedules: u32,
     /// The most memory for the settings and schedules of all projects, in MB; a change beyond it gets 409.
-    #[arg(long, env = "JOBMESH_SETTINGS_MB", default_value_t = 128)]
+    #[arg(long, env = "JOBMESH_SETTINGS_MB", default_value_t = 128,
+          value_parser = clap::value_parser!(u32).range(1..))]
     pub settings_mb: u32,
     /// The share of starts that each class below the first one that waits keeps, in percent.
     #[arg(long, env = "JOBMESH_LOWER_SHARE_PERCENT", default_value_t = 10,

@@ -20,6 +20,7 @@ const SLOTS: &str = "jobmesh_slots";
 const READY: &str = "jobmesh_ready_runs";
 const OLDEST_READY: &str = "jobmesh_oldest_ready_seconds";
 const PROJECTS: &str = "jobmesh_projects";
+const SETTINGS: &str = "jobmesh_settings_bytes";
 const COMMANDS: &str = "jobmesh_commands_total";
 const APPENDS: &str = "jobmesh_event_append_seconds";
 const LOST: &str = "jobmesh_lost_runs_total";
@@ -51,6 +52,11 @@ pub(crate) fn describe() {
         "How long the oldest of these jobs has been queued, by class."
     );
     describe_gauge!(PROJECTS, "Projects that have jobs, settings or schedules.");
+    describe_gauge!(
+        SETTINGS,
+        Unit::Bytes,
+        "The settings and schedules of all projects, as JOBMESH_SETTINGS_MB counts them."
+    );
     describe_counter!(COMMANDS, "Messages of COMMANDS that were processed.");
     describe_histogram!(
         APPENDS,
@@ -132,6 +138,7 @@ pub(crate) fn observe(
     gauge!(PROCESSORS).set(processors as f64);
     gauge!(SLOTS).set(workers.capacity(now).total as f64);
     gauge!(PROJECTS).set(state.project_count() as f64);
+    gauge!(SETTINGS).set(state.settings_bytes() as f64);
 }
 
 /// Records that this replica no longer leads: sums over all replicas are those of the leader.

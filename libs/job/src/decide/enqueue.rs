@@ -7,7 +7,7 @@ use crate::{
     Config, JobId, State,
     command::Enqueue,
     event::{Enqueued, Event},
-    reply::{Code, Reply},
+    reply::Reply,
     time::Millis,
 };
 
@@ -38,7 +38,7 @@ impl State {
         // The rest of a command that a crash cut short was accepted with its first events.
         let is_new = self.partial().is_none();
         if is_new && let Err(error) = self.check_quota(config, &request.project, now, &events) {
-            return Ok(Decision::refused(Code::ProjectFull, error));
+            return Ok(error.into());
         }
         let is_end = |event: &&Event| matches!(event, Event::Ended(_));
         let canceled = before + events.iter().filter(is_end).count() as u64;

@@ -1,20 +1,48 @@
 //! The share of a project: how many jobs may be active, how large their data may be, and how many may be enqueued in a
 //! minute.
 
-use crate::{Config, Id, State, event::Event, time::Millis};
+use super::Decision;
+use crate::{
+    Config, Id, State,
+    event::Event,
+    reply::{Code, Reply},
+    time::Millis,
+};
+
+/// Why a project has no room for a request.
+#[derive(Debug)]
+pub(super) struct OverShare {
+    /// A sentence that names the limit.
+    error: String,
+    /// When there is room, if that is known.
+    retry_after_s: Option<u32>,
+}
+
+impl OverShare {
+    /// Jobs must end first, or it never has room.
+    fn some_time(error: String) -> Self {
+        Self { error, retry_after_s: None }
+    }
+}
+
+impl From<OverShare> for Decision {
+    fn from(OverShare { error, retry_after_s }: OverShare) -> Self {
+        Self::reply(Reply::Refused { code: Code::ProjectFull, error, retry_after_s })
+    }
+}
 
 impl State {
     /// Checks that a project stays within its share with these events, which enqueue and supersede jobs.
     ///
     /// # Errors
-    /// A sentence that names the limit.
+    /// If they exceed a limit.
     pub(super) fn check_quota(
         &self,
         config: &Config,
         project: &Id,
         now: Millis,
         events: &[Event],
-    ) -> Result<(), String> {
+    ) -> Result<(), OverShare> {
         let limits = self.settings(project).limits(&config.limits);
         if limits.max_active_jobs == 0
             && limits.max_active_bytes == 0
@@ -44,34 +72,39 @@ impl State {
             // A request that adds nothing is never refused, or a lowered limit would refuse it.
             limit > 0 && new > 0 && (active + new).saturating_sub(ended) > limit
         };
-        if exceeds(active, ended, new, limits.max_active_jobs.into()) {
-            return Err(format!(
-                "project {project:?} has {active} active jobs, and {new} more exceed its limit maxActiveJobs of {}; retry later",
-                limits.max_active_jobs
-            ));
+        let later =
+            |is_possible: bool| if is_possible { "retry later" } else { "send fewer at once" };
+        let limit = u64::from(limits.max_active_jobs);
+        if exceeds(active, ended, new, limit) {
+            let later = later(new <= limit);
+            return Err(OverShare::some_time(format!(
+                "project {project:?} has {active} active jobs, and {new} more exceed its limit maxActiveJobs of {limit}; {later}"
+            )));
         }
-        if exceeds(bytes, ended_bytes, new_bytes, limits.max_active_bytes) {
-            return Err(format!(
-                "the active jobs of project {project:?} have {bytes} bytes of data, and {new_bytes} more exceed its limit maxActiveBytes of {}; retry later",
-                limits.max_active_bytes
-            ));
+        let limit = limits.max_active_bytes;
+        if exceeds(bytes, ended_bytes, new_bytes, limit) {
+            let later = later(new_bytes <= limit);
+            return Err(OverShare::some_time(format!(
+                "the active jobs of project {project:?} have {bytes} bytes of data, and {new_bytes} more exceed its limit maxActiveBytes of {limit}; {later}"
+            )));
         }
         let limit = u64::from(limits.enqueues_per_minute);
         let enqueued = known.map_or(0, |known| known.enqueues.sum(now));
         if exceeds(enqueued, 0, new, limit) {
             if new > limit {
-                return Err(format!(
+                return Err(OverShare::some_time(format!(
                     "{new} jobs in a request exceed the limit enqueuesPerMinute of {limit} of project {project:?}; \
                      send fewer at once"
-                ));
+                )));
             }
             // There is room once the others are fewer than the rest of the limit.
             let room_at = known.and_then(|known| known.enqueues.below_at(limit - new + 1, now));
             let wait_s = room_at.map_or(0, |at| (at - now).max(0) / 1_000 + 1);
-            return Err(format!(
+            let error = format!(
                 "{enqueued} jobs of project {project:?} were enqueued in the last minute, and {new} more exceed its limit \
                  enqueuesPerMinute of {limit}; retry in {wait_s} s"
-            ));
+            );
+            return Err(OverShare { error, retry_after_s: u32::try_from(wait_s).ok() });
         }
         Ok(())
     }
@@ -106,7 +139,7 @@ mod tests {
     }
 
     fn is_refused(reply: &Reply, limit: &str) -> bool {
-        matches!(reply, Reply::Refused { code: Code::ProjectFull, error } if error.contains(limit))
+        matches!(reply, Reply::Refused { code: Code::ProjectFull, error, .. } if error.contains(limit))
     }
 
     #[test]

@@ -39,7 +39,7 @@ impl State {
         let count = persisted.map_or(0, BTreeMap::len);
         if old.is_none() && count as u64 >= u64::from(max) {
             let error = format!(
-                "project {project:?} has {count} schedules, and its limit maxSchedules is {max}: remove one"
+                "project {project:?} has {count} schedules, and its limit maxSchedules is {max}: remove one, or let an admin raise the limit"
             );
             return Decision::refused(Code::TooManySchedules, error);
         }

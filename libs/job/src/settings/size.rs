@@ -47,7 +47,7 @@ pub(crate) fn check_all(config: &Config, all: u64, was: u64, now: u64) -> Result
     }
     Err(format!(
         "the settings and schedules of all projects have {all} of at most {max} bytes, and this change adds {}: remove \
-         schedules, make options smaller, or let the operator raise JOBMESH_SETTINGS_MB",
+         schedules, make options smaller or null, or let the operator raise JOBMESH_SETTINGS_MB of state",
         now - was
     ))
 }

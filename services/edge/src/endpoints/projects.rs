@@ -9,7 +9,6 @@ use job::{
     Backoff, Id, Patch, Settings, Status, command::Project, delivery::Deliveries, reply::Reply,
 };
 use nats::{
-    api_keys::Scope,
     names::{self, Verb},
     query::{ProjectAnswer, ProjectQuery},
 };
@@ -117,8 +116,9 @@ pub(crate) async fn put_project(
 ) -> Answer<Response> {
     let project = project_id(&access, id)?;
     let change: Patch = body::read(&body)?;
-    if change.is_for_admins() {
-        access.allows(Scope::Admin)?;
+    let for_admins = change.admin_fields();
+    if !for_admins.is_empty() {
+        access.allows_to_set(&for_admins)?;
     }
     check(&change)?;
     let ask = Project { project: project.clone(), change };

@@ -74,6 +74,19 @@ impl Access {
         }
     }
 
+    /// Checks that the request may set fields of settings that are for admins.
+    ///
+    /// # Errors
+    /// If its key has another scope.
+    pub fn allows_to_set(&self, fields: &[&str]) -> Result<(), Error> {
+        match self.key_record() {
+            Some(record) if record.scope < Scope::Admin => {
+                Err(Error::fields_for_admins(record.scope, fields))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// True if the request may know that a project exists.
     pub fn sees(&self, project: &str) -> bool {
         self.key_record().is_none_or(|record| record.has_project(project))

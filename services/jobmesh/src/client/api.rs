@@ -40,6 +40,16 @@ pub(super) enum Refused {
         #[source]
         source: reqwest::Error,
     },
+    /// It shows a certificate that this machine does not trust.
+    #[error(
+        "the certificate of {url} is not trusted: name a file with the certificate of its authority in SSL_CERT_FILE (a \
+         certificate that is an authority itself is never accepted for a server)"
+    )]
+    Untrusted {
+        url: String,
+        #[source]
+        source: reqwest::Error,
+    },
 }
 
 impl Refused {
@@ -49,7 +59,7 @@ impl Refused {
             Self::Answered { status, .. } if status.is_client_error() && status.as_u16() != 429 => {
                 3
             }
-            Self::Answered { .. } | Self::Away { .. } => 4,
+            Self::Answered { .. } | Self::Away { .. } | Self::Untrusted { .. } => 4,
         }
     }
 }
@@ -152,8 +162,17 @@ impl Api {
     }
 
     async fn send(&self, request: RequestBuilder) -> Result<Response, Refused> {
-        let away = |source| Refused::Away { url: self.base.to_string(), source };
-        request.send().await.map_err(away)
+        request.send().await.map_err(|error| self.away(error))
+    }
+
+    /// Why no edge answers.
+    pub fn away(&self, source: reqwest::Error) -> Refused {
+        let url = self.base.to_string();
+        let mut causes = anyhow::Chain::new(&source);
+        if causes.any(|cause| cause.to_string().contains("certificate")) {
+            return Refused::Untrusted { url, source };
+        }
+        Refused::Away { url, source }
     }
 
     async fn answer(&self, request: RequestBuilder) -> anyhow::Result<Json> {

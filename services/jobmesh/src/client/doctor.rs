@@ -88,11 +88,8 @@ impl Doctor {
         let http = outbound::builder().timeout(WITHIN).build()?;
         let response = match http.get(url).send().await {
             Ok(response) => response,
-            Err(_) => {
-                let says = format!(
-                    "no edge answers at {}: start one (`jobmesh dev`, `jobmesh serve edge`), or name it by --url",
-                    api.base()
-                );
+            Err(error) => {
+                let says = format!("{:#}", anyhow::Error::from(api.away(error)));
                 return Ok(vec![Check::new("edge", Err(says))]);
             }
         };
@@ -122,8 +119,8 @@ impl Doctor {
             (
                 "metrics",
                 "metrics",
-                "metrics or ClickHouse does not answer; jobs go on: start `jobmesh serve metrics`, and \
-                 read its log",
+                "metrics or ClickHouse does not answer; jobs go on. If the check `tasks` does not name ClickHouse \
+                 (`jobmesh serve olap` in `dev`), start `jobmesh serve metrics`, and read its log",
             ),
         ] {
             let away = unknown(&ready, part).unwrap_or(away);

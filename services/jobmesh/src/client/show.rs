@@ -46,7 +46,12 @@ pub(super) fn enqueued(answer: &Json) -> String {
 pub(super) fn keys(keys: &Json) -> String {
     const COLUMNS: [&str; 6] = ["id", "name", "scope", "projects", "expiresAt", "lastUsedAt"];
     let keys = keys.items();
-    let rows = keys.iter().map(|key| COLUMNS.map(|field| text(&key.field(field))));
+    let cell = |key: &Json, field: &str| match text(&key.field(field)) {
+        // A key without a list of projects is for all.
+        absent if absent == "-" && field == "projects" => "*".to_owned(),
+        cell => cell,
+    };
+    let rows = keys.iter().map(|key| COLUMNS.map(|field| cell(key, field)));
     table(COLUMNS, rows.collect())
 }
 

@@ -176,7 +176,7 @@ fn a_key_belongs_to_its_request_while_that_is_in_progress_and_operations_are_bou
     for _ in 2..OPERATIONS_MAX {
         world.decide(cancel(None));
     }
-    let Reply::Refused { code, error } = world.decide(cancel(None)) else {
+    let Reply::Refused { code, error, .. } = world.decide(cancel(None)) else {
         panic!("there are too many operations")
     };
     assert_eq!(code, Code::TooManyOperations, "{error}");
