@@ -2,7 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::settings::SCHEDULES_MAX;
+/// The most schedules of a project: they are listed in one answer.
+pub(crate) const SCHEDULES_MAX: u32 = 1_000;
 
 /// Limits of a project; 0 is none, except of schedules.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

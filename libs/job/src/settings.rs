@@ -8,6 +8,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use crate::{
     Backoff, Id, Json, Limits,
     bounds::{ATTEMPTS_MAX, EXPIRES_IN_S_MAX},
+    limits::SCHEDULES_MAX,
     webhook::Webhook,
 };
 
@@ -171,8 +172,6 @@ const OPTIONS_BYTES_MAX: usize = 64 * 1024;
 const LIMIT_MAX: u32 = i32::MAX as u32;
 /// The highest limit of tokens and bytes: the largest integer that all readers of JSON hold exactly.
 const LARGE_LIMIT_MAX: u64 = (1 << 53) - 1;
-/// The most schedules of a project: they are listed in one answer.
-pub const SCHEDULES_MAX: u32 = 1_000;
 /// The longest name of a handler, in bytes.
 const HANDLER_BYTES_MAX: usize = 64;
 

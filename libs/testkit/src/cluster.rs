@@ -1,5 +1,7 @@
 //! One NATS server or a cluster of them, with a system account that can close connections.
 
+mod streams;
+
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -13,6 +15,7 @@ use serde::Deserialize;
 use tempfile::TempDir;
 
 use crate::{Network, nats::CONF, network};
+use streams::{is_current, leader_of, stream_names};
 
 /// The configuration of a cluster that operators use.
 const CLUSTER_CONF: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../deploy/nats/cluster.conf");
@@ -332,50 +335,6 @@ impl Cluster {
         }
         Ok(())
     }
-}
-
-async fn stream_names(client: &Client) -> anyhow::Result<Vec<String>> {
-    let begun = Instant::now();
-    loop {
-        // The cluster may have no leader yet, or lose it now.
-        let last = match client.request("$JS.API.STREAM.NAMES", "".into()).await {
-            Ok(answer) => {
-                let answer: serde_json::Value = serde_json::from_slice(&answer.payload)?;
-                if let Some(names) = answer["streams"].as_array() {
-                    let names = names.iter().filter_map(|name| name.as_str());
-                    return Ok(names.map(str::to_owned).collect());
-                }
-                answer.to_string()
-            }
-            Err(error) => error.to_string(),
-        };
-        ensure!(begun.elapsed() < READY_WITHIN, "the streams are not listed: {last}");
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-}
-
-/// The name of the server that leads a stream.
-async fn leader_of(client: &Client, stream: &str) -> anyhow::Result<Option<String>> {
-    let info = info_of(client, stream).await?;
-    Ok(info["cluster"]["leader"].as_str().map(str::to_owned))
-}
-
-/// Whether all copies of a stream are there and up to date.
-async fn is_current(client: &Client, stream: &str) -> anyhow::Result<bool> {
-    let info = info_of(client, stream).await?;
-    let copies = info["cluster"]["replicas"].as_array().map_or(&[][..], Vec::as_slice);
-    let current = copies.iter().filter(|copy| copy["current"] == true && copy["offline"] != true);
-    let wanted = info["config"]["num_replicas"].as_u64();
-    Ok(wanted.is_some_and(|wanted| current.count() as u64 + 1 == wanted))
-}
-
-/// What NATS reports of a stream; nothing while no server leads it.
-async fn info_of(client: &Client, stream: &str) -> anyhow::Result<serde_json::Value> {
-    let subject = format!("$JS.API.STREAM.INFO.{stream}");
-    let Ok(answer) = client.request(subject, "".into()).await else {
-        return Ok(serde_json::Value::Null);
-    };
-    Ok(serde_json::from_slice(&answer.payload)?)
 }
 
 impl Drop for Cluster {
