@@ -1,5 +1,7 @@
 //! Sums over any time and groups of errors, compared with SQL of the test's own.
 
+use std::process::Command;
+
 use reqwest::Method;
 use serde_json::{Value, json};
 
@@ -8,6 +10,7 @@ use crate::{
     keys::{ask, create},
     mesh::{Mesh, until},
     receiver::Receiver,
+    services::program,
 };
 
 /// A mesh in which jobs of two projects have completed and failed.
@@ -362,5 +365,31 @@ async fn users_for_a_server_are_sql() -> anyhow::Result<()> {
         assert!(parsed.starts_with("CREATE") || parsed.starts_with("GRANT"), "{parsed}");
     }
     assert!(sql(&url, "SELECT formatQuerySingleLine('GRANT SELECT TO')").await.is_err());
+    Ok(())
+}
+
+/// What makes the tables on a cluster, which the engine of `dev` parses but cannot run: it has no servers beside it.
+#[tokio::test(flavor = "multi_thread")]
+async fn tables_of_a_cluster_are_sql() -> anyhow::Result<()> {
+    let mut schema = Command::new(program());
+    schema.args(["clickhouse-schema", "--cluster", "main"]);
+    let written = tokio::task::spawn_blocking(move || schema.output()).await??;
+    let text = String::from_utf8(written.stdout)?;
+    let statements = text.split(';').map(str::trim).filter(|statement| !statement.is_empty());
+    let mesh = Mesh::start()?;
+    let url = mesh.writer_url()?;
+    let (mut count, mut tables) = (0, 0);
+    for statement in statements {
+        let quoted = statement.replace('\\', "\\\\").replace('\'', "\\'");
+        let parsed = sql(&url, &format!("SELECT formatQuerySingleLine('{quoted}')")).await?;
+        let is_of_all = ["CREATE", "ALTER"].iter().any(|kind| parsed.starts_with(kind));
+        assert_eq!(parsed.contains("ON CLUSTER main"), is_of_all, "{parsed}");
+        if parsed.starts_with("CREATE TABLE") {
+            assert!(parsed.contains("ENGINE = Replicated"), "{parsed}");
+            tables += 1;
+        }
+        count += 1;
+    }
+    assert!(count > 20 && tables == 7, "{count} statements, {tables} tables");
     Ok(())
 }

@@ -39,7 +39,7 @@ async fn settings_are_shown_changed_one_by_one_reset_and_kept() -> anyhow::Resul
         "maxDeferral": 24 * 3_600,
         "retry": { "baseMs": 1_000, "factor": 2.0, "capMs": 300_000, "jitter": 0.2 },
         "usage": { "runningJobs": 0, "startsInLastMinute": 0, "tokensInLastMinute": 0,
-            "enqueuedInLastMinute": 0 },
+            "enqueuedInLastMinute": 0, "activeJobs": 0, "activeBytes": 0, "schedules": 0 },
     });
     assert_eq!(defaults, expected);
     let change = json!({

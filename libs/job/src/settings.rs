@@ -336,6 +336,15 @@ mod tests {
     use super::*;
 
     #[test]
+    fn numbers_are_the_same_after_they_are_written_and_read() {
+        let retry = r#"{"retry":{"baseMs":4,"factor":2,"capMs":8,"jitter":4e-084}}"#;
+        let patch: Patch = serde_json::from_str(retry).expect("it is a patch");
+        let settings = patch.apply(&Settings::default());
+        let json = serde_json::to_string(&settings).expect("it is JSON");
+        assert_eq!(serde_json::from_str::<Settings>(&json).expect("it is settings"), settings);
+    }
+
+    #[test]
     fn absent_stays_and_null_resets() {
         let was = Settings {
             max_concurrency: Some(3),

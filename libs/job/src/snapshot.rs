@@ -249,7 +249,7 @@ pub struct Partial {
     pub message: Option<Uuid>,
 }
 
-/// What a project used of its limits in the last 60 s.
+/// What a project uses of its limits, and used in the last 60 s.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ProjectUsage {
@@ -262,4 +262,13 @@ pub struct ProjectUsage {
     /// Jobs that were enqueued.
     #[serde(default)]
     pub enqueues: u64,
+    /// Queued and running jobs.
+    #[serde(default)]
+    pub active: u64,
+    /// Bytes of their data.
+    #[serde(default)]
+    pub active_bytes: u64,
+    /// Schedules.
+    #[serde(default)]
+    pub schedules: u64,
 }

@@ -167,7 +167,7 @@ impl State {
         self.persisted.projects.get(project).map(|p| p.settings.clone()).unwrap_or_default()
     }
 
-    /// What a project used of its limits in the 60 s before `now`.
+    /// What a project uses of its limits, and used in the 60 s before `now`.
     pub fn usage(&self, project: &str, now: Millis) -> ProjectUsage {
         let Some(project) = self.persisted.projects.get(project) else {
             return ProjectUsage::default();
@@ -177,6 +177,9 @@ impl State {
             starts: project.starts.sum(now),
             tokens: project.tokens.sum(now),
             enqueues: project.enqueues.sum(now),
+            active: project.counts.active(),
+            active_bytes: project.live.bytes(),
+            schedules: project.schedules.len() as u64,
         }
     }
 

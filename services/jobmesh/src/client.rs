@@ -133,6 +133,12 @@ pub(crate) enum Command {
     Restore(Box<crate::backup::Restore>),
     /// Says whether this program can join the mesh that runs, and in which order to replace services.
     Upgrade(Box<upgrade::Upgrade>),
+    /// Writes the statements that make the tables in ClickHouse, for those who want to run them themselves.
+    ClickhouseSchema {
+        /// The name of a ClickHouse cluster with one shard: on all of its servers, replicated.
+        #[arg(long)]
+        cluster: Option<metrics::ClusterName>,
+    },
     /// Asks a service whether it is ready, and exits with 0 if it is: for health checks of containers.
     Probe {
         /// The URL of a probe, such as http://127.0.0.1:9464/readyz.
@@ -264,6 +270,9 @@ async fn act(command: Command) -> anyhow::Result<ExitCode> {
         Command::Backup(backup) => backup.run().await?,
         Command::Restore(restore) => restore.run().await?,
         Command::Upgrade(upgrade) => return upgrade.run().await,
+        Command::ClickhouseSchema { cluster } => {
+            show::print(metrics::schema::sql(cluster.as_ref()).trim_end())?;
+        }
         Command::Probe { url } => return probe::probe(&url).await,
         Command::Completions { shell } => {
             let mut command = <crate::Cli as clap::CommandFactory>::command();

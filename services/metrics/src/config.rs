@@ -10,6 +10,8 @@ use percent_encoding::percent_decode_str;
 use service::{Nats, prometheus};
 use url::Url;
 
+use crate::cluster::ClusterName;
+
 /// The variable with ClickHouse's password.
 const PASSWORD: &str = "JOBMESH_CLICKHOUSE_PASSWORD";
 
@@ -90,6 +92,10 @@ pub struct ClickHouseAccess {
     /// A file with ClickHouse's password.
     #[arg(long, env = "JOBMESH_CLICKHOUSE_PASSWORD_FILE")]
     pub clickhouse_password_file: Option<PathBuf>,
+    /// The name of a ClickHouse cluster with one shard. Its servers all get the tables, and a row is acknowledged once
+    /// most of them have it.
+    #[arg(long, env = "JOBMESH_CLICKHOUSE_CLUSTER")]
+    pub clickhouse_cluster: Option<ClusterName>,
 }
 
 /// ClickHouse, as the settings name it.
@@ -101,12 +107,14 @@ pub(crate) struct ClickHouse {
     pub tables: clickhouse::Client,
     /// The name of the database.
     pub database: String,
+    /// The cluster that the server is of.
+    pub cluster: Option<ClusterName>,
     /// The address, for logs.
     pub shown: String,
 }
 
 /// The database, unless another one is set.
-const DATABASE: &str = "jobmesh";
+pub(crate) const DATABASE: &str = "jobmesh";
 
 impl ClickHouseAccess {
     /// The database `jobmesh` at a URL that holds the login.
@@ -116,6 +124,7 @@ impl ClickHouseAccess {
             clickhouse_database: DATABASE.to_owned(),
             clickhouse_user: None,
             clickhouse_password_file: None,
+            clickhouse_cluster: None,
         }
     }
 
@@ -151,9 +160,14 @@ impl ClickHouseAccess {
         if let Some(password) = password {
             server = server.with_password(password.reveal());
         }
+        let cluster = self.clickhouse_cluster.clone();
+        if cluster.is_some() {
+            // The checkpoint moves on behind a row: one server must not be alone with it.
+            server = server.with_setting("insert_quorum", "auto");
+        }
         let tables = server.clone().with_database(&self.clickhouse_database);
         let database = self.clickhouse_database.clone();
-        Ok(ClickHouse { server, tables, database, shown: url.to_string() })
+        Ok(ClickHouse { server, tables, database, cluster, shown: url.to_string() })
     }
 }
 

@@ -7,6 +7,7 @@ mod analytics;
 pub mod archive;
 mod audit;
 mod checkpoint;
+mod cluster;
 mod conditions;
 mod config;
 mod failures;
@@ -19,7 +20,7 @@ mod recent_answers;
 mod retention;
 mod rollups;
 mod rows;
-mod schema;
+pub mod schema;
 mod traces;
 
 use std::time::Duration;
@@ -27,6 +28,7 @@ use std::time::Duration;
 use service::{BackgroundTask, Failures, Health, Identity, Part, tasks};
 use tokio_util::sync::CancellationToken;
 
+pub use cluster::ClusterName;
 pub use config::{ClickHouseAccess, Config};
 
 /// Finds out whether ClickHouse answers.

@@ -6,7 +6,8 @@ use anyhow::Context;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    config::{ClickHouse, Retention},
+    cluster::ClusterName,
+    config::{ClickHouse, DATABASE, Retention},
     retention,
 };
 
@@ -43,24 +44,45 @@ async fn try_ensure(clickhouse: &ClickHouse, retention: Retention) -> anyhow::Re
 
 /// Makes database and tables.
 pub(crate) async fn create(clickhouse: &ClickHouse) -> clickhouse::error::Result<()> {
-    let database = clickhouse.database.replace('`', "");
-    let create = format!("CREATE DATABASE IF NOT EXISTS `{database}`");
+    let cluster = clickhouse.cluster.as_ref();
+    let create = on(cluster, &create_database(&clickhouse.database));
     clickhouse.server.query_raw(&create).execute().await?;
     let tables = &clickhouse.tables;
-    tables.query_raw(CREATE_VERSIONS).execute().await?;
+    tables.query_raw(&on(cluster, CREATE_VERSIONS)).execute().await?;
     let applied = applied(clickhouse).await?;
     if applied as usize > VERSIONS.len() {
         tracing::warn!(applied, known = VERSIONS.len(), "the tables are of a newer version");
     }
     for (version, schema) in (1_u32..).zip(VERSIONS).skip(applied as usize) {
         for statement in statements(schema) {
-            tables.query_raw(&statement).execute().await?;
+            tables.query_raw(&on(cluster, &statement)).execute().await?;
         }
         let insert = format!("INSERT INTO schema_versions (version) VALUES ({version})");
         tables.query_raw(&insert).execute().await?;
         tracing::info!(version, "schema applied");
     }
     Ok(())
+}
+
+/// All statements that make the tables on a server, or on all servers of a cluster.
+pub fn sql(cluster: Option<&ClusterName>) -> String {
+    let create =
+        [create_database(DATABASE), format!("USE `{DATABASE}`"), CREATE_VERSIONS.to_owned()];
+    let versions = (1_u32..).zip(VERSIONS).flat_map(|(version, schema)| {
+        let insert = format!("INSERT INTO schema_versions (version) VALUES ({version})");
+        statements(schema).into_iter().chain([insert])
+    });
+    let all = create.into_iter().chain(versions).map(|statement| on(cluster, &statement));
+    all.map(|statement| statement + ";\n").collect::<Vec<_>>().join("\n")
+}
+
+fn create_database(name: &str) -> String {
+    format!("CREATE DATABASE IF NOT EXISTS `{}`", name.replace('`', ""))
+}
+
+/// A statement for a server, or for all of a cluster.
+fn on(cluster: Option<&ClusterName>, statement: &str) -> String {
+    cluster.map_or_else(|| statement.to_owned(), |cluster| cluster.statement(statement))
 }
 
 /// The version of the tables that are there.

@@ -80,6 +80,11 @@ struct Usage {
     starts_in_last_minute: u64,
     tokens_in_last_minute: u64,
     enqueued_in_last_minute: u64,
+    /// Queued and running jobs.
+    active_jobs: u64,
+    /// Bytes of their data.
+    active_bytes: u64,
+    schedules: u64,
 }
 
 /// Shows the settings of a project.
@@ -154,6 +159,9 @@ async fn view(app: &App, project: Id) -> Result<View, Error> {
         starts_in_last_minute: answer.usage.starts,
         tokens_in_last_minute: answer.usage.tokens,
         enqueued_in_last_minute: answer.usage.enqueues,
+        active_jobs: answer.usage.active,
+        active_bytes: answer.usage.active_bytes,
+        schedules: answer.usage.schedules,
     };
     let paused = answer.settings.paused;
     let mut settings = Settings { paused: false, ..answer.settings };

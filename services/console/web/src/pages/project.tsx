@@ -83,10 +83,16 @@ function Limits({ project, queue }: { project: Project; queue: Queue | undefined
     {
       field: "maxActiveJobs",
       label: "Queued and running jobs",
-      used: queue && queue.queued + queue.processing,
+      used: queue ? queue.queued + queue.processing : usage.activeJobs,
       isForAdmins: true,
     },
-    { field: "maxActiveBytes", label: "Bytes of their data", isForAdmins: true, format: bytes },
+    {
+      field: "maxActiveBytes",
+      label: "Bytes of their data",
+      used: usage.activeBytes,
+      isForAdmins: true,
+      format: bytes,
+    },
     {
       field: "enqueuesPerMinute",
       label: "Enqueued jobs a minute",
@@ -96,6 +102,7 @@ function Limits({ project, queue }: { project: Project; queue: Queue | undefined
     {
       field: "maxSchedules",
       label: "Schedules",
+      used: usage.schedules,
       isForAdmins: true,
       hint: "Limit, 1 to 1,000; empty is the configuration’s",
     },
@@ -111,10 +118,10 @@ function Limits({ project, queue }: { project: Project; queue: Queue | undefined
           {
             name: "Used",
             isNumber: true,
-            cell: ({ field, label, used }) =>
+            cell: ({ field, label, used, format }) =>
               used === undefined ? "–" : (
                 <>
-                  {number(used)}
+                  {(format ?? number)(used)}
                   <Meter used={used} limit={project[field] ?? 0} label={`${label}: ${used} of ${project[field]}`} />
                 </>
               ),
