@@ -9,7 +9,6 @@ use std::{
     time::Duration,
 };
 
-use anyhow::Context;
 use axum::http::{Method, Request};
 use bytes::Bytes;
 use futures_util::{FutureExt, future::try_join_all};
@@ -24,9 +23,6 @@ use tempfile::TempDir;
 use testkit::Nats;
 
 use crate::mesh::{free_address, until};
-
-/// The window of most clients.
-const WINDOW: u32 = 65_535;
 
 /// An edge with HTTPS and nothing behind it but NATS. Dropping it kills it.
 struct Edge {
@@ -73,8 +69,8 @@ impl Edge {
         .await
     }
 
-    /// A connection of HTTP/2 whose client takes so many bytes of each answer before it is read.
-    async fn http2(&self, authority: &str, window: u32) -> anyhow::Result<SendRequest<Bytes>> {
+    /// A connection of HTTP/2.
+    async fn http2(&self, authority: &str) -> anyhow::Result<SendRequest<Bytes>> {
         let mut roots = RootCertStore::empty();
         roots.add(CertificateDer::from_pem_slice(authority.as_bytes())?)?;
         let mut config =
@@ -84,8 +80,7 @@ impl Edge {
         let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
         let stream = connector.connect("localhost".try_into()?, stream).await?;
         assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"h2"[..]));
-        let client = h2::client::Builder::new().initial_window_size(window).handshake(stream);
-        let (requests, connection) = client.await?;
+        let (requests, connection) = h2::client::handshake(stream).await?;
         tokio::spawn(connection);
         Ok(requests)
     }
@@ -138,7 +133,7 @@ async fn answer_of(
 #[tokio::test(flavor = "multi_thread")]
 async fn requests_share_a_connection_of_http_2() -> anyhow::Result<()> {
     let (edge, authority) = Edge::start().await?;
-    let requests = edge.http2(&authority, WINDOW).await?;
+    let requests = edge.http2(&authority).await?;
     let get = async |uri: &str| answer_of(&requests, Method::GET, uri, Bytes::new()).await;
     // A stream of events stays open beside everything else.
     let events = Request::get("https://localhost/api/queue/events?projectId=p").body(())?;
@@ -162,26 +157,9 @@ async fn requests_share_a_connection_of_http_2() -> anyhow::Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn answer_that_is_not_taken_ends_and_others_of_its_connection_go_on() -> anyhow::Result<()> {
-    let (edge, authority) = Edge::start().await?;
-    let requests = edge.http2(&authority, 1_000).await?;
-    let request = Request::get("https://localhost/openapi.json").body(())?;
-    let (untaken, _) = requests.clone().ready().await?.send_request(request, true)?;
-    let mut untaken = untaken.await?.into_body();
-    assert_eq!(untaken.data().await.context("it has a body")??.len(), 1_000);
-    until("the answer that is not taken has ended", async || {
-        let health = answer_of(&requests, Method::GET, "https://localhost/healthz", Bytes::new());
-        assert_eq!(health.await?.0, 200);
-        let ended = untaken.data().now_or_never();
-        Ok(if matches!(ended, Some(Some(Err(_)))) { Ok(()) } else { Err("open".to_owned()) })
-    })
-    .await
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn edge_serves_https_and_takes_a_new_certificate() -> anyhow::Result<()> {
     let (edge, first) = Edge::start().await?;
-    let requests = edge.http2(&first, WINDOW).await?;
+    let requests = edge.http2(&first).await?;
     let tasks = "https://localhost/api/tasks";
     let (_, tasks) = answer_of(&requests, Method::GET, tasks, Bytes::new()).await?;
     assert!(tasks.contains(r#""task":"certificate","service":"edge""#), "{tasks}");

@@ -14,6 +14,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 pub(crate) use tls::Tls;
 
 use crate::{Config, proxies::TrustedProxies};
+use activity::{Activity, Watched};
 use connection::{Peer, Protocol};
 use limits::{Admission, Connections};
 
@@ -73,16 +74,20 @@ pub(crate) async fn serve(
                 let idle_within = if is_served { IDLE_WITHIN } else { REFUSED_WITHIN };
                 let peer = Peer { address, proxies: proxies.clone(), idle_within };
                 connections.spawn(async move {
+                    let activity = Activity::default();
+                    let stream = Watched { stream, activity: activity.clone() };
                     match acceptor {
                         None => {
-                            connection::serve(stream, Protocol::Http1, peer, router, stop).await;
+                            let protocol = Protocol::Http1;
+                            connection::serve(stream, activity, protocol, peer, router, stop).await;
                         }
                         Some(acceptor) => {
                             // A handshake that fails or never ends is its client's affair.
                             let shaken = timeout(HANDSHAKE_WITHIN, acceptor.accept(stream)).await;
                             if let Ok(Ok(stream)) = shaken {
                                 let protocol = tls::protocol_of(&stream);
-                                connection::serve(stream, protocol, peer, router, stop).await;
+                                connection::serve(stream, activity, protocol, peer, router, stop)
+                                    .await;
                             }
                         }
                     }

@@ -2,11 +2,11 @@
 
 use std::{
     collections::BTreeMap,
-    io,
+    io, mem,
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     task::{Context, Poll, ready},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use axum::body::Body;
@@ -14,6 +14,7 @@ use hyper::body::{Bytes, Frame, SizeHint};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     task::AbortHandle,
+    time::Instant,
 };
 
 /// What a connection waits for.
@@ -35,6 +36,8 @@ pub(super) struct Activity(Arc<Mutex<Inner>>);
 struct Inner {
     phase: Phase,
     since: Instant,
+    /// Whether the first byte after an answer begins the head of a request: HTTP/2 and TLS have other messages too.
+    bytes_are_heads: bool,
     /// Since when the socket takes no bytes.
     stalled: Option<Instant>,
     /// The answers that are not complete.
@@ -60,6 +63,7 @@ impl Default for Inner {
         Self {
             phase: Phase::Idle,
             since: Instant::now(),
+            bytes_are_heads: false,
             stalled: None,
             answers: BTreeMap::new(),
             next_answer: 0,
@@ -74,6 +78,13 @@ impl Inner {
 }
 
 impl Activity {
+    /// Notes that requests can come from now on.
+    pub fn begin(&self, bytes_are_heads: bool) {
+        let mut inner = self.lock();
+        inner.bytes_are_heads = bytes_are_heads;
+        inner.enter(Phase::Idle);
+    }
+
     /// Notes that a request has come; its answer is incomplete until the returned value is dropped.
     pub fn request(&self) -> PendingAnswer {
         let mut inner = self.lock();
@@ -111,7 +122,7 @@ impl Activity {
     /// Notes that bytes came.
     fn received(&self) {
         let mut inner = self.lock();
-        if inner.phase == Phase::Idle {
+        if inner.bytes_are_heads && inner.phase == Phase::Idle {
             inner.enter(Phase::Head);
         }
     }
@@ -172,18 +183,26 @@ pub(super) struct AnswerBody {
     body: Body,
     /// What is left of the last frame.
     rest: Bytes,
+    /// Whether parts of that frame were given.
+    is_rest: bool,
     part_bytes_max: usize,
     pending: PendingAnswer,
 }
 
 impl AnswerBody {
     pub fn new(body: Body, part_bytes_max: usize, pending: PendingAnswer) -> Self {
-        Self { body, rest: Bytes::new(), part_bytes_max, pending }
+        Self { body, rest: Bytes::new(), is_rest: false, part_bytes_max, pending }
     }
 
     fn part(&mut self) -> Frame<Bytes> {
-        let length = self.rest.len().min(self.part_bytes_max);
-        Frame::data(self.rest.split_to(length))
+        if self.rest.len() > self.part_bytes_max {
+            self.is_rest = true;
+            return Frame::data(self.rest.split_to(self.part_bytes_max));
+        }
+        let rest = mem::take(&mut self.rest);
+        // A part of a long frame would keep all of it in memory.
+        let is_rest = mem::take(&mut self.is_rest);
+        Frame::data(if is_rest { Bytes::copy_from_slice(&rest) } else { rest })
     }
 }
 
@@ -229,12 +248,10 @@ impl hyper::body::Body for AnswerBody {
     }
 }
 
-/// A socket that notes what it receives and sends.
+/// A socket that notes what it receives and sends. TLS is above it: that takes bytes which the socket does not.
 pub(super) struct Watched<S> {
     pub stream: S,
     pub activity: Activity,
-    /// Whether the first byte after an answer begins the head of a request: HTTP/2 has other messages too.
-    pub bytes_are_heads: bool,
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
@@ -245,7 +262,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
     ) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
         let read = Pin::new(&mut self.stream).poll_read(cx, buf);
-        if self.bytes_are_heads && buf.filled().len() > before {
+        if buf.filled().len() > before {
             self.activity.received();
         }
         read
@@ -346,6 +363,9 @@ mod tests {
         assert_eq!(activity.current().0, Phase::Answer);
         drop(first);
         assert_eq!(activity.current().0, Phase::Idle);
+        activity.received();
+        assert_eq!(activity.current().0, Phase::Idle, "bytes of TLS are no requests");
+        activity.begin(true);
         activity.received();
         assert_eq!(activity.current().0, Phase::Head);
     }

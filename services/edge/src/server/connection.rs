@@ -9,7 +9,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::sync::CancellationToken;
 use tower_service::Service;
 
-use super::activity::{Activity, AnswerBody, EndTask, Phase, Watched};
+use super::activity::{Activity, AnswerBody, EndTask, Phase};
 use crate::proxies::{ClientAddress, TrustedProxies};
 
 /// How long the head of a request may take from its first byte on.
@@ -20,7 +20,7 @@ const TAKE_WITHIN: Duration = Duration::from_secs(60);
 const CHECK_EVERY: Duration = Duration::from_secs(5);
 /// Requests of one connection of HTTP/2 at the same time.
 const REQUESTS_MAX: u32 = 32;
-/// The parts in which answers of HTTP/2 are given to the connection, in bytes.
+/// The parts in which answers of HTTP/2 are given to the connection, which keeps one of each answer, in bytes.
 const PART_BYTES_MAX: usize = 16 * 1024;
 
 tokio::task_local! {
@@ -58,19 +58,19 @@ pub(super) struct Peer {
 }
 
 /// Serves a connection until its client closes it, asks for nothing, or takes no answers; if `stop` is cancelled, until
-/// the requests in progress have their answers.
+/// the requests in progress have their answers. Its socket is [`Watched`](super::activity::Watched) by `activity`.
 pub(super) async fn serve<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
     stream: S,
+    activity: Activity,
     protocol: Protocol,
     peer: Peer,
     router: Router,
     stop: CancellationToken,
 ) {
     let Peer { address, proxies, idle_within } = peer;
-    let bytes_are_heads = protocol == Protocol::Http1;
     // HTTP/1.1 asks for the next part when the socket has taken the one before.
     let part_bytes_max = if protocol == Protocol::Http1 { usize::MAX } else { PART_BYTES_MAX };
-    let activity = Activity::default();
+    activity.begin(protocol == Protocol::Http1);
     let noted = activity.clone();
     let service = service_fn(move |mut request: hyper::Request<Incoming>| {
         let pending = noted.request();
@@ -84,9 +84,9 @@ pub(super) async fn serve<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
             answer.map(|answer| answer.map(|body| AnswerBody::new(body, part_bytes_max, pending)))
         }
     });
-    let io = TokioIo::new(Watched { stream, activity: activity.clone(), bytes_are_heads });
+    let io = TokioIo::new(stream);
     let mut builder = auto::Builder::new(RequestExecutor);
-    builder.http2().max_concurrent_streams(REQUESTS_MAX);
+    builder.http2().max_concurrent_streams(REQUESTS_MAX).max_send_buf_size(PART_BYTES_MAX);
     let builder = match protocol {
         Protocol::Http1 => builder.http1_only(),
         Protocol::Http2 => builder.http2_only(),
@@ -123,3 +123,6 @@ pub(super) async fn serve<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
