@@ -22,6 +22,11 @@ async fn project_at_its_limit_is_refused_and_others_are_not() -> anyhow::Result<
     let (status, answer) = mesh.post_raw(ENQUEUE, jobs("greedy", 0, 100)).await?;
     assert_eq!(status, 200, "{answer}");
     let client = reqwest::Client::builder().no_proxy().build()?;
+    // What can never be accepted is not sent again.
+    let refused = client.post(mesh.url(ENQUEUE)).body(jobs("greedy", 100, 101)).send().await?;
+    assert_eq!((refused.status().as_u16(), refused.headers().get("retry-after")), (422, None));
+    let refused: Value = refused.json().await?;
+    assert_eq!(refused["code"], "larger_than_limit", "{refused}");
     let refused = client.post(mesh.url(ENQUEUE)).body(jobs("greedy", 100, 1)).send().await?;
     assert_eq!(refused.status().as_u16(), 429);
     assert!(refused.headers().contains_key("retry-after"));

@@ -100,18 +100,15 @@ impl State {
 
     /// The projects that have jobs, settings or schedules, in no order.
     pub fn projects(&self) -> impl Iterator<Item = ListedProject<'_>> {
-        let listed = self.persisted.projects.iter().map(|(id, project)| ListedProject {
+        let listed = self.persisted.projects.iter();
+        let listed =
+            listed.filter(|(id, project)| !project.is_empty() && !internal::is_internal(id));
+        listed.map(|(id, project)| ListedProject {
             id,
             counts: &project.counts,
             settings: &project.settings,
             active_bytes: project.live.bytes(),
             schedules: project.schedules.len(),
-        });
-        listed.filter(|project| {
-            let holds_something = project.counts.total() > 0
-                || project.schedules > 0
-                || *project.settings != Settings::default();
-            holds_something && !internal::is_internal(project.id)
         })
     }
 }

@@ -79,6 +79,8 @@ pub enum Code {
     TooManyOperations,
     /// The project would have more active jobs, or more bytes in them, than its share.
     ProjectFull,
+    /// The request alone exceeds a limit of the project.
+    LargerThanLimit,
     /// Settings that mean nothing together.
     SettingsMalformed,
     /// A schedule that has no meaning.

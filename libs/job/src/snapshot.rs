@@ -71,15 +71,24 @@ impl Project {
         }
     }
 
-    /// True if nothing is left of it: it has no setting, no schedule and no active job, and no event for `kept_ms`.
+    /// True if it never had a job, and has no setting and no schedule.
+    pub fn is_empty(&self) -> bool {
+        self.settings == Settings::default()
+            && self.schedules.is_empty()
+            && self.counts.total() == 0
+    }
+
+    /// True if it can be forgotten: it is empty, or it has no setting, no schedule and no active job, and its jobs had no
+    /// event for `kept_ms`.
     pub fn is_over(&self, at: Millis, kept_ms: i64) -> bool {
         // It is 0 in snapshots of an earlier version.
-        self.last_at > 0
-            && self.last_at + kept_ms < at
-            && self.settings == Settings::default()
-            && self.schedules.is_empty()
-            && self.counts.active() == 0
-            && self.failed.is_empty()
+        let was_used = self.last_at == 0 || self.last_at + kept_ms >= at;
+        self.is_empty()
+            || !was_used
+                && self.settings == Settings::default()
+                && self.schedules.is_empty()
+                && self.counts.active() == 0
+                && self.failed.is_empty()
     }
 
     /// The failed jobs behind one, and until when they are kept, in order.

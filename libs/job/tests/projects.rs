@@ -68,14 +68,16 @@ fn settings_and_schedules_of_all_projects_are_bounded() {
     assert!(full(&decide(set("r", 3_000))));
     assert!(full(&decide(schedule("p", "s", 5_000))));
     assert!(full(&decide(set("p", 19_000))));
-    // A project can be paused in any case.
+    // A project that holds something can be paused in any case, and an invented name takes no memory.
     let change = Patch { paused: Some(Some(true)), ..Patch::default() };
     let pause = |project: &str| {
         Command::Project(Project { project: project.into(), change: change.clone() })
     };
-    for project in ["p", "s"] {
-        assert!(matches!(decide(pause(project)), Reply::ProjectSet(_)));
+    assert!(matches!(decide(enqueue("s", 1)), Reply::Enqueued { .. }));
+    for project in ["p", "q", "s"] {
+        assert!(matches!(decide(pause(project)), Reply::ProjectSet(_)), "{project}");
     }
+    assert!(full(&decide(pause("invented"))));
     // What makes room is never refused, and others have the room.
     assert!(matches!(decide(set("p", 1_000)), Reply::ProjectSet(_)));
     assert!(matches!(decide(set("r", 1_000)), Reply::ProjectSet(_)));
@@ -107,6 +109,11 @@ fn project_without_settings_schedules_and_active_jobs_is_forgotten() {
         decide(&mut state, &config, 1, &enqueue(project, id));
     }
     decide(&mut state, &config, 1, &set("set", 1));
+    for options in [Some(Json::of(&1).unwrap()), None] {
+        let change = Patch { options: Some(options), ..Patch::default() };
+        let change = Project { project: "reset".into(), change };
+        decide(&mut state, &config, 1, &Command::Project(change));
+    }
     decide(&mut state, &config, 1, &schedule("scheduled", "s", 1));
     for project in ["ended", "set", "scheduled"] {
         let batches = Some(vec!["b".into()]);
@@ -118,9 +125,19 @@ fn project_without_settings_schedules_and_active_jobs_is_forgotten() {
         ids.sort();
         ids.join(" ")
     };
+    // One that never had a job is not listed, and forgotten when an hour begins.
+    let remembers = |state: &State, name: &str| {
+        let mut written = Vec::new();
+        state.snapshot().write(&mut written).unwrap();
+        String::from_utf8_lossy(&written).contains(name)
+    };
+    assert!(remembers(&state, "reset"));
+    decide(&mut state, &config, HOUR_MS, &enqueue("later", 7));
+    assert_eq!(projects(&state), "active ended later scheduled set");
+    assert!(!remembers(&state, "reset") && remembers(&state, "scheduled"));
     decide(&mut state, &config, 31 * DAY_MS, &enqueue("later", 5));
     assert_eq!(projects(&state), "active ended later scheduled set");
     decide(&mut state, &config, 31 * DAY_MS + HOUR_MS, &enqueue("later", 6));
     assert_eq!(projects(&state), "active later scheduled set");
-    assert_eq!(state.counts(None).total(), 6, "what is counted over all projects stays");
+    assert_eq!(state.counts(None).total(), 7, "what is counted over all projects stays");
 }

@@ -262,7 +262,7 @@ fn limit_of_a_project_does_not_cut_an_interrupted_request() {
     assert_eq!(reply, Reply::Enqueued { canceled: 0 });
     assert_eq!(next.counts(None).queued[PriorityClass::Normal], 10_000);
     let (_, refused) = process_with(&limited(1), &mut next, 2, None, &[worst(50_000)]);
-    assert!(matches!(refused, Reply::Refused { code: Code::ProjectFull, .. }), "{refused:?}");
+    assert!(matches!(refused, Reply::Refused { code: Code::LargerThanLimit, .. }), "{refused:?}");
 }
 
 /// A request of a hundred batches, which are no other's.

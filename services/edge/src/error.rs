@@ -303,6 +303,7 @@ impl Error {
             Code::ScheduleNotFound => (StatusCode::NOT_FOUND, "schedule_not_found"),
             Code::TooManySchedules => (StatusCode::CONFLICT, "too_many_schedules"),
             Code::SettingsFull => (StatusCode::CONFLICT, "settings_full"),
+            Code::LargerThanLimit => (StatusCode::UNPROCESSABLE_ENTITY, "larger_than_limit"),
             Code::ProjectFull => {
                 let refused = Self::new(StatusCode::TOO_MANY_REQUESTS, "project_full", text);
                 return Self { retry_after_s: Some(5), ..refused };

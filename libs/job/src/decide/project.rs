@@ -16,8 +16,10 @@ impl State {
         if let Err(error) = settings.check() {
             return Decision::refused(Code::SettingsMalformed, error);
         }
-        // A project can always be paused, and its limits can always be set.
-        if settings.text_bytes() > was.text_bytes()
+        // A project that holds something can always be paused, and its limits can always be set.
+        let known = self.persisted.projects.get(&request.project);
+        let holds_nothing = known.is_none_or(|project| project.is_empty());
+        if (holds_nothing || settings.text_bytes() > was.text_bytes())
             && let Err(error) = check_all(config, self.settings_bytes, was.size(), settings.size())
         {
             return Decision::refused(Code::SettingsFull, error);

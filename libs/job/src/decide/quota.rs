@@ -9,25 +9,35 @@ use crate::{
     time::Millis,
 };
 
-/// Why a project has no room for a request.
+/// Why a project has no room for a request, in a sentence that names the limit.
 #[derive(Debug)]
-pub(super) struct OverShare {
-    /// A sentence that names the limit.
-    error: String,
-    /// When there is room, if that is known.
-    retry_after_s: Option<u32>,
+pub(super) enum OverShare {
+    /// It has room when jobs have ended.
+    Full(String),
+    /// It has room in so many seconds.
+    FullFor(String, u32),
+    /// The request alone exceeds the limit.
+    TooLarge(String),
 }
 
 impl OverShare {
-    /// Jobs must end first, or it never has room.
-    fn some_time(error: String) -> Self {
-        Self { error, retry_after_s: None }
+    fn full(error: String, is_possible: bool) -> Self {
+        if is_possible {
+            Self::Full(error + "; retry later")
+        } else {
+            Self::TooLarge(error + "; send fewer at once")
+        }
     }
 }
 
 impl From<OverShare> for Decision {
-    fn from(OverShare { error, retry_after_s }: OverShare) -> Self {
-        Self::reply(Reply::Refused { code: Code::ProjectFull, error, retry_after_s })
+    fn from(over: OverShare) -> Self {
+        let (code, error, retry_after_s) = match over {
+            OverShare::Full(error) => (Code::ProjectFull, error, None),
+            OverShare::FullFor(error, seconds) => (Code::ProjectFull, error, Some(seconds)),
+            OverShare::TooLarge(error) => (Code::LargerThanLimit, error, None),
+        };
+        Self::reply(Reply::Refused { code, error, retry_after_s })
     }
 }
 
@@ -72,30 +82,28 @@ impl State {
             // A request that adds nothing is never refused, or a lowered limit would refuse it.
             limit > 0 && new > 0 && (active + new).saturating_sub(ended) > limit
         };
-        let later =
-            |is_possible: bool| if is_possible { "retry later" } else { "send fewer at once" };
         let limit = u64::from(limits.max_active_jobs);
         if exceeds(active, ended, new, limit) {
-            let later = later(new <= limit);
-            return Err(OverShare::some_time(format!(
-                "project {project:?} has {active} active jobs, and {new} more exceed its limit maxActiveJobs of {limit}; {later}"
-            )));
+            let error = format!(
+                "project {project:?} has {active} active jobs, and {new} more exceed its limit maxActiveJobs of {limit}"
+            );
+            return Err(OverShare::full(error, new <= limit));
         }
         let limit = limits.max_active_bytes;
         if exceeds(bytes, ended_bytes, new_bytes, limit) {
-            let later = later(new_bytes <= limit);
-            return Err(OverShare::some_time(format!(
-                "the active jobs of project {project:?} have {bytes} bytes of data, and {new_bytes} more exceed its limit maxActiveBytes of {limit}; {later}"
-            )));
+            let error = format!(
+                "the active jobs of project {project:?} have {bytes} bytes of data, and {new_bytes} more exceed its limit maxActiveBytes of {limit}"
+            );
+            return Err(OverShare::full(error, new_bytes <= limit));
         }
         let limit = u64::from(limits.enqueues_per_minute);
         let enqueued = known.map_or(0, |known| known.enqueues.sum(now));
         if exceeds(enqueued, 0, new, limit) {
             if new > limit {
-                return Err(OverShare::some_time(format!(
-                    "{new} jobs in a request exceed the limit enqueuesPerMinute of {limit} of project {project:?}; \
-                     send fewer at once"
-                )));
+                let error = format!(
+                    "{new} jobs in a request exceed the limit enqueuesPerMinute of {limit} of project {project:?}"
+                );
+                return Err(OverShare::full(error, false));
             }
             // There is room once the others are fewer than the rest of the limit.
             let room_at = known.and_then(|known| known.enqueues.below_at(limit - new + 1, now));
@@ -104,7 +112,7 @@ impl State {
                 "{enqueued} jobs of project {project:?} were enqueued in the last minute, and {new} more exceed its limit \
                  enqueuesPerMinute of {limit}; retry in {wait_s} s"
             );
-            return Err(OverShare { error, retry_after_s: u32::try_from(wait_s).ok() });
+            return Err(OverShare::FullFor(error, u32::try_from(wait_s).unwrap_or(u32::MAX)));
         }
         Ok(())
     }
@@ -142,6 +150,12 @@ mod tests {
         matches!(reply, Reply::Refused { code: Code::ProjectFull, error, .. } if error.contains(limit))
     }
 
+    /// Whether the request is refused because it can never be accepted.
+    fn is_too_large(reply: &Reply, text: &str) -> bool {
+        let Reply::Refused { code, error, retry_after_s } = reply else { return false };
+        (code, retry_after_s) == (&Code::LargerThanLimit, &None) && error.contains(text)
+    }
+
     #[test]
     fn project_has_no_more_active_jobs_than_its_share() {
         let limits = Limits { max_active_jobs: 2, ..Limits::default() };
@@ -152,6 +166,8 @@ mod tests {
         );
         assert!(is_refused(&enqueue(&mut state, limits, &[(3, "c")]), "maxActiveJobs"));
         assert_eq!(state.counts(None).total(), 2, "nothing of a refused request is enqueued");
+        let three = [(3, "c"), (5, "d"), (6, "e")];
+        assert!(is_too_large(&enqueue(&mut state, limits, &three), "maxActiveJobs"));
         // A job takes the place of the one that it supersedes.
         assert_eq!(enqueue(&mut state, limits, &[(4, "a")]), Reply::Enqueued { canceled: 1 });
         assert!(is_refused(&enqueue(&mut state, limits, &[(5, "a"), (6, "c")]), "maxActiveJobs"));
@@ -187,7 +203,8 @@ mod tests {
         assert_eq!(enqueue(31_000, 2..3), Reply::Enqueued { canceled: 0 });
         assert!(is_refused(&enqueue(60_900, 4..5), "enqueuesPerMinute of 3"));
         assert_eq!(enqueue(62_000, 4..6), Reply::Enqueued { canceled: 0 });
-        assert!(is_refused(&enqueue(300_000, 6..10), "send fewer at once"));
+        let refused = enqueue(300_000, 6..10);
+        assert!(is_too_large(&refused, "send fewer at once"), "{refused:?}");
     }
 
     #[test]
@@ -200,6 +217,8 @@ mod tests {
             Reply::Enqueued { canceled: 0 }
         );
         assert!(is_refused(&enqueue(&mut state, limits, &[(3, "c")]), "maxActiveBytes"));
+        let three = [(3, "c"), (5, "d"), (6, "e")];
+        assert!(is_too_large(&enqueue(&mut state, limits, &three), "maxActiveBytes"));
         assert_eq!(enqueue(&mut state, limits, &[(4, "a")]), Reply::Enqueued { canceled: 1 });
         let snapshot = {
             let mut written = Vec::new();
