@@ -127,6 +127,16 @@ async fn a_processors_own_login_may_do_nothing_else() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// A job that the sample runs.
+async fn shouts(mesh: &Mesh) -> anyhow::Result<()> {
+    let body = json!({ "projectId": "p", "batchId": "b", "data": { "text": "shout" } });
+    let job = mesh.post("/api/queue/enqueue", body).await?;
+    let job = job["jobId"].as_str().context("jobId")?;
+    let (_, answer) = mesh.get(&format!("/api/queue/status/{job}?wait=60s")).await?;
+    assert_eq!(answer["job"]["result"], json!({ "text": "SHOUT" }), "{answer}");
+    Ok(())
+}
+
 /// docs/samples/worker.py with a login of its own, and programs of handlers that receive no token.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_sample_in_python_runs_jobs_with_a_login_of_its_own() -> anyhow::Result<()> {
@@ -142,12 +152,7 @@ async fn the_sample_in_python_runs_jobs_with_a_login_of_its_own() -> anyhow::Res
         [("JOBMESH_NATS_NKEY_FILE", &*seed_file), ("JOBMESH_NATS_INBOX", "processor-python")];
     let worker = Client::python_with("worker.py", &[&format!("nats://{address}")], &login)?;
     worker.says("working").await?;
-    let body = json!({ "projectId": "p", "batchId": "b", "data": { "text": "shout" } });
-    let job = mesh.post("/api/queue/enqueue", body).await?;
-    let job = job["jobId"].as_str().context("jobId")?;
-    let (_, answer) = mesh.get(&format!("/api/queue/status/{job}?wait=60s")).await?;
-    assert_eq!(answer["job"]["result"], json!({ "text": "SHOUT" }), "{answer}");
-    Ok(())
+    shouts(&mesh).await
 }
 
 /// The same processor as it was before there were tokens.
@@ -164,12 +169,7 @@ async fn a_processor_that_repeats_no_token_works_if_that_is_allowed() -> anyhow:
     let mesh = Mesh::start_with(&variables)?;
     let worker = Client::python_with(&program.display().to_string(), &[&mesh.nats_url()?], &[])?;
     worker.says("working").await?;
-    let body = json!({ "projectId": "p", "batchId": "b", "data": { "text": "shout" } });
-    let job = mesh.post("/api/queue/enqueue", body).await?;
-    let job = job["jobId"].as_str().context("jobId")?;
-    let (_, answer) = mesh.get(&format!("/api/queue/status/{job}?wait=60s")).await?;
-    assert_eq!(answer["job"]["result"], json!({ "text": "SHOUT" }), "{answer}");
-    Ok(())
+    shouts(&mesh).await
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,7 +1,8 @@
 //! The commands of clients: the queue API from a terminal or a script.
 //!
 //! Exit status: 0 success; 1 an unexpected error; 2 invalid arguments; 3 the request was refused,
-//! see the answer; 4 no edge answers, or it asks to retry later; 5 a watched job did not complete.
+//! see the answer; 4 no edge answers, its certificate is not accepted, or it asks to retry later; 5 a watched job did not
+//! complete.
 
 mod api;
 mod doctor;

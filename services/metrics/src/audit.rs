@@ -5,7 +5,8 @@
 
 use std::time::Duration;
 
-use async_nats::jetstream::Message;
+use anyhow::Context;
+use async_nats::jetstream::{Message, consumer::pull};
 use clickhouse::{Client, Row};
 use futures_util::{FutureExt, StreamExt};
 use job::time::Millis;
@@ -18,8 +19,10 @@ use serde::{Deserialize, Serialize};
 use service::BackgroundTask;
 use uuid::Uuid;
 
-/// Inserts the records of the audit log.
-pub(crate) const INGESTION: BackgroundTask = BackgroundTask::new("audit log");
+/// Reads the records of the audit log.
+pub(crate) const INGESTION: BackgroundTask = BackgroundTask::new("audit ingestion");
+/// Inserts them.
+pub(crate) const RECORDS: BackgroundTask = BackgroundTask::new("audit log");
 /// Records that are inserted at once.
 const RECORDS_MAX: usize = 500;
 /// How long ClickHouse may take for an insert.
@@ -89,24 +92,38 @@ impl From<AuditRow> for AuditRecord {
 
 /// Takes in records until something fails.
 pub(crate) async fn ingest(broker: &Broker, client: &Client) -> anyhow::Result<()> {
-    let consumer = broker.audit_consumer().await.map_err(|error| anyhow::anyhow!(error))?;
-    let messages = consumer.stream().max_messages_per_batch(RECORDS_MAX).heartbeat(HEARTBEAT);
-    let mut messages = messages.expires(PULL_EXPIRES).messages().await?;
-    INGESTION.succeeded();
-    while let Some(first) = messages.next().await {
-        let mut block = vec![first?];
-        while block.len() < RECORDS_MAX
-            && let Some(Some(next)) = messages.next().now_or_never()
-        {
-            block.push(next?);
-        }
-        insert(client, &block).await?;
-        INGESTION.succeeded();
+    let opened = open(broker).await;
+    INGESTION.note(&opened);
+    let mut messages = opened?;
+    loop {
+        let read = next_block(&mut messages).await;
+        INGESTION.note(&read);
+        let block = read?;
+        let inserted = insert(client, &block).await;
+        RECORDS.note(&inserted);
+        inserted?;
         for message in block {
             message.ack().await.map_err(|error| anyhow::anyhow!(error))?;
         }
     }
-    anyhow::bail!("the consumer of the audit log ended")
+}
+
+async fn open(broker: &Broker) -> anyhow::Result<pull::Stream> {
+    let consumer = broker.audit_consumer().await.map_err(|error| anyhow::anyhow!(error))?;
+    let messages = consumer.stream().max_messages_per_batch(RECORDS_MAX).heartbeat(HEARTBEAT);
+    Ok(messages.expires(PULL_EXPIRES).messages().await?)
+}
+
+/// Waits for a record, and takes those that have arrived with it.
+async fn next_block(messages: &mut pull::Stream) -> anyhow::Result<Vec<Message>> {
+    let first = messages.next().await.context("the consumer of the audit log ended")?;
+    let mut block = vec![first?];
+    while block.len() < RECORDS_MAX
+        && let Some(Some(next)) = messages.next().now_or_never()
+    {
+        block.push(next?);
+    }
+    Ok(block)
 }
 
 async fn insert(client: &Client, messages: &[Message]) -> anyhow::Result<()> {

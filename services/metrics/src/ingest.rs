@@ -27,8 +27,12 @@ use crate::{
     traces,
 };
 
+/// Reads EVENTS.
+const INGESTION: BackgroundTask = BackgroundTask::new("ingestion");
 /// Inserts the rows of ended runs.
 const ROWS: BackgroundTask = BackgroundTask::new("rows");
+/// What only the metrics service with the lease does.
+const TASKS: [BackgroundTask; 4] = [INGESTION, ROWS, audit::INGESTION, audit::RECORDS];
 /// Rows of a block after which it is closed. A block must stay one insert block of ClickHouse.
 const BLOCK_ROWS_MAX: usize = 50_000;
 /// Messages of EVENTS in a block.
@@ -96,7 +100,7 @@ pub(crate) async fn run(
         };
         let ended = ingest.await;
         if let Err(error) = &ended {
-            ROWS.failed(error);
+            INGESTION.failed(error);
         }
         measurements::ingesting(false);
         let mut pause = START_OVER_PAUSE;
@@ -134,11 +138,11 @@ async fn ingest_while_held(
 ) -> anyhow::Result<()> {
     let mut lease = Lease::open(broker, LEASE, name).await?;
     while !lease.hold().await? {
-        tasks::remove(&[ROWS, audit::INGESTION]);
+        tasks::remove(&TASKS);
         tokio::time::sleep(nats::lease::RENEW_EVERY).await;
     }
     measurements::ingesting(true);
-    tasks::list(&[ROWS, audit::INGESTION]);
+    tasks::list(&TASKS);
     let keep = async {
         while lease.hold().await? {
             let last = broker.last_sequence(names::EVENTS).await?;
@@ -149,13 +153,9 @@ async fn ingest_while_held(
     };
     // It is retried apart from the rows of runs, which do not wait for it.
     let never = CancellationToken::new();
-    let ingest_changes = || async {
-        let ended = audit::ingest(broker, client).await;
-        audit::INGESTION.note(&ended);
-        ended
-    };
-    let changes =
-        service::retry_until(&never, START_OVER_PAUSE, "audit log not ingested", ingest_changes);
+    let changes = service::retry_until(&never, START_OVER_PAUSE, "audit log not ingested", || {
+        audit::ingest(broker, client)
+    });
     tokio::select! {
         _ = changes => anyhow::bail!("audit ingestion stopped"),
         ended = ingest(broker, client, progress, tracer, health) => ended,
@@ -181,7 +181,7 @@ async fn ingest(
     let _following = following.clone().drop_guard();
     let next = keeper.checkpoint().next;
     progress.reach(IngestWatermark { sequence: next - 1, at: keeper.checkpoint().at });
-    ROWS.succeeded();
+    INGESTION.succeeded();
     let mut events = StreamReader::start(broker.clone(), names::EVENTS, next, following);
     loop {
         let pending = keeper.checkpoint().pending;
@@ -220,6 +220,7 @@ async fn ingest(
         }
         keeper.put(Checkpoint { next: block.last + 1, pending: None, at: block.at }).await?;
         progress.reach(IngestWatermark { sequence: block.last, at: block.at });
+        INGESTION.succeeded();
         health.works();
     }
 }

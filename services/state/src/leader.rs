@@ -235,7 +235,12 @@ impl<'a> Leader<'a> {
                 let trim = self.snapshotter.done(&self.core.state, watermark, result);
                 trim.into_iter().for_each(|trim| self.tasks.trim(trim));
             }
-            Done::Trimmed => {}
+            Done::Trimmed(result) => {
+                tasks::TRIMMING.note(&result);
+                if let Err(error) = result {
+                    tracing::warn!(error = format!("{error:#}"), "streams not trimmed");
+                }
+            }
         }
         Ok(())
     }

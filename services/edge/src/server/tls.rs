@@ -66,6 +66,7 @@ impl Tls {
     }
 
     async fn follow(self, files: Files, mut version: Version, stop: CancellationToken) {
+        let mut has_failed = false;
         loop {
             tokio::select! {
                 () = stop.cancelled() => return,
@@ -73,6 +74,11 @@ impl Tls {
             }
             let now = files.version();
             if now == version {
+                // The files of before were put back.
+                if has_failed {
+                    RELOAD.succeeded();
+                }
+                has_failed = false;
                 continue;
             }
             match files.load() {
@@ -81,10 +87,12 @@ impl Tls {
                     *self.0.write().unwrap_or_else(PoisonError::into_inner) = config;
                     tracing::info!(file = %files.certificate.display(), "certificate replaced");
                     version = now;
+                    has_failed = false;
                 }
                 // The two files are written one after the other: they are read again.
                 Err(error) => {
                     RELOAD.failed(&error);
+                    has_failed = true;
                     tracing::warn!(
                         error = format!("{error:#}"),
                         "new certificate not read, the one before stays; trying again"

@@ -40,13 +40,14 @@ pub(super) enum Refused {
         #[source]
         source: reqwest::Error,
     },
-    /// It shows a certificate that this machine does not trust.
+    /// It shows a certificate that is not accepted.
     #[error(
-        "the certificate of {url} is not trusted: name a file with the certificate of its authority in SSL_CERT_FILE (a \
-         certificate that is an authority itself is never accepted for a server)"
+        "the certificate of {url} is not accepted ({reason}): for an authority of your own, name a file with its certificate in \
+         SSL_CERT_FILE (a certificate that is an authority itself is never accepted for a server)"
     )]
     Untrusted {
         url: String,
+        reason: String,
         #[source]
         source: reqwest::Error,
     },
@@ -168,9 +169,10 @@ impl Api {
     /// Why no edge answers.
     pub fn away(&self, source: reqwest::Error) -> Refused {
         let url = self.base.to_string();
-        let mut causes = anyhow::Chain::new(&source);
-        if causes.any(|cause| cause.to_string().contains("certificate")) {
-            return Refused::Untrusted { url, source };
+        // The first cause has the URL, which can hold anything.
+        let mut causes = anyhow::Chain::new(&source).skip(1);
+        if let Some(reason) = causes.find_map(|cause| certificate_error(&cause.to_string())) {
+            return Refused::Untrusted { url, reason, source };
         }
         Refused::Away { url, source }
     }
@@ -183,6 +185,12 @@ impl Api {
         let text = response.text().await.context("the answer broke off")?;
         Json::parse(&text).context("the answer is not JSON: is this an edge of Jobmesh?")
     }
+}
+
+/// What is wrong with a certificate, if rustls says that in an error.
+fn certificate_error(error: &str) -> Option<String> {
+    let (_, reason) = error.split_once("invalid peer certificate: ")?;
+    Some(reason.to_owned())
 }
 
 /// The API key as a header, if there is one.

@@ -182,14 +182,20 @@ async fn tasks(api: &Api) -> Option<Result<String, String>> {
         })
         .collect();
     let services: Vec<String> = list.items().iter().map(|task| text(task, "service")).collect();
-    let silent = ["edge", "state", "metrics"].into_iter().filter(|it| !is_in(&services, it));
-    let silent: Vec<&str> = silent.collect();
-    Some(match (failed.is_empty(), silent.is_empty()) {
-        (true, true) => {
-            Ok(format!("{} background tasks, none failed when it was last tried", services.len()))
-        }
-        (true, false) => Err(format!("no {} service reports its tasks", silent.join(" and no "))),
-        (false, _) => Err(format!("{}; read the logs of these services", failed.join("; "))),
+    let without_report =
+        ["edge", "state", "metrics"].into_iter().filter(|it| !is_in(&services, it));
+    let without_report: Vec<&str> = without_report.collect();
+    let mut problems = Vec::new();
+    if !failed.is_empty() {
+        problems.push(format!("{}; read the logs of these services", failed.join("; ")));
+    }
+    if !without_report.is_empty() {
+        problems.push(format!("no {} service reports its tasks", without_report.join(" and no ")));
+    }
+    Some(if problems.is_empty() {
+        Ok(format!("{} background tasks, none failed when it was last tried", services.len()))
+    } else {
+        Err(problems.join("; "))
     })
 }
 

@@ -46,7 +46,7 @@ pub(super) enum Done {
     /// A snapshot.
     Snapshot(SnapshotWatermark, Result<(), nats::snapshot::Error>),
     /// The streams are trimmed, or will be after the next snapshot.
-    Trimmed,
+    Trimmed(anyhow::Result<()>),
 }
 
 /// Makes the writes and reads that the components request.
@@ -142,14 +142,7 @@ impl Tasks {
 
     pub fn trim(&mut self, trim: Trim) {
         let broker = self.broker.clone();
-        self.running.spawn(async move {
-            let trimmed = stream_trimmer::trim(&broker, trim).await;
-            TRIMMING.note(&trimmed);
-            if let Err(error) = trimmed {
-                tracing::warn!(error = format!("{error:#}"), "streams not trimmed");
-            }
-            Done::Trimmed
-        });
+        self.running.spawn(async move { Done::Trimmed(stream_trimmer::trim(&broker, trim).await) });
     }
 }
 
