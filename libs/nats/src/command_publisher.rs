@@ -28,6 +28,7 @@ const QUEUE_ITEMS_MAX: usize = 4_096;
 /// The most time between the first and the last item of a message of requesters: all of them end with the first one's
 /// deadline.
 const SPREAD_MAX: Duration = Duration::from_millis(500);
+
 /// Why an item is not on disk.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum Error {
@@ -89,21 +90,22 @@ impl CommandPublisher {
         let (done, receipt) = oneshot::channel();
         // One who has stopped waiting is no error.
         let done = move |end| drop(done.send(end));
-        self.commit_then(json, done).await?;
+        self.commit_then(json, Instant::now(), done).await?;
         receipt.await.map_err(|_| Error::Stopped)?
     }
 
-    /// Hands in one item. `done` gets what [`commit`](Self::commit) would return, which costs less
-    /// than waking a task.
+    /// Hands in one item, whose requester waits since `submitted_at`. `done` gets what [`commit`](Self::commit) would
+    /// return, which costs less than waking a task.
     ///
     /// # Errors
     /// [`Error::Stopped`]; `done` is not called then.
     pub async fn commit_then(
         &self,
         json: Vec<u8>,
+        submitted_at: Instant,
         done: impl FnOnce(Result<u64, Error>) + Send + 'static,
     ) -> Result<(), Error> {
-        let entry = Entry { json, submitted_at: Instant::now(), done: Box::new(done) };
+        let entry = Entry { json, submitted_at, done: Box::new(done) };
         self.items.send(entry).await.map_err(|_| Error::Stopped)
     }
 }

@@ -78,7 +78,8 @@ pub struct Config {
     /// one gets 429.
     #[arg(long, env = "JOBMESH_MAX_WAITING_PER_KEY", default_value_t = 1_000)]
     pub max_waiting_per_key: usize,
-    /// How long the broker may take to confirm a command before the answer is 503, in ms.
+    /// How long the broker may take to confirm a command before the answer is 503, in ms; the time to connect again is
+    /// part of it.
     #[arg(long, env = "JOBMESH_CONFIRM_MS", default_value_t = 2_000)]
     pub confirm_ms: u64,
     /// How long a command may wait until state has processed it before the answer is 202, in ms.

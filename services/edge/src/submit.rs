@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use futures_util::StreamExt;
@@ -21,9 +21,6 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::{Config, error::Error};
-
-/// How long a request waits for a connection that was lost.
-const RECONNECTS_WITHIN: Duration = Duration::from_secs(1);
 
 /// The verbs of clients.
 const CLIENT_VERBS: [Verb; 8] = [
@@ -47,6 +44,9 @@ pub(crate) struct Submitter {
     waiting: Waiting,
     /// What clients of this edge have seen.
     pub seen: ReadToken,
+    /// How long the broker may take to confirm a command.
+    confirm: Duration,
+    /// How long a request waits for the reply of state.
     patience: Duration,
 }
 
@@ -89,6 +89,7 @@ impl Submitter {
             publishers: Arc::new(HashMap::from(publishers)),
             waiting,
             seen,
+            confirm: config.confirm(),
             patience: config.reply(),
         })
     }
@@ -98,8 +99,9 @@ impl Submitter {
     /// # Errors
     /// If the broker did not confirm it, or state refused it.
     pub async fn submit<T: Serialize>(&self, verb: Verb, command: T) -> Result<Submitted, Error> {
+        let began = Instant::now();
         // A message published without a connection could arrive much later. Another server takes one within a moment.
-        if !self.broker.until_connected(RECONNECTS_WITHIN).await {
+        if !self.broker.until_connected(self.confirm).await {
             return Err(Error::unconfirmed());
         }
         let id = Uuid::now_v7();
@@ -121,8 +123,9 @@ impl Submitter {
             Ok(_) => drop(stored.send(())),
             Err(error) => notify(&waiting, id, Received::NotStored(error)),
         };
-        publisher.commit_then(json, done).await.map_err(not_confirmed)?;
-        let received = match tokio::time::timeout(self.patience, &mut answered).await {
+        publisher.commit_then(json, began, done).await.map_err(not_confirmed)?;
+        let reply_by = (began + self.patience).into();
+        let received = match tokio::time::timeout_at(reply_by, &mut answered).await {
             Ok(received) => received.ok(),
             Err(_) => tokio::select! {
                 biased;
