@@ -83,6 +83,16 @@ fn python() -> anyhow::Result<PathBuf> {
     })
 }
 
+/// Runs a program of tests/clients in Python to its end; fails with what it writes.
+pub fn run_python(program: &str, arguments: &[&str]) -> anyhow::Result<()> {
+    run(Command::new(python()?).arg(Path::new(CLIENTS).join(program)).args(arguments))
+}
+
+/// The same for Node.
+pub fn run_node(program: &str, arguments: &[&str]) -> anyhow::Result<()> {
+    run(Command::new("node").current_dir(node_folder()?).arg(program).args(arguments))
+}
+
 /// A client that runs, and the lines that it has written; killed when it is dropped.
 pub struct Client {
     process: Child,

@@ -10,7 +10,10 @@ use tokio::{
     net::TcpStream,
 };
 
-use crate::mesh::{Mesh, PATIENCE, until};
+use crate::{
+    clients,
+    mesh::{Mesh, PATIENCE, until},
+};
 
 const ENQUEUE: &str = "/api/queue/enqueue";
 const STATS: &str = "/api/queue/stats";
@@ -209,6 +212,20 @@ async fn sql_needs_a_password_and_the_reader_only_reads() -> anyhow::Result<()> 
     let (status, text) = ask(client.post(format!("{url}/?max_threads=1")).body("SELECT 2")).await?;
     assert_eq!((status, text.trim()), (200, "2"), "{text}");
     assert_eq!(mesh.sql("SELECT count() FROM job_runs").await?, "0");
+    Ok(())
+}
+
+/// clickhouse-connect and @clickhouse/client: what they cannot do here is refused by name.
+#[tokio::test(flavor = "multi_thread")]
+async fn public_clients_of_clickhouse_read_and_write() -> anyhow::Result<()> {
+    let mesh = Mesh::start()?;
+    let url = mesh.clickhouse_url()?;
+    let (_, port) = url.rsplit_once(':').expect("the URL has a port");
+    for (user, file) in [("reader", "olap.password"), ("writer", "olap.writer.password")] {
+        let file = mesh.data_dir().join(file).display().to_string();
+        clients::run_python("sql.py", &[port, user, &file])?;
+        clients::run_node("sql.mjs", &[port, user, &file])?;
+    }
     Ok(())
 }
 

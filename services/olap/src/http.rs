@@ -5,7 +5,10 @@ use axum::{
     Router,
     body::{Body, to_bytes},
     extract::{RawQuery, Request, State},
-    http::{HeaderMap, StatusCode, header::CONTENT_TYPE},
+    http::{
+        HeaderMap, StatusCode,
+        header::{CONTENT_ENCODING, CONTENT_TYPE},
+    },
     response::{IntoResponse, Response},
     routing::get,
 };
@@ -17,20 +20,22 @@ use crate::{
     Config,
     access::{Passwords, User},
     engine::{Ask, Engine},
-    statement,
+    statement::{self, Invalid},
 };
 
 /// The largest body of a request, in bytes: a statement or a block of rows.
 const BODY_BYTES_MAX: usize = 256 * 1024 * 1024;
+const COMPRESSED: &str =
+    "no compressed bodies: let the client compress neither statements and rows nor answers";
 /// Parameters of the interface itself that need nothing done here.
-const IGNORED: [&str; 12] = [
+/// Sessions hold nothing: statements that would change one are refused.
+const IGNORED: [&str; 11] = [
     "buffer_size",
-    "compress",
+    "client_protocol_version",
     "password",
     "query_id",
     "quota_key",
     "role",
-    "session_check",
     "session_id",
     "session_timeout",
     "user",
@@ -103,10 +108,15 @@ async fn answer(
         }
     };
     match ask(user, pairs, &headers, &body) {
-        Err(why) => failure(
+        Err(Invalid::Malformed(why)) => failure(
             StatusCode::BAD_REQUEST,
             62,
             &format!("Code: 62. DB::Exception: {why}. (SYNTAX_ERROR)"),
+        ),
+        Err(Invalid::Unsupported(why)) => failure(
+            StatusCode::NOT_IMPLEMENTED,
+            48,
+            &format!("Code: 48. DB::Exception: {why}. (NOT_IMPLEMENTED)"),
         ),
         Ok(ask)
             if user == User::Reader
@@ -166,7 +176,11 @@ fn ask(
     pairs: Vec<(String, String)>,
     headers: &HeaderMap,
     body: &[u8],
-) -> Result<Ask, &'static str> {
+) -> Result<Ask, Invalid> {
+    let encoding = headers.get(CONTENT_ENCODING).map_or(&b"identity"[..], |it| it.as_bytes());
+    if !encoding.eq_ignore_ascii_case(b"identity") {
+        return Err(Invalid::Unsupported(COMPRESSED));
+    }
     let mut query = String::new();
     let mut format = "TabSeparated".to_owned();
     let mut database =
@@ -178,15 +192,22 @@ fn ask(
             "query" => query = value,
             "database" => database = Some(value),
             "default_format" => format = value,
-            "decompress" if value != "0" => {
-                return Err("compressed bodies are not understood here");
+            "compress" | "decompress" if value != "0" => {
+                return Err(Invalid::Unsupported(COMPRESSED));
             }
-            "decompress" => {}
+            "session_check" if value != "0" => {
+                return Err(Invalid::Unsupported("no session_check: there are no sessions"));
+            }
+            "compress" | "decompress" | "session_check" => {}
             known if IGNORED.contains(&known) => {}
             _ => match name.strip_prefix("param_") {
                 Some(parameter) => parameters.push((parameter.to_owned(), value)),
                 None if is_setting(&name) => settings.push((name, value)),
-                None => return Err("a setting's name has letters, digits and underscores only"),
+                None => {
+                    return Err(Invalid::Malformed(
+                        "a setting's name has letters, digits and underscores only",
+                    ));
+                }
             },
         }
     }

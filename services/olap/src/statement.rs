@@ -19,6 +19,20 @@ pub(crate) enum Statement {
     },
 }
 
+/// Why a request cannot be run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Invalid {
+    /// It is not understood.
+    Malformed(&'static str),
+    /// ClickHouse servers can do it, and this interface cannot.
+    Unsupported(&'static str),
+}
+
+/// What begins statements whose effect is on a connection: all clients share these.
+const OF_CONNECTIONS: [&[u8]; 2] = [b"SET", b"USE"];
+const SHARED: &str = "no SET, USE and temporary tables, since clients share connections: send settings and the database as \
+                      parameters of the URL";
+
 /// Words that a statement of the reader must not have: they reach files or other servers, or change the
 /// settings that prevent that. The engine's own `readonly` refuses table functions; these are what it
 /// lets through.
@@ -33,7 +47,9 @@ impl Statement {
             return Some("one statement at a time, without ; inside");
         }
         let is_in_word = |c: char| c.is_alphanumeric() || c == '_';
-        let mut words = sql.split(|c| !is_in_word(c));
+        // The table of settings is no clause; clients read it when they connect.
+        let lower = sql.to_ascii_lowercase().replace(SETTINGS_TABLE, "system.");
+        let mut words = lower.split(|c| !is_in_word(c));
         if words.any(|word| REFUSED_WORDS.iter().any(|it| word.eq_ignore_ascii_case(it))) {
             return Some("FILE, INFILE, OUTFILE and SETTINGS are refused, also in literals");
         }
@@ -54,20 +70,23 @@ impl Statement {
     }
 }
 
+/// The table that shows settings.
+const SETTINGS_TABLE: &str = "system.settings";
+
 /// Words that begin a statement which changes nothing.
 const READS: [&str; 8] =
     ["SELECT", "WITH", "SHOW", "DESCRIBE", "DESC", "EXISTS", "EXPLAIN", "VALUES"];
 
 /// Reads a statement as HTTP brings it: the `query` parameter, then the body. Data may stand
 /// behind an INSERT's `FORMAT`, in the text or as the whole body.
-pub(crate) fn read(query: &str, body: &[u8]) -> Result<Statement, &'static str> {
+pub(crate) fn read(query: &str, body: &[u8]) -> Result<Statement, Invalid> {
     if query.trim().is_empty() {
         return read_text(body, &[]);
     }
     read_text(query.as_bytes(), body)
 }
 
-fn read_text(text: &[u8], body: &[u8]) -> Result<Statement, &'static str> {
+fn read_text(text: &[u8], body: &[u8]) -> Result<Statement, Invalid> {
     let words = Words { text, at: 0 };
     let mut insert = false;
     let mut first = None;
@@ -92,9 +111,15 @@ fn read_text(text: &[u8], body: &[u8]) -> Result<Statement, &'static str> {
             break;
         }
     }
-    let Some(first) = first else { return Err("there is no statement") };
+    let first = first.ok_or(Invalid::Malformed("there is no statement"))?;
+    let is_temporary = first == b"CREATE"
+        && words.next().is_some_and(|(_, word)| word.eq_ignore_ascii_case(b"TEMPORARY"));
+    if is_temporary || OF_CONNECTIONS.contains(&&*first) {
+        return Err(Invalid::Unsupported(SHARED));
+    }
     if let (true, Some(start)) = (insert, format_at) {
-        let (_, format) = words.next().ok_or("no format stands behind FORMAT")?;
+        let (_, format) =
+            words.next().ok_or(Invalid::Malformed("no format stands behind FORMAT"))?;
         let format = String::from_utf8_lossy(format).into_owned();
         if format.eq_ignore_ascii_case("VALUES") {
             return sql(text, body).map(Statement::Write);
@@ -111,7 +136,7 @@ fn read_text(text: &[u8], body: &[u8]) -> Result<Statement, &'static str> {
 }
 
 /// The whole text as one statement, as ClickHouse puts query and body together.
-fn sql(text: &[u8], body: &[u8]) -> Result<String, &'static str> {
+fn sql(text: &[u8], body: &[u8]) -> Result<String, Invalid> {
     let mut sql = utf8(text)?.to_owned();
     if !body.is_empty() {
         sql.push('\n');
@@ -120,8 +145,8 @@ fn sql(text: &[u8], body: &[u8]) -> Result<String, &'static str> {
     Ok(sql.trim_end().trim_end_matches(';').to_owned())
 }
 
-fn utf8(text: &[u8]) -> Result<&str, &'static str> {
-    std::str::from_utf8(text).map_err(|_| "the statement is not UTF-8")
+fn utf8(text: &[u8]) -> Result<&str, Invalid> {
+    std::str::from_utf8(text).map_err(|_| Invalid::Malformed("the statement is not UTF-8"))
 }
 
 /// Inline data begins behind the blanks and one line break that follow the format.
@@ -241,6 +266,9 @@ mod tests {
             ("SELECT `FILE`('/x')", false),
             ("SELECT `f\\x69le`('/x')", false),
             ("SELECT 1 SETTINGS readonly = DEFAULT", false),
+            ("SELECT name FROM system.settings", true),
+            ("SELECT name FROM SYSTEM.settings SETTINGS readonly = 0", false),
+            ("SELECT name FROM system.settings_changes, system . settings", false),
             ("DESCRIBE TABLE url('http://x')", false),
             ("SELECT profile, file_size FROM t", true),
             ("SELECT \"a\" FROM t WHERE match(b, 'c')", true),
@@ -249,6 +277,12 @@ mod tests {
             let refusal = read(sql, b"").map(|it| it.refusal());
             assert_eq!(refusal.map(|it| it.is_none()), Ok(is_read), "{sql}");
         }
+        let of_a_connection =
+            ["SET a = 1", "/* */ use system", "CREATE temporary TABLE t (a Int8)"];
+        for sql in of_a_connection {
+            assert_eq!(read(sql, b""), Err(Invalid::Unsupported(SHARED)), "{sql}");
+        }
+        assert!(read("CREATE TABLE temporary (a Int8)", b"").is_ok());
         assert!(read(" ", b"").is_err());
         assert!(read("INSERT INTO t FORMAT", b"").is_err());
     }
