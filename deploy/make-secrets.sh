@@ -10,7 +10,7 @@ umask 077
 mkdir secrets
 random() { od -An -N24 -tx1 /dev/urandom | tr -d ' \n'; }
 # NATS reads a variable as a value of its configuration: the inner quotes keep digits a text.
-for user in state edge metrics processor jobmesh route; do
+for user in state edge metrics processor jobmesh route leaf; do
   password=$(random)
   printf '%s' "$password" > "secrets/nats_$user"
   case $user in

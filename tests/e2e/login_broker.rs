@@ -13,7 +13,7 @@ use testkit::Nats;
 
 /// The folder of the configurations.
 pub const DEPLOY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/nats");
-const PASSWORD: &str = "correct-horse";
+pub const PASSWORD: &str = "correct-horse";
 /// The login that may do everything.
 const ADMIN: &str = "jobmesh";
 /// A stream that is not of Jobmesh.
@@ -89,14 +89,7 @@ pub async fn broker_with_identities() -> anyhow::Result<(Nats, Broker)> {
 
 /// The same with more users.
 pub async fn broker_with_users(users: &str) -> anyhow::Result<(Nats, Broker)> {
-    let mut conf = std::fs::read_to_string(format!("{DEPLOY}/identities.conf"))?;
-    let password = format!("{PASSWORD:?}");
-    for identity in Identity::ALL {
-        let variable = format!("$JOBMESH_NATS_{}_PASSWORD", identity.name().to_uppercase());
-        assert!(conf.contains(&variable), "{variable}");
-        conf = conf.replace(&variable, &password);
-    }
-    let conf = conf.replace("$JOBMESH_NATS_PASSWORD", &password);
+    let conf = identities()?;
     let (before, end) = conf.rsplit_once(']').context("the users are a list")?;
     let nats = Nats::start_with(&format!("{before}\n{users}\n]{end}"))?;
     let admin = connect(&nats, ADMIN).await?;
@@ -106,4 +99,16 @@ pub async fn broker_with_users(users: &str) -> anyhow::Result<(Nats, Broker)> {
     admin.js.create_stream(config).await?;
     admin.js.publish("foreign", "".into()).await?.await?;
     Ok((nats, admin))
+}
+
+/// The logins of deploy/, all with [`PASSWORD`].
+pub fn identities() -> anyhow::Result<String> {
+    let mut conf = std::fs::read_to_string(format!("{DEPLOY}/identities.conf"))?;
+    let password = format!("{PASSWORD:?}");
+    for identity in Identity::ALL {
+        let variable = format!("$JOBMESH_NATS_{}_PASSWORD", identity.name().to_uppercase());
+        assert!(conf.contains(&variable), "{variable}");
+        conf = conf.replace(&variable, &password);
+    }
+    Ok(conf.replace("$JOBMESH_NATS_PASSWORD", &password))
 }

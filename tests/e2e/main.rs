@@ -35,6 +35,7 @@ mod keys;
 mod keys_cli;
 mod kills;
 mod later;
+mod leaf_nodes;
 mod lists;
 mod login_broker;
 mod mesh;

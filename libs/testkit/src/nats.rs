@@ -40,8 +40,15 @@ impl Nats {
     /// # Errors
     /// If there is no nats-server, or it does not come up.
     pub fn start_with(more: &str) -> anyhow::Result<Self> {
+        Self::start_from(&format!("{}\n{more}\n", std::fs::read_to_string(CONF)?))
+    }
+
+    /// Starts a server with this configuration; the variables are those of the configuration that operators use.
+    ///
+    /// # Errors
+    /// If there is no nats-server, or it does not come up.
+    pub fn start_from(conf: &str) -> anyhow::Result<Self> {
         let dir = TempDir::new()?;
-        let conf = format!("{}\n{more}\n", std::fs::read_to_string(CONF)?);
         std::fs::write(dir.path().join("nats.conf"), conf)?;
         let port = fetch::free_port()?;
         let server = spawn(&dir, port)?;
