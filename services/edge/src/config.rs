@@ -83,7 +83,7 @@ pub struct Config {
     #[arg(long, env = "JOBMESH_CONFIRM_MS", default_value_t = 2_000)]
     pub confirm_ms: u64,
     /// How long a command may wait until state has processed it before the answer is 202, in ms.
-    #[arg(long, env = "JOBMESH_REPLY_MS", default_value_t = 2_000)]
+    #[arg(long, env = "JOBMESH_REPLY_MS", default_value_t = 900)]
     pub reply_ms: u64,
 }
 

@@ -4,22 +4,20 @@ mod activity;
 mod connection;
 mod limits;
 mod tls;
+mod watched;
 
 use std::{io, time::Duration};
 
 use axum::Router;
-use tokio::{net::TcpListener, time::timeout};
+use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub(crate) use tls::Tls;
 
 use crate::{Config, proxies::TrustedProxies};
-use activity::{Activity, Watched};
-use connection::{Peer, Protocol};
+use connection::Peer;
 use limits::{Admission, Connections};
 
-/// How long a TLS handshake may take.
-const HANDSHAKE_WITHIN: Duration = Duration::from_secs(10);
 /// How long a connection may be open without a request.
 const IDLE_WITHIN: Duration = Duration::from_secs(120);
 /// The same for a connection beyond a limit.
@@ -74,23 +72,7 @@ pub(crate) async fn serve(
                 let idle_within = if is_served { IDLE_WITHIN } else { REFUSED_WITHIN };
                 let peer = Peer { address, proxies: proxies.clone(), idle_within };
                 connections.spawn(async move {
-                    let activity = Activity::default();
-                    let stream = Watched { stream, activity: activity.clone() };
-                    match acceptor {
-                        None => {
-                            let protocol = Protocol::Http1;
-                            connection::serve(stream, activity, protocol, peer, router, stop).await;
-                        }
-                        Some(acceptor) => {
-                            // A handshake that fails or never ends is its client's affair.
-                            let shaken = timeout(HANDSHAKE_WITHIN, acceptor.accept(stream)).await;
-                            if let Ok(Ok(stream)) = shaken {
-                                let protocol = tls::protocol_of(&stream);
-                                connection::serve(stream, activity, protocol, peer, router, stop)
-                                    .await;
-                            }
-                        }
-                    }
+                    connection::serve(stream, acceptor, peer, router, stop).await;
                     drop(permit);
                 });
             }

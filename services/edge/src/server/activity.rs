@@ -11,11 +11,7 @@ use std::{
 
 use axum::body::Body;
 use hyper::body::{Bytes, Frame, SizeHint};
-use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
-    task::AbortHandle,
-    time::Instant,
-};
+use tokio::{task::AbortHandle, time::Instant};
 
 /// What a connection waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,8 +32,6 @@ pub(super) struct Activity(Arc<Mutex<Inner>>);
 struct Inner {
     phase: Phase,
     since: Instant,
-    /// Whether the first byte after an answer begins the head of a request: HTTP/2 and TLS have other messages too.
-    bytes_are_heads: bool,
     /// Since when the socket takes no bytes.
     stalled: Option<Instant>,
     /// The answers that are not complete.
@@ -63,7 +57,6 @@ impl Default for Inner {
         Self {
             phase: Phase::Idle,
             since: Instant::now(),
-            bytes_are_heads: false,
             stalled: None,
             answers: BTreeMap::new(),
             next_answer: 0,
@@ -79,10 +72,8 @@ impl Inner {
 
 impl Activity {
     /// Notes that requests can come from now on.
-    pub fn begin(&self, bytes_are_heads: bool) {
-        let mut inner = self.lock();
-        inner.bytes_are_heads = bytes_are_heads;
-        inner.enter(Phase::Idle);
+    pub fn begin(&self) {
+        self.lock().enter(Phase::Idle);
     }
 
     /// Notes that a request has come; its answer is incomplete until the returned value is dropped.
@@ -119,16 +110,16 @@ impl Activity {
         stalled.iter().filter_map(|task| task.get()).for_each(AbortHandle::abort);
     }
 
-    /// Notes that bytes came.
-    fn received(&self) {
+    /// Notes that a part of a request came.
+    pub fn received(&self) {
         let mut inner = self.lock();
-        if inner.bytes_are_heads && inner.phase == Phase::Idle {
+        if inner.phase == Phase::Idle {
             inner.enter(Phase::Head);
         }
     }
 
     /// Notes whether bytes were taken.
-    fn sent(&self, poll: &Poll<io::Result<usize>>) {
+    pub fn sent(&self, poll: &Poll<io::Result<usize>>) {
         let stalled = &mut self.lock().stalled;
         match poll {
             Poll::Pending => {
@@ -248,61 +239,6 @@ impl hyper::body::Body for AnswerBody {
     }
 }
 
-/// A socket that notes what it receives and sends. TLS is above it: that takes bytes which the socket does not.
-pub(super) struct Watched<S> {
-    pub stream: S,
-    pub activity: Activity,
-}
-
-impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let before = buf.filled().len();
-        let read = Pin::new(&mut self.stream).poll_read(cx, buf);
-        if buf.filled().len() > before {
-            self.activity.received();
-        }
-        read
-    }
-}
-
-impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        let sent = Pin::new(&mut self.stream).poll_write(cx, bytes);
-        self.activity.sent(&sent);
-        sent
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let sent = Pin::new(&mut self.stream).poll_write_vectored(cx, bytes);
-        self.activity.sent(&sent);
-        sent
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use http_body_util::BodyExt;
@@ -363,9 +299,6 @@ mod tests {
         assert_eq!(activity.current().0, Phase::Answer);
         drop(first);
         assert_eq!(activity.current().0, Phase::Idle);
-        activity.received();
-        assert_eq!(activity.current().0, Phase::Idle, "bytes of TLS are no requests");
-        activity.begin(true);
         activity.received();
         assert_eq!(activity.current().0, Phase::Head);
     }

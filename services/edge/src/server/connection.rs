@@ -5,13 +5,23 @@ use std::{net::IpAddr, pin::pin, sync::Arc, time::Duration};
 use axum::{Router, body::Body};
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::{rt::TokioIo, server::conn::auto};
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    time::timeout,
+};
+use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tower_service::Service;
 
-use super::activity::{Activity, AnswerBody, EndTask, Phase};
+use super::{
+    activity::{Activity, AnswerBody, EndTask, Phase},
+    tls,
+    watched::{Notes, Watched},
+};
 use crate::proxies::{ClientAddress, TrustedProxies};
 
+/// How long a TLS handshake may take.
+const HANDSHAKE_WITHIN: Duration = Duration::from_secs(10);
 /// How long the head of a request may take from its first byte on.
 const HEAD_WITHIN: Duration = Duration::from_secs(10);
 /// How long a client may take no bytes of an answer.
@@ -20,7 +30,7 @@ const TAKE_WITHIN: Duration = Duration::from_secs(60);
 const CHECK_EVERY: Duration = Duration::from_secs(5);
 /// Requests of one connection of HTTP/2 at the same time.
 const REQUESTS_MAX: u32 = 32;
-/// The parts in which answers of HTTP/2 are given to the connection, which keeps one of each answer, in bytes.
+/// The parts in which answers of HTTP/2 are given to the connection, which keeps up to three of each answer, in bytes.
 const PART_BYTES_MAX: usize = 16 * 1024;
 
 tokio::task_local! {
@@ -57,9 +67,28 @@ pub(super) struct Peer {
     pub idle_within: Duration,
 }
 
-/// Serves a connection until its client closes it, asks for nothing, or takes no answers; if `stop` is cancelled, until
-/// the requests in progress have their answers. Its socket is [`Watched`](super::activity::Watched) by `activity`.
+/// Serves a connection, over TLS if there is an `acceptor`, until its client closes it, asks for nothing, or takes no
+/// answers; if `stop` is cancelled, until the requests in progress have their answers.
 pub(super) async fn serve<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
+    stream: S,
+    acceptor: Option<TlsAcceptor>,
+    peer: Peer,
+    router: Router,
+    stop: CancellationToken,
+) {
+    let activity = Activity::default();
+    let socket = Watched { stream, activity: activity.clone(), notes: Notes::Sent };
+    let Some(acceptor) = acceptor else {
+        return serve_http(socket, activity, Protocol::Http1, peer, router, stop).await;
+    };
+    // A handshake that fails or never ends is its client's affair.
+    if let Ok(Ok(stream)) = timeout(HANDSHAKE_WITHIN, acceptor.accept(socket)).await {
+        let protocol = tls::protocol_of(&stream);
+        serve_http(stream, activity, protocol, peer, router, stop).await;
+    }
+}
+
+async fn serve_http<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
     stream: S,
     activity: Activity,
     protocol: Protocol,
@@ -70,7 +99,7 @@ pub(super) async fn serve<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
     let Peer { address, proxies, idle_within } = peer;
     // HTTP/1.1 asks for the next part when the socket has taken the one before.
     let part_bytes_max = if protocol == Protocol::Http1 { usize::MAX } else { PART_BYTES_MAX };
-    activity.begin(protocol == Protocol::Http1);
+    activity.begin();
     let noted = activity.clone();
     let service = service_fn(move |mut request: hyper::Request<Incoming>| {
         let pending = noted.request();
@@ -84,7 +113,8 @@ pub(super) async fn serve<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
             answer.map(|answer| answer.map(|body| AnswerBody::new(body, part_bytes_max, pending)))
         }
     });
-    let io = TokioIo::new(stream);
+    let notes = if protocol == Protocol::Http1 { Notes::Heads } else { Notes::Nothing };
+    let io = TokioIo::new(Watched { stream, activity: activity.clone(), notes });
     let mut builder = auto::Builder::new(RequestExecutor);
     builder.http2().max_concurrent_streams(REQUESTS_MAX).max_send_buf_size(PART_BYTES_MAX);
     let builder = match protocol {
@@ -108,12 +138,7 @@ pub(super) async fn serve<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
                     _ if activity.is_stalled(TAKE_WITHIN) => return,
                     (Phase::Head, since) if since.elapsed() > HEAD_WITHIN => return,
                     // Its client does not take the last parts of answers.
-                    (Phase::Idle, since)
-                        if protocol == Protocol::Http2
-                            && since.elapsed() > idle_within + TAKE_WITHIN =>
-                    {
-                        return;
-                    }
+                    (Phase::Idle, since) if since.elapsed() > idle_within + TAKE_WITHIN => return,
                     (Phase::Idle, since) if since.elapsed() > idle_within => {
                         served.as_mut().graceful_shutdown();
                     }
