@@ -174,7 +174,9 @@ async fn sql_needs_a_password_and_the_reader_only_reads() -> anyhow::Result<()> 
     let writer = mesh.writer_url()?;
     for drop in ["DROP%20TABLE%20jobmesh.job_runs", "SELECT%201;DROP%20TABLE%20jobmesh.job_runs"] {
         let (status, text) = ask(client.get(format!("{writer}/?query={drop}"))).await?;
-        assert_eq!((status, text.contains("Code: 164")), (403, true), "{drop}: {text}");
+        let is_refused = text.contains("Code: 164") && status == 403
+            || text.contains("Code: 48") && status == 501;
+        assert!(is_refused, "{drop}: {status} {text}");
     }
     std::fs::write(mesh.data_dir().join("secret.csv"), "secret")?;
     let csv = mesh.data_dir().join("secret.csv").display().to_string();
@@ -191,8 +193,10 @@ async fn sql_needs_a_password_and_the_reader_only_reads() -> anyhow::Result<()> 
         format!("SELECT `f\\x69le`('{csv}')"),
         format!("DESCRIBE TABLE file('{csv}', 'CSVWithNames')"),
         "DESCRIBE TABLE url('http://127.0.0.1:1/', 'CSVWithNames')".to_owned(),
+        "/* SELECT */ DESCRIBE TABLE url('http://127.0.0.1:1/', 'CSVWithNames')".to_owned(),
+        "# SELECT\nUSE system".to_owned(),
         "EXPLAIN SELECT * FROM url('http://127.0.0.1:1/', 'CSVWithNames')".to_owned(),
-        "SELECT * FROM (SELECT * FROM s3('http://127.0.0.1:1/a/b.csv', 'CSVWithNames'))".to_owned(),
+        "SELECT * FROM (SELECT * FROM s3('http://127.0.0.1:1/bucket/b.csv', 'CSVWithNames'))".to_owned(),
         format!("SELECT * FROM sqlite('{csv}', 't')"),
         format!("SELECT * FROM file('{csv}', 'LineAsString')"),
         format!("SELECT * FROM `f\\x69le`('{csv}', 'LineAsString')"),
@@ -204,8 +208,10 @@ async fn sql_needs_a_password_and_the_reader_only_reads() -> anyhow::Result<()> 
         "SELECT * FROM executable('sh', 'CSV', 'a String')".to_owned(),
     ] {
         let (status, text) = ask(client.post(format!("{url}/")).body(statement.clone())).await?;
-        let is_refused = status != 200 && !text.contains("secret\n");
-        assert!(is_refused, "{statement}: {status} {text}");
+        // 404: the engine takes the name of a file for that of a table.
+        let is_refused = matches!(status, 403 | 404 | 501) && !text.contains("secret\n");
+        let is_sent = statement.contains("127.0.0.1") && status == 404;
+        assert!(is_refused && !is_sent, "{statement}: {status} {text}");
     }
     assert!(!std::path::Path::new(&format!("{csv}.out")).exists());
     // What one statement sets does not stay.

@@ -243,6 +243,7 @@ fn status(code: u32) -> StatusCode {
         | 130 | 457 => StatusCode::BAD_REQUEST,
         60 | 81 => StatusCode::NOT_FOUND,
         164 | 497 => StatusCode::FORBIDDEN,
+        48 => StatusCode::NOT_IMPLEMENTED,
         _ => StatusCode::INTERNAL_SERVER_ERROR,
     }
 }

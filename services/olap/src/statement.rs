@@ -30,6 +30,8 @@ pub(crate) enum Invalid {
 
 /// What begins statements whose effect is on a connection: all clients share these.
 const OF_CONNECTIONS: [&[u8]; 2] = [b"SET", b"USE"];
+/// What begins statements that can make something temporary.
+const MAKES: [&[u8]; 3] = [b"CREATE", b"REPLACE", b"ATTACH"];
 const SHARED: &str = "no SET, USE and temporary tables, since clients share connections: send settings and the database as \
                       parameters of the URL";
 
@@ -59,9 +61,9 @@ impl Statement {
             return Some("no \\ in a statement with quoted names");
         }
         // DESCRIBE asks a table function for its columns, whatever `readonly` says.
-        let first = sql.split(|c| !is_in_word(c)).find(|word| !word.is_empty());
-        let is_query = first.is_some_and(|word| {
-            ["SELECT", "WITH"].iter().any(|query| word.eq_ignore_ascii_case(query))
+        let first = Words { text: sql.as_bytes(), at: 0 }.next();
+        let is_query = first.is_some_and(|(_, word)| {
+            ["SELECT", "WITH"].iter().any(|query| word.eq_ignore_ascii_case(query.as_bytes()))
         });
         if !is_query && sql.contains('(') {
             return Some("( only in SELECT and WITH");
@@ -112,8 +114,7 @@ fn read_text(text: &[u8], body: &[u8]) -> Result<Statement, Invalid> {
         }
     }
     let first = first.ok_or(Invalid::Malformed("there is no statement"))?;
-    let is_temporary = first == b"CREATE"
-        && words.next().is_some_and(|(_, word)| word.eq_ignore_ascii_case(b"TEMPORARY"));
+    let is_temporary = MAKES.contains(&&*first) && makes_temporary(words.clone());
     if is_temporary || OF_CONNECTIONS.contains(&&*first) {
         return Err(Invalid::Unsupported(SHARED));
     }
@@ -129,10 +130,21 @@ fn read_text(text: &[u8], body: &[u8]) -> Result<Statement, Invalid> {
         return Ok(Statement::Insert { sql, format, inline });
     }
     let sql = sql(text, body)?;
+    if (Words { text: sql.as_bytes(), at: 0 }).has_semicolon() {
+        return Err(Invalid::Unsupported("one statement at a time, without ; inside"));
+    }
     if READS.iter().any(|word| word.as_bytes() == first) {
         return Ok(Statement::Read(sql));
     }
     Ok(Statement::Write(sql))
+}
+
+/// Whether the words behind CREATE and the like make something that is of a connection.
+fn makes_temporary(mut words: Words<'_>) -> bool {
+    std::iter::from_fn(|| words.next())
+        .map(|(_, word)| word.to_ascii_uppercase())
+        .take_while(|word| !matches!(&**word, b"TABLE" | b"VIEW" | b"DATABASE" | b"DICTIONARY"))
+        .any(|word| word == b"TEMPORARY")
 }
 
 /// The whole text as one statement, as ClickHouse puts query and body together.
@@ -159,21 +171,58 @@ fn after_blank(text: &[u8]) -> &[u8] {
     }
 }
 
-/// The words of a statement, with quotes, comments and parentheses passed over.
+/// The words of a statement, with quotes, comments and parentheses passed over. Comments are those of ClickHouse's lexer:
+/// `--`, `//` and `#` to the end of the line, and `/* */`, which nest.
+#[derive(Clone)]
 struct Words<'a> {
     text: &'a [u8],
     at: usize,
 }
 
 impl<'a> Words<'a> {
+    /// Passes over a quoted text or a comment, if one begins here.
+    fn skip(&mut self) -> bool {
+        let rest = &self.text[self.at..];
+        let length = match rest {
+            [quote @ (b'\'' | b'"' | b'`'), ..] => quoted(rest, *quote),
+            [b'-', b'-', ..] | [b'/', b'/', ..] | [b'#', ..] => until(rest, b"\n"),
+            [b'/', b'*', ..] => comment(rest),
+            _ => return false,
+        };
+        self.at += length;
+        true
+    }
+
+    /// Whether something follows a semicolon.
+    fn has_semicolon(mut self) -> bool {
+        let mut is_behind = false;
+        while let Some(byte) = self.text.get(self.at).copied() {
+            let is_text = matches!(byte, b'\'' | b'"' | b'`');
+            if self.skip() {
+                if is_behind && is_text {
+                    return true;
+                }
+                continue;
+            }
+            match byte {
+                b';' => is_behind = true,
+                _ if byte.is_ascii_whitespace() => {}
+                _ if is_behind => return true,
+                _ => {}
+            }
+            self.at += 1;
+        }
+        false
+    }
+
     fn next(&mut self) -> Option<(usize, &'a [u8])> {
         let mut depth = 0usize;
         while self.at < self.text.len() {
+            if self.skip() {
+                continue;
+            }
             let rest = &self.text[self.at..];
             match rest[0] {
-                quote @ (b'\'' | b'"' | b'`') => self.at += quoted(rest, quote),
-                b'-' if rest.starts_with(b"--") => self.at += until(rest, b"\n"),
-                b'/' if rest.starts_with(b"/*") => self.at += until(rest, b"*/"),
                 b'(' => {
                     depth += 1;
                     self.at += 1;
@@ -205,6 +254,20 @@ fn quoted(text: &[u8], quote: u8) -> usize {
         match text[at] {
             b'\\' => at += 2,
             b if b == quote => return at + 1,
+            _ => at += 1,
+        }
+    }
+    text.len()
+}
+
+/// The length of a comment that can have others in it.
+fn comment(text: &[u8]) -> usize {
+    let (mut depth, mut at) = (0usize, 0);
+    while at + 2 <= text.len() {
+        match &text[at..at + 2] {
+            b"/*" => (depth, at) = (depth + 1, at + 2),
+            b"*/" if depth == 1 => return at + 2,
+            b"*/" => (depth, at) = (depth - 1, at + 2),
             _ => at += 1,
         }
     }
@@ -259,7 +322,6 @@ mod tests {
         }
         for (sql, is_read) in [
             ("SELECT 1;", true),
-            ("SELECT 1; SELECT 2", false),
             ("SELECT 1 into Outfile 'x'", false),
             ("DROP TABLE t", false),
             ("SELECT file('/x')", false),
@@ -270,6 +332,9 @@ mod tests {
             ("SELECT name FROM SYSTEM.settings SETTINGS readonly = 0", false),
             ("SELECT name FROM system.settings_changes, system . settings", false),
             ("DESCRIBE TABLE url('http://x')", false),
+            ("/* SELECT */ DESCRIBE TABLE url('http://x')", false),
+            ("-- SELECT\nDESCRIBE TABLE url('http://x')", false),
+            ("# SELECT\nDESCRIBE TABLE url('http://x')", false),
             ("SELECT profile, file_size FROM t", true),
             ("SELECT \"a\" FROM t WHERE match(b, 'c')", true),
             ("DESCRIBE TABLE job_runs", true),
@@ -277,12 +342,28 @@ mod tests {
             let refusal = read(sql, b"").map(|it| it.refusal());
             assert_eq!(refusal.map(|it| it.is_none()), Ok(is_read), "{sql}");
         }
-        let of_a_connection =
-            ["SET a = 1", "/* */ use system", "CREATE temporary TABLE t (a Int8)"];
+        let of_a_connection = [
+            "SET a = 1",
+            "/* */ use system",
+            "// SELECT\nSET a = 1",
+            "# SELECT\nUSE system",
+            "/* /* */ SELECT */ SET a = 1",
+            "CREATE temporary TABLE t (a Int8)",
+            "CREATE OR REPLACE TEMPORARY TABLE t (a Int8)",
+            "ATTACH TEMPORARY TABLE t (a Int8)",
+        ];
         for sql in of_a_connection {
             assert_eq!(read(sql, b""), Err(Invalid::Unsupported(SHARED)), "{sql}");
         }
         assert!(read("CREATE TABLE temporary (a Int8)", b"").is_ok());
+        for sql in
+            ["SELECT 1; SET a = 1", "DROP TABLE a; DROP TABLE b", "SELECT ';' ; -- \nSELECT 1"]
+        {
+            assert!(matches!(read(sql, b""), Err(Invalid::Unsupported(_))), "{sql}");
+        }
+        for sql in ["SELECT ';', \"a;b\"", "SELECT 1 /* ; */ -- ;", "SELECT 1 ;;  "] {
+            assert!(read(sql, b"").is_ok(), "{sql}");
+        }
         assert!(read(" ", b"").is_err());
         assert!(read("INSERT INTO t FORMAT", b"").is_err());
     }
