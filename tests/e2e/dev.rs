@@ -11,7 +11,7 @@ use tokio::process::Command;
 
 use crate::{
     api::sql_in,
-    mesh::{Mesh, free_address, is_alive, send, until},
+    mesh::{Mesh, PATIENCE, free_address, is_alive, send, until},
     services::program,
 };
 
@@ -68,6 +68,20 @@ async fn olap_ends_in_order() -> anyhow::Result<()> {
         let status = tokio::time::timeout(Duration::from_secs(30), olap.wait()).await??;
         assert!(status.success(), "{status}");
     }
+    Ok(())
+}
+
+/// A service that refuses its settings would refuse them again.
+#[tokio::test(flavor = "multi_thread")]
+async fn dev_ends_at_once_if_a_setting_of_a_service_is_invalid() -> anyhow::Result<()> {
+    let dir = TempDir::new()?;
+    let mut dev = Command::new(program());
+    dev.args(["dev", "--listen", &free_address()?.to_string(), "--data-dir"]).arg(dir.path());
+    dev.env("JOBMESH_RETENTION_S", "a week").kill_on_drop(true);
+    let ended = tokio::time::timeout(PATIENCE, dev.output()).await??;
+    let text = String::from_utf8_lossy(&ended.stderr);
+    assert!(!ended.status.success() && text.contains("a setting of state"), "{text}");
+    assert!(text.contains("--retention-s") && !text.contains("starting it again"), "{text}");
     Ok(())
 }
 

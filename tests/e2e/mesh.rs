@@ -77,6 +77,8 @@ impl Mesh {
             .arg("--data-dir")
             .arg(&data_dir)
             .args(arguments)
+            // Beside other tests, state may take longer than it has before an answer is 202.
+            .env("JOBMESH_REPLY_MS", "2000")
             .envs(environment.iter().copied())
             .stdout(Stdio::piped())
             .spawn()?;

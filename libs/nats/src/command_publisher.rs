@@ -25,8 +25,8 @@ const MESSAGE_ITEMS_MAX: usize = 2_000;
 /// Items that wait to be taken up, beyond which those who send them wait as well.
 const QUEUE_ITEMS_MAX: usize = 4_096;
 
-/// The most time between the first and the last item of a message of requesters: all of them end with the first one's
-/// deadline.
+/// The most time between the oldest and the newest item of a message of requesters: all of them end with the deadline of
+/// the oldest.
 const SPREAD_MAX: Duration = Duration::from_millis(500);
 
 /// Why an item is not on disk.
@@ -110,6 +110,23 @@ impl CommandPublisher {
     }
 }
 
+/// When the items of a message were submitted. They do not come in this order if requests have waited for a connection.
+#[derive(Clone, Copy)]
+struct Times {
+    oldest: Instant,
+    newest: Instant,
+}
+
+impl Times {
+    fn with(self, at: Instant) -> Self {
+        Self { oldest: self.oldest.min(at), newest: self.newest.max(at) }
+    }
+
+    fn spread(self) -> Duration {
+        self.newest - self.oldest
+    }
+}
+
 struct Loop {
     broker: Broker,
     verb: Verb,
@@ -131,7 +148,7 @@ impl Loop {
                 },
             };
             let Some(first) = self.in_time(first) else { continue };
-            let submitted_at = first.submitted_at;
+            let mut times = Times { oldest: first.submitted_at, newest: first.submitted_at };
             // Most messages have one item, which can have megabytes: the closing bracket must not
             // make the buffer grow.
             let mut payload = Vec::with_capacity(first.json.len() + 2);
@@ -141,18 +158,19 @@ impl Loop {
             while waiters.len() < MESSAGE_ITEMS_MAX {
                 let Ok(next) = queue.try_recv() else { break };
                 let Some(next) = self.in_time(next) else { continue };
-                let is_late = self.asker.is_some()
-                    && next.submitted_at.duration_since(submitted_at) > SPREAD_MAX;
+                let with_next = times.with(next.submitted_at);
+                let is_late = self.asker.is_some() && with_next.spread() > SPREAD_MAX;
                 if is_late || payload.len() + next.json.len() + 2 > MESSAGE_BYTES_MAX {
                     carried = Some(next);
                     break;
                 }
+                times = with_next;
                 payload.push(b',');
                 payload.extend_from_slice(&next.json);
                 waiters.push(next.done);
             }
             payload.push(b']');
-            let outcome = self.publish(payload.into(), submitted_at).await;
+            let outcome = self.publish(payload.into(), times.oldest).await;
             for waiter in waiters {
                 waiter(outcome.clone());
             }
@@ -246,4 +264,18 @@ impl Loop {
 fn now_ms() -> Millis {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     now.ok().and_then(|since| i64::try_from(since.as_millis()).ok()).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn items_of_a_message_have_the_deadline_of_the_oldest() {
+        let at = Instant::now();
+        let after = |ms| at + Duration::from_millis(ms);
+        let first = Times { oldest: after(500), newest: after(500) };
+        let all = first.with(after(700)).with(after(100));
+        assert_eq!((all.oldest, all.spread()), (after(100), Duration::from_millis(600)));
+    }
 }

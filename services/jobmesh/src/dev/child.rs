@@ -21,6 +21,8 @@ const RESTART_PAUSE_MAX: Duration = Duration::from_secs(5);
 const STEADY_AFTER: Duration = Duration::from_secs(10);
 /// Deaths in a row after which a child will not come up.
 const DEATHS_MAX: u32 = 5;
+/// The exit status of a service whose settings are invalid.
+const INVALID: i32 = 2;
 /// Lines of its log that are shown of a child that will not come up.
 const LAST_LINES: usize = 5;
 
@@ -69,10 +71,17 @@ async fn supervise(
     let mut deaths = 0;
     while !stop.is_cancelled() {
         let begun = Instant::now();
+        let mut has_invalid_settings = false;
         let why = match spawn(&spec) {
             Err(error) => error.to_string(),
             Ok(mut child) => tokio::select! {
-                ended = child.wait() => ended.map_or_else(|error| error.to_string(), |s| s.to_string()),
+                ended = child.wait() => match ended {
+                    Ok(status) => {
+                        has_invalid_settings = spec.is_service() && status.code() == Some(INVALID);
+                        status.to_string()
+                    }
+                    Err(error) => error.to_string(),
+                },
                 () = stop.cancelled() => return end(&spec, child).await,
                 () = restart.notified() => {
                     end(&spec, child).await;
@@ -80,6 +89,10 @@ async fn supervise(
                 }
             },
         };
+        if has_invalid_settings {
+            eprintln!("a setting of {} is invalid; it says:\n{}", spec.name, last_lines(&spec));
+            return failed.cancel();
+        }
         deaths = if begun.elapsed() > STEADY_AFTER { 1 } else { deaths + 1 };
         eprintln!(
             "{} ended ({why}), starting it again; its log is {}",

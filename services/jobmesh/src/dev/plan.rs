@@ -58,6 +58,13 @@ pub(super) struct Spec {
     pub watched: Option<Watched>,
 }
 
+impl Spec {
+    /// Whether it is one of this program's services.
+    pub fn is_service(&self) -> bool {
+        self.arguments.first().is_some_and(|first| first == "serve")
+    }
+}
+
 /// What `dev` starts.
 pub(super) struct Plan {
     /// The children by stage.
