@@ -15,7 +15,7 @@ use testkit::Nats;
 pub const DEPLOY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/nats");
 pub const PASSWORD: &str = "correct-horse";
 /// The login that may do everything.
-const ADMIN: &str = "jobmesh";
+pub const ADMIN: &str = "jobmesh";
 /// A stream that is not of Jobmesh.
 pub const FOREIGN: &str = "FOREIGN";
 

@@ -1,7 +1,8 @@
 //! The configuration files of NATS in deploy/, and the passwords for them.
 
-use std::process::Command;
+use std::{fs, process::Command};
 
+use anyhow::Context;
 use service::Identity;
 
 use crate::login_broker::DEPLOY;
@@ -9,9 +10,27 @@ use crate::login_broker::DEPLOY;
 /// The files that operators start the broker with.
 #[test]
 fn the_configurations_with_identities_are_valid() -> anyhow::Result<()> {
-    for file in ["jobmesh-with-identities.conf", "jobmesh-cluster.conf"] {
+    let dir = tempfile::TempDir::new()?;
+    for file in fs::read_dir(DEPLOY)? {
+        let file = file?.path();
+        fs::copy(&file, dir.path().join(file.file_name().context("it is a file")?))?;
+    }
+    // As docs/operations.md says.
+    let with_leaf_nodes = "include \"jobmesh-cluster.conf\"\ninclude leafnodes.conf\n";
+    fs::write(dir.path().join("with-leaf-nodes.conf"), with_leaf_nodes)?;
+    let files = [
+        "jobmesh-with-identities.conf",
+        "jobmesh-cluster.conf",
+        "with-leaf-nodes.conf",
+        "leaf.conf",
+    ];
+    for file in files {
         let mut server = Command::new(fetch::nats_server()?);
-        server.args(["-t", "--config", &format!("{DEPLOY}/{file}")]);
+        server.args(["-t", "--config"]).arg(dir.path().join(file));
+        server.env("JOBMESH_NATS_LEAF_LISTEN", "\"127.0.0.1:0\"");
+        server.env("JOBMESH_NATS_LEAF_PASSWORD", "\"12e4\"");
+        let hubs = "[\"nats-leaf://leaf:b@host-1:7422\", \"nats-leaf://leaf:b@host-2:7422\"]";
+        server.env("JOBMESH_NATS_HUBS", hubs);
         server.env("JOBMESH_NATS_LISTEN", "\"127.0.0.1:0\"");
         server.env("JOBMESH_NATS_STORE", "\"/nowhere\"").env("JOBMESH_NATS_SYNC", "always");
         server.env("JOBMESH_NATS_NAME", "a").env("JOBMESH_NATS_CLUSTER_LISTEN", "\"127.0.0.1:0\"");

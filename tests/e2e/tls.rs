@@ -166,6 +166,26 @@ async fn edge_serves_https_and_takes_a_new_certificate() -> anyhow::Result<()> {
     let plain = reqwest::Client::builder().no_proxy().build()?;
     let url = format!("http://localhost:{}/healthz", edge.listen.port());
     assert!(plain.get(url).send().await.is_err(), "plain HTTP is not served");
+    // The commands say which certificates they do not accept, and why.
+    let ask = async |host: &str, authority: &str| {
+        let file = edge.dir.path().join("authority.pem");
+        fs::write(&file, authority)?;
+        let url = format!("https://{host}:{}/certificate", edge.listen.port());
+        let mut ask = tokio::process::Command::new(env!("CARGO_BIN_EXE_tests"));
+        ask.args(["stats", "--url", &url]).env("SSL_CERT_FILE", file);
+        anyhow::Ok(ask.output().await?)
+    };
+    let another = issue(TempDir::new()?.path())?;
+    for (host, authority, reason) in
+        [("localhost", &another, "BadSignature"), ("127.0.0.1", &first, "not valid for name")]
+    {
+        let refused = ask(host, authority).await?;
+        let text = String::from_utf8_lossy(&refused.stderr);
+        assert_eq!(refused.status.code(), Some(4), "{text}");
+        assert!(text.contains("is not accepted") && text.contains(reason), "{text}");
+    }
+    let answered = String::from_utf8(ask("localhost", &first).await?.stderr)?;
+    assert!(!answered.contains("is not accepted"), "{answered}");
     let second = issue(edge.dir.path())?;
     edge.until_healthy(&second).await?;
     assert!(edge.health(&first).await.is_err(), "the first certificate is no longer shown");

@@ -82,9 +82,9 @@ impl Project {
     /// event for `kept_ms`.
     pub fn is_over(&self, at: Millis, kept_ms: i64) -> bool {
         // It is 0 in snapshots of an earlier version.
-        let was_used = self.last_at == 0 || self.last_at + kept_ms >= at;
+        let is_recent = self.last_at == 0 || self.last_at + kept_ms >= at;
         self.is_empty()
-            || !was_used
+            || !is_recent
                 && self.settings == Settings::default()
                 && self.schedules.is_empty()
                 && self.counts.active() == 0

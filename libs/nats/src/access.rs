@@ -75,6 +75,19 @@ pub enum Login {
     Credentials(Secret),
 }
 
+/// What the log may show of it.
+impl fmt::Display for Login {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::None => f.write_str("none"),
+            Self::Password { user, .. } => write!(f, "user {user}"),
+            Self::Token(_) => f.write_str("token"),
+            Self::Nkey(_) => f.write_str("NKEY"),
+            Self::Credentials(_) => f.write_str("credentials"),
+        }
+    }
+}
+
 /// Certificates of a TLS connection.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Tls {
@@ -163,6 +176,11 @@ impl Access {
     #[must_use]
     pub fn with_inboxes_of(self, service: &str) -> Self {
         Self { inbox: Some(format!("_INBOX.{service}")), ..self }
+    }
+
+    /// The login.
+    pub(crate) fn login(&self) -> &Login {
+        &self.login
     }
 
     /// The addresses, to be connected to.

@@ -125,6 +125,7 @@ impl Broker {
                     tracing::error!(
                         error = %source,
                         servers,
+                        login = %access.login(),
                         "NATS refuses the login, trying again: is it in its configuration, with this secret?"
                     );
                     pause = REFUSED_PAUSE;

@@ -2,6 +2,8 @@
 //! lower case, without those hosts that `NO_PROXY` names), as curl and most programs read it; loopback
 //! is always asked directly, because a proxy cannot reach this machine's.
 
+use std::{error::Error, io};
+
 use reqwest::{ClientBuilder, NoProxy, Proxy, Url};
 
 /// What no proxy can reach for us.
@@ -54,6 +56,20 @@ pub fn report_proxies() {
             }
         }
     }
+}
+
+/// Why a server's certificate is not accepted, if a request failed for that.
+pub fn certificate_error(error: &reqwest::Error) -> Option<String> {
+    let mut next = Some(error as &(dyn Error + 'static));
+    while let Some(error) = next {
+        if let Some(rustls::Error::InvalidCertificate(reason)) = error.downcast_ref() {
+            return Some(reason.to_string());
+        }
+        // An error of input and output has another one in it, which is not its source.
+        let inner = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+        next = inner.map(|inner| inner as &(dyn Error + 'static)).or_else(|| error.source());
+    }
+    None
 }
 
 fn variable(name: &str) -> Option<String> {

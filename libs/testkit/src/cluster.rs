@@ -15,7 +15,7 @@ use serde::Deserialize;
 use tempfile::TempDir;
 
 use crate::{Network, nats::CONF, network};
-use streams::{is_current, leader_of, stream_names};
+use streams::{are_current, leader_of, stream_names};
 
 /// The configuration of a cluster that operators use.
 const CLUSTER_CONF: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../deploy/nats/cluster.conf");
@@ -216,8 +216,8 @@ impl Cluster {
         let client = self.client(0, ConnectOptions::new()).await?;
         let begun = Instant::now();
         for stream in stream_names(&client).await? {
-            while !is_current(&client, &stream).await? {
-                ensure!(begun.elapsed() < READY_WITHIN, "copies of {stream} are behind");
+            while let Err(copies) = are_current(&client, &stream).await? {
+                ensure!(begun.elapsed() < READY_WITHIN, "copies of {stream} are behind: {copies}");
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
         }

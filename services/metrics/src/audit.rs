@@ -92,19 +92,14 @@ impl From<AuditRow> for AuditRecord {
 
 /// Takes in records until something fails.
 pub(crate) async fn ingest(broker: &Broker, client: &Client) -> anyhow::Result<()> {
-    let opened = open(broker).await;
-    INGESTION.note(&opened);
-    let mut messages = opened?;
+    let mut messages = open(broker).await.inspect_err(|error| INGESTION.failed(error))?;
     loop {
         let read = next_block(&mut messages).await;
         INGESTION.note(&read);
         let block = read?;
-        let inserted = insert(client, &block).await;
+        let inserted = insert_and_ack(client, block).await;
         RECORDS.note(&inserted);
         inserted?;
-        for message in block {
-            message.ack().await.map_err(|error| anyhow::anyhow!(error))?;
-        }
     }
 }
 
@@ -124,6 +119,14 @@ async fn next_block(messages: &mut pull::Stream) -> anyhow::Result<Vec<Message>>
         block.push(next?);
     }
     Ok(block)
+}
+
+async fn insert_and_ack(client: &Client, block: Vec<Message>) -> anyhow::Result<()> {
+    insert(client, &block).await?;
+    for message in block {
+        message.ack().await.map_err(|error| anyhow::anyhow!(error))?;
+    }
+    Ok(())
 }
 
 async fn insert(client: &Client, messages: &[Message]) -> anyhow::Result<()> {

@@ -20,16 +20,6 @@ pub(super) enum OverShare {
     TooLarge(String),
 }
 
-impl OverShare {
-    fn full(error: String, is_possible: bool) -> Self {
-        if is_possible {
-            Self::Full(error + "; retry later")
-        } else {
-            Self::TooLarge(error + "; send fewer at once")
-        }
-    }
-}
-
 impl From<OverShare> for Decision {
     fn from(over: OverShare) -> Self {
         let (code, error, retry_after_s) = match over {
@@ -78,33 +68,44 @@ impl State {
                 _ => {}
             }
         }
+        // Waiting makes no room for these.
+        let jobs = "jobs, send fewer at once";
+        for (name, limit, amount, what) in [
+            ("maxActiveJobs", u64::from(limits.max_active_jobs), new, jobs),
+            (
+                "maxActiveBytes",
+                limits.max_active_bytes,
+                new_bytes,
+                "bytes of data, send less at once",
+            ),
+            ("enqueuesPerMinute", u64::from(limits.enqueues_per_minute), new, jobs),
+        ] {
+            if limit > 0 && amount > limit {
+                return Err(OverShare::TooLarge(format!(
+                    "the limit {name} of project {project:?} is {limit}, and the request alone has {amount} {what}"
+                )));
+            }
+        }
         let exceeds = |active: u64, ended: u64, new: u64, limit: u64| {
             // A request that adds nothing is never refused, or a lowered limit would refuse it.
             limit > 0 && new > 0 && (active + new).saturating_sub(ended) > limit
         };
         let limit = u64::from(limits.max_active_jobs);
         if exceeds(active, ended, new, limit) {
-            let error = format!(
-                "project {project:?} has {active} active jobs, and {new} more exceed its limit maxActiveJobs of {limit}"
-            );
-            return Err(OverShare::full(error, new <= limit));
+            return Err(OverShare::Full(format!(
+                "project {project:?} has {active} active jobs, and {new} more exceed its limit maxActiveJobs of {limit}; retry later"
+            )));
         }
         let limit = limits.max_active_bytes;
         if exceeds(bytes, ended_bytes, new_bytes, limit) {
-            let error = format!(
-                "the active jobs of project {project:?} have {bytes} bytes of data, and {new_bytes} more exceed its limit maxActiveBytes of {limit}"
-            );
-            return Err(OverShare::full(error, new_bytes <= limit));
+            return Err(OverShare::Full(format!(
+                "the active jobs of project {project:?} have {bytes} bytes of data, and {new_bytes} more exceed its limit \
+                 maxActiveBytes of {limit}; retry later"
+            )));
         }
         let limit = u64::from(limits.enqueues_per_minute);
         let enqueued = known.map_or(0, |known| known.enqueues.sum(now));
         if exceeds(enqueued, 0, new, limit) {
-            if new > limit {
-                let error = format!(
-                    "{new} jobs in a request exceed the limit enqueuesPerMinute of {limit} of project {project:?}"
-                );
-                return Err(OverShare::full(error, false));
-            }
             // There is room once the others are fewer than the rest of the limit.
             let room_at = known.and_then(|known| known.enqueues.below_at(limit - new + 1, now));
             let wait_s = room_at.map_or(0, |at| (at - now).max(0) / 1_000 + 1);
@@ -179,7 +180,7 @@ mod tests {
 
     #[test]
     fn no_more_jobs_are_enqueued_in_a_minute_than_the_limit() {
-        let limits = Limits { enqueues_per_minute: 3, ..Limits::default() };
+        let limits = Limits { enqueues_per_minute: 3, max_active_jobs: 5, ..Limits::default() };
         let config = Config { limits, ..Config::default() };
         let mut state = State::new(1_000);
         let mut enqueue = |now, ids: std::ops::Range<u128>| {
@@ -203,6 +204,8 @@ mod tests {
         assert_eq!(enqueue(31_000, 2..3), Reply::Enqueued { canceled: 0 });
         assert!(is_refused(&enqueue(60_900, 4..5), "enqueuesPerMinute of 3"));
         assert_eq!(enqueue(62_000, 4..6), Reply::Enqueued { canceled: 0 });
+        // Five jobs are active, so one more gets another error.
+        assert!(is_refused(&enqueue(300_000, 6..7), "maxActiveJobs"));
         let refused = enqueue(300_000, 6..10);
         assert!(is_too_large(&refused, "send fewer at once"), "{refused:?}");
     }

@@ -34,13 +34,17 @@ pub(super) async fn leader_of(client: &Client, stream: &str) -> anyhow::Result<O
     Ok(info["cluster"]["leader"].as_str().map(str::to_owned))
 }
 
-/// Whether all copies of a stream are there and up to date.
-pub(super) async fn is_current(client: &Client, stream: &str) -> anyhow::Result<bool> {
+/// Whether all copies of a stream are there and up to date; what NATS reports of them if not.
+pub(super) async fn are_current(
+    client: &Client,
+    stream: &str,
+) -> anyhow::Result<Result<(), String>> {
     let info = info_of(client, stream).await?;
     let copies = info["cluster"]["replicas"].as_array().map_or(&[][..], Vec::as_slice);
     let current = copies.iter().filter(|copy| copy["current"] == true && copy["offline"] != true);
     let wanted = info["config"]["num_replicas"].as_u64();
-    Ok(wanted.is_some_and(|wanted| current.count() as u64 + 1 == wanted))
+    let are_current = wanted.is_some_and(|wanted| current.count() as u64 + 1 == wanted);
+    Ok(if are_current { Ok(()) } else { Err(info["cluster"].to_string()) })
 }
 
 /// What NATS reports of a stream; nothing while no server leads it.

@@ -169,12 +169,10 @@ impl Api {
     /// Why no edge answers.
     pub fn away(&self, source: reqwest::Error) -> Refused {
         let url = self.base.to_string();
-        // The first cause has the URL, which can hold anything.
-        let mut causes = anyhow::Chain::new(&source).skip(1);
-        if let Some(reason) = causes.find_map(|cause| certificate_error(&cause.to_string())) {
-            return Refused::Untrusted { url, reason, source };
+        match outbound::certificate_error(&source) {
+            Some(reason) => Refused::Untrusted { url, reason, source },
+            None => Refused::Away { url, source },
         }
-        Refused::Away { url, source }
     }
 
     async fn answer(&self, request: RequestBuilder) -> anyhow::Result<Json> {
@@ -185,12 +183,6 @@ impl Api {
         let text = response.text().await.context("the answer broke off")?;
         Json::parse(&text).context("the answer is not JSON: is this an edge of Jobmesh?")
     }
-}
-
-/// What is wrong with a certificate, if rustls says that in an error.
-fn certificate_error(error: &str) -> Option<String> {
-    let (_, reason) = error.split_once("invalid peer certificate: ")?;
-    Some(reason.to_owned())
 }
 
 /// The API key as a header, if there is one.
