@@ -196,7 +196,8 @@ async fn sql_needs_a_password_and_the_reader_only_reads() -> anyhow::Result<()> 
         "/* SELECT */ DESCRIBE TABLE url('http://127.0.0.1:1/', 'CSVWithNames')".to_owned(),
         "# SELECT\nUSE system".to_owned(),
         "EXPLAIN SELECT * FROM url('http://127.0.0.1:1/', 'CSVWithNames')".to_owned(),
-        "SELECT * FROM (SELECT * FROM s3('http://127.0.0.1:1/bucket/b.csv', 'CSVWithNames'))".to_owned(),
+        "SELECT * FROM (SELECT * FROM s3('http://127.0.0.1:1/bucket/b.csv', 'CSVWithNames'))"
+            .to_owned(),
         format!("SELECT * FROM sqlite('{csv}', 't')"),
         format!("SELECT * FROM file('{csv}', 'LineAsString')"),
         format!("SELECT * FROM `f\\x69le`('{csv}', 'LineAsString')"),

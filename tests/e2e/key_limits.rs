@@ -55,3 +55,32 @@ async fn one_key_has_so_many_waiting_requests_and_others_have_theirs() -> anyhow
     })
     .await
 }
+
+/// With keys of its own or none.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_project_has_so_many_waiting_requests_and_others_have_theirs() -> anyhow::Result<()> {
+    let max = WAITING_MAX.to_string();
+    let environment = [("JOBMESH_MAX_WAITING_PER_PROJECT", max.as_str())];
+    let mesh = Mesh::start_with_arguments(&["--processors", "0"], &environment)?;
+    let client = Client::builder().no_proxy().build()?;
+    let get = async |path: &str| anyhow::Ok(client.get(mesh.url(path)).send().await?);
+    let job = mesh.enqueue("greedy", 1).await?.remove(0);
+    let (events, live) = ("/api/queue/events?projectId=greedy", "/api/queue/live?projectId=greedy");
+    let long_poll = format!("/api/queue/status/{job}?wait=60s");
+    let mut streams = vec![get(events).await?, get(live).await?, get(events).await?];
+    assert!(streams.iter().all(|stream| stream.status() == 200), "{streams:?}");
+    for path in [events, live, &long_poll] {
+        let refused = get(path).await?;
+        assert_eq!(refused.status(), 429, "{path}");
+        let error: serde_json::Value = refused.json().await?;
+        assert!(error["error"].as_str().is_some_and(|it| it.contains("this project")), "{error}");
+    }
+    assert_eq!(get("/api/queue/events?projectId=modest").await?.status(), 200);
+    assert_eq!(get(&format!("/api/queue/status/{job}")).await?.status(), 200);
+    streams.pop();
+    until("free again", async || {
+        let stream = get(events).await?;
+        Ok(if stream.status() == 200 { Ok(()) } else { Err(stream.status().to_string()) })
+    })
+    .await
+}

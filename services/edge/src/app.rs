@@ -54,7 +54,7 @@ pub(crate) struct Parts {
     pub keys: Keys,
     /// The marks of error groups.
     pub marks: MarkStore,
-    /// The event streams and waiting requests of each key.
+    /// The event streams and waiting requests of each key and project.
     pub waiting: WaitingRequests,
     /// How many refusals of each key the audit log has.
     pub refusals: RecordedRefusals,
@@ -86,7 +86,8 @@ impl App {
         let full = Arc::new(AtomicBool::new(false));
         tokio::spawn(look_at_fill(broker.clone(), full.clone(), stop));
         let unstored = broker.watch_storage().await?;
-        let waiting = WaitingRequests::new(config.max_waiting_per_key);
+        let waiting =
+            WaitingRequests::new(config.max_waiting_per_key, config.max_waiting_per_project);
         let marks = MarkStore::open(&broker).await?;
         let readiness = tokio::sync::Mutex::default();
         let live = LiveStats::default();

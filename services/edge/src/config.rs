@@ -78,6 +78,9 @@ pub struct Config {
     /// one gets 429.
     #[arg(long, env = "JOBMESH_MAX_WAITING_PER_KEY", default_value_t = 1_000)]
     pub max_waiting_per_key: usize,
+    /// The same of one project, with any API key or none.
+    #[arg(long, env = "JOBMESH_MAX_WAITING_PER_PROJECT", default_value_t = 4_000)]
+    pub max_waiting_per_project: usize,
     /// How long the broker may take to confirm a command before the answer is 503, in ms; the time to connect again is
     /// part of it.
     #[arg(long, env = "JOBMESH_CONFIRM_MS", default_value_t = 2_000)]

@@ -90,10 +90,10 @@ impl Error {
         Self { retry_after_s: Some(5), ..Self::new(status, "too_many_connections", text) }
     }
 
-    /// A key has as many waiting requests as one may have.
-    pub fn too_many_waiting(max: usize) -> Self {
+    /// A key or a project has as many waiting requests as one may have.
+    pub fn too_many_waiting(of: &str, max: usize) -> Self {
         let text = format!(
-            "{max} requests of this API key wait, or are event streams: close some, or follow a whole \
+            "{max} requests of {of} wait, or are event streams: close some, or follow a whole \
              project on one stream"
         );
         let status = StatusCode::TOO_MANY_REQUESTS;

@@ -231,6 +231,11 @@ impl JobView {
         self.status == status.name()
     }
 
+    /// Its project.
+    pub fn project(&self) -> &Id {
+        &self.project_id
+    }
+
     /// Whether nothing more happens to the job by itself.
     pub fn is_ended(&self) -> bool {
         [Status::Completed, Status::Failed, Status::Canceled].into_iter().any(|it| self.is(it))

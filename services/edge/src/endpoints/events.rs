@@ -47,14 +47,14 @@ pub(crate) async fn stream(
     let job = job.map(|id| ids::job_id("jobId", &id)).transpose()?;
     access.project_or_all(project.as_ref())?;
     access.content("events, which contain progress")?;
+    let permits = app.waiting.enter(&access, project.as_ref())?;
     let filter = filter(project, batch, job)?;
-    let permit = app.waiting.enter(&access)?;
     let subscription = Subscription::new(app.feed.clone(), filter, cursor(&headers, after)?);
     let chunks = subscription.into_chunks().map(Ok::<Bytes, Infallible>);
     // A stream ends with its key.
     let chunks = chunks.take_until(async move {
         access.ended().await;
-        drop(permit);
+        drop(permits);
     });
     let headers = super::event_stream_headers();
     Ok((headers, Body::from_stream(chunks)).into_response())

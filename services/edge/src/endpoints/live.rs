@@ -53,13 +53,13 @@ pub(crate) async fn live(
     let [project, _] = body::query(&uri, ["projectId", TICKET_PARAMETER])?;
     let project = project.map(|id| ids::id("projectId", &id)).transpose()?;
     access.project_or_all(project.as_ref())?;
-    let permit = app.waiting.enter(&access)?;
+    let permits = app.waiting.enter(&access, project.as_ref())?;
     let (reader, of) = (app.clone(), project.clone());
     let counts = app.live.subscribe(project, move || read(reader.clone(), of.clone()));
     // A stream ends with its key.
     let events = events(counts).take_until(async move {
         access.ended().await;
-        drop(permit);
+        drop(permits);
     });
     let headers = super::event_stream_headers();
     Ok((headers, Body::from_stream(events)).into_response())

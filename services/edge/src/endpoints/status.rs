@@ -68,7 +68,8 @@ pub(crate) async fn status(
         Some(_) => return Err(Error::invalid("history must be true or false")),
     };
     let wait = wait.as_deref().map_or(Ok(Duration::ZERO), wait_of)?;
-    let _permit = if wait.is_zero() { None } else { app.waiting.enter(&access)? };
+    let _of_key = if wait.is_zero() { None } else { Some(app.waiting.enter(&access, None)?) };
+    let mut of_project = None;
     let deadline = Instant::now() + wait;
     // Subscribed before the first read, so that no change in between is missed.
     let mut changes = (!wait.is_zero()).then(|| app.feed.job(id)).flatten();
@@ -82,6 +83,9 @@ pub(crate) async fn status(
                 response.job.hide_content();
             }
             return ok(response);
+        }
+        if of_project.is_none() {
+            of_project = Some(app.waiting.of_project(response.job.project())?);
         }
         let change = async {
             match &mut changes {
