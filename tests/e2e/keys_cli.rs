@@ -54,6 +54,15 @@ async fn keys_are_managed_from_the_command_line() -> anyhow::Result<()> {
         let (code, text) = run(arguments, Some(secret)).await?;
         assert_eq!((code, text.contains(part)), (Some(3), true), "{arguments:?}: {text}");
     }
+    let watch = ["enqueue", "--project", "p", "watched", "--watch", "--json"];
+    let (code, text) = run(&watch, Some(secret)).await?;
+    assert_eq!((code, text.contains("completed")), (Some(0), true), "{text}");
+    let last: Value = serde_json::from_str(text.trim().lines().last().unwrap_or_default())?;
+    let job = last["jobId"].as_str().expect("jobId");
+    let (code, text) = run(&["watch", job], Some(secret)).await?;
+    assert_eq!((code, text.contains("1 completed")), (Some(0), true), "{text}");
+    let (_, text) = run(&["doctor"], Some(secret)).await?;
+    assert!(text.contains("needs an API key for all projects"), "{text}");
     let (code, text) = run(&["keys", "rotate", id], Some(&admin)).await?;
     assert_eq!((code, text.contains("jm_")), (Some(0), true), "{text}");
     let (code, text) = run(&["keys", "list"], Some(&admin)).await?;
@@ -62,5 +71,10 @@ async fn keys_are_managed_from_the_command_line() -> anyhow::Result<()> {
     assert_eq!(code, Some(0), "{text}");
     let (code, text) = run(&["keys", "revoke", id], Some(&admin)).await?;
     assert_eq!((code, text.contains("key_not_found")), (Some(3), true), "{text}");
-    Ok(())
+    until("reported by doctor", async || {
+        let (code, text) = run(&["doctor"], Some(secret)).await?;
+        let is_reported = code == Some(1) && text.contains("key_not_accepted");
+        Ok(if is_reported { Ok(()) } else { Err(text) })
+    })
+    .await
 }

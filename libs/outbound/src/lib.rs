@@ -4,6 +4,8 @@
 
 use std::{error::Error, io};
 
+pub use rustls::CertificateError;
+
 use reqwest::{ClientBuilder, NoProxy, Proxy, Url};
 
 /// What no proxy can reach for us.
@@ -59,11 +61,11 @@ pub fn report_proxies() {
 }
 
 /// Why a server's certificate is not accepted, if a request failed for that.
-pub fn certificate_error(error: &reqwest::Error) -> Option<String> {
+pub fn certificate_error(error: &reqwest::Error) -> Option<&CertificateError> {
     let mut next = Some(error as &(dyn Error + 'static));
     while let Some(error) = next {
         if let Some(rustls::Error::InvalidCertificate(reason)) = error.downcast_ref() {
-            return Some(reason.to_string());
+            return Some(reason);
         }
         // An error of input and output has another one in it, which is not its source.
         let inner = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);

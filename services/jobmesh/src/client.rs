@@ -221,7 +221,7 @@ async fn act(command: Command) -> anyhow::Result<ExitCode> {
         Command::Watch { job, project, batch, server } => {
             let api = Api::new(&server)?;
             let followed = match (job, project, batch) {
-                (Some(job), ..) => watch::Followed::jobs(vec![job], None),
+                (Some(job), ..) => watch::Followed::job(&api, job).await?,
                 (None, Some(project), Some(batch)) => {
                     watch::Followed::batch(&api, project, batch).await?
                 }
@@ -325,9 +325,13 @@ async fn enqueue(request: Enqueue) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let jobs = answer.field("jobIds").items();
-    let jobs = jobs.iter().filter_map(Json::as_string).collect();
-    let followed = watch::Followed::jobs(jobs, Some(request.project));
-    watch::to_the_end(&api, followed, request.server.json).await
+    let jobs: Vec<String> = jobs.iter().filter_map(Json::as_string).collect();
+    let followed = watch::Followed::jobs(jobs.clone(), Some(request.project));
+    let followed = watch::to_the_end(&api, followed, request.server.json).await;
+    // The exit status must not say that the request was refused.
+    followed.map_err(|error| {
+        anyhow::anyhow!("enqueued {}, and cannot follow: {error:#}", jobs.join(" "))
+    })
 }
 
 /// Posts a request whose answer says in a sentence what was done.

@@ -38,32 +38,41 @@ impl Passwords {
         Ok(passwords)
     }
 
-    /// The user whose password a request has: in ClickHouse's header, in HTTP's basic authentication, or
-    /// in the URL parameter `password`.
+    /// The user whose password a request has: in ClickHouse's headers, in HTTP's basic authentication, or
+    /// in the URL parameters `user` and `password`. A request need not name its user.
     pub fn user(&self, headers: &HeaderMap, parameters: &[(String, String)]) -> Option<User> {
-        let parameter = || parameters.iter().find(|(name, _)| name == "password");
-        let given = if let Some(key) = headers.get("X-ClickHouse-Key") {
-            key.as_bytes().to_vec()
+        let parameter = |of: &str| {
+            let found = parameters.iter().find(|(name, _)| name == of);
+            found.map(|(_, value)| value.clone().into_bytes()).unwrap_or_default()
+        };
+        let header = |name| headers.get(name).map(|value| value.as_bytes().to_vec());
+        let (name, given) = if let Some(key) = header("X-ClickHouse-Key") {
+            (header("X-ClickHouse-User").unwrap_or_default(), key)
         } else if let Some(basic) = headers.get("Authorization") {
             of_basic(basic.as_bytes()).unwrap_or_default()
         } else {
-            parameter().map(|(_, value)| value.clone().into_bytes()).unwrap_or_default()
+            (parameter("user"), parameter("password"))
         };
         let (is_writer, is_reader) =
             (is_equal(&given, self.writer.as_bytes()), is_equal(&given, self.reader.as_bytes()));
         match (is_writer, is_reader) {
-            (true, _) => Some(User::Writer),
-            (false, true) => Some(User::Reader),
-            (false, false) => None,
+            (true, _) if is_named(&name, "writer") => Some(User::Writer),
+            (false, true) if is_named(&name, "reader") => Some(User::Reader),
+            _ => None,
         }
     }
 }
 
-/// The password of a header like `Basic dXNlcjpwYXNzd29yZA==`.
-fn of_basic(header: &[u8]) -> Option<Vec<u8>> {
+/// Whether a request is of this user; `default` is the name that clients send by themselves.
+fn is_named(name: &[u8], user: &str) -> bool {
+    name.is_empty() || name == b"default" || name == user.as_bytes()
+}
+
+/// User and password of a header like `Basic dXNlcjpwYXNzd29yZA==`.
+fn of_basic(header: &[u8]) -> Option<(Vec<u8>, Vec<u8>)> {
     let text = BASE64_STANDARD.decode(header.strip_prefix(b"Basic ")?).ok()?;
     let colon = text.iter().position(|b| *b == b':')?;
-    Some(text[colon + 1..].to_vec())
+    Some((text[..colon].to_vec(), text[colon + 1..].to_vec()))
 }
 
 /// Compares in a time that depends on the lengths alone.
@@ -88,7 +97,18 @@ mod tests {
         let pair = |value: &str| [("password".to_owned(), value.to_owned())];
         let (reader, none) = (Some(User::Reader), HeaderMap::new());
         assert_eq!(passwords.user(&headers("x-clickhouse-key", "pass"), &[]), reader);
-        assert_eq!(passwords.user(&headers("authorization", "Basic dTpwYXNz"), &[]), reader);
+        assert_eq!(
+            passwords.user(&headers("authorization", "Basic cmVhZGVyOnBhc3M="), &[]),
+            reader
+        );
+        let unknown = "Basic dTpwYXNz";
+        assert_eq!(passwords.user(&headers("authorization", unknown), &[]), None);
+        let named = |user: &str, password: &str| {
+            [("user", user), ("password", password)]
+                .map(|(name, it)| (name.to_owned(), it.to_owned()))
+        };
+        assert_eq!(passwords.user(&none, &named("writer", "pass")), None);
+        assert_eq!(passwords.user(&none, &named("default", "pass")), reader);
         assert_eq!(passwords.user(&none, &pair("pass")), reader);
         assert_eq!(passwords.user(&none, &pair("write")), Some(User::Writer));
         assert_eq!(passwords.user(&none, &[]), None);

@@ -92,7 +92,8 @@ async fn answer(
     }
     // Before the body, which may be large.
     let Some(user) = passwords.user(&headers, &pairs) else {
-        return refused(516, "Authentication failed: the password is missing or wrong");
+        let why = "Authentication failed: the password is missing, or not that of the user. (AUTHENTICATION_FAILED)";
+        return refused(516, why);
     };
     // GET changes nothing, also with the password of the writer.
     let user = if post { user } else { User::Reader };
@@ -122,7 +123,7 @@ async fn answer(
             if user == User::Reader
                 && let Some(why) = ask.statement.refusal() =>
         {
-            refused(164, &format!("GET and the user reader only read: {why}"))
+            refused(164, &format!("GET and the user reader only read: {why}. (READONLY)"))
         }
         Ok(ask) => match engine.run(ask).await {
             Ok(answer) => {

@@ -43,17 +43,24 @@ const REFUSED_WORDS: [&str; 4] = ["FILE", "INFILE", "OUTFILE", "SETTINGS"];
 impl Statement {
     /// Why the reader may not run it; `None` if it may. Conservative: what stands in a literal counts too.
     pub fn refusal(&self) -> Option<&'static str> {
-        let Self::Read(sql) = self else { return Some("this statement does not return rows") };
+        let Self::Read(sql) = self else {
+            return Some(
+                "a statement begins with SELECT, WITH, SHOW, DESCRIBE, EXISTS, EXPLAIN or VALUES",
+            );
+        };
         // It could begin another statement; that it could be in a literal is not worth a parser.
         if sql.contains(';') {
-            return Some("one statement at a time, without ; inside");
+            return Some("one statement at a time, without ; inside: in a literal, write char(59)");
         }
         let is_in_word = |c: char| c.is_alphanumeric() || c == '_';
         // The table of settings is no clause; clients read it when they connect.
         let lower = sql.to_ascii_lowercase().replace(SETTINGS_TABLE, "system.");
         let mut words = lower.split(|c| !is_in_word(c));
         if words.any(|word| REFUSED_WORDS.iter().any(|it| word.eq_ignore_ascii_case(it))) {
-            return Some("FILE, INFILE, OUTFILE and SETTINGS are refused, also in literals");
+            return Some(
+                "FILE, INFILE, OUTFILE and SETTINGS are refused, also in literals: send such a literal as a parameter, \
+                 as {p:String} with param_p in the URL, and settings as parameters of the URL",
+            );
         }
         // In a quoted name an escape could write any of these words.
         let is_name_quote = |c: char| matches!(c, '`' | '"' | '\u{201c}' | '\u{201d}');

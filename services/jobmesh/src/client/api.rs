@@ -1,8 +1,9 @@
 //! The HTTP API, as the commands use it.
 
-use std::time::Duration;
+use std::{path::Path, time::Duration};
 
 use anyhow::Context;
+use outbound::CertificateError;
 use reqwest::{
     Method, RequestBuilder, Response, StatusCode, Url,
     header::{AUTHORIZATION, HeaderMap, HeaderValue},
@@ -41,16 +42,8 @@ pub(super) enum Refused {
         source: reqwest::Error,
     },
     /// It shows a certificate that is not accepted.
-    #[error(
-        "the certificate of {url} is not accepted ({reason}): for an authority of your own, name a file with its certificate in \
-         SSL_CERT_FILE (a certificate that is an authority itself is never accepted for a server)"
-    )]
-    Untrusted {
-        url: String,
-        reason: String,
-        #[source]
-        source: reqwest::Error,
-    },
+    #[error("the certificate of {url} is not accepted: {reason}{hint}")]
+    Untrusted { url: String, reason: String, hint: String },
 }
 
 impl Refused {
@@ -170,7 +163,9 @@ impl Api {
     pub fn away(&self, source: reqwest::Error) -> Refused {
         let url = self.base.to_string();
         match outbound::certificate_error(&source) {
-            Some(reason) => Refused::Untrusted { url, reason, source },
+            Some(reason) => {
+                Refused::Untrusted { url, reason: reason.to_string(), hint: hint(reason) }
+            }
             None => Refused::Away { url, source },
         }
     }
@@ -182,6 +177,28 @@ impl Api {
         }
         let text = response.text().await.context("the answer broke off")?;
         Json::parse(&text).context("the answer is not JSON: is this an edge of Jobmesh?")
+    }
+}
+
+/// What to do about a certificate that is not accepted, if this machine can do something.
+fn hint(reason: &CertificateError) -> String {
+    use CertificateError as Reason;
+    match reason {
+        Reason::Expired
+        | Reason::ExpiredContext { .. }
+        | Reason::NotValidYet
+        | Reason::NotValidYetContext { .. }
+        | Reason::NotValidForName
+        | Reason::NotValidForNameContext { .. } => return String::new(),
+        _ => {}
+    }
+    match std::env::var_os("SSL_CERT_FILE") {
+        Some(file) if !Path::new(&file).is_file() => {
+            format!("; SSL_CERT_FILE names {}, which is no file", Path::new(&file).display())
+        }
+        _ => "; for an authority of your own, name a file with its certificate in SSL_CERT_FILE (a certificate that is an \
+              authority itself is never accepted for a server)"
+            .to_owned(),
     }
 }
 

@@ -10,10 +10,16 @@ use nats::{
     names,
     topology::{self, Sizes},
 };
+use reqwest::StatusCode;
 use serde_json::json;
 use service::{NatsLogin, NatsUrl};
 
-use super::{Server, api::Api, json::Json, show};
+use super::{
+    Server,
+    api::{Api, Refused},
+    json::Json,
+    show,
+};
 
 /// How long one check may take.
 const WITHIN: Duration = Duration::from_secs(10);
@@ -136,17 +142,35 @@ impl Doctor {
             checks.push(Check::new("messages", no_rejected(rejected)));
         }
         checks.extend(clock.map(|found| Check::new("clock", found)));
+        let key = api.get("/api/projects", &[("limit", "1".to_owned())]).await;
+        if let Err(error) = key
+            && is_refused_with(&error, StatusCode::UNAUTHORIZED)
+        {
+            checks.push(Check::new("key", Err(format!("{error:#}"))));
+            return Ok(checks);
+        }
         for (what, found) in [("types", waiting(&api).await), ("tasks", tasks(&api).await)] {
-            let unseen = || Ok("not checked: this needs an API key for all projects".to_owned());
-            checks.push(Check::new(what, found.unwrap_or_else(unseen)));
+            let found = found.unwrap_or_else(|error| {
+                if is_refused_with(&error, StatusCode::FORBIDDEN) {
+                    Ok("not checked: this needs an API key for all projects".to_owned())
+                } else {
+                    Err(format!("not checked: {error:#}"))
+                }
+            });
+            checks.push(Check::new(what, found));
         }
         Ok(checks)
     }
 }
 
-/// Whether each type of which jobs wait has a processor; `None` if the API key may not see that.
-async fn waiting(api: &Api) -> Option<Result<String, String>> {
-    let processors = api.get("/api/processors", &[]).await.ok()?;
+/// Whether the edge refuses a request with this status.
+fn is_refused_with(error: &anyhow::Error, expected: StatusCode) -> bool {
+    matches!(error.downcast_ref(), Some(Refused::Answered { status, .. }) if *status == expected)
+}
+
+/// Whether each type of which jobs wait has a processor; an error if that cannot be read.
+async fn waiting(api: &Api) -> anyhow::Result<Result<String, String>> {
+    let processors = api.get("/api/processors", &[]).await?;
     let taken: Vec<String> = processors
         .field("processors")
         .items()
@@ -157,21 +181,20 @@ async fn waiting(api: &Api) -> Option<Result<String, String>> {
     for job_type in JobType::ALL.map(JobType::name).into_iter().filter(|it| !is_in(&taken, it)) {
         let query = [("status", "queued"), ("type", job_type), ("limit", "1")];
         let query = query.map(|(name, value)| (name, value.to_owned()));
-        let queued = api.get("/api/queue/jobs", &query).await.ok()?;
+        let queued = api.get("/api/queue/jobs", &query).await?;
         if !queued.field("jobs").items().is_empty() {
-            return Some(Err(format!(
+            return Ok(Err(format!(
                 "jobs of type {job_type} wait, and no processor that is online takes that type: start one \
                  (JOBMESH_TYPES names the types of a processor)"
             )));
         }
     }
-    Some(Ok("each type of which jobs wait has a processor".to_owned()))
+    Ok(Ok("each type of which jobs wait has a processor".to_owned()))
 }
 
-/// Whether the background tasks of all services succeeded when they were last tried; `None` if the API key may not see
-/// that.
-async fn tasks(api: &Api) -> Option<Result<String, String>> {
-    let list = api.get("/api/tasks", &[]).await.ok()?.field("tasks");
+/// Whether the background tasks of all services succeeded when they were last tried; an error if that cannot be read.
+async fn tasks(api: &Api) -> anyhow::Result<Result<String, String>> {
+    let list = api.get("/api/tasks", &[]).await?.field("tasks");
     let text = |task: &Json, field: &str| task.field(field).as_string().unwrap_or_default();
     let failed: Vec<String> = list
         .items()
@@ -192,7 +215,7 @@ async fn tasks(api: &Api) -> Option<Result<String, String>> {
     if !without_report.is_empty() {
         problems.push(format!("no {} service reports its tasks", without_report.join(" and no ")));
     }
-    Some(if problems.is_empty() {
+    Ok(if problems.is_empty() {
         Ok(format!("{} background tasks, none failed when it was last tried", services.len()))
     } else {
         Err(problems.join("; "))

@@ -31,12 +31,18 @@ pub(super) struct Followed {
 impl Followed {
     /// These jobs, of this project if it is known.
     pub fn jobs(jobs: Vec<String>, project: Option<String>) -> Self {
-        let query = match (&jobs[..], project) {
-            ([one], _) => vec![("jobId", one.clone())],
-            (_, Some(project)) => vec![("projectId", project)],
-            (_, None) => Vec::new(),
-        };
+        let mut query: Vec<_> = project.into_iter().map(|project| ("projectId", project)).collect();
+        if let [one] = &jobs[..] {
+            query.push(("jobId", one.clone()));
+        }
         Self { jobs: jobs.into_iter().map(|job| (job, String::new())).collect(), query }
+    }
+
+    /// This job. Its project is read: some API keys need it.
+    pub async fn job(api: &Api, job: String) -> anyhow::Result<Self> {
+        let answer = api.get(&format!("/api/queue/status/{job}"), &[]).await?;
+        let project = answer.field("job").field("projectId").as_string();
+        Ok(Self::jobs(vec![job], project))
     }
 
     /// The active jobs of a batch, or its last terminal one.

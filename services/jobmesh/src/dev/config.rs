@@ -1,6 +1,6 @@
 //! The flags of `dev`.
 
-use std::{net::SocketAddr, path::PathBuf};
+use std::{net::SocketAddr, num::NonZeroUsize, path::PathBuf};
 
 use nats::access::Secret;
 use service::{NatsLogin, NatsUrl};
@@ -33,8 +33,8 @@ pub struct Config {
     #[arg(long, env = "JOBMESH_PROCESSORS", default_value_t = 1)]
     pub processors: usize,
     /// How many jobs each processor runs at once.
-    #[arg(long, env = "JOBMESH_CONCURRENCY", default_value_t = 8)]
-    pub concurrency: usize,
+    #[arg(long, env = "JOBMESH_CONCURRENCY", default_value = "8")]
+    pub concurrency: NonZeroUsize,
     /// How long running jobs may go on after Ctrl-C before they are handed back, in seconds.
     #[arg(long, env = "JOBMESH_GRACE_S", default_value_t = 20)]
     pub grace_s: u32,
