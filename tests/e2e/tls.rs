@@ -183,6 +183,7 @@ async fn edge_serves_https_and_takes_a_new_certificate() -> anyhow::Result<()> {
         let text = String::from_utf8_lossy(&refused.stderr);
         assert_eq!(refused.status.code(), Some(4), "{text}");
         assert!(text.contains("is not accepted") && text.contains(reason), "{text}");
+        assert_eq!(text.contains("SSL_CERT_FILE"), host == "localhost", "{text}");
     }
     let answered = String::from_utf8(ask("localhost", &first).await?.stderr)?;
     assert!(!answered.contains("is not accepted"), "{answered}");

@@ -3,7 +3,9 @@
 use std::{
     collections::BTreeMap,
     fmt::Display,
+    pin::pin,
     sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use job::bounds::truncate;
@@ -12,10 +14,15 @@ use nats::{
     tasks::{ProcessTasks, TaskReport},
 };
 
+use tokio::time::timeout;
+
 use crate::{Identity, now_ms};
 
 /// How much of an error is kept, in bytes.
 const ERROR_BYTES_MAX: usize = 500;
+
+/// How long a wait must be to count as a success: longer than the broker takes to be missed.
+const WORKS_AFTER: Duration = Duration::from_secs(15);
 
 static TASKS: Mutex<BTreeMap<&'static str, TaskReport>> = Mutex::new(BTreeMap::new());
 
@@ -53,6 +60,18 @@ impl BackgroundTask {
         match result {
             Ok(_) => self.succeeded(),
             Err(error) => self.failed(error),
+        }
+    }
+
+    /// Waits for the next piece of work. A wait without an error is a success, too: after a failure the next piece may be
+    /// days away.
+    pub async fn wait_for<T>(self, work: impl Future<Output = T>) -> T {
+        let mut work = pin!(work);
+        loop {
+            match timeout(WORKS_AFTER, &mut work).await {
+                Ok(done) => return done,
+                Err(_) => self.succeeded(),
+            }
         }
     }
 
@@ -111,5 +130,15 @@ mod tests {
         assert_eq!((report().succeeded, report().failed, report().error), (1, 1, None));
         remove(&[task]);
         assert!(!lock().contains_key("a test's task"));
+    }
+    #[tokio::test(start_paused = true)]
+    async fn task_that_waits_for_work_shows_no_failure_of_before() {
+        let task = BackgroundTask::new("a task that waits");
+        let report = || lock()["a task that waits"].clone();
+        task.failed("no connection");
+        task.wait_for(tokio::time::sleep(WORKS_AFTER / 2)).await;
+        assert!(report().error.is_some(), "it may fail again");
+        task.wait_for(tokio::time::sleep(WORKS_AFTER * 2 - Duration::from_secs(1))).await;
+        assert_eq!((report().error, report().succeeded), (None, 1));
     }
 }

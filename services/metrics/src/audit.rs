@@ -111,7 +111,8 @@ async fn open(broker: &Broker) -> anyhow::Result<pull::Stream> {
 
 /// Waits for a record, and takes those that have arrived with it.
 async fn next_block(messages: &mut pull::Stream) -> anyhow::Result<Vec<Message>> {
-    let first = messages.next().await.context("the consumer of the audit log ended")?;
+    let first = INGESTION.wait_for(messages.next()).await;
+    let first = first.context("the consumer of the audit log ended")?;
     let mut block = vec![first?];
     while block.len() < RECORDS_MAX
         && let Some(Some(next)) = messages.next().now_or_never()

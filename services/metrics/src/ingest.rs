@@ -181,11 +181,10 @@ async fn ingest(
     let _following = following.clone().drop_guard();
     let next = keeper.checkpoint().next;
     progress.reach(IngestWatermark { sequence: next - 1, at: keeper.checkpoint().at });
-    INGESTION.succeeded();
     let mut events = StreamReader::start(broker.clone(), names::EVENTS, next, following);
     loop {
         let pending = keeper.checkpoint().pending;
-        let first = events.recv().await?;
+        let first = INGESTION.wait_for(events.recv()).await?;
         if pending.is_some_and(|until| first.sequence > until) {
             let (from, to) = (keeper.checkpoint().next, first.sequence - 1);
             tracing::error!(from, to, "EVENTS was cut before metrics had it: rows are missing");
