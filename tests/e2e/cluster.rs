@@ -9,7 +9,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use serde_json::json;
+use serde_json::{Value, json};
+use testkit::DrainEnd;
 use tokio::task::{JoinHandle, JoinSet};
 
 use crate::{
@@ -18,7 +19,7 @@ use crate::{
 };
 
 /// The variable with the rounds of the long trial.
-pub const ROUNDS: &str = "JOBMESH_CLUSTER_ROUNDS";
+const ROUNDS: &str = "JOBMESH_CLUSTER_ROUNDS";
 const SIGKILL: i32 = 9;
 const SIGTERM: i32 = 15;
 const SIGSTOP: i32 = 19;
@@ -34,12 +35,17 @@ const LEADER_ANSWERS_WITHIN: Duration = Duration::from_millis(300);
 const LATER_THAN_NATS: Duration = Duration::from_secs(1);
 /// How much longer everything may take beside other tests, which share the cores: not in the long trial.
 const BUSY: Duration = Duration::from_secs(3);
-/// How long a connection without answers is kept.
-const HALF_OPEN: Duration = Duration::from_secs(6);
+/// How long a service stays with a server that does not answer.
+const HALF_OPEN: Duration = Duration::from_secs(3);
 /// How long requests may wait for another service: until the edge answers that a job is durable.
 const TAKEOVER: Duration = Duration::from_secs(3);
 /// Requests that are accepted after a fault before the next one.
 const RECOVERED_AFTER: usize = 25;
+
+/// Whether this is the long trial.
+pub fn is_long() -> bool {
+    std::env::var_os(ROUNDS).is_some()
+}
 
 /// When something last succeeded, and the longest time without a success.
 #[derive(Default)]
@@ -121,7 +127,13 @@ async fn ask_leaders(services: &Services, gaps: &Arc<Gaps>) -> anyhow::Result<Jo
                     tokio::time::timeout(LEADER_ANSWERS_WITHIN, client.request(subject, "".into()))
                 });
                 let answers = futures_util::future::join_all(answers).await;
-                if answers.iter().all(|answer| matches!(answer, Ok(Ok(_)))) {
+                let is_led = |answer: &Result<Result<async_nats::Message, _>, _>| {
+                    let Ok(Ok(answer)) = answer else { return false };
+                    let answer = serde_json::from_slice::<Value>(&answer.payload);
+                    // Without a leader, other servers answer.
+                    answer.is_ok_and(|answer| answer["cluster"]["leader"].is_string())
+                };
+                if answers.iter().all(is_led) {
                     gaps.success();
                 }
                 tokio::time::sleep(REQUEST_EVERY).await;
@@ -142,6 +154,7 @@ pub struct Trial {
 }
 
 /// A fault, and what clients may notice of it.
+#[derive(Clone, Copy)]
 pub struct Fault {
     name: &'static str,
     /// How long requests may fail in addition to NATS itself.
@@ -215,7 +228,7 @@ impl Trial {
             nats.as_secs_f64()
         );
         println!("{row}");
-        let busy = if std::env::var_os(ROUNDS).is_some() { Duration::ZERO } else { BUSY };
+        let busy = if is_long() { Duration::ZERO } else { BUSY };
         let allowed = nats.max(fault.noticed) + fault.added + busy;
         if gap > allowed || (fault.is_planned && failed > 0) {
             self.broken.push(row);
@@ -279,10 +292,19 @@ impl Trial {
             Ok(())
         })
         .await?;
-        for node in 0..3 {
-            let drained = Fault::planned("lame duck, end and start of a server");
-            self.fault(drained, async |services| services.cluster.drain_and_restart(node).await)
-                .await?;
+        for end in [DrainEnd::Stopped, DrainEnd::ByItself] {
+            let drained = Fault::planned(match end {
+                DrainEnd::Stopped => "lame duck, stop and start of a server",
+                DrainEnd::ByItself => "lame duck to its end, and start of a server",
+            });
+            // Up to half a minute each.
+            let nodes = if end == DrainEnd::Stopped || is_long() { 3 } else { 1 };
+            for node in 0..nodes {
+                let drain = async |services: &mut Services| {
+                    services.cluster.drain_and_restart(node, end).await
+                };
+                self.fault(drained, drain).await?;
+            }
         }
         Ok(())
     }

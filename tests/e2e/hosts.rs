@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::{
-    cluster::{Fault, ROUNDS, Trial},
+    cluster::{Fault, Trial, is_long},
     services::Services,
 };
 
@@ -32,7 +32,7 @@ async fn a_mesh_survives_the_loss_of_networks_between_hosts() -> anyhow::Result<
             .await?;
     }
     // Each in the long trial.
-    let pairs = if std::env::var_os(ROUNDS).is_some() { 3 } else { 1 };
+    let pairs = if is_long() { 3 } else { 1 };
     for host in 0..pairs {
         let cut = Fault::half_open("two of three hosts are cut off from each other for 8 s");
         trial

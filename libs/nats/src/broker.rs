@@ -1,11 +1,15 @@
 //! The connection to NATS, as every service has it.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use async_nats::{Client, ConnectOptions, Event, connection::State, jetstream};
 use tokio::sync::watch;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
-use crate::access::{Access, AccessError, Login, Tls};
+use crate::{
+    access::{Access, AccessError, Login, Tls},
+    servers::{Servers, Watch},
+};
 
 /// How often the client looks whether the broker still answers; two misses close the connection.
 const PING_INTERVAL: Duration = Duration::from_secs(2);
@@ -20,6 +24,9 @@ const LATE_ANSWER: Duration = Duration::from_millis(250);
 const CONNECT_PAUSE: Duration = Duration::from_millis(250);
 const REFUSED_PAUSE: Duration = Duration::from_secs(2);
 
+/// How long a server has to accept a connection, if there are others.
+const CONNECT_WITHIN: Duration = Duration::from_secs(2);
+
 /// How long a flush may take before the process stops without it.
 const FLUSH_WITHIN: Duration = Duration::from_secs(2);
 
@@ -31,6 +38,9 @@ pub struct Broker {
     /// JetStream.
     pub js: jetstream::Context,
     connects: watch::Receiver<u64>,
+    pub(crate) servers: Arc<Servers>,
+    /// Ends the watch of the servers with the last clone.
+    _watch: Option<Arc<DropGuard>>,
 }
 
 /// The broker could not be reached.
@@ -71,7 +81,13 @@ impl Broker {
     /// If the login cannot be used, or the first connection cannot be made.
     pub async fn connect_with(access: &Access, name: &str) -> Result<Self, Error> {
         let (connected, connects) = watch::channel(0u64);
-        let options = ConnectOptions::new()
+        let servers = Arc::<Servers>::default();
+        let (chosen, told) = (servers.clone(), servers.clone());
+        let options = match access.servers().len() {
+            1 => ConnectOptions::new(),
+            _ => ConnectOptions::new().connection_timeout(CONNECT_WITHIN),
+        };
+        let options = options
             .name(name)
             .ping_interval(PING_INTERVAL)
             .request_timeout(Some(REQUEST_TIMEOUT))
@@ -79,10 +95,12 @@ impl Broker {
             .reconnect_delay_callback(|attempt| {
                 Duration::from_millis(50 * u64::try_from(attempt.min(20)).unwrap_or(20))
             })
+            .reconnect_to_server_callback(move |_, _| std::future::ready(chosen.take_next()))
             .event_callback(move |event| {
-                let connected = connected.clone();
+                let (connected, servers) = (connected.clone(), told.clone());
                 async move {
                     match event {
+                        Event::LameDuckMode => servers.note_lame_duck(),
                         Event::Connected => connected.send_modify(|count| *count += 1),
                         Event::Disconnected => tracing::warn!("connection to NATS lost"),
                         Event::SlowConsumer(sid) => tracing::warn!(sid, "messages were dropped"),
@@ -99,17 +117,32 @@ impl Broker {
             connected.map_err(|source| Error::Connect { servers: access.to_string(), source })?;
         let mut js = jetstream::new(client.clone());
         js.set_timeout(REQUEST_TIMEOUT);
-        Ok(Self { client, js, connects })
+        Ok(Self { client, js, connects, servers, _watch: None })
     }
 
-    /// Connects, and tries again until it works or `stop` is done.
+    /// Watches which server the client is connected to, as long as the broker or a clone of it is there.
+    fn watching(self, access: &Access, name: &str) -> Self {
+        let watch = Watch {
+            client: self.client.clone(),
+            servers: self.servers.clone(),
+            access: access.clone(),
+            name: name.to_owned(),
+            connects: self.connects(),
+        };
+        let stop = CancellationToken::new();
+        tokio::spawn(watch.run(stop.clone()));
+        Self { _watch: Some(Arc::new(stop.drop_guard())), ..self }
+    }
+
+    /// Connects, and tries again until it works or `stop` is done. From then on the client is connected to the nearest server
+    /// that reaches the leaders of the streams.
     ///
     /// # Errors
     /// If the login cannot be used.
     pub async fn connect_until(
         access: &Access,
         name: &str,
-        stop: &tokio_util::sync::CancellationToken,
+        stop: &CancellationToken,
     ) -> Result<Option<Self>, AccessError> {
         loop {
             let mut pause = CONNECT_PAUSE;
@@ -119,7 +152,7 @@ impl Broker {
                 connected = connecting => connected,
             };
             match connected {
-                Ok(broker) => return Ok(Some(broker)),
+                Ok(broker) => return Ok(Some(broker.watching(access, name))),
                 Err(Error::Access(error)) => return Err(error),
                 Err(Error::Connect { servers, source }) if is_refused(&source) => {
                     tracing::error!(

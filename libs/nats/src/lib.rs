@@ -23,6 +23,7 @@ mod redundancy;
 pub mod rejected;
 pub mod results;
 pub mod run_tokens;
+mod servers;
 pub mod snapshot;
 pub mod storage;
 pub mod stream_reader;

@@ -189,6 +189,18 @@ impl Broker {
         message: Message,
         patience: Duration,
     ) -> Result<Ack, Error> {
+        let began = Instant::now();
+        let published = self.publish_unnoted(message, patience).await;
+        match &published {
+            // The connection was lost.
+            Err(Error::Unknown { .. }) => {}
+            Err(error) if error.may_pass() => self.servers.note_failure(began),
+            _ => self.servers.note_answer(),
+        }
+        published
+    }
+
+    async fn publish_unnoted(&self, message: Message, patience: Duration) -> Result<Ack, Error> {
         let subject = message.subject.clone();
         let request = async_nats::Request::new()
             .headers(message.headers)

@@ -1,5 +1,6 @@
 //! One NATS server or a cluster of them, with a system account that can close connections.
 
+mod connections;
 mod streams;
 
 use std::{
@@ -11,7 +12,6 @@ use std::{
 
 use anyhow::{Context, bail, ensure};
 use async_nats::{Client, ConnectOptions};
-use serde::Deserialize;
 use tempfile::TempDir;
 
 use crate::{Network, nats::CONF, network};
@@ -23,10 +23,6 @@ const CLUSTER_CONF: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../deploy/na
 const ADVERTISE: &str = "no_advertise: false";
 /// How long the cluster may take to elect its leaders.
 const READY_WITHIN: Duration = Duration::from_secs(60);
-/// How often the servers are asked for their connections.
-const LIST_ATTEMPTS: usize = 10;
-/// How long the servers have to list their connections.
-const LIST_WITHIN: Duration = Duration::from_millis(300);
 /// User and password of the system account.
 const SYSTEM: &str = "system";
 
@@ -47,29 +43,13 @@ struct Node {
     server: Child,
 }
 
-/// A connection as a server lists it.
-#[derive(Deserialize)]
-struct Connection {
-    cid: u64,
-    #[serde(default)]
-    name: String,
-}
-
-#[derive(Deserialize)]
-struct Listed {
-    server: ServerId,
-    data: Connections,
-}
-
-#[derive(Deserialize)]
-struct ServerId {
-    id: String,
-}
-
-#[derive(Deserialize)]
-struct Connections {
-    #[serde(default)]
-    connections: Vec<Connection>,
+/// How a server in lame duck mode ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DrainEnd {
+    /// It is stopped once it leads no stream.
+    Stopped,
+    /// By itself, when it has closed its connections.
+    ByItself,
 }
 
 impl Cluster {
@@ -158,6 +138,11 @@ impl Cluster {
         self.nodes.is_empty()
     }
 
+    /// The name of a server.
+    pub fn name(&self, node: usize) -> &str {
+        &self.nodes[node].name
+    }
+
     /// The address of a server.
     pub fn address(&self, node: usize) -> String {
         let Node { ip, port, .. } = &self.nodes[node];
@@ -172,7 +157,7 @@ impl Cluster {
     pub async fn kick(&self, prefix: &str) -> anyhow::Result<usize> {
         let client = self.system_client().await?;
         let mut kicked = 0;
-        for listed in self.connections(&client).await? {
+        for listed in connections::list(&client, self.nodes.len()).await? {
             let found = listed.data.connections.iter().filter(|it| it.name.starts_with(prefix));
             for connection in found {
                 let subject = format!("$SYS.REQ.SERVER.{}.KICK", listed.server.id);
@@ -224,15 +209,16 @@ impl Cluster {
         Ok(())
     }
 
-    /// Puts a server into lame duck mode, ends it once it leads no stream, and starts it again.
+    /// Puts a server into lame duck mode, ends it once it leads no stream or waits until it ends by itself, and starts it
+    /// again.
     ///
     /// # Errors
     /// If that takes too long.
-    pub async fn drain_and_restart(&mut self, node: usize) -> anyhow::Result<()> {
+    pub async fn drain_and_restart(&mut self, node: usize, end: DrainEnd) -> anyhow::Result<()> {
         let other = (node + 1) % self.nodes.len();
         let client = self.client(other, ConnectOptions::new()).await?;
         let streams = stream_names(&client).await?;
-        signal(self.id(node), "USR2")?;
+        self.start_lame_duck(node)?;
         let name = self.nodes[node].name.clone();
         let begun = Instant::now();
         for stream in streams {
@@ -241,9 +227,31 @@ impl Cluster {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
         }
-        signal(self.id(node), "TERM")?;
-        self.nodes[node].server.wait()?;
+        if end == DrainEnd::Stopped {
+            signal(self.id(node), "TERM")?;
+        }
+        let begun = Instant::now();
+        while !self.has_ended(node)? {
+            ensure!(begun.elapsed() < READY_WITHIN, "{name} does not end");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
         self.restart(node)
+    }
+
+    /// Puts a server into lame duck mode: it hands over what it leads, closes its connections bit by bit and ends.
+    ///
+    /// # Errors
+    /// If it cannot be signalled.
+    pub fn start_lame_duck(&self, node: usize) -> anyhow::Result<()> {
+        signal(self.id(node), "USR2")
+    }
+
+    /// Whether a server has ended by itself.
+    ///
+    /// # Errors
+    /// If that cannot be found out.
+    pub fn has_ended(&mut self, node: usize) -> anyhow::Result<bool> {
+        Ok(self.nodes[node].server.try_wait()?.is_some())
     }
 
     /// The process of a server.
@@ -287,29 +295,6 @@ impl Cluster {
                 Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
             }
         }
-    }
-
-    async fn connections(&self, client: &Client) -> anyhow::Result<Vec<Listed>> {
-        use futures_util::StreamExt;
-        let inbox = client.new_inbox();
-        let mut answers = client.subscribe(inbox.clone()).await?;
-        let request = r#"{"limit": 1024}"#;
-        let mut listed = Vec::new();
-        // A busy machine may take longer.
-        for _ in 0..LIST_ATTEMPTS {
-            let to = inbox.clone();
-            client.publish_with_reply("$SYS.REQ.SERVER.PING.CONNZ", to, request.into()).await?;
-            while listed.len() < self.nodes.len() {
-                let answer = tokio::time::timeout(LIST_WITHIN, answers.next()).await;
-                let Ok(Some(answer)) = answer else { break };
-                listed.push(serde_json::from_slice(&answer.payload)?);
-            }
-            if !listed.is_empty() {
-                break;
-            }
-        }
-        ensure!(!listed.is_empty(), "no server lists its connections");
-        Ok(listed)
     }
 
     async fn wait_until_ready(&self) -> anyhow::Result<()> {

@@ -6,7 +6,7 @@ mod nats;
 mod network;
 mod proxy;
 
-pub use cluster::Cluster;
+pub use cluster::{Cluster, DrainEnd};
 pub use nats::Nats;
 pub use network::{Network, command};
 pub use proxy::Proxy;

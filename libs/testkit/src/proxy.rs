@@ -18,6 +18,10 @@ enum Mode {
     Pass,
     /// Drops what the server sends.
     SwallowAnswers,
+    /// Drops the messages that the server sends, and passes on its answers to pings.
+    SwallowMessages,
+    /// Passes them on later, both ways.
+    Delay(Duration),
     /// Holds them, both ways, until the mode changes.
     Stall,
 }
@@ -78,6 +82,16 @@ impl Proxy {
         self.state.send_modify(|state| state.mode = Mode::SwallowAnswers);
     }
 
+    /// From now on messages are lost, as on a server that others do not reach, but pings are answered.
+    pub fn swallow_messages(&self) {
+        self.state.send_modify(|state| state.mode = Mode::SwallowMessages);
+    }
+
+    /// From now on everything takes this much longer, each way.
+    pub fn delay(&self, time: Duration) {
+        self.state.send_modify(|state| state.mode = Mode::Delay(time));
+    }
+
     /// Holds everything back for a time, then passes it on.
     pub async fn stall(&self, time: Duration) {
         self.state.send_modify(|state| state.mode = Mode::Stall);
@@ -117,14 +131,23 @@ async fn copy(
         };
         let Ok(length @ 1..) = read else { return };
         let mode = state.borrow().mode;
-        if mode == Mode::SwallowAnswers && from_server {
-            continue;
+        match mode {
+            Mode::SwallowAnswers if from_server => continue,
+            // Messages are small here: each comes in one piece.
+            Mode::SwallowMessages if from_server && has_message(&buffer[..length]) => continue,
+            Mode::Delay(time) => tokio::time::sleep(time).await,
+            _ => {}
         }
         let resumed = state.wait_for(|state| state.mode != Mode::Stall).await.is_ok();
         if !resumed || to.write_all(&buffer[..length]).await.is_err() {
             return;
         }
     }
+}
+
+/// Whether bytes of NATS's protocol hold a message, with headers or without.
+fn has_message(bytes: &[u8]) -> bool {
+    bytes.windows(4).any(|it| it == b"MSG ")
 }
 
 /// Waits for the next cut.

@@ -4,6 +4,7 @@
 mod archive;
 mod frozen;
 mod readers;
+mod servers;
 mod sizes;
 mod waiting;
 
