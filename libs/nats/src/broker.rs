@@ -82,7 +82,7 @@ impl Broker {
     pub async fn connect_with(access: &Access, name: &str) -> Result<Self, Error> {
         let (connected, connects) = watch::channel(0u64);
         let servers = Arc::<Servers>::default();
-        let (chosen, told) = (servers.clone(), servers.clone());
+        let (chosen, noted) = (servers.clone(), servers.clone());
         let options = match access.servers().len() {
             1 => ConnectOptions::new(),
             _ => ConnectOptions::new().connection_timeout(CONNECT_WITHIN),
@@ -97,11 +97,12 @@ impl Broker {
             })
             .reconnect_to_server_callback(move |_, _| std::future::ready(chosen.take_next()))
             .event_callback(move |event| {
-                let (connected, servers) = (connected.clone(), told.clone());
+                let (connected, servers) = (connected.clone(), noted.clone());
                 async move {
                     match event {
                         Event::LameDuckMode => servers.note_lame_duck(),
                         Event::Connected => connected.send_modify(|count| *count += 1),
+                        Event::Disconnected if servers.take_leaving() => {}
                         Event::Disconnected => tracing::warn!("connection to NATS lost"),
                         Event::SlowConsumer(sid) => tracing::warn!(sid, "messages were dropped"),
                         Event::ServerError(error) => {
@@ -121,12 +122,13 @@ impl Broker {
     }
 
     /// Watches which server the client is connected to, as long as the broker or a clone of it is there.
-    fn watching(self, access: &Access, name: &str) -> Self {
+    fn watching(self, access: &Access, name: &str, streams: Vec<String>) -> Self {
         let watch = Watch {
             client: self.client.clone(),
             servers: self.servers.clone(),
             access: access.clone(),
             name: name.to_owned(),
+            streams,
             connects: self.connects(),
         };
         let stop = CancellationToken::new();
@@ -134,14 +136,15 @@ impl Broker {
         Self { _watch: Some(Arc::new(stop.drop_guard())), ..self }
     }
 
-    /// Connects, and tries again until it works or `stop` is done. From then on the client is connected to the nearest server
-    /// that reaches the leaders of the streams.
+    /// Connects, and tries again until it works or `stop` is done. From then on the client leaves a server that does
+    /// not reach the leaders of `streams`, and goes to the nearest one that does.
     ///
     /// # Errors
     /// If the login cannot be used.
     pub async fn connect_until(
         access: &Access,
         name: &str,
+        streams: Vec<String>,
         stop: &CancellationToken,
     ) -> Result<Option<Self>, AccessError> {
         loop {
@@ -152,7 +155,7 @@ impl Broker {
                 connected = connecting => connected,
             };
             match connected {
-                Ok(broker) => return Ok(Some(broker.watching(access, name))),
+                Ok(broker) => return Ok(Some(broker.watching(access, name, streams))),
                 Err(Error::Access(error)) => return Err(error),
                 Err(Error::Connect { servers, source }) if is_refused(&source) => {
                     tracing::error!(
@@ -226,6 +229,12 @@ impl Broker {
                 () = lost => {}
             }
         }
+    }
+
+    /// The id of the server process that the client is connected to. A server that the client itself has chosen instead of
+    /// another one counts as that one: nothing was lost with it.
+    pub fn incarnation(&self) -> String {
+        self.servers.first_of(self.client.server_info().server_id)
     }
 
     /// Counts the connections made so far; changes with each reconnect.

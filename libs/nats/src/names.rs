@@ -255,6 +255,18 @@ pub fn seen(headers: &HeaderMap) -> Option<u64> {
     headers.get(SEEN)?.as_str().parse().ok()
 }
 
+/// The streams that each job passes.
+pub fn job_streams() -> Vec<String> {
+    let leases = format!("KV_{LEASES}");
+    let others = [COMMANDS, EVENTS, JOBS_STREAM, &leases].map(str::to_owned);
+    others.into_iter().chain(work_streams()).collect()
+}
+
+/// The streams of ready work.
+pub fn work_streams() -> Vec<String> {
+    PriorityClass::ALL.map(|class| work_stream(class).to_owned()).into()
+}
+
 /// The stream of ready work of a class.
 pub fn work_stream(class: PriorityClass) -> &'static str {
     match class {

@@ -4,7 +4,10 @@
 //! the answer is read here. An answer that does not come means "unknown", never "no": the
 //! message may be stored, or may yet be when the connection is back.
 
-use std::time::{Duration, Instant};
+use std::{
+    pin::pin,
+    time::{Duration, Instant},
+};
 
 use async_nats::{HeaderMap, Subject, client::RequestErrorKind};
 use bytes::Bytes;
@@ -12,7 +15,7 @@ use serde::Deserialize;
 use tokio::time::timeout;
 use uuid::Uuid;
 
-use crate::Broker;
+use crate::{Broker, servers::FAILING_FOR};
 
 /// How long an answer to a publish is waited for.
 pub const ACK_TIMEOUT: Duration = Duration::from_secs(5);
@@ -190,9 +193,16 @@ impl Broker {
         patience: Duration,
     ) -> Result<Ack, Error> {
         let began = Instant::now();
-        let published = self.publish_unnoted(message, patience).await;
+        let mut publishing = pin!(self.publish_unnoted(message, patience));
+        let published = match timeout(FAILING_FOR, publishing.as_mut()).await {
+            Ok(published) => published,
+            Err(_) => {
+                self.servers.note_failure(began);
+                publishing.await
+            }
+        };
         match &published {
-            // The connection was lost.
+            // The connection was lost, or the client sends nothing.
             Err(Error::Unknown { .. }) => {}
             Err(error) if error.may_pass() => self.servers.note_failure(began),
             _ => self.servers.note_answer(),

@@ -2,7 +2,6 @@
 
 use async_nats::jetstream::stream::ClusterInfo;
 use futures_util::future;
-use job::PriorityClass;
 
 use crate::{Broker, names};
 
@@ -10,10 +9,7 @@ impl Broker {
     /// How many servers may fail now so that every stream that jobs need still stores messages: 0 if each is on one
     /// server only. `None` if a stream could not be read.
     pub async fn spare_servers(&self) -> Option<usize> {
-        let leases = format!("KV_{}", names::LEASES);
-        let streams = [names::COMMANDS, names::EVENTS, names::JOBS_STREAM, &leases];
-        let work = PriorityClass::ALL.map(names::work_stream);
-        let spare = streams.into_iter().chain(work).map(async |stream| {
+        let spare = names::job_streams().into_iter().map(async |stream| {
             let stream = self.js.get_stream(stream).await.ok()?;
             Some(spare_of(stream.cached_info().cluster.as_ref()))
         });

@@ -6,6 +6,7 @@ use anyhow::{Context, bail};
 use nats::{
     Broker,
     access::{Access, Login, Secret, Tls},
+    names,
     topology::{self, Sizes},
 };
 use tokio_util::sync::CancellationToken;
@@ -136,6 +137,14 @@ impl Identity {
     /// All of them.
     pub const ALL: [Self; 4] = [Self::State, Self::Edge, Self::Metrics, Self::Processor];
 
+    /// The streams whose leaders it needs. Logins of third-party processors may ask for no others.
+    fn streams(self) -> Vec<String> {
+        match self {
+            Self::Processor => names::work_streams(),
+            Self::Edge | Self::State | Self::Metrics => names::job_streams(),
+        }
+    }
+
     /// Its name, which its user and its inboxes have too.
     pub fn name(self) -> &'static str {
         match self {
@@ -200,7 +209,8 @@ impl Nats {
     ) -> anyhow::Result<Option<Broker>> {
         let inbox = self.nats_inbox.as_deref().unwrap_or(identity.name());
         let access = self.login.access(self.nats_url.reveal())?.with_inboxes_of(inbox);
-        let Some(broker) = Broker::connect_until(&access, name, stop).await? else {
+        let Some(broker) = Broker::connect_until(&access, name, identity.streams(), stop).await?
+        else {
             return Ok(None);
         };
         let sizes = self.sizes();

@@ -16,7 +16,7 @@ use std::{
 };
 
 use metrics::{ClickHouseAccess, archive::Archive};
-use nats::{Broker, topology::Sizes};
+use nats::{Broker, names, topology::Sizes};
 use service::NatsLogin;
 
 use anyhow::{Context, bail};
@@ -132,7 +132,7 @@ async fn restore(
 ) -> anyhow::Result<()> {
     let access = NatsLogin::default().access(storage.nats.reveal())?;
     let archive = Archive::open(&ClickHouseAccess::at(storage.clickhouse.clone()))?;
-    let broker = Broker::connect_until(&access, "dev", stop).await?;
+    let broker = Broker::connect_until(&access, "dev", names::job_streams(), stop).await?;
     archive.until_there(stop).await;
     let Some(broker) = broker.filter(|_| !stop.is_cancelled()) else {
         bail!("interrupted before anything was restored");

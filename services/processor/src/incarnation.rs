@@ -8,7 +8,8 @@ use nats::{Broker, consumer::Pullers};
 /// deliveries may be forgotten.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct BrokerIncarnation {
-    /// The id of the server that this processor is connected to: a new one for each of its processes.
+    /// The id of the server that this processor is connected to: a new one for each of its processes, but the old one if the
+    /// processor itself chose another server, which takes nothing from the consumers of a cluster.
     server: String,
     /// How many consumers were replaced so far.
     replacements: u64,
@@ -18,7 +19,7 @@ impl BrokerIncarnation {
     /// The current one. A new connection to the same server makes no difference: deliveries that were lost with
     /// the old one are redelivered.
     pub fn current(broker: &Broker, pullers: &Pullers) -> Self {
-        let server = broker.client.server_info().server_id;
+        let server = broker.incarnation();
         Self { server, replacements: pullers.replacements() }
     }
 }

@@ -10,6 +10,9 @@ const UP_WITHIN: Duration = Duration::from_secs(60);
 /// How often the edge is asked.
 const ASK_EVERY: Duration = Duration::from_millis(25);
 
+/// How long it may take before the user is told what is waited for.
+const SAY_AFTER: Duration = Duration::from_secs(5);
+
 /// What the edge says of those behind it.
 #[derive(Deserialize)]
 struct Health {
@@ -17,6 +20,19 @@ struct Health {
     state: bool,
     processor: bool,
     metrics: bool,
+}
+
+impl Health {
+    /// The services that do not answer yet.
+    fn missing(&self, needs_processors: bool) -> Vec<&'static str> {
+        let services = [
+            ("NATS", self.nats),
+            ("state", self.state),
+            ("processors", self.processor || !needs_processors),
+            ("metrics", self.metrics),
+        ];
+        services.into_iter().filter(|(_, is_up)| !is_up).map(|(name, _)| name).collect()
+    }
 }
 
 /// Waits until every service behind the edge answers; processors only where some are started.
@@ -27,24 +43,41 @@ pub(super) async fn wait(listen: &SocketAddr, processors: usize) -> anyhow::Resu
         reached.set_ip(std::net::Ipv4Addr::LOCALHOST.into());
     }
     let url = format!("http://{reached}/readyz");
-    let deadline = tokio::time::Instant::now() + UP_WITHIN;
+    let began = tokio::time::Instant::now();
+    let deadline = began + UP_WITHIN;
+    let mut said = Vec::new();
     let mut last = String::from("no answer");
     while tokio::time::Instant::now() < deadline {
+        let mut missing = vec!["the edge"];
         match client.get(&url).send().await {
             Ok(answer) => {
                 last = answer.text().await.unwrap_or_default();
-                let health = serde_json::from_str::<Health>(&last);
-                let is_up = |health: Health| {
-                    let has_processors = health.processor || processors == 0;
-                    health.nats && health.state && health.metrics && has_processors
-                };
-                if health.is_ok_and(is_up) {
+                if let Ok(health) = serde_json::from_str::<Health>(&last) {
+                    missing = health.missing(processors > 0);
+                }
+                if missing.is_empty() {
                     return Ok(());
                 }
             }
             Err(error) => last = error.without_url().to_string(),
         }
+        if began.elapsed() > SAY_AFTER && missing != said {
+            eprintln!("waiting for {}", missing.join(", "));
+            said = missing;
+        }
         tokio::time::sleep(ASK_EVERY).await;
     }
     bail!("not everything came up within {} s: {last}", UP_WITHIN.as_secs())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Health;
+
+    #[test]
+    fn what_does_not_answer_is_named() {
+        let health = Health { nats: true, state: false, processor: false, metrics: true };
+        assert_eq!(health.missing(true), ["state", "processors"]);
+        assert_eq!(health.missing(false), ["state"]);
+    }
 }
