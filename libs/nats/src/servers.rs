@@ -17,7 +17,7 @@ use std::{
 };
 
 use async_nats::{Client, ConnectOptions, ReconnectToServer, ServerAddr};
-use futures_util::{StreamExt, stream::FuturesUnordered};
+use futures_util::{FutureExt, StreamExt, stream::FuturesUnordered};
 use tokio::{
     sync::{Notify, watch},
     time::{sleep, timeout},
@@ -26,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::access::Access;
 use leaders::{Reached, reaches};
-use plan::{BACKOFF, Plan, RETURN_AFTER, SETTLED_AFTER, jitter};
+use plan::{BACKOFF, Plan, RETURN_AFTER, RETURN_AFTER_MAX, SETTLED_AFTER, jitter};
 
 /// How long writes may fail before other servers are asked.
 pub(crate) const FAILING_FOR: Duration = Duration::from_secs(1);
@@ -38,6 +38,8 @@ const POOL_WITHIN: Duration = Duration::from_secs(1);
 const FLUSH_WITHIN: Duration = Duration::from_secs(1);
 /// How often one of the streams is asked for, whether writes fail or not.
 const ASK_EVERY: Duration = Duration::from_secs(5);
+/// How recently a server must have sent something to be left over TLS.
+const ALIVE_WITHIN: Duration = Duration::from_secs(5);
 /// How often each server is connected to; the shortest time counts.
 const MEASURES: usize = 3;
 /// A server is nearer if connecting takes less than half the time, and this much less: servers of one site are equally near.
@@ -78,6 +80,13 @@ impl Servers {
     /// Notes that the leader of a stream has answered a write.
     pub(crate) fn note_answer(&self) {
         *lock(&self.failing_since) = None;
+    }
+
+    /// Forgets what was noted of a connection that was replaced.
+    fn forget(&self) {
+        self.note_answer();
+        let _ = self.fails.notified().now_or_never();
+        let _ = self.stops.notified().now_or_never();
     }
 
     /// Notes that the server of the connection is in lame duck mode.
@@ -173,21 +182,29 @@ impl Watch {
                     if changed.is_err() {
                         return;
                     }
-                    self.servers.note_answer();
+                    self.servers.forget();
                     in_bytes = None;
-                    plan = Plan::new(match last_reason.take() {
+                    let backoff = plan.backoff;
+                    plan = Plan::new(match &last_reason {
                         None => Some(SETTLED_AFTER + jitter()),
                         // The nearest server may be the one that was left.
                         Some(Reason::Unreached { .. } | Reason::LameDuck) => Some(RETURN_AFTER + jitter()),
-                        // Behind an address that leads to several servers it may be another one.
-                        Some(Reason::Nearer { .. }) => None,
+                        // It may have refused the connection.
+                        Some(Reason::Nearer { .. }) => Some(RETURN_AFTER_MAX),
                     });
+                    // Behind an address that leads to several servers it may be the same one.
+                    if matches!(last_reason.take(), Some(Reason::Unreached { .. })) {
+                        plan.backoff = backoff;
+                        plan.compare_later();
+                    }
                 }
                 () = self.servers.stops.notified() => {
                     sleep(jitter()).await;
                     let nothing = Reached::nothing(streams.len());
-                    if let Some(other) = self.find_better_than(&nothing).await {
-                        last_reason = self.go_to(other, Reason::LameDuck).await;
+                    match self.find_better_than(&nothing).await {
+                        Some(other) => last_reason = self.go_to(other, Reason::LameDuck).await,
+                        // The leaders are moving.
+                        None => self.servers.note_lame_duck(),
                     }
                 }
                 () = self.servers.fails.notified() => {
@@ -218,8 +235,12 @@ impl Watch {
     }
 
     /// Connects to another server if it reaches more than this one, twice in a row. `in_bytes` is how much this server had sent at
-    /// the last comparison.
-    async fn compare(&self, plan: &mut Plan, in_bytes: &mut Option<u64>) -> Option<Reason> {
+    /// the last comparison, and when that was.
+    async fn compare(
+        &self,
+        plan: &mut Plan,
+        in_bytes: &mut Option<(u64, Instant)>,
+    ) -> Option<Reason> {
         let connection = *self.connects.borrow();
         let reached = Reached::by(&self.client, &self.streams).await;
         plan.compare_later();
@@ -230,7 +251,8 @@ impl Watch {
         // async-nats ends a connection with TLS by a last record, and waits until the server has read it: a server that
         // does not read is left to the client's pings.
         let now = self.client.statistics().in_bytes.load(Ordering::Relaxed);
-        let is_alive = in_bytes.replace(now).is_some_and(|before| now > before);
+        let before = in_bytes.replace((now, Instant::now()));
+        let is_alive = before.is_some_and(|(bytes, at)| at.elapsed() < ALIVE_WITHIN && now > bytes);
         if self.uses_tls() && !is_alive {
             plan.not_before = Instant::now() + BACKOFF;
             return None;
@@ -252,6 +274,8 @@ impl Watch {
     /// The first other server that reaches more.
     async fn find_better_than(&self, reached: &Reached) -> Option<Probe> {
         let probe = async |address| {
+            // Otherwise all clients of a server would go to the same one.
+            sleep(jitter() / 4).await;
             let probe = self.probe(address).await?;
             let others = Reached::by(&probe.client, &self.streams).await;
             (probe.id != self.id() && others.is_better_than(reached)).then_some(probe)

@@ -59,7 +59,15 @@ impl Cluster {
     /// # Errors
     /// If there is no nats-server, or JetStream does not answer in time.
     pub async fn start(nodes: usize) -> anyhow::Result<Self> {
-        Self::start_on(vec![("127.0.0.1".to_owned(), None); nodes]).await
+        Self::start_syncing(nodes, "1s").await
+    }
+
+    /// The same, with when the servers sync their files: `always` or in an interval, as `sync_interval` of NATS.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub async fn start_syncing(nodes: usize, sync: &str) -> anyhow::Result<Self> {
+        Self::start_on(vec![("127.0.0.1".to_owned(), None); nodes], sync).await
     }
 
     /// Starts a server on each of three hosts, and waits until JetStream answers.
@@ -68,10 +76,10 @@ impl Cluster {
     /// As [`start`](Self::start).
     pub async fn start_in(network: &Network) -> anyhow::Result<Self> {
         let host = |n| (network.address(n), Some(network.namespace(n)));
-        Self::start_on((0..3).map(host).collect()).await
+        Self::start_on((0..3).map(host).collect(), "1s").await
     }
 
-    async fn start_on(hosts: Vec<(String, Option<String>)>) -> anyhow::Result<Self> {
+    async fn start_on(hosts: Vec<(String, Option<String>)>, sync: &str) -> anyhow::Result<Self> {
         let nodes = hosts.len();
         let dir = TempDir::new()?;
         fs::write(dir.path().join("jobmesh.conf"), fs::read_to_string(CONF)?)?;
@@ -117,7 +125,7 @@ impl Cluster {
                     "JOBMESH_NATS_STORE",
                     format!("{:?}", dir.path().join(&name).display().to_string()),
                 ),
-                ("JOBMESH_NATS_SYNC", "1s".to_owned()),
+                ("JOBMESH_NATS_SYNC", sync.to_owned()),
             ];
             let server = spawn(&conf, &environment, namespace.as_deref())?;
             let environment = environment.to_vec();

@@ -41,37 +41,50 @@ const SLOTS: usize = 64;
 
 /// Compares three servers that keep three copies with one that keeps one. All of them share the cores of this machine.
 pub async fn replicas(report: &mut Report) -> anyhow::Result<()> {
+    for durability in [Durability::Always, Durability::Fast] {
+        compare_replicas(report, durability).await?;
+    }
+    Ok(())
+}
+
+async fn compare_replicas(report: &mut Report, durability: Durability) -> anyhow::Result<()> {
     let mut rounds = Vec::new();
     for round in 0..ROUNDS {
         // Each side comes first as often as second.
         rounds.push(if round % 2 == 0 {
-            let one = on(1).await?;
-            (one, on(3).await?)
+            let one = on(1, durability).await?;
+            (one, on(3, durability).await?)
         } else {
-            let three = on(3).await?;
-            (on(1).await?, three)
+            let three = on(3, durability).await?;
+            (on(1, durability).await?, three)
         });
     }
+    let name = durability.name();
     for (what, of) in [("drain", 0), ("single enqueue, 64 callers", 1)] {
         let (one, three) = median_by(rounds.clone(), |(one, three)| three[of] / one[of]);
-        report.rate(&format!("{what}, one server"), one[of]);
-        report.rate(&format!("{what}, three servers"), three[of]);
-        let what = format!("{what}: three servers against one");
+        report.rate(&format!("{what}, {name}, one server"), one[of]);
+        report.rate(&format!("{what}, {name}, three servers"), three[of]);
+        let what = format!("{what}, {name}: three servers against one");
         report.ratio(&what, Some(three[of]), Some(one[of]), KEPT);
     }
     // What NATS itself keeps on this machine.
     for (what, of) in [("bare publishes, 1,024 unanswered", 2), ("bare publishes, 64 callers", 3)] {
         let (one, three) = median_by(rounds.clone(), |(one, three)| three[of] / one[of]);
-        report.share(&format!("{what}: three servers against one"), three[of], one[of]);
+        let what = format!("{what}, {name}: three servers against one");
+        report.share(&what, three[of], one[of]);
     }
     Ok(())
 }
 
 /// The rates of a drain and of single enqueues, and of bare publishes with as many answers outstanding.
-async fn on(servers: usize) -> anyhow::Result<[f64; 4]> {
-    let cluster = Cluster::start(servers).await?;
+async fn on(servers: usize, durability: Durability) -> anyhow::Result<[f64; 4]> {
+    let sync = match durability {
+        Durability::Fast => "1s",
+        Durability::Always => "always",
+    };
+    let cluster = Cluster::start_syncing(servers, sync).await?;
     let url = format!("nats://{}", cluster.address(0));
-    let mesh = Mesh::start_with(Durability::Fast, &["--nats-url", &url]).await?;
+    let mesh = Mesh::start_with(durability, &["--nats-url", &url]).await?;
     load::bulk(mesh.client(), &["drain"], JOBS).await?;
     let drained = drain::all(&mesh, JOBS).await?;
     mesh.check_once("drain", JOBS as u64).await?;

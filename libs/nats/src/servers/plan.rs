@@ -15,7 +15,7 @@ const BACKOFF_MAX: Duration = Duration::from_secs(30);
 /// at most).
 pub(super) const SETTLED_AFTER: Duration = Duration::from_secs(2);
 pub(super) const RETURN_AFTER: Duration = Duration::from_secs(20);
-const RETURN_AFTER_MAX: Duration = Duration::from_secs(600);
+pub(super) const RETURN_AFTER_MAX: Duration = Duration::from_secs(600);
 
 /// When other servers are compared.
 pub(super) struct Plan {
