@@ -8,7 +8,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::{
     access::{Access, AccessError, Login, Tls},
-    servers::{Servers, Watch},
+    servers::{CONNECT_WITHIN, Servers, Watch},
 };
 
 /// How often the client looks whether the broker still answers; two misses close the connection.
@@ -23,9 +23,6 @@ const LATE_ANSWER: Duration = Duration::from_millis(250);
 /// How long to wait before the next attempt to connect, and after the login was refused.
 const CONNECT_PAUSE: Duration = Duration::from_millis(250);
 const REFUSED_PAUSE: Duration = Duration::from_secs(2);
-
-/// How long a server has to accept a connection, if there are others.
-const CONNECT_WITHIN: Duration = Duration::from_secs(2);
 
 /// How long a flush may take before the process stops without it.
 const FLUSH_WITHIN: Duration = Duration::from_secs(2);

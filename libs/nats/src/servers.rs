@@ -16,7 +16,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use async_nats::{Client, ConnectOptions, ReconnectToServer, ServerAddr};
+use async_nats::{Client, ConnectOptions, ReconnectToServer, ServerAddr, connection::State};
 use futures_util::{FutureExt, StreamExt, stream::FuturesUnordered};
 use tokio::{
     sync::{Notify, watch},
@@ -30,8 +30,8 @@ use plan::{BACKOFF, Plan, RETURN_AFTER, RETURN_AFTER_MAX, SETTLED_AFTER, jitter}
 
 /// How long writes may fail before other servers are asked.
 pub(crate) const FAILING_FOR: Duration = Duration::from_secs(1);
-/// How long it may take to connect to another server.
-const CONNECT_WITHIN: Duration = Duration::from_secs(2);
+/// How long a server has to accept a connection, if there are others.
+pub(crate) const CONNECT_WITHIN: Duration = Duration::from_secs(2);
 /// How long the client's task has to list its servers.
 const POOL_WITHIN: Duration = Duration::from_secs(1);
 /// How long may pass until what waits in the client is sent.
@@ -199,10 +199,11 @@ impl Watch {
                     }
                 }
                 () = self.servers.stops.notified() => {
+                    let old = *self.connects.borrow();
                     sleep(jitter()).await;
                     let nothing = Reached::nothing(streams.len());
                     match self.find_better_than(&nothing).await {
-                        Some(other) => last_reason = self.go_to(other, Reason::LameDuck).await,
+                        Some(other) => last_reason = self.go_to(old, other, Reason::LameDuck).await,
                         // The leaders are moving.
                         None => self.servers.note_lame_duck(),
                     }
@@ -221,10 +222,11 @@ impl Watch {
                 }
                 () = plan.nearest() => {
                     plan.nearest_after = None;
+                    let old = *self.connects.borrow();
                     match self.find_nearest().await {
                         (Some((nearest, from)), _) => {
                             let reason = Reason::Nearer { from, to: nearest.took };
-                            last_reason = self.go_to(nearest, reason).await;
+                            last_reason = self.go_to(old, nearest, reason).await;
                         }
                         (None, false) => plan.search_later(),
                         (None, true) => {}
@@ -241,9 +243,12 @@ impl Watch {
         plan: &mut Plan,
         in_bytes: &mut Option<(u64, Instant)>,
     ) -> Option<Reason> {
-        let connection = *self.connects.borrow();
-        let reached = Reached::by(&self.client, &self.streams).await;
+        let old = *self.connects.borrow();
         plan.compare_later();
+        if self.pool().await.len() < 2 {
+            return None;
+        }
+        let reached = Reached::by(&self.client, &self.streams).await;
         if reached.is_all() {
             plan.backoff = BACKOFF;
             return None;
@@ -263,12 +268,11 @@ impl Watch {
             Reached::by(&self.client, &self.streams),
             Reached::by(&other.client, &self.streams)
         );
-        let is_same = connection == *self.connects.borrow();
-        if !is_same || !others.is_better_than(&own) {
+        if !others.is_better_than(&own) {
             return None;
         }
         let reason = Reason::Unreached { reached: own.count(), of: self.streams.len() };
-        self.go_to(other, reason).await
+        self.go_to(old, other, reason).await
     }
 
     /// The first other server that reaches more.
@@ -292,7 +296,6 @@ impl Watch {
     /// The nearest server, if it is much nearer than this one, with the time that it takes to connect to this one; and whether
     /// that is final, as all servers answer.
     async fn find_nearest(&self) -> (Option<(Probe, Duration)>, bool) {
-        let connection = *self.connects.borrow();
         let own_id = self.id();
         let (mut own, mut nearest) = (None, None::<Probe>);
         let mut all_answer = true;
@@ -324,8 +327,7 @@ impl Watch {
             return (None, all_answer);
         }
         // A server that has just started reaches nothing yet.
-        let is_ready = Reached::by(&nearest.client, &self.streams).await.is_all()
-            && connection == *self.connects.borrow();
+        let is_ready = Reached::by(&nearest.client, &self.streams).await.is_all();
         (is_ready.then_some((nearest, own)), all_answer && is_ready)
     }
 
@@ -341,8 +343,13 @@ impl Watch {
         Some(Probe { address, id: client.server_info().server_id, took, client })
     }
 
-    /// Connects to a server instead of the present one; returns the reason.
-    async fn go_to(&self, probe: Probe, reason: Reason) -> Option<Reason> {
+    /// Replaces connection number `old` by one to another server, and returns the reason; does nothing if the client has replaced
+    /// or lost it meanwhile.
+    async fn go_to(&self, old: u64, probe: Probe, reason: Reason) -> Option<Reason> {
+        let is_connected = self.client.connection_state() == State::Connected;
+        if !is_connected || *self.connects.borrow() != old {
+            return None;
+        }
         let server = probe.client.server_info().server_name;
         tracing::info!(server, reason = %reason, "connecting to another server of NATS");
         if !matches!(reason, Reason::Unreached { .. }) {
